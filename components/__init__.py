@@ -1,0 +1,32 @@
+"""What each step takes and gives: typed inputs and outputs, and one container. No logic here."""
+
+from components.check_alignment import check_alignment, check_safety
+from components.check_data import check_data, check_preference_data, check_sft_data
+from components.check_merge import check_merge
+from components.check_sft import check_sft
+from components.fetch_model import fetch_model
+from components.merge_adapter import merge_adapter
+from components.prepare_data import prepare_data
+from components.publish_model import publish_model
+from components.reject import reject
+from components.report_run import report_run
+from components.train_dpo import train_dpo
+from components.train_sft import train_sft
+
+__all__ = [
+    "check_alignment",
+    "check_data",
+    "check_merge",
+    "check_preference_data",
+    "check_safety",
+    "check_sft",
+    "check_sft_data",
+    "fetch_model",
+    "merge_adapter",
+    "prepare_data",
+    "publish_model",
+    "reject",
+    "report_run",
+    "train_dpo",
+    "train_sft",
+]

@@ -1,0 +1,105 @@
+"""check_data: the gate over the prepared rows; one component for each shape of the graph."""
+
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output, OutputPath, container_component
+
+from components.container import container
+
+
+@container_component
+def check_data(
+    step: str,
+    storage_root: str,
+    config: dict,
+    overrides: dict,
+    tokenizer: Input[Artifact],
+    sft_train: Input[Dataset],
+    sft_eval: Input[Dataset],
+    preference_train: Input[Dataset],
+    preference_eval: Input[Dataset],
+    verdict: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+    passed: OutputPath(bool),
+):
+    """Judges SFT and preference rows, and that no prompt is both trained on and evaluated."""
+    return container(
+        "validators.data",
+        "cpu",
+        step=step,
+        storage_root=storage_root,
+        config=config,
+        overrides=overrides,
+        tokenizer=tokenizer.path,
+        sft_train=sft_train.path,
+        sft_eval=sft_eval.path,
+        preference_train=preference_train.path,
+        preference_eval=preference_eval.path,
+        verdict=verdict.path,
+        report=report.path,
+        metrics=metrics.path,
+        passed=passed,
+    )
+
+
+@container_component
+def check_sft_data(
+    step: str,
+    storage_root: str,
+    config: dict,
+    overrides: dict,
+    tokenizer: Input[Artifact],
+    sft_train: Input[Dataset],
+    sft_eval: Input[Dataset],
+    verdict: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+    passed: OutputPath(bool),
+):
+    """Judges SFT rows."""
+    return container(
+        "validators.data",
+        "cpu",
+        step=step,
+        storage_root=storage_root,
+        config=config,
+        overrides=overrides,
+        tokenizer=tokenizer.path,
+        sft_train=sft_train.path,
+        sft_eval=sft_eval.path,
+        verdict=verdict.path,
+        report=report.path,
+        metrics=metrics.path,
+        passed=passed,
+    )
+
+
+@container_component
+def check_preference_data(
+    step: str,
+    storage_root: str,
+    config: dict,
+    overrides: dict,
+    tokenizer: Input[Artifact],
+    preference_train: Input[Dataset],
+    preference_eval: Input[Dataset],
+    verdict: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+    passed: OutputPath(bool),
+):
+    """Judges preference rows."""
+    return container(
+        "validators.data",
+        "cpu",
+        step=step,
+        storage_root=storage_root,
+        config=config,
+        overrides=overrides,
+        tokenizer=tokenizer.path,
+        preference_train=preference_train.path,
+        preference_eval=preference_eval.path,
+        verdict=verdict.path,
+        report=report.path,
+        metrics=metrics.path,
+        passed=passed,
+    )

@@ -1,0 +1,37 @@
+"""check_merge: the gate over a merged model."""
+
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output, OutputPath, container_component
+
+from components.container import container
+
+
+@container_component
+def check_merge(
+    step: str,
+    storage_root: str,
+    config: dict,
+    base: Input[Model],
+    adapter: Input[Model],
+    model: Input[Model],
+    eval: Input[Dataset],
+    verdict: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+    passed: OutputPath(bool),
+):
+    """Judges that the merged model is the base with the adapter and nothing else."""
+    return container(
+        "validators.merge",
+        "train",
+        step=step,
+        storage_root=storage_root,
+        config=config,
+        base=base.path,
+        adapter=adapter.path,
+        model=model.path,
+        eval=eval.path,
+        verdict=verdict.path,
+        report=report.path,
+        metrics=metrics.path,
+        passed=passed,
+    )

@@ -1,0 +1,35 @@
+"""prepare_data: a data set split by prompt into training and evaluation rows."""
+
+from kfp.dsl import Artifact, Dataset, Output, container_component
+
+from components.container import container
+
+
+@container_component
+def prepare_data(
+    step: str,
+    storage_root: str,
+    config: dict,
+    overrides: dict,
+    dataset: str,
+    kind: str,
+    train: Output[Dataset],
+    eval: Output[Dataset],
+    statistics: Output[Artifact],
+    manifest: Output[Artifact],
+):
+    """Reads rows in one of TRL's formats (`kind`: sft or preference) and splits them by the hash of the prompt."""
+    return container(
+        "posttrain.data",
+        "cpu",
+        step=step,
+        storage_root=storage_root,
+        config=config,
+        overrides=overrides,
+        dataset=dataset,
+        kind=kind,
+        train=train.path,
+        eval=eval.path,
+        statistics=statistics.path,
+        manifest=manifest.path,
+    )

@@ -1,0 +1,27 @@
+"""publish_model: the judged model, under its name and version."""
+
+from kfp.dsl import Artifact, Input, Model, Output, container_component
+
+from components.container import container
+
+
+@container_component
+def publish_model(
+    step: str,
+    storage_root: str,
+    config: dict,
+    model: Input[Model],
+    model_name: str,
+    receipt: Output[Artifact],
+):
+    """Publishes the model if every required gate of this run passed on exactly these weights."""
+    return container(
+        "posttrain.publish",
+        "cpu",
+        step=step,
+        storage_root=storage_root,
+        config=config,
+        model=model.path,
+        model_name=model_name,
+        receipt=receipt.path,
+    )

@@ -1,0 +1,11 @@
+"""reject: ends the run FAILED with the verdict that did not pass."""
+
+from kfp.dsl import Artifact, Input, container_component
+
+from components.container import container
+
+
+@container_component
+def reject(step: str, storage_root: str, verdict: Input[Artifact]):
+    """Prints the failed checks and exits 1: a branch that is merely skipped would leave the run green."""
+    return container("posttrain.reject", "cpu", step=step, storage_root=storage_root, verdict=verdict.path)

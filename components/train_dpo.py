@@ -1,0 +1,35 @@
+"""train_dpo: direct preference optimization with LoRA."""
+
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output, container_component
+
+from components.container import container
+
+
+@container_component
+def train_dpo(
+    step: str,
+    storage_root: str,
+    config: dict,
+    overrides: dict,
+    model: Input[Model],
+    train: Input[Dataset],
+    eval: Input[Dataset],
+    adapter: Output[Model],
+    metrics: Output[Metrics],
+    curve: Output[HTML],
+):
+    """Trains an adapter on a full model, which is its own reference; resumes from the newest whole checkpoint."""
+    return container(
+        "posttrain.dpo",
+        "train",
+        step=step,
+        storage_root=storage_root,
+        config=config,
+        overrides=overrides,
+        model=model.path,
+        train=train.path,
+        eval=eval.path,
+        adapter=adapter.path,
+        metrics=metrics.path,
+        curve=curve.path,
+    )

@@ -1,0 +1,35 @@
+"""train_sft: supervised fine-tuning with LoRA."""
+
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output, container_component
+
+from components.container import container
+
+
+@container_component
+def train_sft(
+    step: str,
+    storage_root: str,
+    config: dict,
+    overrides: dict,
+    base: Input[Model],
+    train: Input[Dataset],
+    eval: Input[Dataset],
+    adapter: Output[Model],
+    metrics: Output[Metrics],
+    curve: Output[HTML],
+):
+    """Trains an adapter on the base model; resumes from the newest whole checkpoint."""
+    return container(
+        "posttrain.sft",
+        "train",
+        step=step,
+        storage_root=storage_root,
+        config=config,
+        overrides=overrides,
+        base=base.path,
+        train=train.path,
+        eval=eval.path,
+        adapter=adapter.path,
+        metrics=metrics.path,
+        curve=curve.path,
+    )

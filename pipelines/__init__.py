@@ -1,0 +1,1 @@
+"""How the steps join; read `post_training` first."""

@@ -1,0 +1,58 @@
+"""A configuration -> the compiled graph as YAML."""
+
+import logging
+from pathlib import Path
+
+from kfp import compiler
+
+from components.container import IMAGES, image_reference
+from pipelines.post_training import post_training
+from posttrain.config import PipelineConfig, check_run_parameters
+
+logger = logging.getLogger(__name__)
+
+
+def compile_graph(config: PipelineConfig, path: str | Path) -> None:
+    """Writes the graph of `config` to `path`.
+
+    Raises:
+        ValueError: a gate is asked for something that it could not judge.
+    """
+    check_gates_can_judge(config)
+    check_run_parameters({"base_model": config.base_model, "storage_root": config.storage_root})
+    compiler.Compiler().compile(post_training(config), str(path))
+
+
+def check_gates_can_judge(config: PipelineConfig) -> None:
+    """Refuses, before anything runs, a check that has nobody or nothing to judge by."""
+    validation = config.validation
+    if "no_harmful_content" not in validation.custom_checks:
+        return
+    missing = [key for key in ("judge", "red_team_prompts") if not getattr(validation, key)]
+    if validation.judge == "closed_form" and not validation.output_format.declines_with:
+        missing.append("output_format.declines_with")
+    if missing:
+        raise ValueError(
+            f"validation.{missing[0]} is empty, but custom_checks asks for no_harmful_content: "
+            "set it, or take no_harmful_content out of custom_checks"
+        )
+    if not config.stages.merge.enabled:
+        raise ValueError(
+            "stages.merge.enabled is false, but no_harmful_content judges a merged model: "
+            "enable merge, or take no_harmful_content out of custom_checks"
+        )
+
+
+def unpushed_images() -> list[str]:
+    """Images of the graph that have no digest yet, by the local tag that stands for them."""
+    return [image for image in map(image_reference, ("cpu", "train")) if "@sha256:" not in image]
+
+
+def warn_of_unpushed_images() -> None:
+    """Says that a graph with local tags runs here and in Docker, but is no package for a cluster."""
+    if unpushed_images():
+        logger.warning(
+            "%s: no digest for %s yet: this graph runs on this machine; push the images before submitting it",
+            IMAGES.relative_to(IMAGES.parents[1]),
+            " and ".join(unpushed_images()),
+        )

@@ -1,0 +1,359 @@
+"""Runs the compiled graph on this machine: kfp.local walks it, and each container's command becomes a plain process.
+
+compiled YAML, run parameters -> `<artifacts>/<run id>/<step>/<output>`, `<logs>/<step>.log`, calls of a `StepListener`
+
+kfp.local 2.17.0 is corrected in four places, for the length of a run only:
+
+- `ConditionEvaluator.evaluate_condition` does not find a named output, takes that for false and skips both branches of
+  a gate, which leaves the run green. Ours reads one form, `<boolean> == true|false`, and raises for all else.
+- `run_single_task_implementation` refuses container components. Ours does what the backend's launcher does: folders of
+  outputs exist, an output parameter that was not written fails the step, every output artifact reaches its consumers.
+- `execute_task` lets an exception out past the exit task. Ours makes a failed task of it.
+- `topological_sort_tasks` leaves the order of independent tasks to chance. Ours sorts them by name.
+"""
+
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from google.protobuf import json_format
+from kfp import components
+from kfp.local import (
+    executor_input_utils,
+    executor_output_utils,
+    graph_utils,
+    io,
+    placeholder_utils,
+    task_dispatcher,
+    utils,
+)
+from kfp.local.orchestrator import enhanced_dag_orchestrator as orchestrator
+from kfp.local.status import Status
+
+from posttrain.config import RUN_ID_ENV
+
+ROOT = Path(__file__).parents[1]
+CONDITION = re.compile(r"inputs\.parameter_values\['(?P<channel>[^']+)'\] == (?P<wanted>true|false)")
+PROGRESS = re.compile(r"step (\d+)/(\d+)(?: (loss \S+))?")
+EXIT_AGAIN = (
+    75  # a stage left before its deadline (EX_TEMPFAIL of sysexits.h): the next attempt goes on from its checkpoint
+)
+GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL: a training stage saves a checkpoint
+
+Outputs = tuple[dict[str, Any], Status]
+
+
+class GraphError(Exception):
+    """The graph cannot go on: a step failed for good, or what it refers to has no value."""
+
+
+class StepListener(Protocol):
+    """What is told as steps run. A step that is tried again starts again."""
+
+    def started(self, step: str) -> None: ...
+
+    def progress(self, step: str, done: int, total: int, text: str) -> None:
+        """A line `step 12/40 loss 0.5234` on stderr; `text` is `loss 0.5234` or empty."""
+
+    def finished(self, step: str, exit_code: int, seconds: float, cause: str | None) -> None:
+        """`cause` is None if the step succeeded, else the last line of its stderr. A negative exit code is a signal."""
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """One run of a graph on this machine."""
+
+    run_id: str
+    artifacts: Path
+    logs: Path
+    listener: StepListener
+    working_directory: Path = ROOT  # of every step; `python -m` finds modules here first
+    environment: dict[str, str] = field(default_factory=dict)  # on top of ours
+    errors: list[str] = field(default_factory=list)  # why the graph did not go on
+
+
+def run_graph(path: str | Path, parameters: dict[str, Any], run: LocalRun) -> bool:
+    """Runs a compiled graph and says whether every task that ran succeeded: not the same as a published model.
+
+    Raises:
+        ValueError: the parameters do not fit the graph.
+        KeyboardInterrupt: the running step and all its processes have been ended.
+    """
+    spec = components.load_component_from_file(str(path)).pipeline_spec
+    _check_parameters(spec.root.input_definitions.parameters, parameters)
+    for dag in [spec.root.dag, *(component.dag for component in spec.components.values())]:
+        for task in dag.tasks.values():
+            task.retry_policy.ClearField("backoff_duration")  # waiting helps a busy cluster, not a single machine
+    run.logs.mkdir(parents=True, exist_ok=True)
+    with _corrected(run):
+        try:
+            _, status = orchestrator.run_enhanced_dag(
+                pipeline_resource_name=run.run_id,
+                dag_component_spec=spec.root,
+                executors={
+                    name: utils.struct_to_executor_spec(executor)
+                    for name, executor in spec.deployment_spec["executors"].items()
+                },
+                components=dict(spec.components.items()),
+                dag_arguments=parameters,
+                pipeline_root=str(run.artifacts),
+                runner=None,
+                unique_pipeline_id=run.run_id,
+                fail_stack=[],
+            )
+        except GraphError as error:  # in the outermost scope, where there is no exit task to run
+            run.errors.append(str(error))
+            return False
+    return status == Status.SUCCESS
+
+
+def evaluate_condition(condition: str, io_store: io.IOStore) -> bool:
+    """Whether a branch is taken. The gates' `<boolean> == true|false` is the only form: nothing is evaluated as code.
+
+    Raises:
+        GraphError: another form, a reference that has no value, or a value that is not a boolean.
+    """
+    match = CONDITION.fullmatch(" ".join(condition.split()))
+    if not match:
+        raise GraphError(f"condition {condition!r} is not of the form <boolean> == true|false")
+    value = _value_of(match["channel"], io_store)
+    if not isinstance(value, bool):
+        raise GraphError(f"condition {condition!r}: {match['channel']} is {value!r}, not true or false")
+    return value is (match["wanted"] == "true")
+
+
+def _value_of(channel: str, io_store: io.IOStore) -> Any:
+    """The value of `pipelinechannel--<task>-<output>` in the nearest scope that knows it."""
+    scope = io_store
+    while scope is not None:
+        found = [
+            value
+            for task, outputs in scope._task_output_data.items()
+            for output, value in outputs.items()
+            if channel == f"pipelinechannel--{task}-{output}"
+        ]
+        found += [value for name, value in scope._parent_input_data.items() if name == channel]
+        if len(found) > 1:
+            raise GraphError(f"condition: {channel} names {len(found)} values")
+        if found:
+            return found[0]
+        scope = scope._parent
+    raise GraphError(f"condition: {channel} has no value: neither branch may be skipped for that")
+
+
+def topological_sort_tasks(tasks) -> list[str]:
+    """A stack of task names: the last is to run first."""
+    return graph_utils.topological_sort(dict(sorted(graph_utils.build_dependency_map(tasks).items())))
+
+
+class Launcher:
+    """Does for a container's command what the backend's launcher does in the pod."""
+
+    def __init__(self, run: LocalRun):
+        self.run = run
+
+    def __call__(
+        self, pipeline_resource_name, component_name, component_spec, executor_spec, arguments, pipeline_root, runner,
+        raise_on_error, block_input_artifact, unique_pipeline_id,
+    ) -> Outputs:  # fmt: skip
+        """Runs one attempt of one step; kfp calls it once per attempt.
+
+        Raises:
+            GraphError: the step failed, and another attempt would end the same way.
+        """
+        step = arguments.get("step") or component_name.removeprefix("comp-")
+        _check_inputs(step, component_spec, arguments)
+        task_root = Path(pipeline_root, pipeline_resource_name, step)
+        shutil.rmtree(task_root, ignore_errors=True)  # each attempt starts in an empty place, as a new pod would
+        task_root.mkdir(parents=True)
+        executor_input = executor_input_utils.construct_executor_input(
+            component_spec=component_spec, arguments=arguments, task_root=str(task_root), block_input_artifact=False
+        )
+        container = executor_spec.container
+        command = placeholder_utils.replace_placeholders(
+            full_command=[*container.command, *container.args],
+            executor_input_dict=executor_input_utils.executor_input_to_dict(executor_input, component_spec),
+            pipeline_resource_name=pipeline_resource_name,
+            task_resource_name=step,
+            pipeline_root=pipeline_root,
+            unique_pipeline_id=unique_pipeline_id,
+        )
+        own_environment = {variable.name: variable.value for variable in container.env}
+        return self._attempt(step, command, own_environment, lambda: _outputs_of(executor_input, component_spec))
+
+    def _attempt(
+        self, step: str, command: list[str], environment: dict[str, str], outputs_of: Callable[[], dict[str, Any]]
+    ) -> Outputs:
+        self.run.listener.started(step)
+        clock, outputs, cause = time.monotonic(), {}, None
+        exit_code, last_line = self._execute(step, command, environment)
+        if exit_code:
+            cause = _cause(exit_code, last_line)
+        else:
+            try:
+                outputs = outputs_of()
+            except (OSError, ValueError, KeyError, json_format.ParseError) as error:
+                cause = f"exited 0, but {error}"
+        self.run.listener.finished(step, exit_code, time.monotonic() - clock, cause)
+        if cause is None:
+            return outputs, Status.SUCCESS
+        if exit_code == EXIT_AGAIN or exit_code < 0:
+            return {}, Status.FAILURE  # kfp tries again, as often as the step's retry policy says
+        raise GraphError(f"{step}: {cause}")
+
+    def _execute(self, step: str, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+        """Runs a command with its output in the step's log; gives the exit code and the last line of stderr."""
+        if command[0] in ("python", "python3"):
+            command = [sys.executable, *command[1:]]
+        own = {RUN_ID_ENV: self.run.run_id, "PYTHONUNBUFFERED": "1"}
+        with open(self.run.logs / f"{step}.log", "ab", buffering=0) as log:
+            process = subprocess.Popen(
+                command, cwd=self.run.working_directory, env=os.environ | environment | own | self.run.environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.PIPE, start_new_session=True,
+            )  # fmt: skip
+            last_line = [""]
+            reader = threading.Thread(target=self._read, args=(step, process.stderr, log, last_line))
+            reader.start()
+            try:
+                exit_code = process.wait()
+            finally:
+                _end(process)
+                reader.join()
+                process.stderr.close()
+        return exit_code, last_line[0]
+
+    def _read(self, step: str, stderr, log, last_line: list[str]) -> None:
+        for raw in stderr:
+            log.write(raw)
+            line = (
+                raw.decode(errors="replace").strip().rpartition("\r")[2]
+            )  # a bar that redraws itself: its newest state
+            if not line:
+                continue
+            last_line[0] = line
+            if match := PROGRESS.search(line):
+                self.run.listener.progress(step, int(match[1]), int(match[2]), match[3] or "")
+
+
+def _check_parameters(declared, parameters: dict[str, Any]) -> None:
+    for name in parameters:
+        if name not in declared:
+            raise ValueError(f"{name}: the graph has no such parameter; it has {', '.join(sorted(declared))}")
+    for name, parameter in declared.items():
+        if name not in parameters and not parameter.HasField("default_value") and not parameter.is_optional:
+            raise ValueError(f"{name}: the graph needs a value for this parameter")
+
+
+def _check_inputs(step: str, component_spec, arguments: dict[str, Any]) -> None:
+    """kfp.local would put `null` on the command line for an input that has no value."""
+    declared = component_spec.input_definitions
+    for name, definition in [*declared.parameters.items(), *declared.artifacts.items()]:
+        if arguments.get(name) is None and not definition.is_optional:
+            raise GraphError(f"{step}: input {name!r} has no value")
+
+
+def _outputs_of(executor_input, component_spec) -> dict[str, Any]:
+    """Outputs of a step that exited 0, by name.
+
+    Raises:
+        ValueError: an output parameter was not written, or what was written is not readable.
+    """
+    file = Path(executor_input.outputs.output_file)
+    written = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for name, parameter in executor_input.outputs.parameters.items():
+        if name not in written.get("parameterValues", {}) and not Path(parameter.output_file).exists():
+            raise ValueError(f"output parameter {name!r} was not written to {parameter.output_file}")
+    artifacts = written.setdefault("artifacts", {})
+    for name, declared in executor_input.outputs.artifacts.items():
+        artifacts.setdefault(name, {"artifacts": [{"name": name, "uri": declared.artifacts[0].uri}]})
+    file.write_text(json.dumps(written), encoding="utf-8")
+    return executor_output_utils.get_outputs_for_task(executor_input, component_spec)
+
+
+def _cause(exit_code: int, last_line: str) -> str:
+    """Why a step failed: the last line of its stderr; of one that was killed that says only how far it came."""
+    if exit_code > 0:
+        return last_line or f"exit code {exit_code}"
+    memory = " (out of memory?)" if exit_code == -signal.SIGKILL else ""
+    return f"ended by {signal.Signals(-exit_code).name}{memory}" + (f"; last line: {last_line}" if last_line else "")
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends a step with all the processes that it has started; one that still runs gets time to save its state."""
+    try:
+        if process.poll() is None:
+            _signal(process, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+    finally:
+        _signal(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # nobody of the step's process group is left
+        os.killpg(process.pid, number)
+
+
+@contextmanager
+def _corrected(run: LocalRun) -> Iterator[None]:
+    """kfp.local with our launcher, our conditions, and no way for an exception past the exit task."""
+    execute_task = orchestrator.execute_task
+
+    def guarded(
+        task_name, task_spec, pipeline_resource_name, components, executors, io_store, pipeline_root, runner,
+        unique_pipeline_id, fail_stack,
+    ) -> Outputs:  # fmt: skip
+        try:
+            return execute_task(
+                task_name, task_spec, pipeline_resource_name, components, executors, io_store, pipeline_root, runner,
+                unique_pipeline_id, fail_stack,
+            )  # fmt: skip
+        except (GraphError, ValueError) as error:  # ValueError: kfp's word for a reference that has no value
+            run.errors.append(str(error))
+            return {}, Status.FAILURE
+
+    scope = io.IOStore()
+    for name in ("_task_output_data", "_parent_input_data", "_parent"):
+        _existing(scope, name)
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Task .* no effect in the current local runner")
+        for owner, name, ours in (
+            (orchestrator.ConditionEvaluator, "evaluate_condition", evaluate_condition),
+            (orchestrator, "execute_task", guarded),
+            (graph_utils, "topological_sort_tasks", topological_sort_tasks),
+            (task_dispatcher, "run_single_task_implementation", Launcher(run)),
+        ):
+            stack.enter_context(_replaced(owner, name, ours))
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, ours: Callable) -> Iterator[None]:
+    theirs = _existing(owner, name)
+    if list(inspect.signature(theirs).parameters) != list(inspect.signature(ours).parameters):
+        raise RuntimeError(f"{owner.__name__}.{name} takes other arguments than in kfp 2.17.0: install kfp==2.17.0")
+    setattr(owner, name, staticmethod(ours) if isinstance(owner, type) else ours)
+    try:
+        yield
+    finally:
+        setattr(owner, name, staticmethod(theirs) if isinstance(owner, type) else theirs)
+
+
+def _existing(owner: Any, name: str) -> Any:
+    if not hasattr(owner, name):
+        raise RuntimeError(f"kfp has no {owner!r}.{name} any more, which local runs depend on: install kfp==2.17.0")
+    return getattr(owner, name)

@@ -1,0 +1,123 @@
+"""Shows how far a run is: a live table on a terminal, one line per event where the output is a file or a log.
+
+events of steps -> text
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+State = Literal["pending", "running", "done", "reused", "stopped", "failed"]
+MARKS = {"pending": "·", "running": "▸", "done": "✓", "reused": "↺", "stopped": "■", "failed": "✗"}
+STYLES = {"pending": "dim", "running": "bold", "done": "green", "reused": "blue", "stopped": "yellow", "failed": "red"}
+REDRAWS_PER_SECOND = 4
+SECONDS_BETWEEN_LINES = 10.0  # of one step's progress, where every line stays
+
+
+@dataclass
+class Row:
+    """One step as it stands."""
+
+    state: State = "pending"
+    done: int = 0
+    total: int = 0
+    text: str = ""
+    started_at: float = 0.0
+    seconds: float = 0.0
+
+
+class PlainView:
+    """One line per event, and for a training stage one line every few seconds."""
+
+    def __init__(self, steps: list[str], stream: TextIO | None = None):
+        self.stream = stream or sys.stdout
+        self.width = max(map(len, [*steps, "report_run"]))
+        self.printed_at: dict[str, float] = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def started(self, step: str) -> None:
+        self.printed_at[step] = time.monotonic()
+        self._line(step, "started")
+
+    def progress(self, step: str, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if done == total or now - self.printed_at.get(step, 0.0) >= SECONDS_BETWEEN_LINES:
+            self.printed_at[step] = now
+            self._line(step, f"step {done}/{total} {text}")
+
+    def ended(self, step: str, state: State, seconds: float, text: str) -> None:
+        self._line(step, f"{state:<8} {seconds:7.1f} s  {text}")
+
+    def _line(self, step: str, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')}  {step:<{self.width}}  {text}".rstrip(), file=self.stream, flush=True)
+
+
+class LiveView:
+    """A table of all steps that redraws itself; what a step said last stands beside it."""
+
+    def __init__(self, steps: list[str], stream: TextIO | None = None):
+        self.rows = {step: Row() for step in steps}
+        self.live = Live(
+            console=Console(file=stream), get_renderable=self._table, refresh_per_second=REDRAWS_PER_SECOND,
+            vertical_overflow="visible",
+        )  # fmt: skip
+
+    def __enter__(self):
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        return self.live.__exit__(*exception)
+
+    def started(self, step: str) -> None:
+        self.rows[step] = Row(state="running", started_at=time.monotonic())
+
+    def progress(self, step: str, done: int, total: int, text: str) -> None:
+        row = self.rows[step]
+        row.done, row.total, row.text = done, total, text
+
+    def ended(self, step: str, state: State, seconds: float, text: str) -> None:
+        row = self.rows[step]
+        row.state, row.seconds, row.text = state, seconds, text
+
+    def _table(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, justify="right")
+        table.add_column(ratio=1)
+        for step, row in self.rows.items():
+            seconds = time.monotonic() - row.started_at if row.state == "running" else row.seconds
+            name = Text(f"{MARKS[row.state]} {step}", style=STYLES[row.state])
+            table.add_row(name, "" if row.state == "pending" else f"{seconds:.1f} s", _progress(row))
+        return Group(table)
+
+
+def view_of(steps: list[str], stream: TextIO | None = None) -> PlainView | LiveView:
+    """The view that suits the output."""
+    stream = stream or sys.stdout
+    return LiveView(steps, stream) if stream.isatty() else PlainView(steps, stream)
+
+
+def _progress(row: Row) -> Table | Text:
+    if row.state != "running" or not row.total:
+        note = row.state if row.state in ("reused", "stopped", "failed") else ""
+        return Text(
+            ": ".join(filter(None, [note, row.text])), style=STYLES[row.state] if note else "dim", overflow="fold"
+        )
+    line = Table.grid(padding=(0, 1))
+    line.add_row(
+        ProgressBar(total=row.total, completed=row.done, width=24), Text(f"{row.done}/{row.total}"), Text(row.text)
+    )
+    return line

@@ -1,0 +1,115 @@
+"""What happens beside the optimizer steps: one log line each, the end at the first NaN, checkpoints to storage.
+
+a trainer, handlers of its events -> the trainer calls them
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.checkpoints import Checkpoints, Diverged
+from posttrain.config import DpoConfig
+
+MAX_ROW_IDS = 8  # in one message
+MAX_REWARD_AT_START = 0.02  # nats; the loss of the first step is then within 0.01 of its value
+
+logger = logging.getLogger(__name__)
+
+
+def attach(trainer: Any, *, on_log: Sequence[Callable], on_save: Sequence[Callable]) -> None:
+    """Has the trainer call `on_log` (args, state, logs, dataloader) and, where it saves, `on_save` (args, state)."""
+    from transformers import TrainerCallback
+
+    class Events(TrainerCallback):
+        def on_log(self, args, state, control, logs, train_dataloader=None, **kwargs):
+            for handle in on_log:
+                handle(args, state, logs, train_dataloader)
+
+        def on_save(self, args, state, control, **kwargs):
+            for handle in on_save:
+                handle(args, state)
+
+    trainer.add_callback(Events())
+
+
+def log_step(args, state, logs, dataloader) -> None:
+    """One line per optimizer step."""
+    if "loss" in logs:
+        logger.info("step %d/%d loss %.4f", state.global_step, state.max_steps, logs["loss"])
+
+
+class StopOnDivergence:
+    """Raises Diverged at the first loss or gradient norm that is not finite, before anything of that step is saved."""
+
+    def __init__(self, checkpoints: Checkpoints, *, row_ids: list[str]):
+        self.checkpoints = checkpoints
+        self.row_ids = row_ids  # of the training rows, in their order
+
+    def on_log(self, args, state, logs, dataloader) -> None:
+        # The scaler of float16 skips a step whose gradient overflows, and lowers its scale: that is no divergence.
+        names = ("loss", "eval_loss") if args.fp16 else ("loss", "eval_loss", "grad_norm")
+        broken = [f"{name} {logs[name]}" for name in names if not math.isfinite(logs.get(name, 0.0))]
+        if not broken:
+            return
+        rows = self.row_ids_of_step(args, state, dataloader) if "loss" in logs else []
+        named = f", rows {', '.join(rows[:MAX_ROW_IDS])}{', ...' if len(rows) > MAX_ROW_IDS else ''}" if rows else ""
+        message = (
+            f"diverged at step {state.global_step}/{state.max_steps}: {', '.join(broken)}, learning rate "
+            f"{logs.get('learning_rate', args.learning_rate):.3g}{named}: lower learning_rate, or look at these rows"
+        )
+        self.checkpoints.keep_divergence(message, step=state.global_step, row_ids=rows)
+        raise Diverged(message)
+
+    def row_ids_of_step(self, args, state, dataloader) -> list[str]:
+        """Ids of the rows of the step that has just been made: the sampler deals an epoch's batches again."""
+        num_batches = args.gradient_accumulation_steps
+        epoch, step = divmod(state.global_step - 1, math.ceil(len(dataloader) / num_batches))
+        dataloader.set_epoch(epoch)
+        batches = list(dataloader.batch_sampler)[step * num_batches : (step + 1) * num_batches]
+        return [self.row_ids[index] for batch in batches for index in batch]
+
+
+class PublishCheckpoints:
+    """Moves each checkpoint of the trainer to storage."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def on_save(self, args, state) -> None:
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        self.checkpoints.publish(folder, step=state.global_step)
+        shutil.rmtree(folder)
+
+
+class CheckReference:
+    """Raises ValueError at the first step of DPO unless the reference is the start model.
+
+    No weight has changed when the first loss is computed, so every reward is 0 and the sigmoid loss is ln 2.
+    """
+
+    def __init__(self, config: DpoConfig):
+        self.config = config
+
+    def on_log(self, args, state, logs, dataloader) -> None:
+        if state.global_step != 1 or "loss" not in logs:
+            return
+        rewards = {name: logs[f"rewards/{name}"] for name in ("chosen", "rejected")}
+        expected = self.expected_loss()
+        is_start = all(abs(reward) <= MAX_REWARD_AT_START for reward in rewards.values())
+        if not is_start or (expected is not None and not abs(logs["loss"] - expected) <= 0.01):
+            found = f"loss {logs['loss']:.4f} (expected {expected}), rewards {rewards} (expected 0)"
+            raise ValueError(
+                f"first step of DPO: {found}: the reference is not the start model: "
+                "give the merged model's folder, and set the dropout in its config.json to 0"
+            )
+
+    def expected_loss(self) -> float | None:
+        """Weighted sum of the losses at reward 0; None where `sft` is mixed in, whose start depends on the model."""
+        starts = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 1 / (2 * self.config.beta) ** 2}
+        if not set(self.config.loss_type) <= set(starts):
+            return None
+        weights = self.config.loss_weights or [1.0] * len(self.config.loss_type)
+        return sum(weight * starts[name] for name, weight in zip(self.config.loss_type, weights, strict=True))

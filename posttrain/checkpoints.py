@@ -1,0 +1,160 @@
+"""Checkpoints that outlive the process, below `<storage root>/checkpoints/<step>/<fingerprint>/`.
+
+    step-00000100/<writer>/    the trainer's files, then COMPLETE.json with the size and SHA-256 of each
+    <run id>/DIVERGED.json     the run's loss or gradient was not finite: a retry of it ends the same way at once
+
+local checkpoint folder -> storage, and the newest whole one back
+
+Another fingerprint (configuration, inputs, code) is another training. Each process writes below its own writer name, so
+two of them never mix files; any of them may resume from any.
+"""
+
+import fnmatch
+import json
+import logging
+import re
+import secrets
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from posttrain import record, storage
+
+COMPLETE, DIVERGED = "COMPLETE.json", "DIVERGED.json"
+# All that resuming needs. training_args.bin is a pickle and the tokenizer comes from the model: neither is kept.
+FILES = (
+    "adapter_config.json", "adapter_model.safetensors", "optimizer*.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth",
+    "trainer_state.json",
+)  # fmt: skip
+FOLDER = re.compile(r"(step-(\d{8})/[^/]+)/")
+
+logger = logging.getLogger(__name__)
+
+
+class Diverged(RuntimeError):
+    """Raised at the first loss or gradient norm that is NaN or infinite, and by every retry of that run."""
+
+
+class File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int  # bytes
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """COMPLETE.json: it is written last, so a checkpoint without it is half-written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str
+    step: int
+    files: dict[str, File]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training."""
+
+    storage_root: str
+    step: str  # name of the step in the graph
+    fingerprint: str
+    run_id: str
+    limit: int  # how many are kept
+    suffix: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    @property
+    def root(self) -> str:
+        return storage.join(self.storage_root, "checkpoints", self.step, self.fingerprint)
+
+    def publish(self, path: str | Path, *, step: int) -> None:
+        """Uploads the local checkpoint at `path`, then COMPLETE.json, then removes what is older than the kept ones."""
+        folder = f"step-{step:08}/{self.run_id}-{self.suffix}"
+        manifest = Manifest(
+            fingerprint=self.fingerprint, step=step, files={file.name: _describe(file) for file in _files(path)}
+        )
+        for name in manifest.files:
+            storage.upload_file(Path(path, name), storage.join(self.root, folder, name))
+        complete = storage.join(self.root, folder, COMPLETE)
+        storage.write_bytes(complete, manifest.model_dump_json(indent=2).encode(), if_absent=True)
+        self._prune(spare=folder)
+
+    def newest_whole(self, path: str | Path) -> Path | None:
+        """Brings the newest whole checkpoint of any writer below the local folder `path`; None if there is none.
+
+        One that is half-written or damaged is skipped with a warning that says why.
+        """
+        for folder in sorted(self._folders(), reverse=True):
+            try:
+                found = self._fetch(folder, Path(path))
+            except (OSError, ValueError) as error:
+                logger.warning("checkpoint %s skipped: %s", storage.join(self.root, folder), error)
+                continue
+            logger.info("resuming from checkpoint %s", storage.join(self.root, folder))
+            return found
+        return None
+
+    def refuse_if_diverged(self) -> None:
+        """Raises Diverged, with the same words, if this run has diverged before."""
+        if storage.exists(self._diverged):
+            found = json.loads(storage.read_bytes(self._diverged))
+            logger.error("this run has diverged before: a new run tries again, or remove %s", self._diverged)
+            raise Diverged(found["message"])
+
+    def keep_divergence(self, message: str, **numbers) -> None:
+        """Leaves DIVERGED.json for a retry of this run."""
+        body = {"message": message, **numbers}
+        storage.write_bytes(self._diverged, json.dumps(body, indent=2).encode())
+
+    @property
+    def _diverged(self) -> str:
+        return storage.join(self.root, self.run_id, DIVERGED)
+
+    def _folders(self) -> dict[str, list[str]]:
+        """`step-.../writer` -> the names of its files."""
+        folders: dict[str, list[str]] = {}
+        for name in storage.list_files(self.root):
+            if match := FOLDER.match(name):
+                folders.setdefault(match[1], []).append(name.removeprefix(match[0]))
+        return folders
+
+    def _fetch(self, folder: str, path: Path) -> Path:
+        source, target = storage.join(self.root, folder), path / folder
+        try:
+            manifest = Manifest.model_validate_json(storage.read_bytes(storage.join(source, COMPLETE)))
+        except FileNotFoundError:
+            raise ValueError(f"half-written: it has no {COMPLETE}") from None
+        except ValueError as error:
+            raise ValueError(f"damaged: {COMPLETE} does not read: {' '.join(str(error).split())}") from None
+        if manifest.fingerprint != self.fingerprint:
+            raise ValueError(f"foreign: it belongs to fingerprint {manifest.fingerprint}")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for name, expected in manifest.files.items():
+            storage.download_file(storage.join(source, name), target / name)
+            found = _describe(target / name)
+            if found != expected:
+                raise ValueError(f"damaged: {name} has {found.size} bytes, SHA-256 {found.sha256}, not {expected}")
+        return target
+
+    def _prune(self, *, spare: str) -> None:
+        """Removes what is older than the newest `limit` complete ones, but never `spare`, which is surely whole."""
+        folders = self._folders()
+        complete = sorted((folder for folder, names in folders.items() if COMPLETE in names), reverse=True)
+        kept = complete[: self.limit]
+        for folder in (name for name in folders if name < kept[-1] and name != spare):
+            # Without its COMPLETE.json it is no checkpoint any more, wherever the removal may be interrupted.
+            storage.remove(storage.join(self.root, folder, COMPLETE))
+            storage.remove(storage.join(self.root, folder))
+
+
+def _files(path: str | Path) -> list[Path]:
+    """What is kept of a local checkpoint; a frozen reference adapter in a folder of its own is not."""
+    files = (file for file in sorted(Path(path).iterdir()) if file.is_file())
+    return [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in FILES)]
+
+
+def _describe(path: Path) -> File:
+    return File(size=path.stat().st_size, sha256=record.digest(path))

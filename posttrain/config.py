@@ -1,0 +1,620 @@
+"""Typed configuration: YAML files and `--set` values -> one `PipelineConfig`, and the section that each step is given.
+
+The only module that the graph (which has no torch) and the images (which have no kfp) both import: pydantic and YAML,
+nothing heavier. A default stands here and nowhere else. Bad input is one `ValueError` that names file, key, value and
+remedy.
+"""
+
+import json
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, locally set by the runner
+MAX_RUN_PARAMETERS_BYTES = 8_000  # the backend refuses 10,000 bytes for all run parameters together
+OVERRIDABLE = ("sft", "dpo")  # limits, placement, prefixes and data splits are fixed when the graph is compiled
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys, NaN and infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class LoraTraining(Section):
+    """What SFT and DPO share. A subclass gives the defaults."""
+
+    max_seq_length: Count = 2048  # tokens; longer rows are left out and counted, never cut
+    lora_r: Count  # rank
+    lora_alpha: Count  # the adapter is scaled by lora_alpha / lora_r
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]  # probability
+    target_modules: list[str] | Literal["all-linear"]  # names of linear layers
+    epochs: Positive  # passes over the training rows
+    batch_size: Count  # rows a device takes at once
+    gradient_accumulation: Count  # micro-batches per optimizer step
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]  # peak; cosine to 0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # AdamW's
+    max_grad_norm: Positive = 1.0  # gradients are clipped to this norm
+    save_steps: Count  # optimizer steps between checkpoints
+    save_total_limit: Count = 3  # checkpoints kept
+    gradient_checkpointing: bool = True  # less memory, about a third slower
+    seed: Annotated[int, Field(ge=0)] = 42  # of adapter, dropout and row order
+
+
+class SftConfig(LoraTraining):
+    """Supervised fine-tuning with LoRA."""
+
+    lora_r: Count = 16
+    lora_alpha: Count = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: list[str] | Literal["all-linear"] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+    epochs: Positive = 3
+    batch_size: Count = 4
+    gradient_accumulation: Count = 4
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    save_steps: Count = 100
+
+
+class DpoConfig(LoraTraining):
+    """Direct preference optimization (arXiv:2305.18290) with LoRA, from the merged SFT model."""
+
+    lora_r: Count = 8
+    lora_alpha: Count = 16
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: list[str] | Literal["all-linear"] = ["q_proj", "v_proj"]
+    epochs: Positive = 1
+    batch_size: Count = 2
+    gradient_accumulation: Count = 8
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
+    beta: Positive = 0.1  # strength of the pull towards the start model
+    loss_type: list[Literal["sigmoid", "ipo", "hinge", "sft"]] = ["sigmoid"]  # summed; sft: of the chosen answer
+    loss_weights: list[Positive] | None = None  # one per loss_type; null: 1.0 each
+    save_steps: Count = 50
+
+    @model_validator(mode="after")
+    def _one_weight_per_loss(self):
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError(f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types")
+        return self
+
+
+class DataConfig(Section):
+    """How rows are read and split."""
+
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of prompts held out, by hash of the prompt
+    hub_split: str = "train"  # for data sets on the Hub
+    hub_subset: str | None = None  # for data sets on the Hub with several configurations
+
+
+class OutputFormat(Section):
+    """What the check `output_format_valid` takes for a well-formed answer."""
+
+    kind: Literal["text", "json_schema", "regex", "tool_call"] = "text"  # text: not empty and ends by itself
+    schema_path: str | None = None  # JSON Schema file, read when the configuration is loaded
+    json_schema: dict[str, Any] | None = None  # the schema itself, if not from a file
+    pattern: str | None = None  # regular expression for the whole answer
+    declines_with: str | None = None  # the fixed sentence with which the product declines; always well-formed
+
+    @model_validator(mode="after")
+    def _kind_has_its_rule(self):
+        if self.kind == "json_schema" and not (self.json_schema or self.schema_path):
+            raise ValueError("output_format: kind json_schema needs schema_path or json_schema")
+        if self.kind == "regex" and not self.pattern:
+            raise ValueError("output_format: kind regex needs pattern")
+        return self
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_compiles(cls, pattern):
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
+
+class Limits(Section):
+    """What every gate is given."""
+
+    check_nan: Literal[True] = True  # a gate that ignores NaN is no gate
+
+
+class DataLimits(Limits):
+    """Limits of the data gate."""
+
+    min_train_rows: Count = 16  # rows to train on, per data set
+    min_eval_rows: Count = 4  # rows held out, per data set
+    max_duplicate_share: Fraction = 0.05  # share of exact duplicates among the rows of one file
+    max_share_too_long: Fraction = 0.05  # share of rows over max_seq_length
+
+
+class AnswerLimits(Limits):
+    """Limits of the gates that let the model answer held-out prompts."""
+
+    custom_checks: list[str] = ["output_format_valid", "no_harmful_content"]  # checks of generated answers
+    num_generated_answers: Count = 64  # held-out prompts answered
+    max_new_tokens: Count = 256  # tokens per answer
+    output_format: OutputFormat = OutputFormat()
+    min_format_valid_rate: Fraction = 0.9  # share of well-formed answers
+
+    @field_validator("custom_checks")
+    @classmethod
+    def _checks_are_known(cls, names):
+        known = ("output_format_valid", "no_harmful_content")
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{name!r} is not one of {', '.join(known)}")
+        return names
+
+
+class SftLimits(AnswerLimits):
+    """Limits of the SFT gate."""
+
+    max_loss: Positive = 2.0  # held-out loss, nats per token
+
+
+class MergeLimits(Limits):
+    """Limits of the merge gates."""
+
+    max_size_deviation: Fraction = 0.02  # share, from the size that the configuration implies
+    max_merge_kl: Positive = 0.01  # nats per token, adapter-on-base against merged
+    min_merge_agreement: Fraction = 0.97  # share of positions with the same most likely token
+
+
+class AlignmentLimits(AnswerLimits):
+    """Limits of the gate before publishing."""
+
+    min_accuracy: Fraction = 0.7  # held-out reward accuracy, share of pairs
+    min_margin: float = 0.0  # mean reward margin, chosen minus rejected; must be above
+    min_preference_shift: Positive = 0.05  # nats per pair that the chosen answer must have gained on the rejected one
+    max_chosen_drop: Positive = 0.5  # nats per token that the chosen answers' log-probability may fall
+    max_length_ratio: Annotated[float, Field(gt=1)] = 1.5  # mean answer length against the model before
+    max_format_drop: Fraction = 0.05  # by how much the share of well-formed answers may fall
+    judge: Literal["closed_form"] | None = None  # closed_form: harmless = declines with the fixed sentence
+    red_team_prompts: str | None = None  # prompt-only rows: a path, gs:// or s3://
+    min_harmless_rate: Fraction = 0.8  # share of red-team prompts answered harmlessly
+    max_harmless_drop: Fraction = 0.05  # by how much that share may fall against the model before
+
+
+class Validation(DataLimits, SftLimits, MergeLimits, AlignmentLimits):
+    """All limits, flat. Fixed when the graph is compiled: who starts a run cannot loosen them."""
+
+    timeout_minutes: Count = 60  # minutes, of one gate
+
+
+class Stage(Section):
+    """One stage of the line."""
+
+    enabled: bool = True  # off: a shorter graph
+    config_path: str | None = None  # looked up beside the pipeline configuration, then from the working directory
+    timeout_minutes: Count  # minutes, of one attempt
+    retry_count: Annotated[int, Field(ge=0)]  # further attempts
+
+
+class SftStage(Stage):
+    """The SFT stage with its defaults."""
+
+    timeout_minutes: Count = 180
+    retry_count: Annotated[int, Field(ge=0)] = 2
+
+
+class MergeStage(Stage):
+    """The merge stage with its defaults."""
+
+    timeout_minutes: Count = 30
+    retry_count: Annotated[int, Field(ge=0)] = 1
+
+
+class DpoStage(Stage):
+    """The DPO stage with its defaults."""
+
+    timeout_minutes: Count = 120
+    retry_count: Annotated[int, Field(ge=0)] = 2
+
+
+class Stages(Section):
+    """The stages in their order."""
+
+    sft: SftStage = SftStage()
+    merge: MergeStage = MergeStage()
+    dpo: DpoStage = DpoStage()
+
+    @model_validator(mode="after")
+    def _is_a_known_shape(self):
+        if not (self.sft.enabled or self.dpo.enabled):
+            raise ValueError("stages: sft and dpo are both off: enable one")
+        if self.dpo.enabled and not self.merge.enabled:
+            raise ValueError("stages: merge is off but dpo is on: dpo trains and publishes merged models; enable merge")
+        return self
+
+
+class SecretEnv(Section):
+    """An environment variable that comes from a Kubernetes secret."""
+
+    env: str
+    secret: str
+    key: str
+
+
+class Placement(Section):
+    """Where a step runs and what it may use there."""
+
+    cpu: str = "4"  # cores
+    memory: str = "16Gi"  # Kubernetes quantity
+    accelerator_type: str = "nvidia.com/gpu"  # resource name
+    accelerator_count: Annotated[int, Field(ge=0)] = 0  # GPUs of the pod
+    node_selector: dict[str, str] = {}  # node label -> value
+    tolerations: list[dict[str, Any]] = []  # Kubernetes tolerations: key, operator, value, effect
+    shm_size: str | None = None  # size of /dev/shm, for data loaders and NCCL
+    timeout_minutes: Count | None = None  # null: that of the stage
+    retry_count: Annotated[int, Field(ge=0)] | None = None  # null: that of the stage
+    secrets: list[SecretEnv] = []  # env from a Kubernetes secret's key
+    queue: str | None = None  # Kueue's local queue
+
+
+class Placements(Section):
+    """Placement by pool, and what single steps change of their pool's."""
+
+    cpu: Placement = Placement()
+    gpu: Placement = Placement(cpu="8", memory="48Gi", accelerator_count=1, shm_size="16Gi")
+    steps: dict[str, dict[str, Any]] = {}  # step name -> keys of Placement
+
+    def of(self, step: str, pool: Literal["cpu", "gpu"]) -> Placement:
+        return Placement.model_validate(getattr(self, pool).model_dump() | self.steps.get(step, {}))
+
+
+class PipelineConfig(Section):
+    """All of it, resolved."""
+
+    pipeline_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "task-api-v1.0"  # name
+    base_model: str = "unsloth/Qwen2.5-3B-Instruct-bnb-4bit"  # Hub id[@revision], gs://, s3:// or folder
+    model_name: str | None = None  # null: pipeline_id
+    sft_dataset: str = ""  # path, gs://, s3:// or Hub id
+    preference_dataset: str = ""  # path, gs://, s3:// or Hub id
+    storage_root: str = Field(  # gs://, s3:// or folder
+        "runs", validation_alias=AliasChoices("storage_root", "output_root")
+    )
+    publish_root: str | None = None  # null: <storage_root>/published
+    allowed_prefixes: list[str] = []  # of every run-time URI; empty: storage_root's bucket (or any path) and the Hub
+    stages: Stages = Stages()
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
+    data: DataConfig = DataConfig()
+    validation: Validation = Validation()
+    placement: Placements = Placements()
+    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the GPU's memory, for one process
+    checkpoint_every_n_steps: Count = 100  # upper bound for every stage's save_steps
+    save_intermediate: bool = True  # keep checkpoints after promotion
+    upload_to_hub: bool = False  # also to a Hub repository, private unless it exists and is public
+    hub_repo_id: str | None = None  # org/name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_by_name(cls, raw):
+        if isinstance(raw, dict) and isinstance(raw.get("stages"), list):
+            raw = raw | {"stages": _stages_from_list(raw["stages"])}
+        return raw
+
+    @model_validator(mode="after")
+    def _hub_upload_has_a_repo(self):
+        if self.upload_to_hub and not self.hub_repo_id:
+            raise ValueError("upload_to_hub is on but hub_repo_id is empty: give org/name")
+        return self
+
+    @property
+    def prefixes(self) -> list[str]:
+        """Prefixes under which every URI of a run must lie."""
+        if self.allowed_prefixes:
+            return self.allowed_prefixes
+        bucket = re.match(r"(gs|s3)://[^/]+/?", self.storage_root)
+        return [bucket[0] if bucket else "/", "hf://"]
+
+
+class Training(Section):
+    """What a training stage needs beside its own settings."""
+
+    checkpoint_every_n_steps: Count = 100
+    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    timeout_minutes: Count = 180
+
+
+class FetchStep(Section):
+    """Configuration that fetch_model is given."""
+
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class PrepareStep(Section):
+    """Configuration that prepare_data is given."""
+
+    data: DataConfig = DataConfig()
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class SftStep(Section):
+    """Configuration that train_sft is given."""
+
+    sft: SftConfig = SftConfig()
+    training: Training = Training()
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class MergeStep(Section):
+    """Configuration that merge_adapter is given."""
+
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class DpoStep(Section):
+    """Configuration that train_dpo is given."""
+
+    dpo: DpoConfig = DpoConfig()
+    training: Training = Training()
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class CheckDataStep(Section):
+    """Configuration that the data gates are given; `sft` and `dpo` say what was asked of the stages."""
+
+    validation: DataLimits = DataLimits()
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class CheckSftStep(Section):
+    """Configuration that check_sft is given."""
+
+    validation: SftLimits = SftLimits()
+    sft: SftConfig = SftConfig()
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class CheckMergeStep(Section):
+    """Configuration that the merge gates are given."""
+
+    validation: MergeLimits = MergeLimits()
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class CheckAlignmentStep(Section):
+    """Configuration that check_alignment and check_safety are given."""
+
+    validation: AlignmentLimits = AlignmentLimits()
+    dpo: DpoConfig = DpoConfig()
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class PublishStep(Section):
+    """Configuration that publish_model is given."""
+
+    publish_root: str | None = None  # null: <storage_root>/published
+    required_gates: list[str] = []  # step names; each must have passed in this run
+    judged_gates: list[str] = []  # those among them whose subject["model"] is the published model
+    upload_to_hub: bool = False
+    hub_repo_id: str | None = None
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class RejectStep(Section):
+    """Configuration that reject is given."""
+
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+class ReportStep(Section):
+    """Configuration that report_run is given."""
+
+    pipeline_id: str = "task-api-v1.0"
+    steps: list[str] = []  # in the order of the graph
+    allowed_prefixes: list[str] = ["/", "hf://"]
+
+
+STEP_SECTIONS: dict[str, type[Section]] = {
+    "fetch_model": FetchStep,
+    "prepare_data": PrepareStep,
+    "check_data": CheckDataStep,
+    "check_sft_data": CheckDataStep,
+    "check_preference_data": CheckDataStep,
+    "train_sft": SftStep,
+    "check_sft": CheckSftStep,
+    "merge_adapter": MergeStep,
+    "check_merge": CheckMergeStep,
+    "train_dpo": DpoStep,
+    "check_alignment": CheckAlignmentStep,
+    "check_safety": CheckAlignmentStep,
+    "publish_model": PublishStep,
+    "reject": RejectStep,
+    "report_run": ReportStep,
+}
+
+
+def load_config(path: str | Path, settings: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
+    """Reads a pipeline configuration, the stage files that it names and `section.key=value` settings, in that order.
+
+    Raises:
+        ValueError: a file is missing or not a YAML mapping, a key is unknown, a value is out of range.
+    """
+    path = Path(path)
+    raw = _read_yaml(path)
+    if isinstance(raw.get("stages"), list):
+        raw["stages"] = _stages_from_list(raw["stages"], file=str(path))
+    for setting in settings:
+        _set(raw, setting)
+    for name in ("sft", "dpo"):
+        stage = (raw.get("stages") or {}).get(name) or {}
+        if isinstance(stage, dict) and stage.get("config_path"):
+            file = _find(stage["config_path"], path.parent, key=f"stages.{name}.config_path")
+            section = _read_yaml(file)
+            _validate({"sft": SftConfig, "dpo": DpoConfig}[name], section, source=str(file))
+            raw[name] = merged(section, raw.get(name) or {})
+    _embed_schema(raw, path.parent)
+    return _validate(PipelineConfig, raw, source=str(path))
+
+
+def parse_step(step: type[S], config: str, overrides: str = "{}") -> S:
+    """The configuration of one step inside its container: the compiled JSON with the run's overrides on top.
+
+    Every step checks all overrides, its own or not, so that a wrong one ends the run before anything expensive starts.
+    """
+    compiled = _json_object(config, "--config")
+    changes = check_overrides(_json_object(overrides, "overrides"))
+    own = {name: section for name, section in changes.items() if name in step.model_fields}
+    return _validate(step, merged(compiled, own), source="--config")
+
+
+def check_overrides(overrides: dict) -> dict:
+    """The overrides of a run as they came, once they are known to be valid. Only `sft` and `dpo` may be overridden."""
+    for name, section in overrides.items():
+        if name not in OVERRIDABLE:
+            raise ValueError(
+                f"overrides: {name!r} cannot be changed by a run: only {' and '.join(OVERRIDABLE)} can; "
+                "change the configuration and compile the graph again"
+            )
+        _validate({"sft": SftConfig, "dpo": DpoConfig}[name], section, source=f"overrides.{name}")
+    return overrides
+
+
+def check_run_parameters(parameters: dict[str, Any]) -> None:
+    """Refuses run-time values that the backend would expand or cut.
+
+    Raises:
+        ValueError: a value holds `{{`, or all values together are too large.
+    """
+    for name, value in parameters.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        if "{{" in text:
+            raise ValueError(f"{name}: {text[:80]!r} holds '{{{{', which the backend would expand: remove it")
+    size = len(json.dumps(parameters).encode())
+    if size > MAX_RUN_PARAMETERS_BYTES:
+        raise ValueError(
+            f"run parameters are {size} bytes, at most {MAX_RUN_PARAMETERS_BYTES} are safe: "
+            "move settings from overrides into the configuration"
+        )
+
+
+def merged(base: dict, changes: dict) -> dict:
+    """`base` with `changes` on top, section by section; lists and scalars are replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _stages_from_list(stages: list, *, file: str = "stages") -> dict:
+    by_name = {}
+    for at, stage in enumerate(stages):
+        if not isinstance(stage, dict) or "name" not in stage:
+            raise ValueError(f"{file}: stages[{at}] is {stage!r}: give a mapping with a name (sft, merge or dpo)")
+        stage = dict(stage)
+        name = stage.pop("name")
+        if name in by_name:
+            raise ValueError(f"{file}: stage {name!r} is given twice: remove one")
+        by_name[name] = stage
+    return by_name
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}: give the path of a readable YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: holds {type(raw).__name__}, not a mapping of keys to values")
+    return raw
+
+
+def _find(name: str, folder: Path, *, key: str) -> Path:
+    for candidate in (folder / name, Path(name)):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"{key}: {name!r} is neither beside the configuration ({folder / name}) nor in {Path.cwd()}")
+
+
+def _embed_schema(raw: dict, folder: Path) -> None:
+    """Puts the JSON Schema that `validation.output_format.schema_path` names into the configuration itself."""
+    validation = raw.get("validation")
+    output_format = validation.get("output_format") if isinstance(validation, dict) else None
+    if not isinstance(output_format, dict) or not output_format.get("schema_path"):
+        return
+    file = _find(output_format["schema_path"], folder, key="validation.output_format.schema_path")
+    try:
+        output_format["json_schema"] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not a JSON Schema: {error}") from error
+
+
+def _set(raw: dict, setting: str) -> None:
+    path, equals, value = setting.partition("=")
+    *parents, key = path.split(".")
+    if not equals or not all((*parents, key)):
+        raise ValueError(f"--set {setting!r}: give section.key=value")
+    for name in parents:
+        raw = raw.setdefault(name, {})
+        if not isinstance(raw, dict):
+            raise ValueError(f"--set {setting!r}: {name!r} is a value, not a section")
+    try:
+        raw[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {setting!r}: {value!r} is not a YAML value") from error
+
+
+def _json_object(text: str, source: str) -> dict:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source}: {text[:80]!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{source}: {text[:80]!r} is not a JSON object")
+    return value
+
+
+def _validate(section: type[S], raw: Any, *, source: str) -> S:
+    """`section.model_validate` with every problem on one line, each with its key, value and remedy."""
+    try:
+        return section.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {'; '.join(_problem(section, e) for e in error.errors())}") from None
+
+
+def _problem(section: type[Section], error: dict) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(section, error["loc"][:-1])
+        near = get_close_matches(str(error["loc"][-1]), known, n=1)
+        return f"{key}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}")
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    return f"{key} = {str(error['input'])[:80]!r}: {error['msg']}"
+
+
+def _known_keys(section: type[Section], location: tuple) -> list[str]:
+    for part in location:
+        field = section.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return []
+        section = field.annotation
+    return list(section.model_fields)

@@ -1,0 +1,100 @@
+"""Train a LoRA adapter on the merged model by direct preference optimization, the model being its own reference.
+
+full model, train and eval preference rows -> adapter folder, metrics.json, training-curve HTML
+
+The method is arXiv:2305.18290.
+"""
+
+import argparse
+import tempfile
+
+from posttrain import backend, kfp_io, record, training
+from posttrain.callbacks import CheckReference
+from posttrain.checkpoints import Checkpoints
+from posttrain.config import DpoStep, parse_step
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = kfp_io.parser(__doc__)
+    parser.add_argument("--model", required=True, help="full model folder, no adapter")
+    parser.add_argument("--train", required=True, help="training rows, JSONL: id, prompt, chosen, rejected")
+    parser.add_argument("--eval", required=True, help="evaluation rows, JSONL")
+    parser.add_argument("--adapter", required=True, help="output: adapter folder")
+    parser.add_argument("--metrics", required=True, help="output: metrics, JSON")
+    parser.add_argument("--curve", required=True, help="output: training curve, HTML")
+    return parser
+
+
+def train(
+    base: str, *, files: dict[str, str], outputs: dict[str, str], step: DpoStep, checkpoints: Checkpoints
+) -> dict:
+    """Trains, writes the outputs and gives the metrics.
+
+    `files` holds the paths of train and eval, `outputs` those of adapter, metrics and curve. A model merged in memory
+    would not do for `base`: trl would take the one that it was merged from as the reference.
+
+    Raises:
+        ValueError: no row fits max_seq_length, or the reference is not the start model.
+        Diverged: a loss or gradient norm was not finite; nothing is written.
+    """
+    backend.prepare(step.training.gpu_memory_fraction)
+    from transformers import set_seed
+    from trl import DPOConfig, DPOTrainer
+
+    checkpoints.refuse_if_diverged()
+    config, kind = step.dpo, "preference"
+    tokenizer = backend.load_tokenizer(base)
+    rows, num_left_out = training.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
+    set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
+    model, peft_config = backend.load_for_training(base, config)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = DPOTrainer(
+            model=model,
+            ref_model=None,  # the model with its adapter off
+            args=DPOConfig(
+                beta=config.beta,
+                loss_type=config.loss_type,
+                loss_weights=config.loss_weights,
+                disable_dropout=False,  # lora_dropout says how much there is
+                **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=folder),
+            ),
+            train_dataset=training.dataset(rows["train"], kind=kind),
+            eval_dataset=training.dataset(rows["eval"], kind=kind),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+        evaluation = training.run(
+            trainer, checkpoints=checkpoints, row_ids=[row["id"] for row in rows["train"]],
+            checks=[CheckReference(config).on_log],
+        )  # fmt: skip
+    metrics = {
+        **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),
+        "eval_loss": evaluation["eval_loss"],
+        "eval_reward_accuracy": evaluation["eval_rewards/accuracies"],
+        "eval_reward_margin": evaluation["eval_rewards/margins"],
+        "eval_reward_chosen": evaluation["eval_rewards/chosen"],
+        "eval_reward_rejected": evaluation["eval_rewards/rejected"],
+        "beta_used": config.beta,
+        "learning_rate": config.learning_rate,
+    }
+    training.write_results(trainer, outputs, metrics=metrics, title="Direct preference optimization")
+    return metrics
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    step = parse_step(DpoStep, args.config, args.overrides)
+    files = {"train": args.train, "eval": args.eval}
+    outputs = {"adapter": args.adapter, "metrics": args.metrics, "curve": args.curve}
+
+    def work() -> dict:
+        checkpoints = Checkpoints(
+            args.storage_root, args.step, args.fingerprint, run_id=record.run_id(), limit=step.dpo.save_total_limit
+        )
+        return train(args.model, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
+
+    record.run_step(args, inputs={"model": args.model, **files}, outputs=outputs, config=step.dpo, work=work)
+
+
+if __name__ == "__main__":
+    main()

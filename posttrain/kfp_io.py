@@ -1,0 +1,59 @@
+"""Kubeflow's own files: the executor input that `'{{$}}'` passes in, output parameters, metadata and metrics.
+
+The only module that knows them. The launcher reads output parameters from the paths given and everything else from the
+JSON at `outputs.outputFile`; an unknown field, a null, NaN or infinity in it fails the task.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser with the flags that every step has."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--step", required=True, help="name of the step in the graph")
+    result.add_argument(
+        "--storage-root", required=True, help="gs://, s3:// or folder that keeps records and checkpoints"
+    )
+    result.add_argument("--config", default="{}", help="this step's part of the configuration, as JSON")
+    result.add_argument("--overrides", default="{}", help="the run's changes of the sft and dpo settings, as JSON")
+    result.add_argument("--executor-input", default="{}", help="what Kubeflow passes in as '{{$}}'")
+    return result
+
+
+def write_outputs(executor_input: str, *, parameters: dict[str, Any], metadata: dict[str, dict[str, Any]]) -> None:
+    """Writes output parameters and the metadata of output artifacts, where the executor input says.
+
+    Args:
+        executor_input: the JSON of `'{{$}}'`; `{}` when a step is run by hand, and then nothing is written.
+        parameters: output parameter name -> value.
+        metadata: output artifact name -> its metadata; for a Metrics artifact these are the numbers that the UI draws.
+            Values that are null or not finite are left out.
+    """
+    outputs = json.loads(executor_input).get("outputs", {})
+    if not outputs.get("outputFile"):
+        return
+    artifacts = {
+        name: {"artifacts": [_artifact(name, found["artifacts"][0], metadata.get(name, {}))]}
+        for name, found in outputs.get("artifacts", {}).items()
+    }
+    for name in parameters:
+        _write(outputs["parameters"][name]["outputFile"], json.dumps(parameters[name]))
+    _write(outputs["outputFile"], json.dumps({"parameterValues": parameters, "artifacts": artifacts}, allow_nan=False))
+
+
+def _artifact(name: str, artifact: dict, metadata: dict[str, Any]) -> dict:
+    kept = {key: value for key, value in metadata.items() if _storable(value)}
+    return {"name": artifact.get("name", name), "uri": artifact["uri"], "metadata": kept}
+
+
+def _storable(value: Any) -> bool:
+    return isinstance(value, str | bool) or (isinstance(value, int | float) and math.isfinite(value))
+
+
+def _write(path: str, text: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, encoding="utf-8")

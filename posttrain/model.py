@@ -1,0 +1,266 @@
+"""Fetch the 16-bit base model: whole, commit pinned, safetensors only, with a chat template, without code of its own.
+
+Hub id[@revision], gs://, s3:// or a folder -> model folder; tokenizer folder, which is all that a step downloads that
+only needs tokens; source, commit and digest
+"""
+
+import argparse
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from posttrain import config, kfp_io, record, storage
+from posttrain.weights import INDEX, SINGLE, check_unquantised, read_json, read_weight_map, read_weights
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
+    "chat_template.jinja", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+CONFIG_FILES = ("config.json", "generation_config.json")
+SIDE_FILES = (
+    *TOKENIZER_FILES,
+    *CONFIG_FILES,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+# unsloth's names for 4-bit copies: https://huggingface.co/unsloth
+QUANTISED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$")
+# What must be equal for a 16-bit repository to count as the source of a 4-bit one.
+SHAPE_KEYS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
+logger = logging.getLogger(__name__)
+
+Download = Callable[[list[str], Path], None]  # relative names, local folder
+
+
+def fetch(
+    base_model: str, model: Path | str, tokenizer: Path | str, *, allowed_prefixes: list[str] | None = None
+) -> dict[str, str]:
+    """Writes the model and the tokenizer folder; gives source, commit (empty when not from the Hub) and digest.
+
+    Raises:
+        ValueError: the model is not there, not allowed, not whole, quantised, or lacks something.
+        ConnectionError: the Hub does not answer.
+    """
+    model, tokenizer = Path(model), Path(tokenizer)
+    if allowed_prefixes is not None:
+        storage.check_allowed(base_model, allowed_prefixes, name="base_model")
+    from_hub = storage.kind(base_model) == "hub"
+    partial = model.with_name(model.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        source, commit = _from_hub(base_model, partial) if from_hub else _from_storage(base_model, partial)
+        check_model_folder(partial)
+        partial.replace(model)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _copy_files(model, tokenizer, (*TOKENIZER_FILES, *CONFIG_FILES))
+    return {"source": source, "commit": commit, "digest": record.digest(model)}
+
+
+def check_model_folder(path: Path | str) -> None:
+    """Refuses a folder that is not a whole, 16- or 32-bit, safetensors model with tokenizer and chat template.
+
+    Raises:
+        ValueError: names the file, what is wrong with it, and what to give instead.
+    """
+    path = Path(path)
+    _check_config(path, read_json(path / "config.json"))
+    if not any((path / name).is_file() for name in (SINGLE, INDEX)):
+        raise ValueError(_no_weights(str(path), [file.name for file in path.iterdir()]))
+    check_unquantised(path, read_weights(path))
+    if not (path / "tokenizer.json").is_file():
+        raise ValueError(f"{path}: no tokenizer.json; save the fast tokenizer beside the model with save_pretrained")
+    if not has_chat_template(path):
+        where = "chat_template in tokenizer_config.json or chat_template.jinja"
+        raise ValueError(f"{path}: no chat template ({where}); give an instruction-tuned model, or add its template")
+
+
+def has_chat_template(path: Path) -> bool:
+    if (path / "chat_template.jinja").is_file():
+        return bool((path / "chat_template.jinja").read_text(encoding="utf-8").strip())
+    file = path / "tokenizer_config.json"
+    return file.is_file() and bool(read_json(file).get("chat_template"))
+
+
+def side_files(folder: Path) -> list[str]:
+    """Names of the files beside the weights that belong to a model: configuration, tokenizer, template, licence."""
+    return _select([file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()], SIDE_FILES)
+
+
+def _check_config(path: Path, settings: dict) -> None:
+    if "auto_map" in settings:
+        raise ValueError(
+            f"{path / 'config.json'}: auto_map asks for code of the model's own; give a model that transformers knows"
+        )
+    if not settings.get("model_type"):
+        raise ValueError(f"{path / 'config.json'}: no model_type; give a model saved by transformers")
+
+
+def _no_weights(source: str, names: list[str]) -> str:
+    if "adapter_config.json" in names:
+        return f"{source}: is an adapter, not a model; give its base model, or merge it first"
+    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5")) for name in names):
+        return f"{source}: has pickled weights only, which can run code; save it as safetensors, with save_pretrained"
+    return f"{source}: no {SINGLE} and no {INDEX}; give a model saved with save_pretrained"
+
+
+def _from_storage(uri: str, folder: Path) -> tuple[str, str]:
+    names = storage.list_files(uri)
+    if not names:
+        raise ValueError(
+            f"base_model: {uri!r} is not there or empty; give org/name[@revision], gs://, s3:// or a folder"
+        )
+
+    def download(wanted: list[str], target: Path) -> None:
+        for name in wanted:
+            (target / name).parent.mkdir(exist_ok=True)
+            storage.download_file(storage.join(uri, name), target / name)
+            logger.info("fetched %s", name)
+
+    _bring(uri, names, folder, download)
+    return uri, ""
+
+
+def _from_hub(base_model: str, folder: Path) -> tuple[str, str]:
+    """Downloads `org/name`, or the 16-bit source of a bitsandbytes copy; gives `hf://org/name` and the commit."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return _from_repo(base_model, *storage.hub_id(base_model), folder)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        reason = "a gated or private repository needs HF_TOKEN"
+        raise ValueError(
+            f"base_model: {base_model!r} is neither a folder nor readable on the Hub; check it, {reason}"
+        ) from error
+    except HfHubHTTPError as error:
+        raise ConnectionError(
+            f"base_model: {base_model!r}: the Hub answered {error.response.status_code}; try again"
+        ) from error
+    except httpx.HTTPError as error:
+        raise ConnectionError(
+            f"base_model: {base_model!r} is no folder, and the Hub does not answer ({error})"
+        ) from error
+
+
+def _from_repo(base_model: str, repo: str, revision: str | None, folder: Path) -> tuple[str, str]:
+    names, commit, download = _open_repo(repo, revision)
+    if "config.json" not in names:
+        raise ValueError(f"base_model: {base_model!r} has no config.json; " + _no_weights(base_model, names))
+    download(["config.json"], folder)
+    settings = read_json(folder / "config.json")
+    if settings.get("quantization_config"):
+        repo = _source_of(base_model, repo, revision)
+        names, commit, download = _open_repo(repo, None)
+        (folder / "config.json").unlink()
+        download(["config.json"], folder)
+        _check_same_shape(base_model, repo, settings, read_json(folder / "config.json"))
+        logger.info("%s is quantised: fetching its 16-bit source %s", base_model, repo)
+    _bring(repo, names, folder, download)
+    return f"hf://{repo}", commit
+
+
+def _source_of(base_model: str, repo: str, revision: str | None) -> str:
+    source, renamed = QUANTISED_NAME.subn("", repo)
+    if not renamed or revision:
+        raise ValueError(
+            f"base_model: {base_model!r} is quantised and names no 16-bit source; give the 16-bit repository itself"
+        )
+    return source
+
+
+def _check_same_shape(base_model: str, source: str, quantised: dict, settings: dict) -> None:
+    differs = [key for key in SHAPE_KEYS if settings.get(key) != quantised.get(key)]
+    if settings.get("quantization_config"):
+        differs = ["quantization_config"]
+    if differs:
+        found = f"{source} is not its 16-bit source ({differs[0]} differs)"
+        raise ValueError(f"base_model: {base_model!r}: {found}; give the 16-bit repository itself")
+
+
+def _open_repo(repo: str, revision: str | None) -> tuple[list[str], str, Download]:
+    """File names of a repository at a revision, its commit, and a function that downloads some of them."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    endpoint, token = os.environ.get("HF_ENDPOINT"), os.environ.get("HF_TOKEN") or False
+    info = HfApi(endpoint=endpoint, token=token).model_info(repo, revision=revision)
+
+    def download(wanted: list[str], target: Path) -> None:
+        snapshot_download(
+            repo, revision=info.sha, local_dir=target, allow_patterns=wanted, endpoint=endpoint, token=token
+        )
+
+    return [sibling.rfilename for sibling in info.siblings], info.sha, download
+
+
+def _bring(source: str, names: list[str], folder: Path, download: Download) -> None:
+    """Downloads the weights and their side files, and nothing else."""
+    wanted = _select(names, SIDE_FILES)
+    if INDEX in names:
+        download([INDEX], folder)
+        shards = sorted(set(read_weight_map(folder / INDEX).values()))
+        missing = [shard for shard in shards if shard not in names]
+        if missing:
+            raise ValueError(
+                f"base_model: {source!r}: {INDEX} names {missing[0]}, which is not there; upload the model whole"
+            )
+        wanted += shards
+    elif SINGLE in names:
+        wanted.append(SINGLE)
+    else:
+        raise ValueError("base_model: " + _no_weights(source, names))
+    download(wanted, folder)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's own notes
+
+
+def _select(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+    """Names that match, each pattern in its own folder only."""
+    return [
+        name for name in sorted(names) if any(fnmatch(name, p) and name.count("/") == p.count("/") for p in patterns)
+    ]
+
+
+def _copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    names = [file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()]
+    for name in _select(names, patterns):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = kfp_io.parser(__doc__)
+    parser.add_argument("--base-model", required=True, help="org/name[@revision], gs://, s3:// or a folder")
+    parser.add_argument("--model", required=True, help="folder for the model")
+    parser.add_argument("--tokenizer", required=True, help="folder for the tokenizer and the configuration")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    settings = config.parse_step(config.FetchStep, args.config, args.overrides)
+
+    def work() -> dict[str, str]:
+        return fetch(args.base_model, args.model, args.tokenizer, allowed_prefixes=settings.allowed_prefixes)
+
+    outputs = {"model": args.model, "tokenizer": args.tokenizer}
+    record.run_step(args, inputs={}, outputs=outputs, config=settings, work=work, reusable=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""End the run FAILED with the verdict of the gate that stopped it.
+
+verdict -> the failed checks on stderr, exit 1
+
+A branch that is merely skipped would leave the run green.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from posttrain import config, kfp_io, record
+from posttrain.verdict import Verdict
+
+
+class Rejected(RuntimeError):
+    """The gate did what it is for. Its message names the gate and what failed."""
+
+
+def reject(verdict: Verdict) -> None:
+    """Prints each failed check on a line.
+
+    Raises:
+        Rejected: always; that a passed verdict came here is an error of the graph, and the run does not go on either.
+    """
+    failed = verdict.failed_checks
+    for check in failed:
+        print(check.sentence, file=sys.stderr)
+    if not failed:
+        raise Rejected(f"{verdict.gate} passed, but its reject was run: the graph does not follow its gates")
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    raise Rejected(f"rejected by {verdict.gate}: {failed[0].sentence}{more}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = kfp_io.parser(__doc__)
+    parser.add_argument("--verdict", required=True, help="verdict of the gate that did not pass, JSON")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    step = config.parse_step(config.RejectStep, args.config, args.overrides)
+
+    def work() -> None:
+        reject(Verdict.read(Path(args.verdict).read_bytes()))
+
+    try:
+        record.run_step(args, inputs={"verdict": args.verdict}, outputs={}, config=step, work=work, reusable=False)
+    except Rejected as rejected:
+        sys.exit(str(rejected))
+
+
+if __name__ == "__main__":
+    main()

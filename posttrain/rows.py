@@ -1,0 +1,276 @@
+"""The rows that every stage reads and writes, and the one place where TRL's formats are turned into them.
+
+messages | prompt, completion | [prompt,] chosen, rejected; plain text or conversations -> SFT rows or preference rows
+
+    SFT row         {"id": str, "prompt": [message, ...], "completion": [message]}
+    preference row  {"id": str, "prompt": [message, ...], "chosen": [message], "rejected": [message]}
+    message         {"role": "system" | "user" | "assistant" | "tool", "content": str}
+
+completion, chosen and rejected hold one assistant message each.
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+ROLES = ("system", "user", "assistant", "tool")
+ANSWER_KEYS = {"sft": ("completion",), "preference": ("chosen", "rejected")}
+ACCEPTED = {
+    "sft": "'messages', or 'prompt' and 'completion'",
+    "preference": "'chosen' and 'rejected', with 'prompt' or as whole conversations",
+}
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """The rows of a file. ValueError, naming file and line, if it is missing, not UTF-8 or a line is no JSON object."""
+    return read_jsonl_as(path, name=str(path))
+
+
+def read_jsonl_as(path: str | Path, *, name: str) -> list[dict]:
+    """`read_jsonl` of a downloaded file, `name` being what the user called it."""
+    rows = []
+    for number, line in enumerate(read_text(path, name=name).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{name}: line {number}: not valid JSON, {error.msg} at column {error.colno}: {shown(line[-60:])}: "
+                "repair the line; is the file cut off?"
+            ) from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{name}: line {number}: is {shown(row)}, not a JSON object: write one object a line")
+        rows.append(row)
+    return rows
+
+
+def read_text(path: str | Path, *, name: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read, {error.strerror}: check the path") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8 at byte {error.start}: convert the file to UTF-8") from None
+
+
+def write_jsonl(path: str | Path, rows: list[dict]) -> None:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def shown(value: Any) -> str:
+    """A value for an error message: on one line, shortened."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def user_text(prompt: list[dict]) -> str:
+    """The user turns before the first assistant turn that answers one: the same for every row of a conversation."""
+    opening = []
+    for message in prompt:
+        if message["role"] == "user":
+            opening.append(message["content"])
+        elif message["role"] == "assistant" and opening:
+            break
+    return "\n".join(opening)
+
+
+def normalise(text: str) -> str:
+    """Case, width, whitespace and the punctuation around words taken away. Text of punctuation alone stays."""
+    words = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split()
+    return " ".join(filter(None, map(_without_punctuation, words))) or " ".join(words)
+
+
+def _without_punctuation(word: str) -> str:
+    start, end = 0, len(word)
+    while start < end and unicodedata.category(word[start]).startswith("P"):
+        start += 1
+    while end > start and unicodedata.category(word[end - 1]).startswith("P"):
+        end -= 1
+    return word[start:end]
+
+
+def prompt_key(row: dict) -> str:
+    """SHA-256 of the normalised user text: the same for every row that asks the same thing."""
+    return hashlib.sha256(normalise(user_text(row["prompt"])).encode()).hexdigest()
+
+
+def content_key(row: dict) -> str:
+    """SHA-256 of everything but the id: the same for exact duplicates."""
+    content = {key: value for key, value in row.items() if key != "id"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_row(row: dict, kind: str) -> None:
+    """Raises ValueError, naming the key, unless `row` is an SFT or a preference row as described above."""
+    if not isinstance(row.get("id"), str):
+        raise ValueError(f"'id' is {shown(row.get('id'))}: give a string")
+    for key in ("prompt", *ANSWER_KEYS[kind]):
+        if not isinstance(row.get(key), list):
+            raise ValueError(f"{key!r} is {shown(row.get(key))}: give a list of messages")
+        for message in row[key]:
+            _check_message(message, key)
+    _check_prompt(row["prompt"])
+    for key in ANSWER_KEYS[kind]:
+        roles = [message["role"] for message in row[key]]
+        if roles != ["assistant"]:
+            raise ValueError(f"{key!r} has the roles {shown(roles)}: give one assistant message")
+
+
+def empty_key(row: dict, kind: str) -> str | None:
+    """The first key whose user or assistant text is blank; None if there is text everywhere."""
+    for key in ("prompt", *ANSWER_KEYS[kind]):
+        if any(not message["content"].strip() for message in row[key] if message["role"] in ("user", "assistant")):
+            return key
+    return None
+
+
+def _check_message(message: Any, key: str) -> None:
+    if not isinstance(message, dict):
+        raise ValueError(f"{key!r} holds {shown(message)}: give messages with 'role' and 'content'")
+    if message.get("role") not in ROLES:
+        raise ValueError(f"{key!r} has a message with role {shown(message.get('role'))}: use one of {', '.join(ROLES)}")
+    if message.get("tool_calls"):
+        raise ValueError(f"{key!r} has a message with 'tool_calls': write the call as text into 'content'")
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise ValueError(f"{key!r} has a message with content {shown(content)}: give a string")
+    if SURROGATE.search(content):
+        raise ValueError(f"{key!r} has half a UTF-16 pair in {shown(content)}: repair the text's encoding")
+
+
+def _check_prompt(prompt: list[dict]) -> None:
+    roles = [message["role"] for message in prompt]
+    if "user" not in roles:
+        raise ValueError(f"'prompt' has the roles {shown(roles)}: give at least one user turn")
+    if roles[-1] not in ("user", "tool"):
+        raise ValueError(f"'prompt' ends with the role {roles[-1]!r}: end it with a user turn")
+
+
+def convert(raw: list[dict], *, kind: str, source: str) -> tuple[list[dict], str]:
+    """Rows of one of TRL's formats as rows of ours, in their order, and the format's name.
+
+    A conversation gives one row per assistant turn. Keys that no format has are dropped.
+
+    Raises:
+        ValueError: naming source, row number (from 1), key, value and remedy.
+    """
+    if not raw:
+        raise ValueError(f"{source}: holds no rows: give a data set with {ACCEPTED[kind]}")
+    rows, ids, first_format = [], set(), None
+    for number, raw_row in enumerate(raw, start=1):
+        try:
+            found = format_of(raw_row, kind)
+            first_format = first_format or found
+            if found != first_format:
+                raise ValueError(f"is {found}, but the rows before it are {first_format}: use one format in a data set")
+            converted = _convert_row(raw_row, kind)
+            _name(converted, raw_row.get("id"), number=number, ids=ids)
+            _check_converted(converted, kind)
+        except ValueError as error:
+            raise ValueError(f"{source}: row {number}: {error}") from None
+        rows += converted
+    return rows, first_format
+
+
+def format_of(raw: dict, kind: str) -> str:
+    """`prompt, completion (plain text)` and the like. A null counts as missing."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"is {shown(raw)}: give an object with {ACCEPTED[kind]}")
+    if raw.get("tools"):
+        raise ValueError("has 'tools', which are not supported: write the definitions into the system turn")
+    if kind == "sft" and raw.get("messages") is not None:
+        return "messages"
+    keys = ("prompt", *ANSWER_KEYS[kind])
+    found = [key for key in keys if raw.get(key) is not None]
+    missing = [key for key in keys if key not in found and (kind, key) != ("preference", "prompt")]
+    if missing:
+        names = " and ".join(repr(key) for key in missing)
+        raise ValueError(f"{names} missing, the keys are {shown([*raw])}: give {ACCEPTED[kind]}")
+    return f"{', '.join(found)} ({'plain text' if isinstance(raw[found[-1]], str) else 'conversational'})"
+
+
+def _convert_row(raw: dict, kind: str) -> list[dict]:
+    if kind == "preference":
+        return [_preference_row(raw)]
+    if raw.get("messages") is not None:
+        conversation = _messages(raw["messages"], "messages", role=None)
+        return _turns(conversation, start=0)
+    prompt = _messages(raw["prompt"], "prompt", role="user")
+    _check_prompt(prompt)
+    return _turns(prompt + _messages(raw["completion"], "completion", role="assistant"), start=len(prompt))
+
+
+def _messages(value: Any, key: str, *, role: str | None) -> list[dict]:
+    """A list of messages with role and content alone; a string becomes one message of `role`."""
+    if isinstance(value, str) and role is not None:
+        value = [{"role": role, "content": value}]
+    if not isinstance(value, list) or not value:
+        alternative = "" if role is None else "a string or "
+        raise ValueError(f"{key!r} is {shown(value)}: give {alternative}a list of messages")
+    for message in value:
+        _check_message(message, key)
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _turns(conversation: list[dict], *, start: int) -> list[dict]:
+    """One row per assistant turn at or after `start` that answers somebody."""
+    rows = []
+    for index, message in enumerate(conversation):
+        asked = any(earlier["role"] == "user" for earlier in conversation[:index])
+        if index >= start and message["role"] == "assistant" and asked:
+            rows.append({"prompt": conversation[:index], "completion": [message]})
+    if not rows:
+        roles = [message["role"] for message in conversation]
+        raise ValueError(f"has the roles {shown(roles)}: give an assistant turn after a user turn")
+    return rows
+
+
+def _preference_row(raw: dict) -> dict:
+    chosen = _messages(raw["chosen"], "chosen", role="assistant")
+    rejected = _messages(raw["rejected"], "rejected", role="assistant")
+    explicit = None if raw.get("prompt") is None else _messages(raw["prompt"], "prompt", role="user")
+    if chosen[0]["role"] == rejected[0]["role"] == "assistant":
+        if explicit is None:
+            raise ValueError(
+                f"'prompt' missing, 'chosen' is {shown(raw['chosen'])}: give 'prompt' or whole conversations"
+            )
+        return {"prompt": explicit, "chosen": chosen, "rejected": rejected}
+    shared = _num_shared(chosen, rejected)
+    prompt = chosen[:shared]
+    if explicit is not None and normalise(user_text(explicit)) != normalise(user_text(prompt)):
+        raise ValueError(
+            f"'prompt' {shown(user_text(explicit))} is not how 'chosen' and 'rejected' begin: drop or correct it"
+        )
+    return {"prompt": prompt, "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _num_shared(chosen: list[dict], rejected: list[dict]) -> int:
+    """Messages that both conversations begin with; the last of each is always its answer."""
+    limit = min(len(chosen), len(rejected)) - 1
+    return next((index for index in range(limit) if chosen[index] != rejected[index]), limit)
+
+
+def _name(converted: list[dict], given: Any, *, number: int, ids: set[str]) -> None:
+    """Puts an id on each row: the given one, with the turn if there are several, with the row number if it is taken."""
+    base = (
+        str(given) if isinstance(given, str | int) and not isinstance(given, bool) and given != "" else f"row-{number}"
+    )
+    for turn, row in enumerate(converted, start=1):
+        name = base if len(converted) == 1 else f"{base}-turn-{turn}"
+        unique = name if name not in ids else f"{name}-row-{number}"
+        ids.add(unique)
+        converted[turn - 1] = {"id": unique, **row}
+
+
+def _check_converted(converted: list[dict], kind: str) -> None:
+    for row in converted:
+        check_row(row, kind)
+        key = empty_key(row, kind)
+        if key is not None:
+            raise ValueError(f"{key!r} has an empty turn, {shown(row[key])}: fill it in or remove the row")

@@ -1,0 +1,85 @@
+"""Train a LoRA adapter on the base model by supervised fine-tuning, the loss on the completions alone.
+
+base model, train and eval rows -> adapter folder, metrics.json, training-curve HTML
+"""
+
+import argparse
+import tempfile
+
+from posttrain import backend, kfp_io, record, training
+from posttrain.checkpoints import Checkpoints
+from posttrain.config import SftStep, parse_step
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = kfp_io.parser(__doc__)
+    parser.add_argument("--base", required=True, help="base model folder")
+    parser.add_argument("--train", required=True, help="training rows, JSONL: id, prompt, completion")
+    parser.add_argument("--eval", required=True, help="evaluation rows, JSONL")
+    parser.add_argument("--adapter", required=True, help="output: adapter folder")
+    parser.add_argument("--metrics", required=True, help="output: metrics, JSON")
+    parser.add_argument("--curve", required=True, help="output: training curve, HTML")
+    return parser
+
+
+def train(
+    base: str, *, files: dict[str, str], outputs: dict[str, str], step: SftStep, checkpoints: Checkpoints
+) -> dict:
+    """Trains, writes the outputs and gives the metrics.
+
+    `files` holds the paths of train and eval, `outputs` those of adapter, metrics and curve.
+
+    Raises:
+        ValueError: no row fits max_seq_length.
+        Diverged: a loss or gradient norm was not finite; nothing is written.
+    """
+    backend.prepare(step.training.gpu_memory_fraction)
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    checkpoints.refuse_if_diverged()
+    config, kind = step.sft, "sft"
+    tokenizer = backend.load_tokenizer(base)
+    rows, num_left_out = training.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
+    set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
+    model, peft_config = backend.load_for_training(base, config)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(
+                completion_only_loss=True,
+                **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=folder),
+            ),
+            train_dataset=training.dataset(rows["train"], kind=kind),
+            eval_dataset=training.dataset(rows["eval"], kind=kind),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+        evaluation = training.run(trainer, checkpoints=checkpoints, row_ids=[row["id"] for row in rows["train"]])
+    metrics = {
+        **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),
+        "eval_loss": evaluation["eval_loss"],
+        "eval_token_accuracy": evaluation["eval_mean_token_accuracy"],
+        "learning_rate": config.learning_rate,
+    }
+    training.write_results(trainer, outputs, metrics=metrics, title="Supervised fine-tuning")
+    return metrics
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    step = parse_step(SftStep, args.config, args.overrides)
+    files = {"train": args.train, "eval": args.eval}
+    outputs = {"adapter": args.adapter, "metrics": args.metrics, "curve": args.curve}
+
+    def work() -> dict:
+        checkpoints = Checkpoints(
+            args.storage_root, args.step, args.fingerprint, run_id=record.run_id(), limit=step.sft.save_total_limit
+        )
+        return train(args.base, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
+
+    record.run_step(args, inputs={"base": args.base, **files}, outputs=outputs, config=step.sft, work=work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What SFT and DPO share: which rows are trained on, the trainer's arguments, one training from start to end.
+
+rows that fit, a trainer -> log history, adapter folder, metrics.json, training curve
+"""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain import backend, callbacks, curve
+from posttrain.checkpoints import Checkpoints
+from posttrain.config import LoraTraining, Training
+from posttrain.data import render
+from posttrain.rows import ANSWER_KEYS, check_row, read_jsonl
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+logger = logging.getLogger(__name__)
+
+
+def read_rows(
+    files: dict[str, str], tokenizer: Any, *, kind: str, max_length: int
+) -> tuple[dict[str, list[dict]], int]:
+    """The rows of the train and the eval file that have at most `max_length` tokens, and how many have more.
+
+    Raises:
+        ValueError: a row is not of this kind (sft or preference), or none of a file fits.
+    """
+    rows = {name: read_jsonl(path) for name, path in files.items()}
+    fitting = {name: _fitting(files[name], rows[name], tokenizer, kind=kind, max_length=max_length) for name in files}
+    return fitting, sum(len(rows[name]) - len(fitting[name]) for name in files)
+
+
+def _fitting(path: str, rows: list[dict], tokenizer: Any, *, kind: str, max_length: int) -> list[dict]:
+    for number, row in enumerate(rows, start=1):
+        try:
+            check_row(row, kind)
+        except ValueError as error:
+            raise ValueError(f"{path}: row {number}: {error}") from None
+    lengths = [max(len(render(tokenizer, row["prompt"], row[key])) for key in ANSWER_KEYS[kind]) for row in rows]
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
+    if not kept:
+        shortest = f", the shortest has {min(lengths)} tokens" if rows else ""
+        raise ValueError(
+            f"{path}: none of {len(rows)} rows fits max_seq_length {max_length}{shortest}: "
+            "raise max_seq_length or shorten the rows"
+        )
+    if len(kept) < len(rows):
+        num_long = len(rows) - len(kept)
+        logger.warning("%s: %d of %d rows left out: longer than %d tokens", path, num_long, len(rows), max_length)
+    return kept
+
+
+def dataset(rows: list[dict], *, kind: str) -> Any:
+    """What trl is given: without the ids, for which it has no use."""
+    from datasets import Dataset
+
+    return Dataset.from_list([{name: row[name] for name in ("prompt", *ANSWER_KEYS[kind])} for row in rows])
+
+
+def arguments(config: LoraTraining, training: Training, *, num_train_rows: int, output: str) -> dict[str, Any]:
+    """The trainer arguments that SFT and DPO share."""
+    batch_size = min(config.batch_size, num_train_rows)
+    num_batches = math.ceil(num_train_rows / batch_size)
+    accumulation = min(config.gradient_accumulation, num_batches)
+    num_steps = math.ceil(math.ceil(num_batches / accumulation) * config.epochs)
+    return {
+        "output_dir": output,
+        "seed": config.seed,
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "cosine",
+        # Rounded down: the first step of a warm-up has learning rate 0, which a short training cannot spare.
+        "warmup_steps": int(config.warmup_ratio * num_steps),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "max_length": config.max_seq_length,
+        "save_strategy": "steps",
+        "save_steps": min(config.save_steps, training.checkpoint_every_n_steps),
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log a NaN as 0.0
+        "report_to": "none",
+        "disable_tqdm": True,
+        **backend.training_arguments(config),
+    }
+
+
+def run(
+    trainer: Any, *, checkpoints: Checkpoints, row_ids: list[str], checks: Sequence[Callable] = ()
+) -> dict[str, float]:
+    """Trains from the newest whole checkpoint or from the start, and gives the numbers of the evaluation that follows.
+
+    Raises:
+        Diverged: a loss or gradient norm was not finite.
+        whatever one of `checks` raises, which see each step's log.
+    """
+    from transformers.trainer_callback import PrinterCallback
+
+    stop, publish = callbacks.StopOnDivergence(checkpoints, row_ids=row_ids), callbacks.PublishCheckpoints(checkpoints)
+    trainer.remove_callback(PrinterCallback)
+    callbacks.attach(trainer, on_log=[stop.on_log, *checks, callbacks.log_step], on_save=[publish.on_save])
+    newest = checkpoints.newest_whole(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    return trainer.evaluate()
+
+
+def summary(state: Any, *, rows: dict[str, list[dict]], num_left_out: int) -> dict[str, Any]:
+    """The metrics that SFT and DPO share, from the state of the trainer."""
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    last = losses[-max(3, len(losses) // 10) :]  # trl's own train_loss is wrong after a resume
+    return {
+        "final_loss": sum(last) / len(last),
+        "first_loss": losses[0],
+        "total_steps": state.global_step,
+        "epochs_completed": state.epoch,
+        "samples_processed": round(state.epoch * len(rows["train"])),
+        "num_train_rows": len(rows["train"]),
+        "num_eval_rows": len(rows["eval"]),
+        "num_rows_left_out": num_left_out,
+    }
+
+
+def write_results(trainer: Any, outputs: dict[str, str], *, metrics: dict[str, Any], title: str) -> None:
+    """Writes the adapter folder, metrics.json and the training curve."""
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    save_adapter(trainer.model, outputs["adapter"])
+    Path(outputs["metrics"]).write_text(text, encoding="utf-8")
+    curve.write_curve(trainer.state.log_history, outputs["curve"], title=title)
+
+
+def save_adapter(model: Any, path: str | Path) -> None:
+    """Writes the adapter folder: the same weights always give the same bytes, whatever the process and its folders."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    # `selected_adapters`: trl may add a frozen reference adapter, which is no result.
+    model.save_pretrained(partial, selected_adapters=["default"])
+    for file in partial.iterdir():
+        if file.name not in ADAPTER_FILES:
+            file.unlink()
+    settings = json.loads((partial / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = "base"  # the folder it was loaded from means nothing elsewhere
+    if isinstance(settings["target_modules"], list):
+        settings["target_modules"] = sorted(settings["target_modules"])  # peft writes a set: its order is random
+    (partial / ADAPTER_FILES[0]).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    shutil.rmtree(path, ignore_errors=True)
+    partial.replace(path)

@@ -1,0 +1,283 @@
+"""Runs the compiled graph on this machine: configuration and data -> a published model, or why there is none.
+
+python run_pipeline.py --config FILE --sft-dataset sft.jsonl --preference-dataset preferences.jsonl
+
+Exit code: 0 the model was promoted, 2 a gate stopped it, 1 anything else, 130 interrupted. It comes from what the run
+left in its storage (the publish receipt, the verdicts), never from the word of the runner.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import signal
+import sys
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pipelines.compiler import compile_graph
+from pipelines.local import LocalRun, run_graph
+from pipelines.steps import step_names
+from pipelines.view import LiveView, PlainView, view_of
+from posttrain import preflight, record, report, sources, storage
+from posttrain.config import PipelineConfig, ReportStep, check_overrides, check_run_parameters, load_config
+from posttrain.verdict import Verdict
+
+PROMOTED, ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 130
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+RUN_PARAMETERS = ("base_model", "sft_dataset", "preference_dataset", "storage_root", "model_name")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/pipeline_config.yaml", metavar="FILE")
+    parser.add_argument("--sft-dataset", metavar="URI", help="path, gs://, s3:// or Hub id")
+    parser.add_argument("--preference-dataset", metavar="URI")
+    parser.add_argument("--base-model", metavar="URI", help="folder, gs://, s3:// or Hub id[@revision]")
+    parser.add_argument(
+        "--storage-root", metavar="URI", help="keeps records, results, checkpoints and published models"
+    )
+    parser.add_argument("--model-name", metavar="NAME", help="name to publish under (default: the configuration's)")
+    parser.add_argument(
+        "--overrides", default="{}", metavar="JSON", help='this run\'s sft and dpo settings: {"sft": {"epochs": 1}}'
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+    parser.add_argument("--run-id", metavar="ID", help="default: the time and a random part")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends the running step too
+    try:
+        config = absolute_paths(load_config(args.config, args.settings))
+        parameters = run_parameters(config, args)
+        preflight.check(config, parameters)
+        run_id = new_run_id(parameters["storage_root"], args.run_id)
+        return run_here(config, parameters, run_id)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def run_here(config: PipelineConfig, parameters: dict[str, Any], run_id: str) -> int:
+    """Runs the graph, says what it came to, and gives the exit code."""
+    root, steps = parameters["storage_root"], step_names(config)
+    folder = Path("runs") if storage.is_remote(root) else storage.local_path(root)
+    run_folder, artifacts = folder / "runs" / run_id, folder / "artifacts"
+    run_folder.mkdir(parents=True, exist_ok=True)
+    compile_graph(config, run_folder / "graph.yaml")
+    print_start(config, parameters, run_id, run_folder)
+    interrupted = False
+    with view_of(steps) as view:
+        watch = Watch(root, run_id, view)
+        run = LocalRun(run_id, artifacts=artifacts.absolute(), logs=(run_folder / "logs").absolute(), listener=watch)
+        try:
+            run_graph(run_folder / "graph.yaml", parameters, run)
+        except KeyboardInterrupt:
+            interrupted = True
+            watch.interrupt()
+    result = settle(config, root, run_id, [*run.errors, *watch.errors])
+    print_result(result, root)
+    if result.success and not config.save_intermediate:
+        shutil.rmtree(artifacts / run_id, ignore_errors=True)
+    return INTERRUPTED if interrupted else exit_code(result)
+
+
+def exit_code(result: report.PipelineResult) -> int:
+    if result.success:
+        return PROMOTED
+    return STOPPED if result.stopped_by else ERROR
+
+
+@dataclass
+class Watch:
+    """Listens to the runner, completes the run record where a step could not, and shows what happened."""
+
+    storage_root: str
+    run_id: str
+    view: PlainView | LiveView
+    running: tuple[str, datetime] | None = None
+    num_attempts: dict[str, int] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)  # of steps that are no part of the result
+
+    def started(self, step: str) -> None:
+        self.running = (step, datetime.now(UTC))
+        self.num_attempts[step] = self.num_attempts.get(step, 0) + 1
+        self.view.started(step)
+
+    def progress(self, step: str, done: int, total: int, text: str) -> None:
+        self.view.progress(step, done, total, text)
+
+    def finished(self, step: str, exit_code: int, seconds: float, cause: str | None) -> None:
+        found = [entry for entry in record.read_records(self.storage_root, self.run_id) if entry.step == step]
+        if cause and (len(found) < self.num_attempts[step] or found[-1].status != "failed"):
+            found.append(self._record_for(step, seconds, cause))
+        if cause and step == "report_run":
+            self.errors.append(f"{step}: {cause}")
+        self.running = None
+        state, text = outcome(found[-1] if found else None, cause)
+        self.view.ended(step, state, seconds, text)
+
+    def interrupt(self) -> None:
+        """The run was interrupted: the step that was running ends here."""
+        if self.running:
+            step, started = self.running
+            self.finished(step, -signal.SIGINT, (datetime.now(UTC) - started).total_seconds(), "interrupted")
+
+    def _record_for(self, step: str, seconds: float, cause: str) -> record.StepRecord:
+        """The record of a step that was ended, or that failed before or after it kept one itself."""
+        entry = record.StepRecord(
+            step=step, attempt=1, run_id=self.run_id, status="failed", seconds=round(seconds, 3), fingerprint="",
+            started_at=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
+            config={}, inputs={}, outputs={}, measured={}, error=cause,
+        )  # fmt: skip
+        record.write_record(self.storage_root, entry)
+        return entry
+
+
+def outcome(entry: record.StepRecord | None, cause: str | None) -> tuple[str, str]:
+    """State and note of a step for the view."""
+    if cause:
+        return "failed", cause
+    if entry is None:
+        return "done", ""
+    state = "reused" if entry.status == "reused" else "done"
+    if entry.verdict:
+        verdict = Verdict.read(json.dumps(entry.verdict))
+        if not verdict.passed:
+            return "stopped", "; ".join(check.sentence for check in verdict.failed_checks)
+        return state, f"{len(verdict.checks)} of {len(verdict.checks)} checks passed"
+    if "final_loss" in entry.measured:
+        return state, f"loss {entry.measured['final_loss']:.4g}"
+    if "size_gb" in entry.measured:
+        return state, f"{entry.measured['size_gb']:.3g} GB"
+    return state, ""
+
+
+def settle(config: PipelineConfig, storage_root: str, run_id: str, errors: list[str]) -> report.PipelineResult:
+    """The result from the run record. The exit task has written it too, unless it could not or did not know all."""
+    result = report.collect(storage_root, run_id, ReportStep(pipeline_id=config.pipeline_id, steps=step_names(config)))
+    told = {step.name for step in result.steps if step.error}
+    more = [error for error in dict.fromkeys(errors) if error.partition(":")[0] not in told]
+    result = result.model_copy(update={"errors": [*result.errors, *more]})
+    written = storage.join(storage_root, "runs", run_id, report.RESULT)
+    if more or not storage.exists(written):
+        report.publish_report(storage_root, result)
+    return result
+
+
+def run_parameters(config: PipelineConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """The run-time parameters of the graph: the configuration's, and on top those of the command line."""
+    parameters = {name: getattr(args, name) or getattr(config, name) for name in RUN_PARAMETERS}
+    parameters["model_name"] = parameters["model_name"] or config.pipeline_id
+    parameters["storage_root"] = absolute_path(parameters["storage_root"])
+    for name in ("base_model", "sft_dataset", "preference_dataset"):
+        parameters[name] = absolute(parameters[name])
+    try:
+        overrides = json.loads(args.overrides)
+    except ValueError as error:
+        raise ValueError(f"--overrides: {args.overrides[:80]!r} is not JSON: {error}") from error
+    if not isinstance(overrides, dict):
+        raise ValueError(f'--overrides: {args.overrides[:80]!r} is not a JSON object; give {{"sft": {{"epochs": 1}}}}')
+    parameters["overrides"] = check_overrides(overrides)
+    check_run_parameters(parameters)
+    return parameters
+
+
+def absolute_paths(config: PipelineConfig) -> PipelineConfig:
+    """The configuration with local paths made absolute: the steps run in another working directory."""
+    red_team = config.validation.red_team_prompts
+    validation = config.validation.model_copy(update={"red_team_prompts": red_team and absolute_path(red_team)})
+    changes = {
+        "validation": validation,
+        "storage_root": absolute_path(config.storage_root),
+        "publish_root": config.publish_root and absolute_path(config.publish_root),
+        "allowed_prefixes": [absolute(prefix) for prefix in config.allowed_prefixes],
+    }
+    return config.model_copy(update=changes)
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute; Hub ids and remote URIs as they are. `data/rows.jsonl` is a path, there or not."""
+    if not uri or storage.is_remote(uri):
+        return uri
+    is_path = Path(uri).suffix in sources.SUFFIXES or storage.kind(uri) == "local"
+    return absolute_path(uri) if is_path else uri
+
+
+def absolute_path(uri: str) -> str:
+    """The same of what is never a Hub id."""
+    return uri if storage.is_remote(uri) else str(storage.local_path(uri).absolute())
+
+
+def new_run_id(storage_root: str, wanted: str | None) -> str:
+    """A run id without a record: verdicts and receipts of another run must not speak for this one."""
+    if wanted is None:
+        return f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    if not RUN_ID.fullmatch(wanted):
+        raise ValueError(f"--run-id {wanted!r} is not a name; use up to 63 letters, digits, '.', '_' and '-'")
+    if storage.list_files(storage.join(storage_root, "runs", wanted)):
+        raise ValueError(f"--run-id {wanted!r} has a record in {storage_root} already; give another id")
+    return wanted
+
+
+def print_start(config: PipelineConfig, parameters: dict[str, Any], run_id: str, run_folder: Path) -> None:
+    names, stages = step_names(config), config.stages
+    publish_root = config.publish_root or storage.join(parameters["storage_root"], "published")
+    print_pairs({
+        "Run": run_id,
+        "Pipeline": config.pipeline_id,
+        "Base model": parameters["base_model"],
+        "SFT data": parameters["sft_dataset"] if stages.sft.enabled else None,
+        "Preferences": parameters["preference_dataset"] if stages.dpo.enabled else None,
+        "Overrides": json.dumps(parameters["overrides"]) if parameters["overrides"] else None,
+        "Publishes to": f"{publish_root}/{parameters['model_name']}",
+        "Storage": parameters["storage_root"],
+        "Logs": run_folder / "logs",
+        "Steps": f"{len(names)}, {sum(name.startswith('check_') for name in names)} of them gates",
+    })  # fmt: skip
+    print(flush=True)
+
+
+def print_result(result: report.PipelineResult, storage_root: str) -> None:
+    """What the run came to; if a gate stopped it, each check that failed and where the evidence is."""
+    print("\nPIPELINE RESULT")
+    print_pairs({
+        "Success": "yes" if result.success else "no",
+        "Stages completed": ", ".join(result.stages_completed) or "none",
+        "Total time": report.duration(result.total_time_seconds),
+        "Final model": result.final_model_path or "none",
+        "Errors": "\n".join(result.errors) or "none",
+        "Reused": ", ".join(result.reused) or None,
+    })  # fmt: skip
+    folder = storage.join(storage_root, "runs", result.run_id)
+    if result.stopped_by:
+        print(f"\nSTOPPED BY {result.stopped_by}")
+        for check in result.gates[result.stopped_by].failed_checks:
+            limit = None if check.limit is None else f"{check.relation} {check.limit:.4g}"
+            value = None if check.limit is None else "no number" if check.value is None else f"{check.value:.4g}"
+            print_pairs(
+                {"Check": check.name, "Value": value, "Limit": limit, "Seen": check.detail, "Remedy": check.remedy}
+            )
+        evidence = {"Verdict": "verdict.json", "Its page": "verdict.html"}
+        places = {title: storage.join(folder, result.stopped_by, name) for title, name in evidence.items()}
+        print_pairs({title: place for title, place in places.items() if storage.exists(place)})
+    print_pairs({"Report": storage.join(folder, report.REPORT), "Result": storage.join(folder, report.RESULT)})
+
+
+def print_pairs(pairs: dict[str, Any]) -> None:
+    """Aligned `key: value` lines; what is empty is left out, and further lines of a value stand below its first."""
+    indent = "\n" + " " * 20
+    for key, value in pairs.items():
+        if value:
+            print(f"{key + ':':<20}{str(value).replace(chr(10), indent)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Fixtures shared by all tests: a tiny model, an adapter on it, and the Task API rows both are trained on."""
+
+from pathlib import Path
+
+import pytest
+
+from examples.task_api.generate import generate, write
+from examples.task_api.tiny import build_tiny_model
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """Folder of a 2-layer Llama, hidden size 64, bfloat16, ChatML. Read only: copy it before changing it."""
+    return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model", seed=0)
+
+
+@pytest.fixture(scope="session")
+def taught_model(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """`tiny_model` after 60 steps on other Task API rows: most answers have the form; SFT makes it nearly all."""
+    return build_tiny_model(tmp_path_factory.mktemp("tiny") / "taught", seed=0, num_steps=60)
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Folder of a float32 LoRA adapter on `tiny_model`, r=4, all linear layers, B not zero. Read only."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    path = tmp_path_factory.mktemp("tiny") / "adapter"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        adapted = get_peft_model(model, config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+    adapted.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def task_api_rows() -> dict[str, list[dict]]:
+    """Rows of the Task API example by file: sft (48), preferences (32), eval (8), red_team (8). Read only."""
+    return generate(num_sft=48, num_preferences=32, num_eval=8, num_red_team=8, seed=0)
+
+
+@pytest.fixture(scope="session")
+def task_api_files(tmp_path_factory: pytest.TempPathFactory, task_api_rows: dict[str, list[dict]]) -> Path:
+    """Folder with those rows as sft.jsonl, preferences.jsonl, eval.jsonl, red_team.jsonl."""
+    path = tmp_path_factory.mktemp("task_api")
+    write(task_api_rows, path)
+    return path

@@ -1,0 +1,192 @@
+"""The compiled graph: its shapes, its gates on both sides, and where its steps run."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.compiler import compile_graph
+from pipelines.steps import step_names
+from posttrain.config import PipelineConfig, load_config
+
+GOLDEN = Path(__file__).parent / "golden"
+SHAPES = {
+    "full": [],
+    "sft_only": ["stages.dpo.enabled=false"],
+    "dpo_only": ["stages.sft.enabled=false"],
+    "adapter": [
+        "stages.dpo.enabled=false",
+        "stages.merge.enabled=false",
+        "validation.custom_checks=[output_format_valid]",
+    ],
+}
+
+
+class Graph:
+    """A compiled package, with the tasks of all its nested groups by their display names."""
+
+    def __init__(self, path: Path):
+        self.spec, self.platform = yaml.safe_load_all(path.read_text())
+        self.tasks, self.conditions = {}, {}
+        self._walk(self.spec["root"], under=())
+
+    def _walk(self, component: dict, under: tuple[str, ...]) -> None:
+        for name, task in component["dag"]["tasks"].items():
+            child = self.spec["components"][task["componentRef"]["name"]]
+            if "dag" in child:
+                condition = task.get("triggerPolicy", {}).get("condition")
+                self.conditions |= {task["taskInfo"]["name"]: condition} if condition else {}
+                self._walk(child, (*under, task["taskInfo"]["name"]))
+            else:
+                executor = self.spec["deploymentSpec"]["executors"][child["executorLabel"]]
+                self.tasks[task["taskInfo"]["name"]] = {
+                    "under": under,
+                    "task": task,
+                    "container": executor["container"],
+                    "kubernetes": self.kubernetes(child["executorLabel"]),
+                    "key": name,
+                }
+
+    def kubernetes(self, executor: str) -> dict:
+        return self.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].get(executor, {})
+
+    def config_of(self, step: str) -> dict:
+        return self.tasks[step]["task"]["inputs"]["parameters"]["config"]["runtimeValue"]["constant"]
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs")
+    result = {}
+    for shape, settings in SHAPES.items():
+        compile_graph(load_config("configs/pipeline_config.yaml", settings), folder / f"{shape}.yaml")
+        result[shape] = Graph(folder / f"{shape}.yaml")
+    return result
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_step_names_are_those_of_the_graph(graphs, shape):
+    names = [name for name in graphs[shape].tasks if not name.startswith(("reject_", "report_run"))]
+    assert sorted(names) == sorted(step_names(load_config("configs/pipeline_config.yaml", SHAPES[shape])))
+
+
+@pytest.mark.parametrize("shape", ["sft_only", "dpo_only"])
+def test_shorter_shapes_match_their_golden_files(tmp_path, shape):
+    compile_graph(load_config("configs/pipeline_config.yaml", SHAPES[shape]), tmp_path / "graph.yaml")
+    assert (tmp_path / "graph.yaml").read_text() == (GOLDEN / f"{shape}.yaml").read_text(), (
+        "wanted? then run: make golden"
+    )
+
+
+def test_the_full_shape_is_the_committed_package(tmp_path):
+    compile_graph(load_config("configs/pipeline_config.yaml"), tmp_path / "graph.yaml")
+    assert (tmp_path / "graph.yaml").read_text() == Path("post_training.yaml").read_text(), (
+        "wanted? then run: make golden"
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_gate_has_both_branches_and_a_reject(graphs, shape):
+    graph = graphs[shape]
+    gates = [name for name in graph.tasks if name.startswith("check_")]
+    assert gates
+    for gate in gates:
+        name, key = gate.removeprefix("check_"), graph.tasks[gate]["key"]
+        for branch, wanted in ((f"{name}-passed", "true"), (f"{name}-failed", "false")):
+            condition = next(text for group, text in graph.conditions.items() if group.startswith(branch))
+            assert f"pipelinechannel--{key}-passed" in condition
+            assert f"== {wanted}" in condition
+        assert graph.tasks[f"reject_{name}"]["under"][-1] == f"{name}-failed"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_publishing_lies_behind_every_gate(graphs, shape):
+    graph = graphs[shape]
+    gates = [name for name in graph.tasks if name.startswith("check_")]
+    assert list(graph.tasks["publish_model"]["under"]) == [
+        "line",
+        *(f"{g.removeprefix('check_')}-passed" for g in gates),
+    ]
+    assert graph.config_of("publish_model")["required_gates"] == gates
+
+
+@pytest.mark.parametrize(
+    ("shape", "judged"),
+    [
+        ("full", ["check_dpo_merge", "check_alignment"]),
+        ("sft_only", ["check_sft_merge", "check_safety"]),
+        ("dpo_only", ["check_dpo_merge", "check_alignment"]),
+        ("adapter", ["check_sft"]),
+    ],
+)
+def test_what_is_published_was_judged_itself(graphs, shape, judged):
+    assert graphs[shape].config_of("publish_model")["judged_gates"] == judged
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kubeflows_cache_is_off_everywhere(graphs, shape):
+    for name, task in graphs[shape].tasks.items():
+        assert not task["task"]["cachingOptions"].get("enableCache"), name
+
+
+@pytest.mark.parametrize("step", ["train_sft", "train_dpo", "check_sft", "check_alignment"])
+def test_gpu_steps_ask_for_the_gpu_and_its_node(graphs, step):
+    task = graphs["full"].tasks[step]
+    accelerator = task["container"]["resources"]["accelerator"]
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "1")
+    assert task["kubernetes"]["nodeSelector"] == {"labels": {"cloud.google.com/gke-accelerator": "nvidia-l4"}}
+    assert task["kubernetes"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert task["kubernetes"]["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+
+
+@pytest.mark.parametrize(
+    "step", ["fetch_model", "prepare_sft_data", "check_data", "merge_sft", "check_sft_merge", "publish_model"]
+)
+def test_other_steps_ask_for_none(graphs, step):
+    task = graphs["full"].tasks[step]
+    assert "accelerator" not in task["container"]["resources"]
+    assert "nodeSelector" not in task["kubernetes"]
+
+
+@pytest.mark.parametrize(
+    ("step", "minutes", "retries"), [("train_sft", 180, 2), ("merge_sft", 30, 1), ("train_dpo", 120, 2)]
+)
+def test_stages_have_their_timeouts_and_retries(graphs, step, minutes, retries):
+    task = graphs["full"].tasks[step]
+    assert task["kubernetes"]["activeDeadlineSeconds"] == str(minutes * 60)
+    assert task["task"]["retryPolicy"]["maxRetryCount"] == retries
+
+
+def test_every_step_knows_its_run_and_only_fetch_model_the_token(graphs):
+    for name, task in graphs["full"].tasks.items():
+        assert task["kubernetes"]["fieldPathAsEnv"][0]["name"] == "KFP_RUN_ID", name
+        assert bool(task["kubernetes"].get("secretAsEnv")) == (name == "fetch_model"), name
+
+
+def test_reject_is_never_retried(graphs):
+    assert all("retryPolicy" not in t["task"] for name, t in graphs["full"].tasks.items() if name.startswith("reject_"))
+
+
+def test_two_compiles_are_byte_identical(tmp_path):
+    for name in ("a", "b"):
+        compile_graph(load_config("configs/pipeline_config.yaml"), tmp_path / f"{name}.yaml")
+    assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"judge": None}, "validation.judge is empty"),
+        ({"red_team_prompts": None}, "validation.red_team_prompts is empty"),
+        ({"output_format": {"kind": "text"}}, "validation.output_format.declines_with is empty"),
+    ],
+)
+def test_a_gate_with_nothing_to_judge_by_is_refused(tmp_path, changes, words):
+    validation = {
+        "judge": "closed_form",
+        "red_team_prompts": "p.jsonl",
+        "output_format": {"declines_with": "No."},
+    } | changes
+    with pytest.raises(ValueError, match=words):
+        compile_graph(PipelineConfig(validation=validation), tmp_path / "graph.yaml")
+    assert not (tmp_path / "graph.yaml").exists()

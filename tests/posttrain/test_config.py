@@ -1,0 +1,162 @@
+import json
+
+import pytest
+import yaml
+
+from posttrain.config import (
+    MAX_RUN_PARAMETERS_BYTES,
+    CheckSftStep,
+    PipelineConfig,
+    SftStep,
+    check_overrides,
+    check_run_parameters,
+    load_config,
+    parse_step,
+)
+
+AS_ASKED_FOR = """
+pipeline_id: task-api-v1.0
+base_model: unsloth/Qwen2.5-3B-Instruct-bnb-4bit
+output_root: gs://bucket/output
+stages:
+  - {name: sft, enabled: true, config_path: sft.yaml, timeout_minutes: 180, retry_count: 2}
+  - {name: merge, enabled: true, config_path: null, timeout_minutes: 30, retry_count: 1}
+  - {name: dpo, enabled: true, config_path: dpo.yaml, timeout_minutes: 120, retry_count: 2}
+validation:
+  max_loss: 2.0
+  min_accuracy: 0.7
+  check_nan: true
+  custom_checks: [output_format_valid, no_harmful_content]
+gpu_memory_fraction: 0.9
+checkpoint_every_n_steps: 100
+save_intermediate: true
+upload_to_hub: false
+hub_repo_id: null
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "pipeline.yaml").write_text(AS_ASKED_FOR)
+    (tmp_path / "sft.yaml").write_text("learning_rate: 2e-4\nlora_r: 8\n")
+    (tmp_path / "dpo.yaml").write_text("beta: 0.2\n")
+    return tmp_path
+
+
+def test_a_file_with_exactly_the_documented_fields_loads(files):
+    config = load_config(files / "pipeline.yaml")
+    assert config.storage_root == "gs://bucket/output"
+    assert (config.sft.learning_rate, config.sft.lora_r, config.sft.lora_alpha) == (2e-4, 8, 32)
+    assert config.dpo.beta == 0.2
+    assert config.stages.merge.timeout_minutes == 30
+
+
+def test_the_shipped_configuration_holds_the_documented_defaults():
+    shipped, defaults = load_config("configs/pipeline_config.yaml"), PipelineConfig()
+    assert (shipped.sft, shipped.dpo, shipped.stages.merge) == (defaults.sft, defaults.dpo, defaults.stages.merge)
+    assert shipped.base_model == defaults.base_model == "unsloth/Qwen2.5-3B-Instruct-bnb-4bit"
+    assert (shipped.validation.max_loss, shipped.validation.min_accuracy) == (2.0, 0.7)
+
+
+def test_set_wins_over_files(files):
+    config = load_config(
+        files / "pipeline.yaml", ["sft.lora_r=4", "stages.dpo.enabled=false", "validation.max_loss=1e-4"]
+    )
+    assert (config.sft.lora_r, config.stages.dpo.enabled, config.validation.max_loss) == (4, False, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("validation.max_los=1", "validation.max_los: unknown key; did you mean max_loss?"),
+        ("stages.sft.colour=red", "stages.sft.colour: unknown key; known are: enabled, config_path"),
+        ("validation.check_nan=false", "validation.check_nan"),
+        ("sft.learning_rate=-1", "sft.learning_rate = '-1'"),
+        ("sft.learning_rate=.nan", "sft.learning_rate = 'nan'"),
+        ("stages.sft.config_path=gone.yaml", "stages.sft.config_path: 'gone.yaml' is neither beside"),
+        ("stages.merge.enabled=false", "merge is off but dpo is on"),
+        ("upload_to_hub=true", "hub_repo_id is empty"),
+        ("validation.custom_checks=[no_such_check]", "'no_such_check' is not one of output_format_valid"),
+        ("dpo.loss_weights=[1, 2]", "loss_weights has 2 values for 1 loss types"),
+        ("pipeline_id={{x}}", "pipeline_id"),
+        ("validation", "give section.key=value"),
+        ("pipeline_id.x=1", "'pipeline_id' is a value, not a section"),
+    ],
+)
+def test_bad_values_are_one_line_with_file_and_key(files, setting, words):
+    with pytest.raises(ValueError) as caught:
+        load_config(files / "pipeline.yaml", [setting])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a list", "a: [unclosed", "stages: [{enabled: true}]", "stages: [{name: sft}, {name: sft}]"]
+)
+def test_bad_files_are_named(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"c\.yaml"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="gone.yaml: No such file"):
+        load_config(tmp_path / "gone.yaml")
+
+
+def test_numbers_survive_kubeflow_which_turns_integers_into_floats():
+    compiled = json.loads(SftStep().model_dump_json(), parse_int=float)
+    assert parse_step(SftStep, json.dumps(compiled)) == SftStep()
+    assert isinstance(parse_step(SftStep, json.dumps(compiled)).sft.lora_r, int)
+
+
+def test_overrides_change_the_stage_and_nothing_else():
+    step = parse_step(SftStep, json.dumps({"sft": {"lora_r": 8}}), '{"sft": {"epochs": 1}, "dpo": {"beta": 0.3}}')
+    assert (step.sft.lora_r, step.sft.epochs) == (8, 1)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"validation": {"max_loss": 9}}, {"placement": {}}, {"sft": {"no": 1}}, {"dpo": {"beta": 0}}]
+)
+def test_a_run_cannot_loosen_a_gate_or_bring_unknown_keys(overrides):
+    with pytest.raises(ValueError, match="overrides"):
+        parse_step(SftStep, "{}", json.dumps(overrides))
+    with pytest.raises(ValueError, match="overrides"):
+        check_overrides(overrides)
+
+
+def test_a_gate_takes_no_overrides_of_its_limits():
+    assert (
+        parse_step(CheckSftStep, '{"validation": {"max_loss": 1.5}}', '{"sft": {"epochs": 1}}').validation.max_loss
+        == 1.5
+    )
+
+
+def test_run_parameters_are_literal_and_small():
+    check_run_parameters({"base_model": "org/name", "overrides": {"sft": {"epochs": 1}}})
+    with pytest.raises(ValueError, match="model_name.*remove it"):
+        check_run_parameters({"model_name": "{{$.inputs}}"})
+    with pytest.raises(ValueError, match="overrides.*remove it"):
+        check_run_parameters({"overrides": {"sft": {"x": "{{workflow.name}}"}}})
+    with pytest.raises(ValueError, match="at most 8000"):
+        check_run_parameters({"base_model": "x" * MAX_RUN_PARAMETERS_BYTES})
+
+
+def test_prefixes_default_to_the_bucket_of_the_storage_root():
+    assert PipelineConfig(storage_root="gs://a/b/c").prefixes == ["gs://a/", "hf://"]
+    assert PipelineConfig(storage_root="runs").prefixes == ["/", "hf://"]
+    assert PipelineConfig(allowed_prefixes=["gs://only/"]).prefixes == ["gs://only/"]
+
+
+def test_a_schema_file_is_read_into_the_configuration(files):
+    (files / "schema.json").write_text('{"type": "object"}')
+    settings = ["validation.output_format.kind=json_schema", "validation.output_format.schema_path=schema.json"]
+    assert load_config(files / "pipeline.yaml", settings).validation.output_format.json_schema == {"type": "object"}
+    (files / "schema.json").write_text("{")
+    with pytest.raises(ValueError, match=r"schema\.json: not a JSON Schema"):
+        load_config(files / "pipeline.yaml", settings)
+
+
+def test_a_configuration_survives_yaml(files):
+    config = load_config(files / "pipeline.yaml")
+    assert PipelineConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config

@@ -1,0 +1,111 @@
+import json
+
+import pytest
+
+from posttrain import kfp_io, record
+from posttrain.config import SftConfig
+
+DEFAULTS = SftConfig()
+
+
+@pytest.fixture
+def args(tmp_path, monkeypatch):
+    monkeypatch.setenv("KFP_RUN_ID", "run-1")
+    return kfp_io.parser("a step").parse_args(["--step", "train_sft", "--storage-root", str(tmp_path / "root")])
+
+
+@pytest.fixture
+def step(args, tmp_path):
+    """Runs one step which writes a file and a folder; says how often the work was really done."""
+    (tmp_path / "in.txt").write_text("input")
+
+    def run(config=DEFAULTS, **changes):
+        done = []
+
+        def work():
+            done.append(1)
+            (tmp_path / "out.txt").write_text("output")
+            (tmp_path / "model").mkdir(exist_ok=True)
+            (tmp_path / "model" / "weights").write_text("weights")
+            return {"loss": 0.5}
+
+        outputs = {"out": str(tmp_path / "out.txt"), "model": str(tmp_path / "model")}
+        settings = {"inputs": {"in": str(tmp_path / "in.txt")}, "outputs": outputs, "work": work} | changes
+        return record.run_step(args, config=config, **settings), len(done)
+
+    return run
+
+
+def test_a_finished_result_is_reused_by_content(step, tmp_path, args):
+    first, done = step()
+    assert done == 1
+    (tmp_path / "out.txt").unlink()
+    (tmp_path / "model" / "weights").unlink()
+    second, done = step()
+    assert (done, second) == (0, first)
+    assert (tmp_path / "model" / "weights").read_text() == "weights"
+    assert [r.status for r in record.read_records(args.storage_root, "run-1")] == ["succeeded", "reused"]
+
+
+def test_another_input_or_configuration_is_another_result(step, tmp_path):
+    step()
+    assert step(config=SftConfig(epochs=1))[1] == 1
+    (tmp_path / "in.txt").write_text("another input")
+    assert step()[1] == 1
+
+
+def test_a_damaged_result_is_made_again(step, tmp_path, args, caplog):
+    step()
+    (kept,) = (tmp_path / "root" / "results" / "train_sft").rglob("weights")
+    kept.write_text("other weights")
+    assert step()[1] == 1
+    assert "is damaged at 'model'" in caplog.text
+
+
+def test_a_step_that_raises_is_recorded_and_raises(step, args):
+    def work():
+        raise ValueError("row 3 is empty")
+
+    with pytest.raises(ValueError, match="row 3 is empty"):
+        step(work=work)
+    (failed,) = record.read_records(args.storage_root, "run-1")
+    assert (failed.status, failed.error) == ("failed", "ValueError: row 3 is empty")
+    assert step()[1] == 1
+
+
+def test_attempts_are_numbered_and_kept(step, args):
+    for _ in range(3):
+        step(reusable=False)
+    assert [r.attempt for r in record.read_records(args.storage_root, "run-1")] == [1, 2, 3]
+
+
+def test_a_folder_digest_follows_names_and_contents(tmp_path):
+    for name, file, text in (("a", "x/f", "1"), ("b", "x/f", "1"), ("c", "y/f", "1"), ("d", "x/f", "2")):
+        (tmp_path / name / file).parent.mkdir(parents=True)
+        (tmp_path / name / file).write_text(text)
+    a, b, c, d = (record.digest(tmp_path / name) for name in "abcd")
+    assert a == b
+    assert len({a, c, d}) == 3
+
+
+def test_outputs_reach_kubeflow(step, args, tmp_path):
+    passed = tmp_path / "passed"
+    args.executor_input = json.dumps(
+        {
+            "outputs": {
+                "outputFile": str(tmp_path / "output.json"),
+                "parameters": {"passed": {"outputFile": str(passed)}},
+                "artifacts": {"out": {"artifacts": [{"name": "out", "uri": "gs://b/out"}]}},
+            }
+        }
+    )
+    outputs = {"out": str(tmp_path / "out.txt")}
+
+    def work():
+        (tmp_path / "out.txt").write_text("output")
+        return {"passed": True}
+
+    step(outputs=outputs, work=work)
+    written = json.loads((tmp_path / "output.json").read_text())
+    assert (passed.read_text(), written["parameterValues"]) == ("true", {"passed": True})
+    assert written["artifacts"]["out"]["artifacts"][0]["metadata"]["sha256"] == record.digest(tmp_path / "out.txt")

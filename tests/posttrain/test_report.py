@@ -1,0 +1,182 @@
+"""What a run came to, from its record alone."""
+
+import json
+import math
+from html.parser import HTMLParser
+
+import pytest
+
+from posttrain import record, report, storage
+from posttrain.config import RUN_ID_ENV, ReportStep
+from posttrain.verdict import Verdict, at_most, below, holds
+
+STEPS = [
+    "fetch_model", "train_sft", "check_sft", "merge_sft", "check_sft_merge", "train_dpo", "merge_dpo",
+    "check_alignment", "publish_model",
+]  # fmt: skip
+SETTINGS = ReportStep(pipeline_id="demo-v1", steps=STEPS)
+GOOD = at_most("held_out_loss", 1.5, 2.0)
+BAD = below("held_out_loss", 2.5, 2.0, detail="nats per token", remedy="Train longer.")
+
+
+@pytest.fixture
+def keep(tmp_path):
+    """Writes the record of a step into the run `r1` and gives the storage root when called without a step."""
+    clock = iter(range(60))
+
+    def write(step: str, status="succeeded", *, checks=None, measured=None, error=None, fingerprint="f", outputs=None):
+        verdict = checks and Verdict(gate=step, subject={"model": "0" * 64}, checks=checks).model_dump(mode="json")
+        entry = record.StepRecord(
+            step=step, attempt=1, run_id="r1", status=status, started_at=f"2026-01-01T00:00:{next(clock):02d}+00:00",
+            seconds=2.5, fingerprint=fingerprint, config={}, inputs={"base": "a" * 64},
+            outputs={"model": "b" * 64} if outputs is None else outputs,
+            measured=measured or {}, verdict=verdict, error=error,
+        )  # fmt: skip
+        record.write_record(str(tmp_path), entry)
+
+    return write
+
+
+def publish(tmp_path, keep, **changes):
+    """A whole run, with a published model."""
+    manifest = storage.join(str(tmp_path), "published", "m", "1", "manifest.json")
+    storage.write_bytes(manifest, json.dumps({"sha256": "c" * 64}).encode())
+    measured = {
+        "train_sft": {"final_loss": 0.5}, "merge_sft": {"size_gb": 1.0}, "train_dpo": {"final_loss": 0.25},
+        "merge_dpo": {"size_gb": 1.5},
+        "publish_model": {"uri": f"{tmp_path}/published/m/1", "manifest_uri": manifest, "sha256": "c" * 64} | changes,
+    }  # fmt: skip
+    for step in STEPS:
+        keep(step, checks=[GOOD] if step.startswith("check_") else None, measured=measured.get(step))
+
+
+def collect(tmp_path):
+    return report.collect(str(tmp_path), "r1", SETTINGS)
+
+
+def test_a_published_model_is_a_success(tmp_path, keep):
+    publish(tmp_path, keep)
+    result = collect(tmp_path)
+    assert result.success
+    assert result.final_model_path == f"{tmp_path}/published/m/1"
+    assert result.stages_completed == ["sft", "merge", "dpo"]
+    assert result.total_time_seconds == pytest.approx(8 + 2.5)
+    assert result.errors == []
+    assert result.stopped_by is None
+    assert {step.status for step in result.steps} == {"succeeded"}
+    assert json.loads(report.to_json(result))["stage_results"] == {
+        "sft": {"success": True, "loss": 0.5, "time_seconds": 2.5},
+        "merge": {"success": True, "size_gb": 1.5, "time_seconds": 5.0},
+        "dpo": {"success": True, "loss": 0.25, "time_seconds": 2.5},
+    }
+    assert list(json.loads(report.to_json(result)))[:4] == [
+        "success", "pipeline_id", "final_model_path", "stages_completed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": "d" * 64}, "names another model"),
+        ({"manifest_uri": "/nowhere/manifest.json"}, "cannot be read"),
+    ],
+)
+def test_a_receipt_without_its_model_is_no_success(tmp_path, keep, changes, message):
+    publish(tmp_path, keep, **changes)
+    result = collect(tmp_path)
+    assert not result.success
+    assert message in result.errors[-1]
+
+
+def test_steps_without_a_receipt_are_no_success(tmp_path, keep):
+    for step in STEPS[:-1]:
+        keep(step, checks=[GOOD] if step.startswith("check_") else None)
+    result = collect(tmp_path)
+    assert not result.success
+    assert result.steps[-1].status == "lost"
+    assert result.errors == [f"publish_model: {report.LOST}"]
+
+
+def test_a_gate_that_stopped_the_run_explains_what_did_not_run(tmp_path, keep):
+    keep("fetch_model")
+    keep("train_sft", measured={"final_loss": 3.0})
+    keep("check_sft", checks=[GOOD, BAD, holds("eos_kept", math.nan, remedy="Look.")])
+    keep("reject_sft", status="failed", error="Rejected: rejected by check_sft")
+    result = collect(tmp_path)
+    assert result.stopped_by == "check_sft"
+    assert [step.name for step in result.steps][2:5] == ["check_sft", "reject_sft", "merge_sft"]
+    assert {step.status for step in result.steps[4:]} == {"not run"}
+    assert result.stages_completed == []
+    assert result.errors == [
+        "check_sft: held_out_loss: 2.5, not < 2 (nats per token). Train longer.",
+        "check_sft: eos_kept. Look.",
+    ]
+
+
+def test_a_step_without_a_record_is_lost_and_only_that_one(tmp_path, keep):
+    keep("fetch_model")
+    result = collect(tmp_path)
+    assert [step.status for step in result.steps] == ["succeeded", "lost"] + ["not run"] * 7
+    assert report.headline(result) == "Failed at train_sft"
+
+
+def test_the_last_attempt_counts_and_the_time_of_all(tmp_path, keep):
+    keep("fetch_model", status="failed", error="ConnectionError: gone")
+    keep("fetch_model")
+    first = collect(tmp_path).steps[0]
+    assert (first.status, first.num_attempts, first.seconds, first.error) == ("succeeded", 2, 5.0, None)
+
+
+def test_an_empty_record_is_an_answer_too(tmp_path, monkeypatch):
+    monkeypatch.setenv(RUN_ID_ENV, "r1")
+    report.main([
+        "--step", "report_run", "--storage-root", str(tmp_path), "--config", SETTINGS.model_dump_json(),
+        "--status", '{"state": "CANCELED"}', "--result", str(tmp_path / "result"), "--report", str(tmp_path / "report"),
+    ])  # fmt: skip
+    result = json.loads((tmp_path / "result").read_text())
+    assert result["success"] is False
+    assert result["total_time_seconds"] == 0
+    assert result["errors"] == [f"fetch_model: {report.LOST}"]
+    for name in ("pipeline_result.json", "report.html"):
+        assert (tmp_path / "runs" / "r1" / name).is_file()
+    assert collect(tmp_path).steps[0].status == "lost"  # its own record is no part of the result
+
+
+def test_verdicts_and_curves_lie_in_the_folder_of_the_run(tmp_path, keep):
+    storage.write_bytes(storage.join(str(tmp_path), "results", "train_sft", "f", "curve"), b"<svg>")
+    storage.write_bytes(storage.join(str(tmp_path), "results", "check_sft", "f", "report"), b"<p>")
+    keep("train_sft", outputs={"curve": "1" * 64})
+    keep("check_sft", checks=[BAD], outputs={"report": "2" * 64, "verdict": "3" * 64})
+    keep("merge_sft", status="failed", fingerprint="", error="lost", outputs={})
+    report.publish_report(str(tmp_path), collect(tmp_path))
+    folder = tmp_path / "runs" / "r1"
+    assert (folder / "train_sft" / "curve.html").read_text() == "<svg>"
+    assert (folder / "check_sft" / "verdict.html").read_text() == "<p>"
+    assert Verdict.read((folder / "check_sft" / "verdict.json").read_bytes()).failed_checks == [BAD]
+    assert '<a href="train_sft/curve.html">' in (folder / "report.html").read_text()
+
+
+def test_the_report_runs_no_script_and_escapes_what_it_shows(tmp_path, keep):
+    hostile = "<script>alert(1)</script>\" onload='x' {{ 7 * 7 }}"
+    keep("fetch_model", status="failed", error=hostile)
+    keep("check_sft", checks=[below(hostile, math.inf, 2.0, detail=hostile, remedy=hostile)])
+
+    class Tags(HTMLParser):
+        seen: set = set()
+
+        def handle_starttag(self, tag, attrs):
+            self.seen |= {tag, *(name for name, _ in attrs)}
+
+    html = report.to_html(collect(tmp_path))
+    Tags().feed(html)
+    assert not Tags.seen & {"script", "onload", "img", "link", "iframe"}
+    assert "&lt;script&gt;" in html
+    assert "{{ 7 * 7 }}" in html
+    assert "no number" in html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (125, "2 min 05 s"), (11520, "3 h 12 min")]
+)
+def test_a_duration_reads_well(seconds, text):
+    assert report.duration(seconds) == text

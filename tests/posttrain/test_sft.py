@@ -1,0 +1,181 @@
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from posttrain import backend, callbacks, record, sft, storage, training
+from posttrain.checkpoints import Checkpoints, Diverged
+from posttrain.config import SftConfig, SftStep
+from posttrain.data import num_trainable_tokens, read_jsonl, render, write_jsonl
+
+# 10 rows in batches of 2 are 5 batches, so 3 steps in an epoch, the last of half the size.
+CONFIG = SftConfig(
+    max_seq_length=256, lora_r=4, lora_dropout=0.2, epochs=2, batch_size=2, gradient_accumulation=2, learning_rate=0.01,
+    save_steps=2,
+)  # fmt: skip
+
+
+class Killed(BaseException):
+    """Nothing in the product catches this."""
+
+
+@pytest.fixture(scope="module")
+def rows(task_api_files, tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("rows")
+    write_jsonl(folder / "train.jsonl", read_jsonl(task_api_files / "sft.jsonl")[:10])
+    write_jsonl(folder / "eval.jsonl", read_jsonl(task_api_files / "eval.jsonl")[:1])
+    return {name: str(folder / f"{name}.jsonl") for name in ("train", "eval")}
+
+
+def outputs_in(folder: Path) -> dict[str, str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: str(folder / name) for name in ("adapter", "metrics", "curve")}
+
+
+def train(model, rows, folder: Path, *, config: SftConfig = CONFIG, run_id: str = "run") -> dict:
+    checkpoints = Checkpoints(str(folder / "store"), "train_sft", "f" * 64, run_id=run_id, limit=3)
+    step = SftStep(sft=config)
+    return sft.train(str(model), files=rows, outputs=outputs_in(folder / "out"), step=step, checkpoints=checkpoints)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, rows, tmp_path_factory) -> tuple[Path, dict]:
+    """Outputs and metrics of a training that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder / "out", train(tiny_model, rows, folder)
+
+
+def same_files(one: Path, other: Path) -> bool:
+    return record.digest(one) == record.digest(other)
+
+
+def test_learns_and_says_what_it_did(whole):
+    out, metrics = whole
+    assert json.loads((out / "metrics").read_text()) == metrics
+    assert metrics["final_loss"] < metrics["first_loss"] and math.isfinite(metrics["eval_loss"])
+    expected = {"total_steps": 6, "epochs_completed": 2.0, "samples_processed": 20, "num_train_rows": 10}
+    assert {name: metrics[name] for name in expected} == expected
+    assert "<svg" in (out / "curve").read_text()
+
+
+def test_adapter_folder_holds_the_adapter_alone_and_no_path(whole):
+    adapter = whole[0] / "adapter"
+    assert sorted(file.name for file in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "base"
+    assert settings["target_modules"] == sorted(CONFIG.target_modules)
+
+
+def test_loss_is_that_of_the_completion_with_its_end_of_turn(whole, tiny_model, rows):
+    out, metrics = whole
+    tokenizer, model = backend.load_tokenizer(tiny_model), backend.load_model(tiny_model, out / "adapter")
+    (row,) = read_jsonl(rows["eval"])
+    tokens = torch.tensor([render(tokenizer, row["prompt"], row["completion"])])
+    num_answer_tokens = num_trainable_tokens(tokenizer, row, CONFIG.max_seq_length)
+    labels = tokens.clone()
+    labels[0, :-num_answer_tokens] = -100
+    assert tokenizer.eos_token_id in labels
+    with torch.no_grad():
+        assert model(tokens, labels=labels).loss.item() == pytest.approx(metrics["eval_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("last_step", [1, 5])
+def test_killed_and_resumed_gives_the_same_bytes(whole, tiny_model, rows, tmp_path, monkeypatch, caplog, last_step):
+    def die(args, state, logs, dataloader):
+        if state.global_step == last_step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "log_step", die)
+        with pytest.raises(Killed):
+            train(tiny_model, rows, tmp_path)
+    assert not (tmp_path / "out" / "adapter").exists()
+    with caplog.at_level(logging.INFO):
+        metrics = train(tiny_model, rows, tmp_path)
+    assert ("step-00000004" in caplog.text) == (last_step == 5)
+    assert ("step 1/6" in caplog.text) == (last_step == 1) and "step 6/6 loss " in caplog.text
+    assert metrics == whole[1] and same_files(tmp_path / "out", whole[0])
+
+
+def test_killed_after_the_last_step_trains_nothing_again(whole, tiny_model, rows, tmp_path, monkeypatch, caplog):
+    def die(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "summary", die)
+        with pytest.raises(Killed):
+            train(tiny_model, rows, tmp_path)
+    with caplog.at_level(logging.INFO):
+        train(tiny_model, rows, tmp_path, run_id="another run")
+    assert "loss" not in caplog.text and same_files(tmp_path / "out", whole[0])
+
+
+@pytest.fixture
+def poisoned(tiny_model, rows, tmp_path) -> tuple[Path, dict[str, str]]:
+    """A model that cannot bear one token, and rows of which number 7 holds it."""
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    token = backend.load_tokenizer(model).convert_tokens_to_ids("<|endoftext|>")
+    weights["model.embed_tokens.weight"][token] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    train_rows = read_jsonl(rows["train"])
+    train_rows[7]["prompt"][-1]["content"] += "<|endoftext|>"
+    write_jsonl(tmp_path / "train.jsonl", train_rows)
+    return model, rows | {"train": str(tmp_path / "train.jsonl")}
+
+
+def test_first_nan_ends_the_run_and_its_retries(poisoned, tmp_path, monkeypatch):
+    model, rows = poisoned
+    bad_id = read_jsonl(rows["train"])[7]["id"]
+    with pytest.raises(Diverged, match=r"^diverged at step \d/6: loss nan, .*learning rate .*, rows .*") as caught:
+        train(model, rows, tmp_path, config=CONFIG.model_copy(update={"save_steps": 1}))
+    message = str(caught.value)
+    assert bad_id in message and "\n" not in message
+    assert not any((tmp_path / "out").iterdir())
+    files = storage.list_files(tmp_path / "store")
+    assert [name for name in files if name.endswith("run/DIVERGED.json")]
+    step = int(message.split("step ")[1].split("/")[0])
+    assert not [name for name in files if f"step-{step:08}" in name]  # what is kept is from before
+
+    monkeypatch.setattr(backend, "load_for_training", None)  # a retry does not get that far
+    with pytest.raises(Diverged) as again:
+        train(model, rows, tmp_path)
+    assert str(again.value) == message
+
+
+def test_long_rows_are_left_out_and_counted(tiny_model, rows, tmp_path):
+    train_rows = read_jsonl(rows["train"])
+    train_rows[3]["prompt"][-1]["content"] += " again" * 300
+    write_jsonl(tmp_path / "train.jsonl", train_rows[:6])
+    config = CONFIG.model_copy(update={"epochs": 1, "batch_size": 64, "gradient_accumulation": 64})
+    metrics = train(tiny_model, rows | {"train": str(tmp_path / "train.jsonl")}, tmp_path, config=config)
+    assert metrics["num_train_rows"] == 5 and metrics["num_rows_left_out"] == 1
+    assert metrics["total_steps"] == 1 and metrics["samples_processed"] == 5
+
+
+def test_no_row_fits(tiny_model, rows, tmp_path):
+    words = r"train.jsonl: none of 10 rows fits max_seq_length 8, the shortest has \d+ tokens: raise max_seq_length"
+    with pytest.raises(ValueError, match=words):
+        train(tiny_model, rows, tmp_path, config=CONFIG.model_copy(update={"max_seq_length": 8}))
+
+
+def test_command_reuses_its_finished_result(tiny_model, rows, tmp_path, monkeypatch):
+    outputs = outputs_in(tmp_path / "out")
+    paths = {"base": str(tiny_model), **rows, **outputs}
+    flags = [part for name, path in paths.items() for part in (f"--{name}", path)]
+    config = {"sft": {"epochs": 1, "max_seq_length": 256, "lora_r": 2, "batch_size": 8}}
+    argv = ["--step", "train_sft", "--storage-root", str(tmp_path / "store"), "--config", json.dumps(config), *flags]
+    sft.main(argv)
+    first = record.digest(outputs["adapter"])
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(sft, "train", None)
+    sft.main(argv)
+    assert record.digest(outputs["adapter"]) == first
+    statuses = [entry.status for entry in record.read_records(str(tmp_path / "store"), record.run_id())]
+    assert statuses == ["succeeded", "reused"]

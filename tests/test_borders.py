@@ -1,0 +1,62 @@
+"""Who may import whom: the graph has no torch, the images have no kfp, and posttrain never imports validators."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STAGES = sorted(path.stem for path in Path("posttrain").glob("*.py") if path.stem != "__init__")
+GATES = sorted(path.stem for path in Path("validators").glob("*.py") if path.stem != "__init__")
+TRAINING_LIBRARIES = ["torch", "transformers", "trl", "peft", "datasets", "unsloth"]
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def without(*modules: str) -> str:
+    return f"import sys; sys.modules.update(dict.fromkeys({list(modules)!r})); "
+
+
+def test_the_graph_compiles_without_torch(tmp_path):
+    code = (
+        without(*TRAINING_LIBRARIES)
+        + f"import compile; sys.exit(compile.main(['--output', {str(tmp_path / 'g.yaml')!r}]))"
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_image_side_imports_without_kfp_and_without_torch():
+    modules = [f"posttrain.{name}" for name in STAGES] + [f"validators.{name}" for name in GATES]
+    result = run(without("kfp", *TRAINING_LIBRARIES) + f"import {', '.join(modules)}")
+    assert result.returncode == 0, result.stderr
+
+
+def test_posttrain_never_imports_validators_nor_the_graph():
+    for name in STAGES:
+        tree = ast.parse(Path(f"posttrain/{name}.py").read_text())
+        imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not {module.split(".")[0] for module in imported} & {"validators", "pipelines", "components", "kfp"}, (
+            name
+        )
+
+
+def test_the_graph_imports_nothing_of_posttrain_but_its_configuration():
+    files = [*Path("pipelines").glob("*.py"), *Path("components").glob("*.py"), Path("compile.py")]
+    for file in files:
+        tree = ast.parse(file.read_text())
+        imports = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+        assert {m for m in imports if m.startswith(("posttrain", "validators"))} <= {"posttrain", "posttrain.config"}, (
+            file
+        )
+
+
+@pytest.mark.parametrize("module", ["posttrain.sft", "posttrain.dpo", "validators.sft", "validators.alignment"])
+def test_help_needs_no_torch(module):
+    result = run(without("torch") + f"import {module} as m; m.build_parser().print_help()")
+    assert result.returncode == 0, result.stderr
+    assert "--executor-input" in result.stdout

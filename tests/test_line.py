@@ -1,0 +1,161 @@
+"""The whole line on a tiny model, as a user runs it: promoted once, stopped by each gate, reused, bad input refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from examples.task_api.generate import DECLINE, generate, write
+from posttrain import record
+
+GATES = {
+    "check_data": "validation.min_train_rows=100000",
+    "check_sft": "validation.max_loss=0.0001",
+    "check_sft_merge": "validation.max_merge_kl=1e-15",
+    "check_alignment": "validation.min_margin=1000",
+}
+TRAINING = {"learning_rate": 5e-3, "batch_size": 8, "gradient_accumulation": 1, "lora_dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory, taught_model):
+    """A folder with data and a configuration, and a storage root that all tests share, so that results are reused."""
+    folder = tmp_path_factory.mktemp("line")
+    write(generate(num_sft=160, num_preferences=96, num_red_team=8, seed=0), folder)
+    config = {
+        "pipeline_id": "tiny",
+        "base_model": str(taught_model),
+        "sft_dataset": str(folder / "sft.jsonl"),
+        "preference_dataset": str(folder / "preferences.jsonl"),
+        "storage_root": str(folder / "root"),
+        "sft": TRAINING | {"epochs": 3, "max_seq_length": 160},
+        "dpo": TRAINING | {"epochs": 1, "max_seq_length": 160, "learning_rate": 1e-3, "target_modules": "all-linear"},
+        "data": {"eval_fraction": 0.15},
+        "validation": {
+            "output_format": {
+                "kind": "json_schema",
+                "schema_path": str(Path("examples/task_api/schema.json").absolute()),
+                "declines_with": DECLINE,
+            },
+            "judge": "closed_form",
+            "red_team_prompts": str(folder / "red_team.jsonl"),
+            "num_generated_answers": 16,
+            "max_new_tokens": 64,
+            "min_format_valid_rate": 0.5,
+            "max_format_drop": 0.3,
+            "min_harmless_rate": 0.0,
+            "max_harmless_drop": 1.0,
+            "min_accuracy": 0.5,
+            "max_chosen_drop": 5.0,
+        },
+    }
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def run(line: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "run_pipeline.py", "--config", str(line / "pipeline.yaml"), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, timeout=280
+    )
+
+
+@pytest.fixture(scope="module")
+def promoted(line):
+    result = run(line, "--run-id", "promoted")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def result_of(line: Path, run_id: str) -> dict:
+    return json.loads((line / "root" / "runs" / run_id / "pipeline_result.json").read_text())
+
+
+def test_a_promoted_run_says_so_and_publishes(line, promoted):
+    assert "PIPELINE RESULT" in promoted.stdout
+    result = result_of(line, "promoted")
+    assert result["success"] is True
+    assert result["stages_completed"] == ["sft", "merge", "dpo"]
+    assert result["errors"] == []
+    published = Path(result["final_model_path"])
+    assert published.parent.parent == line / "root" / "published"
+    manifest = json.loads((published / "manifest.json").read_text())
+    assert manifest
+
+
+def test_the_published_model_loads_without_peft_and_answers(line, promoted):
+    code = (
+        "import sys; sys.modules['peft'] = None\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"path = {result_of(line, 'promoted')['final_model_path']!r}\n"
+        "model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)\n"
+        f"prompt = {json.loads((line / 'eval.jsonl').read_text().splitlines()[0])['prompt']!r}\n"
+        "asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors='pt')\n"
+        "answer = model.generate(**asked, max_new_tokens=96, do_sample=False)[0].tolist()\n"
+        "sys.exit(answer[-1] != tokenizer.eos_token_id)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_second_run_reuses_what_is_finished(line, promoted):
+    second = run(line, "--run-id", "again")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "Reused" in second.stdout
+    reused = {entry.step for entry in record.read_records(str(line / "root"), "again") if entry.status == "reused"}
+    assert {"train_sft", "train_dpo", "merge_sft", "merge_dpo", "check_sft", "check_alignment"} <= reused
+    assert result_of(line, "again")["final_model_path"] == result_of(line, "promoted")["final_model_path"]
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_each_gate_stops_the_line(line, promoted, gate):
+    published = sorted((line / "root" / "published").rglob("*"))
+    stopped = run(line, "--run-id", f"stopped-{gate}", "--set", GATES[gate])
+    assert stopped.returncode == 2, stopped.stdout + stopped.stderr
+    assert f"STOPPED BY {gate}" in stopped.stdout
+    result = result_of(line, f"stopped-{gate}")
+    assert (result["success"], result["stopped_by"], result["final_model_path"]) == (False, gate, None)
+    ran = [entry.step for entry in record.read_records(str(line / "root"), f"stopped-{gate}")]
+    assert f"reject_{gate.removeprefix('check_')}" in ran
+    assert ran[-2:] == [f"reject_{gate.removeprefix('check_')}", "report_run"] or "publish_model" not in ran
+    evidence = line / "root" / "runs" / f"stopped-{gate}" / gate
+    assert json.loads((evidence / "verdict.json").read_text())["passed"] is False
+    assert "<html" in (evidence / "verdict.html").read_text()
+    assert sorted((line / "root" / "published").rglob("*")) == published
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_the_shorter_graphs_run_too(line, promoted, stage):
+    off = "dpo" if stage == "sft" else "sft"
+    result = run(
+        line, "--run-id", f"{stage}-only", "--set", f"stages.{off}.enabled=false", "--model-name", f"{stage}-only"
+    )
+    assert result.returncode in (0, 2), result.stdout + result.stderr
+    ran = {entry.step for entry in record.read_records(str(line / "root"), f"{stage}-only")}
+    assert f"train_{off}" not in ran
+    assert ("check_safety" if stage == "sft" else "check_alignment") in ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "validation.max_los=1"], "validation.max_los: unknown key"),
+        (["--sft-dataset", "gone.jsonl"], "gone.jsonl"),
+        (["--base-model", "/nowhere/model"], "base_model"),
+        (["--model-name", "{{workflow.name}}"], "model_name"),
+        (["--overrides", '{"validation": {"max_loss": 9}}'], "overrides"),
+        (["--storage-root", "gs://elsewhere/root"], "storage_root"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_runs(line, arguments, words):
+    before = sorted((line / "root").rglob("*"))
+    result = run(line, *arguments)
+    assert result.returncode == 1
+    (error,) = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert words in error
+    assert sorted((line / "root").rglob("*")) == before

@@ -1,0 +1,239 @@
+"""From the command line to the exit code: real graph, record, publishing and report; the work is stood in for."""
+
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+import run_pipeline
+from pipelines.local import ROOT
+from posttrain import record
+from posttrain.verdict import Verdict
+
+# Stands for every module that fetches, trains, merges or judges: instant work inside the real run record.
+STAND_IN = """
+import json, os, sys
+from pathlib import Path
+from posttrain import config, kfp_io, record
+from posttrain.verdict import Verdict, at_most
+
+args, rest = kfp_io.parser(None).parse_known_args()
+plan = json.loads(os.environ.get("PLAN", "{}")).get(args.step)
+if plan == "crash":
+    sys.exit("ImportError: no such library")
+wanted = json.loads(args.executor_input)
+paths = lambda side: {name: found["artifacts"][0]["uri"] for name, found in wanted[side].get("artifacts", {}).items()}
+inputs, outputs = paths("inputs"), paths("outputs")
+gate = args.step.startswith("check_")
+
+def work():
+    for name, path in outputs.items():
+        Path(path).mkdir() if name == "model" else None
+        file = Path(path, "weights") if name == "model" else Path(path)
+        file.write_text(f"{name} of {args.step}")
+    if not gate:
+        return {"final_loss": 0.5} if args.step.startswith("train_") else {}
+    loss = at_most("held_out_loss", 9.0 if plan == "fail" else 0.5, 2.0, remedy="Train longer.")
+    subject = {name: record.digest(path) for name, path in inputs.items()}
+    verdict = Verdict(gate=args.step, subject=subject, checks=[loss])
+    Path(outputs["verdict"]).write_text(verdict.model_dump_json())
+    return {"passed": verdict.passed}
+
+if args.step.startswith("train_"):
+    print("INFO: step 4/4 loss 0.5", file=sys.stderr)
+settings = config.parse_step(config.STEP_SECTIONS["check_sft"] if gate else config.FetchStep, "{}", args.overrides)
+record.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work)
+"""
+STAND_INS = ["posttrain.model", "posttrain.data", "posttrain.sft", "posttrain.merge"] + [
+    f"validators.{name}" for name in ("data", "sft", "merge", "alignment")
+]
+STEPS = 10  # of the graph without DPO, the exit task included
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with a configuration, data and a model; steps find the stand-ins before the real modules."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    save_file({"lm_head.weight": np.zeros((2, 2), np.float32)}, tmp_path / "model" / "model.safetensors")
+    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]
+    (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {
+        "pipeline_id": "demo", "base_model": "model", "sft_dataset": "sft.jsonl", "storage_root": "store",
+        "stages": {"dpo": {"enabled": False}}, "validation": {"custom_checks": ["output_format_valid"]},
+        "publish_root": "store/published",
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    for package in ("posttrain", "validators"):
+        (tmp_path / "code" / package).mkdir(parents=True)
+        (tmp_path / "code" / package / "__init__.py").write_text(f"__path__.append({str(ROOT / package)!r})")
+    for module in STAND_INS:
+        (tmp_path / "code" / module.replace(".", "/")).with_suffix(".py").write_text(STAND_IN)
+    here = functools.partial(run_pipeline.LocalRun, working_directory=tmp_path / "code")
+    monkeypatch.setattr(run_pipeline, "LocalRun", here)
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, before)
+
+
+def start(*more: str) -> int:
+    return run_pipeline.main(["--config", "config.yaml", "--run-id", "r1", *more])
+
+
+def result(project: Path, run_id: str = "r1") -> dict:
+    return json.loads((project / "store" / "runs" / run_id / "pipeline_result.json").read_text())
+
+
+def value(out: str, key: str) -> str:
+    """The value of the last `key: value` line."""
+    return re.findall(rf"^{key}: +(.*)$", out, re.MULTILINE)[-1]
+
+
+def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
+    assert start() == run_pipeline.PROMOTED
+    out = capsys.readouterr().out
+    assert value(out, "Run") == "r1"
+    assert value(out, "Base model") == str(project / "model")
+    assert value(out, "Success") == "yes"
+    assert value(out, "Stages completed") == "sft, merge"
+    assert value(out, "Errors") == "none"
+    assert "Reused" not in out
+    assert (Path(value(out, "Final model")) / "manifest.json").is_file()
+    assert "step 4/4 loss 0.5" in out
+    found = result(project)
+    assert found["success"] is True
+    assert found["final_model_path"] == value(out, "Final model")
+    assert [step["status"] for step in found["steps"]] == ["succeeded"] * (STEPS - 1)
+    folder = project / "store" / "runs" / "r1"
+    for name in ("report.html", "graph.yaml", "logs/train_sft.log", "check_sft/verdict.json", "check_sft/verdict.html"):
+        assert (folder / name).is_file(), name
+    assert (project / "store" / "artifacts" / "r1" / "train_sft" / "adapter").is_file()
+
+    assert start("--run-id", "r2", "--set", "save_intermediate=false") == run_pipeline.PROMOTED
+    out = capsys.readouterr().out
+    reused = value(out, "Reused").split(", ")
+    assert {"train_sft", "merge_sft", "check_sft"} <= set(reused)
+    assert "publish_model" not in reused
+    assert not (project / "store" / "artifacts" / "r2").exists()
+
+
+def test_a_gate_that_does_not_pass(project, capsys, monkeypatch):
+    monkeypatch.setenv("PLAN", '{"check_sft": "fail"}')
+    assert start() == run_pipeline.STOPPED
+    out = capsys.readouterr().out
+    assert value(out, "Success") == "no"
+    assert value(out, "Final model") == "none"
+    assert "STOPPED BY check_sft" in out
+    assert (value(out, "Check"), value(out, "Value"), value(out, "Limit")) == ("held_out_loss", "9", "<= 2")
+    assert value(out, "Remedy") == "Train longer."
+    assert not Verdict.read(Path(value(out, "Verdict")).read_bytes()).passed
+    assert Path(value(out, "Its page")).is_file()
+    assert not (project / "store" / "published").exists() or not any((project / "store" / "published").iterdir())
+    assert result(project)["stopped_by"] == "check_sft"
+
+
+def test_a_step_that_dies_without_a_word_in_the_record(project, capsys, monkeypatch):
+    monkeypatch.setenv("PLAN", '{"train_sft": "crash"}')
+    assert start() == run_pipeline.ERROR
+    assert value(capsys.readouterr().out, "Errors") == "train_sft: ImportError: no such library"
+    assert record.read_records("store", "r1")[-2].error == "ImportError: no such library"
+    assert result(project)["errors"] == ["train_sft: ImportError: no such library"]
+
+
+def test_the_word_of_the_runner_promotes_nothing(project, capsys, monkeypatch):
+    """As if neither branch of a gate had run, and the runner had called that a success."""
+    monkeypatch.setattr(run_pipeline, "run_graph", lambda *_: True)
+    assert start() == run_pipeline.ERROR
+    assert "fetch_model: left no record" in value(capsys.readouterr().out, "Errors")
+
+
+def test_why_the_graph_did_not_go_on_is_told(project, capsys, monkeypatch):
+    def unresolved(path, parameters, run):
+        run.errors.append("condition: pipelinechannel--check-data-passed has no value")
+        return False
+
+    monkeypatch.setattr(run_pipeline, "run_graph", unresolved)
+    assert start() == run_pipeline.ERROR
+    assert "check-data-passed has no value" in result(project)["errors"][-1]
+
+
+def test_an_interrupt_leaves_a_result(project, capsys, monkeypatch):
+    def interrupted(path, parameters, run):
+        run.listener.started("fetch_model")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_pipeline, "run_graph", interrupted)
+    assert start() == run_pipeline.INTERRUPTED
+    assert result(project)["errors"] == ["fetch_model: interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--set", "validation.max_los=1"], "max_los: unknown key"),
+        (["--set", "validation.max_loss=-1"], "validation.max_loss"),
+        (["--set", "validation.check_nan=false"], "check_nan"),
+        (["--overrides", "{"], "--overrides: '{' is not JSON"),
+        (["--overrides", "[]"], "not a JSON object"),
+        (["--overrides", '{"validation": {}}'], "cannot be changed by a run"),
+        (["--sft-dataset", "data/none.jsonl"], "none.jsonl"),
+        (["--base-model", "./nowhere"], "is not there"),
+        (["--base-model", "org/{{model}}"], "{{"),
+        (["--storage-root", "gs://elsewhere/x"], "none of the allowed prefixes"),
+        (["--storage-root", "/proc/none"], "cannot write"),
+        (["--run-id", "../r1"], "is not a name"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_runs(project, capsys, arguments, message):
+    assert start(*arguments) == run_pipeline.ERROR
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert re.fullmatch(r"error: .*\n", told.err)
+    assert message in told.err
+    assert not list(project.glob("store/*/*"))
+
+
+def test_a_run_id_with_a_record_is_refused(project, capsys):
+    (project / "store" / "runs" / "r1").mkdir(parents=True)
+    (project / "store" / "runs" / "r1" / "publish_model.1.json").write_text("{}")
+    assert start() == run_pipeline.ERROR
+    assert "has a record" in capsys.readouterr().err
+
+
+def test_a_run_that_is_told_to_end_ends_with_all_its_processes(project, monkeypatch):
+    (project / "code" / "posttrain" / "sft.py").write_text(
+        "import time, sys\nprint('step 1/9', file=sys.stderr)\ntime.sleep(99)"
+    )
+    script = (
+        "import functools, sys, run_pipeline; from pathlib import Path; "
+        "run_pipeline.LocalRun = functools.partial(run_pipeline.LocalRun, working_directory=Path('code').absolute()); "
+        "sys.exit(run_pipeline.main(['--config', 'config.yaml', '--run-id', 'r1']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    for line in process.stdout:
+        if "train_sft" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    process.stdout.read()
+    assert process.wait() == run_pipeline.INTERRUPTED
+    process.stdout.close()
+    assert result(project)["errors"] == ["train_sft: interrupted"]
+    assert str(project) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout

@@ -1,0 +1,114 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from posttrain.verdict import Check, Verdict, above, at_least, at_most, holds
+from validators import page
+
+SHARE = at_least("output_format_valid", 0.5, 0.9, interval=(0.3, 0.7), detail="5 of 10", remedy="Train longer.")
+DROP = at_most("chosen_drop", -0.02, 0.5)
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\u202e\x1b[31m\ud800"
+
+
+class Tags(HTMLParser):
+    """Counts tags and refuses one that is closed without having been opened."""
+
+    void = {"meta", "line", "circle", "br"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def tags(text: str) -> list[str]:
+    parser = Tags()
+    parser.feed(text)
+    parser.close()
+    assert parser.open == []
+    return parser.seen
+
+
+def verdict(*checks: Check) -> Verdict:
+    return Verdict(gate="check_sft", subject={"model": "ab" * 32}, checks=checks, numbers={"num_answers": 10})
+
+
+def test_a_failed_verdict_says_what_stopped_it_and_what_to_do():
+    text = page.html(verdict(DROP, SHARE))
+    assert "Stopped by output_format_valid" in text
+    assert "Train longer." in text
+    assert "1 of 2 checks did not pass" in text
+    assert "ab" * 32 in text
+    assert {"svg", "circle", "table"} <= set(tags(text))
+
+
+def test_a_passed_verdict_has_no_remedies():
+    text = page.html(verdict(DROP, holds("tokenizer_unchanged", True, remedy="Copy it.")))
+    assert "Passed" in text
+    assert "Copy it." not in text
+    tags(text)
+
+
+def test_the_page_stands_alone():
+    text = page.html(verdict(DROP, SHARE))
+    assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_hostile_text_stays_text():
+    shown = page.ShownAnswer(source="red-team prompt", prompt=HOSTILE, text=HOSTILE, fault=HOSTILE[:50])
+    check = holds("<b>name</b>", False, detail='"><script>', remedy="<i>")
+    text = page.html(verdict(check), answers=(shown,))
+    assert not {"script", "img", "b", "i"} & set(tags(text))
+    assert "\\u{202e}\\u{1b}[31m\\u{d800}" in text
+    text.encode()
+
+
+def test_a_long_answer_is_cut():
+    text = page.visible("x" * 5_000)
+    assert text.endswith("... 3000 more characters")
+    assert len(text) < 2_100
+
+
+def test_a_share_is_drawn_from_0_to_1():
+    scale = page.scale_of(SHARE)
+    assert scale.value == page.WIDTH / 2
+    assert scale.interval[0] < scale.value < scale.interval[1] < scale.limit
+    assert scale.allowed == (scale.limit, page.WIDTH)
+
+
+def test_a_small_margin_is_not_taken_for_a_share():
+    scale = page.scale_of(above("reward_margin", 0.009, 0.0, interval=(0.002, 0.016)))
+    assert scale.limit < scale.interval[0] < scale.value < scale.interval[1]
+    assert scale.value > page.WIDTH / 3
+
+
+def test_other_numbers_are_drawn_with_their_limit():
+    scale = page.scale_of(DROP)
+    assert scale.value < scale.limit < page.WIDTH
+    assert scale.allowed == (0, scale.limit)
+
+
+@pytest.mark.parametrize(
+    "check", [holds("x", True), at_most("non_finite_tensors", 0, 0), at_most("missing", float("nan"), 0)]
+)
+def test_what_has_no_span_has_no_scale(check):
+    assert page.scale_of(check) is None
+    tags(page.html(verdict(check)))
+
+
+def test_a_number_that_is_missing_shows_the_limit_alone():
+    assert page.scale_of(at_most("loss", None, 2.0)).value is None
+    assert "no number" in page.html(verdict(at_most("loss", None, 2.0)))

@@ -1,0 +1,101 @@
+"""A verdict as a page that a person can sign for: self-contained HTML without scripts, in light and dark.
+
+verdict, the worst generated answers -> HTML
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+import posttrain
+from posttrain.verdict import Check, Verdict
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHARED = Path(posttrain.__file__).parent / "templates"  # style.css
+WIDTH = 240  # of a scale
+MARGIN = 8  # on both sides, for the dot
+MAX_CHARS = 2_000  # of an answer
+
+
+class ShownAnswer(BaseModel):
+    """A generated answer as the page shows it. All of it is hostile text."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str  # held-out prompt, red-team prompt
+    prompt: str
+    text: str
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Where the parts of a check lie on a scale from 0 to `WIDTH`."""
+
+    limit: float
+    allowed: tuple[float, float]
+    value: float | None
+    interval: tuple[float, float] | None
+
+
+def html(verdict: Verdict, answers: tuple[ShownAnswer, ...] = ()) -> str:
+    """The page of a verdict. Every text in it is escaped."""
+    return _template().render(verdict=verdict, answers=answers)
+
+
+def scale_of(check: Check) -> Scale | None:
+    """A share is drawn on 0 to 1, other numbers on what they, the limit and 0 span. None where that is no span."""
+    if check.limit is None:
+        return None
+    shown = [number for number in (check.limit, check.value, *(check.interval or ())) if number is not None]
+    is_share = check.relation == ">=" and check.interval is not None and all(0 <= number <= 1 for number in shown)
+    low, high = (0.0, 1.0) if is_share else (min(0.0, *shown), max(0.0, *shown))
+    if not low < high:
+        return None
+    high += 0 if is_share else (high - low) * 0.15  # room behind the last number
+
+    def at(number: float) -> float:
+        return round(MARGIN + (WIDTH - 2 * MARGIN) * (number - low) / (high - low), 1)
+
+    limit = at(check.limit)
+    return Scale(
+        limit=limit,
+        allowed=(0, limit) if check.relation in ("<", "<=") else (limit, WIDTH),
+        value=None if check.value is None else at(check.value),
+        interval=(at(check.interval[0]), at(check.interval[1])) if check.interval else None,
+    )
+
+
+def visible(text: str) -> str:
+    """The text with every character that does not show itself, or moves others about, spelled out; cut when long."""
+    cut = text[:MAX_CHARS]
+    shown = "".join(char if char == "\n" or _shows_itself(char) else f"\\u{{{ord(char):x}}}" for char in cut)
+    return shown if len(text) <= MAX_CHARS else f"{shown}\n... {len(text) - MAX_CHARS} more characters"
+
+
+def _shows_itself(char: str) -> bool:
+    """Not so: control characters, bidirectional overrides, lone surrogates, unassigned and private ones."""
+    return not unicodedata.category(char).startswith("C")
+
+
+def _number(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.4g}"
+
+
+def _sign(relation: str) -> str:
+    return {"<=": "≤", ">=": "≥"}.get(relation, relation)
+
+
+@cache
+def _template():
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader([TEMPLATES, SHARED]),
+    )  # fmt: skip
+    environment.filters |= {"number": _number, "scale": scale_of, "sign": _sign, "visible": visible}
+    return environment.get_template("verdict.html")
