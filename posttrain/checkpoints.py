@@ -150,6 +150,16 @@ class Checkpoints:
             storage.remove(storage.join(self.root, folder))
 
 
+def remove_run(storage_root: str, run_id: str) -> None:
+    """Removes the checkpoints that a run has written, of every step. Those of other runs stay."""
+    root = storage.join(storage_root, "checkpoints")
+    written = re.compile(rf"(.+/{re.escape(run_id)}-[0-9a-f]{{8}})/[^/]+")
+    folders = {match[1] for name in storage.list_files(root) if (match := written.fullmatch(name))}
+    for folder in sorted(folders):
+        storage.remove(storage.join(root, folder, COMPLETE))
+        storage.remove(storage.join(root, folder))
+
+
 def _files(path: str | Path) -> list[Path]:
     """What is kept of a local checkpoint; a frozen reference adapter in a folder of its own is not."""
     files = (file for file in sorted(Path(path).iterdir()) if file.is_file())

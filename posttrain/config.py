@@ -6,6 +6,7 @@ remedy.
 """
 
 import json
+import logging
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,6 +31,8 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+
+logger = logging.getLogger(__name__)
 
 
 class LoraTraining(Section):
@@ -304,7 +307,7 @@ class PipelineConfig(Section):
     placement: Placements = Placements()
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the GPU's memory, for one process
     checkpoint_every_n_steps: Count = 100  # upper bound for every stage's save_steps
-    save_intermediate: bool = True  # keep checkpoints after promotion
+    save_intermediate: bool = True  # keep the run's checkpoints after promotion
     upload_to_hub: bool = False  # also to a Hub repository, private unless it exists and is public
     hub_repo_id: str | None = None  # org/name
 
@@ -411,6 +414,7 @@ class PublishStep(Section):
     publish_root: str | None = None  # null: <storage_root>/published
     required_gates: list[str] = []  # step names; each must have passed in this run
     judged_gates: list[str] = []  # those among them whose subject["model"] is the published model
+    save_intermediate: bool = True
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
     allowed_prefixes: list[str] = ["/", "hf://"]
@@ -468,6 +472,8 @@ def load_config(path: str | Path, settings: list[str] | tuple[str, ...] = ()) ->
             section = _read_yaml(file)
             _validate({"sft": SftConfig, "dpo": DpoConfig}[name], section, source=str(file))
             raw[name] = merged(section, raw.get(name) or {})
+    if isinstance(merge := (raw.get("stages") or {}).get("merge"), dict) and merge.get("config_path"):
+        logger.warning("%s: stages.merge.config_path is ignored: merging has no settings of its own", path)
     _embed_schema(raw, path.parent)
     return _validate(PipelineConfig, raw, source=str(path))
 

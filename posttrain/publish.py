@@ -16,7 +16,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from posttrain import config, kfp_io, record, storage
+from posttrain import checkpoints, config, kfp_io, record, storage
 from posttrain.config import PublishStep
 from posttrain.verdict import Verdict
 
@@ -79,9 +79,8 @@ def check_gates(gates: dict[str, Verdict | None], sha256: str, settings: Publish
             failed = "; ".join(check.sentence for check in verdict.failed_checks)
             raise ValueError(f"gate {gate}: did not pass: {failed}")
     for gate in settings.judged_gates:
-        judged = gates[gate].subject.get("model") or gates[gate].subject.get(
-            "adapter"
-        )  # an adapter where nothing is merged
+        subject = gates[gate].subject
+        judged = subject.get("model") or subject.get("adapter")  # an adapter where nothing is merged
         if judged != sha256:
             raise ValueError(
                 f"gate {gate}: judged model {judged}, not {sha256}; publish the model that it judged, or run it again"
@@ -200,6 +199,8 @@ def main(argv: list[str] | None = None) -> None:
             settings=settings, version=args.version,
         )  # fmt: skip
         Path(args.receipt).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+        if not settings.save_intermediate:
+            checkpoints.remove_run(args.storage_root, record.run_id())
         return receipt
 
     inputs, outputs = {"model": args.model}, {"receipt": args.receipt}

@@ -78,9 +78,15 @@ def run_step(
         reusable: off where a side effect is the point (publish) or an input is an address whose content may change.
 
     Raises:
+        ValueError: the storage root lies outside the prefixes that the configuration allows.
         whatever `work` raises, after it has been recorded.
     """
     configure_logging()
+    prefixes = json.loads(args.config).get("allowed_prefixes")
+    if (
+        prefixes is not None
+    ):  # a run may choose its storage root, but not send records, checkpoints and models elsewhere
+        storage.check_allowed(args.storage_root, prefixes, name="storage_root")
     started, clock = datetime.now(UTC), time.monotonic()
     digests, print_ = {}, ""
     result, status, error = None, "failed", None

@@ -23,7 +23,7 @@ from posttrain.verdict import Verdict
 RESULT, REPORT = "pipeline_result.json", "report.html"
 PUBLISH_STEP = "publish_model"
 REJECT_PREFIX = "reject_"  # such a step fails on purpose: the verdict before it says why
-TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
 
 # Stage -> its steps and the gates that judge them, as far as the graph has them.
 STAGES = {
@@ -188,10 +188,14 @@ def to_html(result: PipelineResult, pages: tuple[str, ...] = ()) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "number": _number, "sign": _sign}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment.get_template("report.html")
     return template.render(
         result=result,
         headline=headline(result),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import storage
-from posttrain.checkpoints import COMPLETE, Checkpoints, Diverged
+from posttrain.checkpoints import COMPLETE, Checkpoints, Diverged, remove_run
 
 
 @pytest.fixture
@@ -170,3 +170,14 @@ def test_divergence_is_remembered_by_its_run_alone(tmp_path):
     with pytest.raises(Diverged, match="^diverged at step 3/9: loss nan$"):
         checkpoints(tmp_path).refuse_if_diverged()
     checkpoints(tmp_path, run_id="another").refuse_if_diverged()
+
+
+def test_a_run_removes_its_own_checkpoints_and_no_others(root, tmp_path):
+    (tmp_path / "trainer_state.json").write_text("{}")
+    for run_id, step in (("run-1", 10), ("run-1", 20), ("run-10", 30)):
+        checkpoints = Checkpoints(root, "train_sft", "f" * 64, run_id, limit=5)
+        checkpoints.publish(tmp_path, step=step)
+    remove_run(root, "run-1")
+    left = {name.split("/")[3] for name in storage.list_files(storage.join(root, "checkpoints"))}
+    assert len(left) == 1
+    assert left.pop().startswith("run-10-")

@@ -58,6 +58,11 @@ def test_the_shipped_configuration_holds_the_documented_defaults():
     assert (shipped.validation.max_loss, shipped.validation.min_accuracy) == (2.0, 0.7)
 
 
+def test_a_setting_that_is_ignored_is_said_so(files, caplog):
+    load_config(files / "pipeline.yaml", ["stages.merge.config_path=merge.yaml"])
+    assert "stages.merge.config_path is ignored" in caplog.text
+
+
 def test_set_wins_over_files(files):
     config = load_config(
         files / "pipeline.yaml", ["sft.lora_r=4", "stages.dpo.enabled=false", "validation.max_loss=1e-4"]

@@ -109,3 +109,10 @@ def test_outputs_reach_kubeflow(step, args, tmp_path):
     written = json.loads((tmp_path / "output.json").read_text())
     assert (passed.read_text(), written["parameterValues"]) == ("true", {"passed": True})
     assert written["artifacts"]["out"]["artifacts"][0]["metadata"]["sha256"] == record.digest(tmp_path / "out.txt")
+
+
+def test_a_run_cannot_choose_a_storage_root_elsewhere(step, args):
+    args.config = json.dumps({"allowed_prefixes": ["gs://bucket/"]})
+    with pytest.raises(ValueError, match="storage_root"):
+        step()
+    assert not record.read_records(args.storage_root, "run-1")
