@@ -156,7 +156,7 @@ def outcome(entry: record.StepRecord | None, cause: str | None) -> tuple[str, st
     if "final_loss" in entry.measured:
         return state, f"loss {entry.measured['final_loss']:.4g}"
     if "size_gb" in entry.measured:
-        return state, f"{entry.measured['size_gb']:.3g} GB"
+        return state, report.size(entry.measured["size_gb"])
     return state, ""
 
 

@@ -93,6 +93,9 @@ def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any 
 
 def load_model(path: str | Path, adapter: str | Path | None = None) -> Any:
     """The model, with the adapter on it if one is given, on its device and ready to be judged."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # the log is read line by line
     model = _load(path)
     if adapter:
         from peft import PeftModel

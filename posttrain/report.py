@@ -194,7 +194,7 @@ def to_html(result: PipelineResult, pages: tuple[str, ...] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "number": _number, "sign": _sign}
+    environment.filters |= {"duration": duration, "size": size, "number": _number, "sign": _sign}
     template = environment.get_template("report.html")
     return template.render(
         result=result,
@@ -213,6 +213,11 @@ def headline(result: PipelineResult) -> str:
         return f"Stopped by {result.stopped_by}"
     broken = next((step.name for step in result.steps if step.status in ("failed", "lost")), None)
     return f"Failed at {broken}" if broken else "Not published"
+
+
+def size(gigabytes: float) -> str:
+    """For people: `6.17 GB`, `270 MB`."""
+    return f"{gigabytes:.3g} GB" if gigabytes >= 1 else f"{gigabytes * 1000:.3g} MB"
 
 
 def duration(seconds: float) -> str:
