@@ -223,10 +223,10 @@ class Launcher:
         """Runs a command with its output in the step's log; gives the exit code and the last line of stderr."""
         if command[0] in ("python", "python3"):
             command = [sys.executable, *command[1:]]
-        own = {RUN_ID_ENV: self.run.run_id, "PYTHONUNBUFFERED": "1"}
+        own = {RUN_ID_ENV: self.run.run_id, "PYTHONUNBUFFERED": "1"} | self.run.environment
         with open(self.run.logs / f"{step}.log", "ab", buffering=0) as log:
             process = subprocess.Popen(
-                command, cwd=self.run.working_directory, env=ALLOCATOR | os.environ | environment | own | self.run.environment,
+                command, cwd=self.run.working_directory, env=ALLOCATOR | os.environ | environment | own,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
             last_line = [""]
