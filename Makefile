@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+DOCKER ?= docker
+export DOCKER_BUILDKIT = 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install run test lint compile golden clean
+.PHONY: install run test lint compile golden lock image test-docker clean
 
 install: $(VENV)/installed
 
@@ -32,8 +34,17 @@ golden: install  ## after a wanted change of the graph: writes post_training.yam
 	$(BIN)/python compile.py --set stages.dpo.enabled=false --output tests/pipelines/golden/sft_only.yaml
 	$(BIN)/python compile.py --set stages.sft.enabled=false --output tests/pipelines/golden/dpo_only.yaml
 
-lock: install  ## every version of an environment that was tested together
-	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' > images/constraints.txt
+lock: install  ## images/constraints.txt: every version of an environment that was tested together
+	{ echo "# Versions that were tested together; torch without the build's suffix. \`make lock\` writes this file."; \
+	  $(BIN)/pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu//'; } > images/constraints.txt
+
+image:  ## both images: make image BASE_IMAGE=<name>@sha256:<digest> [CPU_BASE_IMAGE=...] [DOCKER_BUILD_ARGS=...]
+	$(DOCKER) build -f images/Dockerfile.cpu --build-arg BASE_IMAGE=$(or $(CPU_BASE_IMAGE),$(BASE_IMAGE)) \
+	  -t posttrain-cpu:local $(DOCKER_BUILD_ARGS) .
+	$(DOCKER) build -f Dockerfile.train --build-arg BASE_IMAGE=$(BASE_IMAGE) -t posttrain-train:local $(DOCKER_BUILD_ARGS) .
+
+test-docker: install  ## both images from nothing and real containers; needs docker.io and debootstrap
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docker -m docker
 
 clean:
 	rm -rf $(VENV) build runs

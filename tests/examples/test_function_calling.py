@@ -116,8 +116,8 @@ def test_mistakes(paris):
     rng = random.Random(0)
     invented = score(data.heldout_row(paris), data.invented_argument(paris, rng))
     assert invented.function and invented.invents and not invented.arguments
-    wrong = score(data.heldout_row(paris), data.wrong_value(paris, rng))
-    assert wrong.function and not wrong.arguments
+    missing = score(data.heldout_row(paris), data.missing_argument(paris, rng))
+    assert missing.function and not missing.schema and not missing.arguments
 
 
 @pytest.mark.parametrize(

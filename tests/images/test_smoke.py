@@ -1,0 +1,73 @@
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from images import smoke
+
+CONSTRAINTS = Path("images/constraints.txt")
+
+
+def test_the_stages_are_those_of_the_components():
+    stages = smoke.stages(Path("components"))
+    assert stages["posttrain.sft"] == stages["validators.alignment"] == "train"
+    assert stages["posttrain.model"] == stages["validators.data"] == "cpu"
+    assert {module.partition(".")[0] for module in stages} == {"posttrain", "validators"}
+
+
+def test_a_folder_without_components_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no component names a module"):
+        smoke.stages(tmp_path)
+
+
+def test_every_command_of_the_repository_answers():
+    assert list(smoke.check_commands("cpu", Path("components"))) == []
+
+
+def test_a_command_that_is_not_there_is_found(tmp_path):
+    (tmp_path / "gone.py").write_text('container("posttrain.gone", "cpu", step=step)\n')
+    (finding,) = smoke.check_commands("cpu", tmp_path)
+    assert "posttrain.gone" in finding and "No module named" in finding
+
+
+def test_what_an_image_must_not_have_is_found():
+    (finding,) = smoke.check_absent("train")  # this environment compiles too
+    assert finding.startswith("kfp is installed")
+
+
+@pytest.mark.parametrize(
+    ("installed", "found"),
+    [
+        ({"torch": "2.13.0+cpu", "pyyaml": "6.0.3", "posttrain": "9"}, []),
+        ({"nvidia-nccl-cu13": "2.28.9", "triton": "3.7.0"}, []),
+        ({"numpy": "2.0.0"}, ["numpy 2.0.0 is installed, constraints.txt has 2.4.6: run make lock"]),
+        ({"left-pad": "1.0"}, ["left-pad 1.0 is installed, constraints.txt has None: run make lock"]),
+    ],
+)
+def test_every_version_is_a_tested_one(installed, found):
+    assert list(smoke.check_locked(CONSTRAINTS, installed)) == found
+
+
+def test_the_lock_agrees_with_every_pin_of_the_project():
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    pins = [*project["dependencies"], *(pin for extra in project["optional-dependencies"].values() for pin in extra)]
+    pinned = dict(re.sub(r"\[.*?\]", "", pin).split("==") for pin in pins if "==" in pin)
+    assert list(smoke.check_locked(CONSTRAINTS, {smoke.normalised(name): pinned[name] for name in pinned})) == []
+
+
+def test_a_user_who_may_change_the_code_is_found(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    for variable in ("HOME", "HF_HOME", "MPLCONFIGDIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    monkeypatch.setattr("os.getuid", lambda: 10001)
+    (finding,) = smoke.check_user()
+    assert finding == f"{tmp_path} is writable: copy it as root"
+
+
+def test_a_faulty_image_ends_the_build(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(smoke, "CPU_LIBRARIES", ("json",))
+    (tmp_path / "gone.py").write_text('container("posttrain.gone", "cpu", step=step)\n')
+    assert smoke.main(["--image", "cpu", "--components", str(tmp_path), "--constraints", str(CONSTRAINTS)]) == 1
+    errors = capsys.readouterr().err
+    assert "smoke: torch is installed" in errors and "smoke: python -m posttrain.gone --help: exit 1" in errors
