@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DOCKER ?= docker
 export DOCKER_BUILDKIT = 1
-export HF_HUB_OFFLINE ?= 1
 
 .PHONY: install run test lint compile golden lock image test-docker clean
 
@@ -16,7 +15,7 @@ $(VENV)/installed: pyproject.toml images/constraints.txt
 	touch $@
 
 run: install  ## the whole line on SmolLM2-135M-Instruct, ten minutes on a CPU
-	$(BIN)/python -m examples.function_calling.run
+	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.function_calling.run
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -148,7 +148,8 @@ def test_a_step_that_dies_without_a_word_in_the_record(project, capsys, monkeypa
     monkeypatch.setenv("PLAN", '{"train_sft": "crash"}')
     assert start() == run_pipeline.ERROR
     assert value(capsys.readouterr().out, "Errors") == "train_sft: ImportError: no such library"
-    assert record.read_records("store", "r1")[-2].error == "ImportError: no such library"
+    (died,) = (entry for entry in record.read_records("store", "r1") if entry.step == "train_sft")
+    assert died.error == "ImportError: no such library"
     assert result(project)["errors"] == ["train_sft: ImportError: no such library"]
 
 
