@@ -12,7 +12,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -87,44 +89,60 @@ def run_step(
         prefixes is not None
     ):  # a run may choose its storage root, but not send records, checkpoints and models elsewhere
         storage.check_allowed(args.storage_root, prefixes, name="storage_root")
-    started, clock = datetime.now(UTC), time.monotonic()
-    digests, print_ = {}, ""
-    result, status, error = None, "failed", None
-    try:
-        digests = {name: digest(path) for name, path in inputs.items() if path}
-        print_ = fingerprint(args.step, config=config, inputs=digests)
-        args.fingerprint = print_  # `work` keeps its checkpoints under it
+    with _recorded(args, outputs=outputs, config=config) as attempt:
+        attempt.inputs = {name: digest(path) for name, path in inputs.items() if path}
+        attempt.fingerprint = fingerprint(args.step, config=config, inputs=attempt.inputs)
+        args.fingerprint = attempt.fingerprint  # `work` keeps its checkpoints under it
         for path in outputs.values():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        result = _reuse(args, print_, outputs) if reusable else None
-        status = "reused" if result else "succeeded"
-        if result is None:
+        attempt.result = _reuse(args, attempt.fingerprint, outputs) if reusable else None
+        attempt.status = "reused" if attempt.result else "succeeded"
+        if attempt.result is None:
             measured = work()
-            result = Result(outputs={name: digest(path) for name, path in outputs.items()}, measured=measured)
+            attempt.result = Result(outputs={name: digest(path) for name, path in outputs.items()}, measured=measured)
             if reusable:
-                _keep(args, print_, outputs, result)
+                _keep(args, attempt.fingerprint, outputs, attempt.result)
+    _emit(args, attempt.result)
+    return attempt.result
+
+
+@dataclass
+class Attempt:
+    """One attempt of a step while it runs."""
+
+    status: str = "failed"
+    fingerprint: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
+    result: Result | None = None
+    error: str | None = None
+
+
+@contextmanager
+def _recorded(args: argparse.Namespace, *, outputs: dict[str, str], config: BaseModel) -> Iterator[Attempt]:
+    """Writes the record of what happens inside, however it ends."""
+    started, clock, attempt = datetime.now(UTC), time.monotonic(), Attempt()
+    try:
+        yield attempt
     except BaseException as caught:
-        status, error = "failed", f"{type(caught).__name__}: {caught}"
+        attempt.status, attempt.error = "failed", f"{type(caught).__name__}: {caught}"
         raise
     finally:
         record = StepRecord(
             step=args.step,
             attempt=1,
             run_id=run_id(),
-            status=status,
+            status=attempt.status,
             started_at=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
-            fingerprint=print_,
+            fingerprint=attempt.fingerprint,
             config=config.model_dump(mode="json"),
-            inputs=digests,
-            outputs=result.outputs if result else {},
-            measured=result.measured if result else {},
-            verdict=_verdict(outputs) if result else None,
-            error=error,
+            inputs=attempt.inputs,
+            outputs=attempt.result.outputs if attempt.result else {},
+            measured=attempt.result.measured if attempt.result else {},
+            verdict=_verdict(outputs) if attempt.result else None,
+            error=attempt.error,
         )
         write_record(args.storage_root, record)
-    _emit(args, result)
-    return result
 
 
 def configure_logging() -> None:
