@@ -28,10 +28,11 @@ lint: install
 compile: install
 	$(BIN)/python compile.py
 
-golden: install  ## after a wanted change of the graph: writes post_training.yaml and the golden files of the shorter shapes
+golden: install  ## after a wanted change of graph or verdict: post_training.yaml, the shorter shapes, the verdict's schema
 	$(BIN)/python compile.py
 	$(BIN)/python compile.py --set stages.dpo.enabled=false --output tests/pipelines/golden/sft_only.yaml
 	$(BIN)/python compile.py --set stages.sft.enabled=false --output tests/pipelines/golden/dpo_only.yaml
+	$(BIN)/python -m posttrain.schema
 
 lock: install  ## images/constraints.txt: every version of an environment that was tested together
 	{ echo "# Versions that were tested together; torch without the build's suffix. \`make lock\` writes this file."; \

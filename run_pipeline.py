@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,10 +22,11 @@ from typing import Any
 from pipelines.compiler import compile_graph
 from pipelines.local import LocalRun, run_graph
 from pipelines.steps import step_names
-from pipelines.view import LiveView, PlainView, view_of
-from posttrain import preflight, record, report, sources, storage
+from pipelines.view import CheckRow, LiveView, PlainView, print_checks, print_pairs, view_of
+from posttrain import junit, preflight, record, report, sources, storage, wording
 from posttrain.config import PipelineConfig, ReportStep, check_overrides, check_run_parameters, load_config
-from posttrain.verdict import Verdict
+from posttrain.verdict import Check, Verdict
+from validators import custom
 
 PROMOTED, ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 130
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -46,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
     parser.add_argument("--run-id", metavar="ID", help="default: the time and a random part")
+    parser.add_argument(
+        "--junit", metavar="FILE", help="also write all gates as JUnit XML, for CI; however the run ends"
+    )
     return parser
 
 
@@ -53,19 +58,24 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends the running step too
     try:
+        write_junit(args.junit, junit.of_error("ended without a result"))  # stays if this process is killed
         config = absolute_paths(load_config(args.config, args.settings))
         parameters = run_parameters(config, args)
         preflight.check(config, parameters)
+        custom.check_importable(config.validation.custom_checks)
         run_id = new_run_id(parameters["storage_root"], args.run_id)
-        return run_here(config, parameters, run_id)
+        return run_here(config, parameters, run_id, args.junit)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return ERROR
+        cause, code = wording.line(str(error)), ERROR
+        print(f"error: {cause}", file=sys.stderr)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        cause, code = "interrupted", INTERRUPTED
+    with suppress(OSError):  # it may be what the error is about
+        write_junit(args.junit, junit.of_error(cause))
+    return code
 
 
-def run_here(config: PipelineConfig, parameters: dict[str, Any], run_id: str) -> int:
+def run_here(config: PipelineConfig, parameters: dict[str, Any], run_id: str, junit_file: str | None = None) -> int:
     """Runs the graph, says what it came to, and gives the exit code."""
     root, steps = parameters["storage_root"], step_names(config)
     folder = Path("runs") if storage.is_remote(root) else storage.local_path(root)
@@ -83,10 +93,17 @@ def run_here(config: PipelineConfig, parameters: dict[str, Any], run_id: str) ->
             interrupted = True
             watch.interrupt()
     result = settle(config, root, run_id, [*run.errors, *watch.errors])
+    write_junit(junit_file, junit.of_run(result))
     print_result(result, root)
     if result.success and not config.save_intermediate:
         shutil.rmtree(artifacts / run_id, ignore_errors=True)
     return INTERRUPTED if interrupted else exit_code(result)
+
+
+def write_junit(file: str | None, text: str) -> None:
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(text, encoding="utf-8")
 
 
 def exit_code(result: report.PipelineResult) -> int:
@@ -112,7 +129,7 @@ class Watch:
         self.view.started(step)
 
     def progress(self, step: str, done: int, total: int, text: str) -> None:
-        self.view.progress(step, done, total, text)
+        self.view.progress(step, done, total, wording.line(text))
 
     def finished(self, step: str, exit_code: int, seconds: float, cause: str | None) -> None:
         found = [entry for entry in record.read_records(self.storage_root, self.run_id) if entry.step == step]
@@ -122,7 +139,7 @@ class Watch:
             self.errors.append(f"{step}: {cause}")
         self.running = None
         state, text = outcome(found[-1] if found else None, cause)
-        self.view.ended(step, state, seconds, text)
+        self.view.ended(step, state, seconds, wording.line(text))
 
     def interrupt(self) -> None:
         """The run was interrupted: the step that was running ends here."""
@@ -151,7 +168,7 @@ def outcome(entry: record.StepRecord | None, cause: str | None) -> tuple[str, st
     if entry.verdict:
         verdict = Verdict.read(json.dumps(entry.verdict))
         if not verdict.passed:
-            return "stopped", "; ".join(check.sentence for check in verdict.failed_checks)
+            return "undecided" if verdict.outcome == "undecided" else "stopped", wording.reason(verdict)
         return state, f"{len(verdict.checks)} of {len(verdict.checks)} checks passed"
     if "final_loss" in entry.measured:
         return state, f"loss {entry.measured['final_loss']:.4g}"
@@ -246,37 +263,44 @@ def print_start(config: PipelineConfig, parameters: dict[str, Any], run_id: str,
 
 
 def print_result(result: report.PipelineResult, storage_root: str) -> None:
-    """What the run came to; if a gate stopped it, each check that failed and where the evidence is."""
+    """What the run came to; if a gate stopped it, each check that did not pass and where the evidence is."""
+    stop = result.gates.get(result.stopped_by)
+    told = (
+        {f"{result.stopped_by}: {check.sentence}" for check in stop.failed_checks} if stop else set()
+    )  # below, in full
+    errors = [wording.line(error) for error in result.errors if error not in told]
     print("\nPIPELINE RESULT")
     print_pairs({
         "Success": "yes" if result.success else "no",
         "Stages completed": ", ".join(result.stages_completed) or "none",
-        "Total time": report.duration(result.total_time_seconds),
+        "Total time": wording.duration(result.total_time_seconds),
         "Final model": result.final_model_path or "none",
-        "Errors": "\n".join(result.errors) or "none",
+        "Errors": "\n".join(errors) or (None if stop else "none"),
         "Reused": ", ".join(result.reused) or None,
     })  # fmt: skip
     folder = storage.join(storage_root, "runs", result.run_id)
-    if result.stopped_by:
-        print(f"\nSTOPPED BY {result.stopped_by}")
-        for check in result.gates[result.stopped_by].failed_checks:
-            limit = None if check.limit is None else f"{check.relation} {check.limit:.4g}"
-            value = None if check.limit is None else "no number" if check.value is None else f"{check.value:.4g}"
-            print_pairs(
-                {"Check": check.name, "Value": value, "Limit": limit, "Seen": check.detail, "Remedy": check.remedy}
-            )
-        evidence = {"Verdict": "verdict.json", "Its page": "verdict.html"}
-        places = {title: storage.join(folder, result.stopped_by, name) for title, name in evidence.items()}
-        print_pairs({title: place for title, place in places.items() if storage.exists(place)})
+    if stop:
+        print_stop(stop, storage.join(folder, result.stopped_by))
     print_pairs({"Report": storage.join(folder, report.REPORT), "Result": storage.join(folder, report.RESULT)})
 
 
-def print_pairs(pairs: dict[str, Any]) -> None:
-    """Aligned `key: value` lines; what is empty is left out, and further lines of a value stand below its first."""
-    indent = "\n" + " " * 20
-    for key, value in pairs.items():
-        if value:
-            print(f"{key + ':':<20}{str(value).replace(chr(10), indent)}")
+def print_stop(verdict: Verdict, folder: str) -> None:
+    """The gate that stopped the run: its outcome, its checks, its evidence."""
+    print(f"\nSTOPPED BY {verdict.gate}")
+    print_pairs({"Outcome": f"{wording.headline(verdict)}. {wording.conclusion(verdict)}"})
+    print_checks([check_row(check) for check in verdict.failed_checks])
+    places = {"Verdict": "verdict.json", "Its page": "verdict.html", "As Markdown": "summary.md"}
+    places = {title: storage.join(folder, name) for title, name in places.items()}
+    num_passed = len(verdict.checks) - len(verdict.failed_checks)
+    print_pairs({"Checks passed": f"{num_passed} of {len(verdict.checks)}"})
+    print_pairs({title: place for title, place in places.items() if storage.exists(place)})
+
+
+def check_row(check: Check) -> CheckRow:
+    return CheckRow(
+        name=wording.line(check.name), status=check.status, value=wording.measured(check), limit=wording.limit(check),
+        interval=wording.interval(check), seen=wording.line(check.detail), remedy=wording.line(check.remedy),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What each step takes and gives: typed inputs and outputs, and one container. No logic here."""
 
-from components.check_alignment import check_alignment, check_safety
+from components.check_alignment import check_alignment, check_preference_alignment, check_safety
 from components.check_data import check_data, check_preference_data, check_sft_data
 from components.check_merge import check_merge
 from components.check_sft import check_sft
@@ -17,6 +17,7 @@ __all__ = [
     "check_alignment",
     "check_data",
     "check_merge",
+    "check_preference_alignment",
     "check_preference_data",
     "check_safety",
     "check_sft",

@@ -1,6 +1,20 @@
-"""check_alignment: the gate before publishing; check_safety: its part that needs no preferences."""
+"""check_alignment: the gate before publishing; check_preference_alignment: the same in a graph without SFT;
+check_safety: its part that needs no preferences.
+"""
 
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output, OutputPath, container_component
+from kfp.dsl import (
+    HTML,
+    Artifact,
+    ClassificationMetrics,
+    Dataset,
+    Input,
+    Markdown,
+    Metrics,
+    Model,
+    Output,
+    OutputPath,
+    container_component,
+)
 
 from components.container import container
 
@@ -11,15 +25,60 @@ def check_alignment(
     storage_root: str,
     config: dict,
     overrides: dict,
+    base: Input[Model],
     before: Input[Model],
     model: Input[Model],
-    eval: Input[Dataset],
+    training: Input[Metrics],
+    preference_eval: Input[Dataset],
+    sft_eval: Input[Dataset],
     verdict: Output[Artifact],
     report: Output[HTML],
+    summary: Output[Markdown],
+    confusion: Output[ClassificationMetrics],
     metrics: Output[Metrics],
     passed: OutputPath(bool),
 ):
-    """Judges the aligned model against the model before: held-out preferences, generated answers, red-team prompts."""
+    """Judges the aligned model against the SFT model and the base: preferences, answers, red-team prompts."""
+    return container(
+        "validators.alignment",
+        "train",
+        step=step,
+        storage_root=storage_root,
+        config=config,
+        overrides=overrides,
+        base=base.path,
+        before=before.path,
+        model=model.path,
+        training=training.path,
+        preference_eval=preference_eval.path,
+        sft_eval=sft_eval.path,
+        verdict=verdict.path,
+        report=report.path,
+        summary=summary.path,
+        confusion=confusion.path,
+        metrics=metrics.path,
+        passed=passed,
+    )
+
+
+@container_component
+def check_preference_alignment(
+    step: str,
+    storage_root: str,
+    config: dict,
+    overrides: dict,
+    before: Input[Model],
+    model: Input[Model],
+    training: Input[Metrics],
+    preference_eval: Input[Dataset],
+    verdict: Output[Artifact],
+    report: Output[HTML],
+    summary: Output[Markdown],
+    confusion: Output[ClassificationMetrics],
+    metrics: Output[Metrics],
+    passed: OutputPath(bool),
+):
+    """Judges the aligned model against its base, in a graph without SFT."""
     return container(
         "validators.alignment",
         "train",
@@ -29,9 +88,12 @@ def check_alignment(
         overrides=overrides,
         before=before.path,
         model=model.path,
-        preference_eval=eval.path,
+        training=training.path,
+        preference_eval=preference_eval.path,
         verdict=verdict.path,
         report=report.path,
+        summary=summary.path,
+        confusion=confusion.path,
         metrics=metrics.path,
         passed=passed,
     )
@@ -45,9 +107,11 @@ def check_safety(
     overrides: dict,
     before: Input[Model],
     model: Input[Model],
-    eval: Input[Dataset],
+    sft_eval: Input[Dataset],
     verdict: Output[Artifact],
     report: Output[HTML],
+    summary: Output[Markdown],
+    confusion: Output[ClassificationMetrics],
     metrics: Output[Metrics],
     passed: OutputPath(bool),
 ):
@@ -61,9 +125,11 @@ def check_safety(
         overrides=overrides,
         before=before.path,
         model=model.path,
-        sft_eval=eval.path,
+        sft_eval=sft_eval.path,
         verdict=verdict.path,
         report=report.path,
+        summary=summary.path,
+        confusion=confusion.path,
         metrics=metrics.path,
         passed=passed,
     )

@@ -1,6 +1,6 @@
 """check_data: the gate over the prepared rows; one component for each shape of the graph."""
 
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output, OutputPath, container_component
+from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Output, OutputPath, container_component
 
 from components.container import container
 
@@ -18,6 +18,8 @@ def check_data(
     preference_eval: Input[Dataset],
     verdict: Output[Artifact],
     report: Output[HTML],
+    summary: Output[Markdown],
+    manifest: Output[Artifact],
     metrics: Output[Metrics],
     passed: OutputPath(bool),
 ):
@@ -36,6 +38,8 @@ def check_data(
         preference_eval=preference_eval.path,
         verdict=verdict.path,
         report=report.path,
+        summary=summary.path,
+        manifest=manifest.path,
         metrics=metrics.path,
         passed=passed,
     )
@@ -52,6 +56,8 @@ def check_sft_data(
     sft_eval: Input[Dataset],
     verdict: Output[Artifact],
     report: Output[HTML],
+    summary: Output[Markdown],
+    manifest: Output[Artifact],
     metrics: Output[Metrics],
     passed: OutputPath(bool),
 ):
@@ -68,6 +74,8 @@ def check_sft_data(
         sft_eval=sft_eval.path,
         verdict=verdict.path,
         report=report.path,
+        summary=summary.path,
+        manifest=manifest.path,
         metrics=metrics.path,
         passed=passed,
     )
@@ -84,6 +92,8 @@ def check_preference_data(
     preference_eval: Input[Dataset],
     verdict: Output[Artifact],
     report: Output[HTML],
+    summary: Output[Markdown],
+    manifest: Output[Artifact],
     metrics: Output[Metrics],
     passed: OutputPath(bool),
 ):
@@ -100,6 +110,8 @@ def check_preference_data(
         preference_eval=preference_eval.path,
         verdict=verdict.path,
         report=report.path,
+        summary=summary.path,
+        manifest=manifest.path,
         metrics=metrics.path,
         passed=passed,
     )

@@ -1,6 +1,6 @@
 """check_merge: the gate over a merged model."""
 
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output, OutputPath, container_component
+from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Model, Output, OutputPath, container_component
 
 from components.container import container
 
@@ -16,6 +16,7 @@ def check_merge(
     eval: Input[Dataset],
     verdict: Output[Artifact],
     report: Output[HTML],
+    summary: Output[Markdown],
     metrics: Output[Metrics],
     passed: OutputPath(bool),
 ):
@@ -32,6 +33,7 @@ def check_merge(
         eval=eval.path,
         verdict=verdict.path,
         report=report.path,
+        summary=summary.path,
         metrics=metrics.path,
         passed=passed,
     )

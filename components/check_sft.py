@@ -1,6 +1,6 @@
 """check_sft: the gate over the SFT adapter."""
 
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output, OutputPath, container_component
+from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Model, Output, OutputPath, container_component
 
 from components.container import container
 
@@ -17,6 +17,7 @@ def check_sft(
     eval: Input[Dataset],
     verdict: Output[Artifact],
     report: Output[HTML],
+    summary: Output[Markdown],
     metrics: Output[Metrics],
     passed: OutputPath(bool),
 ):
@@ -34,6 +35,7 @@ def check_sft(
         eval=eval.path,
         verdict=verdict.path,
         report=report.path,
+        summary=summary.path,
         metrics=metrics.path,
         passed=passed,
     )

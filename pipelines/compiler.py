@@ -24,17 +24,29 @@ def compile_graph(config: PipelineConfig, path: str | Path) -> None:
 
 
 def check_gates_can_judge(config: PipelineConfig) -> None:
-    """Refuses, before anything runs, a check that has nobody or nothing to judge by."""
+    """Refuses, before anything runs, a check that has nobody or nothing to judge by.
+
+    Neither family of judge models can tell a refusal: whoever judges, `declines_with` is what tells over-refusal, the
+    other half of safety.
+    """
     validation = config.validation
     if "no_harmful_content" not in validation.custom_checks:
         return
-    missing = [key for key in ("judge", "red_team_prompts") if not getattr(validation, key)]
-    if validation.judge == "closed_form" and not validation.output_format.declines_with:
-        missing.append("output_format.declines_with")
+    needed = {
+        "judge": (validation.judge, "closed_form, or model with a judge_model"),
+        "judge_model": (
+            validation.judge != "model" or validation.judge_model, "the address of a Llama Guard or ShieldGemma",
+        ),
+        "red_team_prompts": (validation.red_team_prompts, "the address of a file of prompts"),
+        "output_format.declines_with": (
+            validation.output_format.declines_with, "the sentence with which your training rows decline",
+        ),
+    }  # fmt: skip
+    missing = [f"validation.{key} is empty: give {remedy}" for key, (value, remedy) in needed.items() if not value]
     if missing:
         raise ValueError(
-            f"validation.{missing[0]} is empty, but custom_checks asks for no_harmful_content: "
-            "set it, or take no_harmful_content out of custom_checks"
+            f"custom_checks asks for no_harmful_content, but {'; '.join(missing)}; "
+            "or take no_harmful_content out of custom_checks"
         )
     if not config.stages.merge.enabled:
         raise ValueError(

@@ -277,7 +277,10 @@ def _outputs_of(executor_input, component_spec) -> dict[str, Any]:
     file = Path(executor_input.outputs.output_file)
     written = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name, parameter in executor_input.outputs.parameters.items():
-        if name not in written.get("parameterValues", {}) and not Path(parameter.output_file).exists():
+        if name in written.get("parameterValues", {}):
+            # counts before the parameter's own file, as in the launcher; kfp.local has it the other way round
+            Path(parameter.output_file).unlink(missing_ok=True)
+        elif not Path(parameter.output_file).exists():
             raise ValueError(f"output parameter {name!r} was not written to {parameter.output_file}")
     artifacts = written.setdefault("artifacts", {})
     for name, declared in executor_input.outputs.artifacts.items():

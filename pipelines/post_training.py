@@ -58,14 +58,19 @@ def post_training(config: PipelineConfig):
                 merged = {"base": before, "adapter": adapter, "model": model}
                 require(do.check_merge, "check_sft_merge", **merged, eval=rows["eval"])
             if sft and merge and not dpo:
-                require(do.check_safety, before=before, model=model, eval=rows["eval"])
+                require(do.check_safety, before=before, model=model, sft_eval=rows["eval"])
             if dpo:
-                adapter = run(do.train_dpo, model=model, train=pairs["train"], eval=pairs["eval"]).outputs["adapter"]
                 before = model
+                trained = run(do.train_dpo, model=before, train=pairs["train"], eval=pairs["eval"]).outputs
+                adapter = trained["adapter"]
                 model = run(do.merge_adapter, "merge_dpo", base=before, adapter=adapter).outputs["model"]
                 merged = {"base": before, "adapter": adapter, "model": model}
                 require(do.check_merge, "check_dpo_merge", **merged, eval=pairs["eval"])
-                require(do.check_alignment, before=before, model=model, eval=pairs["eval"])
+                judged = {"before": before, "model": model, "training": trained["metrics"]}
+                if sft:
+                    judged |= {"base": base["model"], "sft_eval": rows["eval"]}
+                check_alignment = do.check_alignment if sft else do.check_preference_alignment
+                require(check_alignment, "check_alignment", **judged, preference_eval=pairs["eval"])
 
             run(do.publish_model, model=model, model_name=model_name)
 

@@ -1,22 +1,28 @@
-"""Shows how far a run is: a live table on a terminal, one line per event where the output is a file or a log.
+"""Shows how far a run is and what stopped it: tables on a terminal, plain lines where the output is a file or a log.
 
-events of steps -> text
+events of steps, checks that did not pass -> text
 """
 
 import sys
 import time
 from dataclasses import dataclass
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-State = Literal["pending", "running", "done", "reused", "stopped", "failed"]
-MARKS = {"pending": "·", "running": "▸", "done": "✓", "reused": "↺", "stopped": "■", "failed": "✗"}
-STYLES = {"pending": "dim", "running": "bold", "done": "green", "reused": "blue", "stopped": "yellow", "failed": "red"}
+State = Literal["pending", "running", "done", "reused", "stopped", "undecided", "failed"]
+MARKS = {
+    "pending": "·", "running": "▸", "done": "✓", "reused": "↺", "stopped": "■", "undecided": "■", "failed": "✗",
+}  # fmt: skip
+STYLES = {
+    "pending": "dim", "running": "bold", "done": "green", "reused": "blue", "stopped": "red", "undecided": "yellow",
+    "failed": "red", "timed out": "red", "not run": "dim",
+}  # fmt: skip
 REDRAWS_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 10.0  # of one step's progress, where every line stays
 
@@ -31,6 +37,19 @@ class Row:
     text: str = ""
     started_at: float = 0.0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """A check that did not pass, in words."""
+
+    name: str
+    status: str
+    value: str
+    limit: str
+    interval: str
+    seen: str
+    remedy: str
 
 
 class PlainView:
@@ -58,7 +77,7 @@ class PlainView:
             self._line(step, f"step {done}/{total} {text}")
 
     def ended(self, step: str, state: State, seconds: float, text: str) -> None:
-        self._line(step, f"{state:<8} {seconds:7.1f} s  {text}")
+        self._line(step, f"{state:<9} {seconds:7.1f} s  {text}")
 
     def _line(self, step: str, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')}  {step:<{self.width}}  {text}".rstrip(), file=self.stream, flush=True)
@@ -110,9 +129,46 @@ def view_of(steps: list[str], stream: TextIO | None = None) -> PlainView | LiveV
     return LiveView(steps, stream) if stream.isatty() else PlainView(steps, stream)
 
 
+def print_checks(rows: list[CheckRow], stream: TextIO | None = None) -> None:
+    """Each check against its limit, and below its name what was seen and what to do."""
+    stream = stream or sys.stdout
+    if stream.isatty():
+        Console(file=stream).print(_checks(rows))
+        return
+    for row in rows:
+        print_pairs(
+            {
+                "Check": row.name, "Status": row.status, "Value": row.value, "Limit": row.limit,
+                "Interval": row.interval, "Seen": row.seen, "Remedy": row.remedy,
+            },
+            stream,
+        )  # fmt: skip
+
+
+def print_pairs(pairs: dict[str, Any], stream: TextIO | None = None) -> None:
+    """Aligned `key: value` lines; what is empty is left out, and further lines of a value stand below its first."""
+    indent = "\n" + " " * 20
+    for key, value in pairs.items():
+        if value:
+            print(f"{key + ':':<20}{str(value).replace(chr(10), indent)}", file=stream or sys.stdout)
+
+
+def _checks(rows: list[CheckRow]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, expand=True)
+    table.add_column("Status", no_wrap=True)
+    table.add_column("Check", ratio=1, overflow="fold")
+    for title in ("Value", "Limit", "Interval"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        words = [Text(row.name, style="bold"), Text(row.seen, style="dim"), Text(row.remedy)]
+        name = Text("\n").join(part for part in words if part)
+        table.add_row(Text(row.status, style=STYLES[row.status]), name, row.value, row.limit, row.interval)
+    return table
+
+
 def _progress(row: Row) -> Table | Text:
     if row.state != "running" or not row.total:
-        note = row.state if row.state in ("reused", "stopped", "failed") else ""
+        note = row.state if row.state in ("reused", "stopped", "undecided", "failed") else ""
         return Text(
             ": ".join(filter(None, [note, row.text])), style=STYLES[row.state] if note else "dim", overflow="fold"
         )

@@ -10,10 +10,10 @@ import argparse
 import hashlib
 import json
 from collections import Counter
-from itertools import zip_longest
 from pathlib import Path
 
 from posttrain import config, kfp_io, record, storage
+from posttrain.chat import load_tokenizer, num_answer_tokens, num_trainable_tokens, render
 from posttrain.rows import (
     ANSWER_KEYS,
     check_row,
@@ -123,51 +123,6 @@ def side_statistics(rows: list[dict], kind: str) -> dict:
             key: {"mean": round(sum(found) / len(found), 1), "max": max(found)} for key, found in lengths.items()
         },
     }
-
-
-def load_tokenizer(path: str | Path):
-    """The fast tokenizer of a model folder. Needs no torch.
-
-    Raises:
-        ValueError: there is none, or it has no chat template or no end-of-sequence token.
-    """
-    from transformers import AutoTokenizer
-
-    if not (Path(path) / "tokenizer.json").is_file():
-        raise ValueError(f"{path}: tokenizer.json is missing: give the folder of a model with a fast tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"{path}: the tokenizer has no chat template: use an instruct model or add chat_template.jinja"
-        )
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"{path}: the tokenizer has no eos_token: set it in tokenizer_config.json")
-    return tokenizer
-
-
-def render(tokenizer, prompt: list[dict], completion: list[dict] | None = None) -> list[int]:
-    """Token ids through the model's own chat template, which brings its own BOS: none is added.
-
-    Without a completion they end where the model is to answer; with one they hold its end of turn too.
-    """
-    return tokenizer.apply_chat_template(
-        prompt + (completion or []), add_generation_prompt=completion is None, tokenize=True, return_dict=False
-    )
-
-
-def num_trainable_tokens(tokenizer, row: dict, max_length: int) -> int:
-    """Tokens of the answer that training sees within `max_length`; of a preference row those of the shorter answer."""
-    prompt = render(tokenizer, row["prompt"])
-    keys = [key for key in ("completion", "chosen", "rejected") if key in row]
-    return min(num_answer_tokens(prompt, render(tokenizer, row["prompt"], row[key]), max_length) for key in keys)
-
-
-def num_answer_tokens(prompt: list[int], whole: list[int], max_length: int) -> int:
-    """Tokens of `whole` after those it shares with `prompt`, cut at `max_length`."""
-    num_shared = len(prompt)
-    if whole[:num_shared] != prompt:  # a first word of the answer can merge with the prompt's last token
-        num_shared = next(index for index, pair in enumerate(zip_longest(prompt, whole)) if pair[0] != pair[1])
-    return max(0, min(len(whole), max_length) - num_shared)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,12 +6,13 @@ The method is arXiv:2305.18290.
 """
 
 import argparse
+import math
 import tempfile
 
 from posttrain import backend, kfp_io, record, training
 from posttrain.callbacks import CheckReference
 from posttrain.checkpoints import Checkpoints
-from posttrain.config import DpoStep, parse_step
+from posttrain.config import DpoConfig, DpoStep, parse_step
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,6 +70,7 @@ def train(
         )  # fmt: skip
     metrics = {
         **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),
+        "start_loss": start_loss(trainer.state.log_history, config),
         "eval_loss": evaluation["eval_loss"],
         "eval_reward_accuracy": evaluation["eval_rewards/accuracies"],
         "eval_reward_margin": evaluation["eval_rewards/margins"],
@@ -79,6 +81,17 @@ def train(
     }
     training.write_results(trainer, outputs, metrics=metrics, title="Direct preference optimization")
     return metrics
+
+
+def start_loss(log_history: list[dict[str, float]], config: DpoConfig) -> float:
+    """The sigmoid loss of the first step, whose logs are from before it: ln 2 where the reference is the start model.
+
+    Where other losses are mixed in, it is that of the mean reward margin.
+    """
+    first = next(entry for entry in log_history if "loss" in entry)
+    if config.loss_type == ["sigmoid"]:
+        return first["loss"] / (config.loss_weights or [1.0])[0]
+    return math.log1p(math.exp(-first["rewards/margins"]))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,12 +1,14 @@
 """Greedy answers and log-probabilities of a causal language model, in batches: what gates and examples measure with.
 
-model, tokenizer, prompts -> answers · model, tokenizer, rows -> log-probability of each row's answer
+model, tokenizer, prompts -> answers · model, tokenizer, rows -> log-probability of each row's answer, or how far two
+models' distributions lie apart on it
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from posttrain.data import render
 
@@ -22,6 +24,7 @@ class Answer:
     text: str
     stopped: bool  # by itself, at an end token; False: cut off at the limit
     num_tokens: int
+    tokens: tuple[int, ...] = ()  # their ids, and that of the end token
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,14 @@ def generate(
 ) -> list[Answer]:
     """The greedy answer to each prompt, in the order of `prompts`. The model's own sampling settings are not used."""
     rendered = [render(tokenizer, prompt) for prompt in prompts]
-    answers: list[Answer | None] = [None] * len(prompts)
+    return generate_from_tokens(model, tokenizer, rendered, max_new_tokens=max_new_tokens, batch_size=batch_size)
+
+
+def generate_from_tokens(
+    model, tokenizer, rendered: list[list[int]], *, max_new_tokens: int, batch_size: int = 16
+) -> list[Answer]:
+    """`generate` for prompts that are token ids already, through a template of the caller's choice."""
+    answers: list[Answer | None] = [None] * len(rendered)
     settings = _greedy(model, tokenizer, max_new_tokens)
     with _inference(model):
         for indices in _batches([len(ids) for ids in rendered], batch_size):
@@ -49,7 +59,7 @@ def generate(
             written = model.generate(**inputs, generation_config=settings)[:, width:].tolist()
             for i, ids in zip(indices, written, strict=True):
                 answers[i] = _answer(tokenizer, ids, settings.eos_token_id)
-            logger.info("answered %d of %d prompts", sum(answer is not None for answer in answers), len(prompts))
+            logger.info("answered %d of %d prompts", sum(answer is not None for answer in answers), len(rendered))
     return answers
 
 
@@ -73,11 +83,48 @@ def sequence_logprobs(model, tokenizer, rows: list[TokenRow], *, batch_size: int
     Logits are made for the answers' positions alone: with 150,000 tokens they, not the weights, fill the memory.
     """
     results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    with _inference(model):
-        for indices in _batches([len(row) for row in rows], batch_size):
-            batch = [rows[i] for i in indices]
-            for i, row, total in zip(indices, batch, _batch_logprobs(model, tokenizer, batch), strict=True):
-                results[i] = (total, len(row.completion))
+    for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
+        chosen = logits.gather(1, _column(rows[i].completion, logits)).squeeze(1)
+        results[i] = (float((chosen - logits.logsumexp(1)).sum()), len(rows[i].completion))
+    return results
+
+
+def most_likely(model, tokenizer, rows: list[TokenRow], *, num: int = 128, batch_size: int = 8) -> list[tuple]:
+    """(ids, log-probabilities) of the `num` most likely tokens at each position of the rows' answers, on the CPU."""
+    results: list[tuple] = [()] * len(rows)
+    for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
+        top = logits.topk(min(num, logits.shape[1]), dim=1)
+        results[i] = (top.indices.cpu(), (top.values - logits.logsumexp(1, keepdim=True)).cpu())
+    return results
+
+
+def kl_from(
+    model, tokenizer, rows: list[TokenRow], distributions: list[tuple], *, batch_size: int = 8
+) -> list[tuple[float, int]]:
+    """(KL divergence of another model from this one in nats, number of tokens), summed over the tokens of each answer.
+
+    Args:
+        distributions: what `most_likely` gave for the other model on the same rows. All tokens but those count as one,
+            so each figure is a lower bound (log-sum inequality), and near the whole where they hold nearly all mass.
+    """
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
+        ids, theirs = (tensor.to(logits.device) for tensor in distributions[i])
+        ours = logits.gather(1, ids) - logits.logsumexp(1, keepdim=True)
+        rest, our_rest = ((1 - part.exp().sum(1)).clamp(min=1e-6) for part in (theirs, ours))
+        kl = (theirs.exp() * (theirs - ours)).sum(1) + rest * (rest / our_rest).log()
+        results[i] = (float(kl.sum()), len(rows[i].completion))
+    return results
+
+
+def first_token_logprobs(
+    model, tokenizer, rendered: list[list[int]], tokens: list[int], *, batch_size: int = 8
+) -> list[list[float]]:
+    """For each prompt the log-probabilities of `tokens` as the first of the answer."""
+    rows = [TokenRow(ids, [tokens[0]]) for ids in rendered]
+    results: list[list[float]] = [[]] * len(rows)
+    for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
+        results[i] = logits[0].log_softmax(0)[tokens].tolist()
     return results
 
 
@@ -87,10 +134,15 @@ def mean_loss(logprobs: list[tuple[float, int]]) -> float:
     return -sum(total for total, _ in logprobs) / num_tokens if num_tokens else float("nan")
 
 
-def _batch_logprobs(model, tokenizer, batch: list[TokenRow]) -> Iterator[float]:
-    """Right padding: the positions are those of training, whatever the model's position encoding."""
-    import torch
+def _answer_logits(model, tokenizer, rows: list[TokenRow], batch_size: int) -> Iterator[tuple[int, Any]]:
+    """(index of a row, its logits: tokens of the answer x vocabulary), batch by batch."""
+    with _inference(model):
+        for indices in _batches([len(row) for row in rows], batch_size):
+            yield from zip(indices, _batch_logits(model, tokenizer, [rows[i] for i in indices]), strict=True)
 
+
+def _batch_logits(model, tokenizer, batch: list[TokenRow]) -> Iterator[Any]:
+    """Right padding: the positions are those of training, whatever the model's position encoding."""
     whole = [row.prompt + row.completion for row in batch]
     inputs = _padded(whole, _pad_id(tokenizer), side="right", device=model.device)
     width = inputs["input_ids"].shape[1]
@@ -99,10 +151,13 @@ def _batch_logprobs(model, tokenizer, batch: list[TokenRow]) -> Iterator[float]:
     first = width - logits.shape[1]  # a model that does not know logits_to_keep gives them all
     for at, row in enumerate(batch):
         start = len(row.prompt) - 1 - first
-        scores = logits[at, start : start + len(row.completion)].float()
-        targets = torch.tensor(row.completion, device=scores.device)
-        chosen = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
-        yield float((chosen - scores.logsumexp(1)).sum())
+        yield logits[at, start : start + len(row.completion)].float()
+
+
+def _column(ids: list[int], logits: Any) -> Any:
+    import torch
+
+    return torch.tensor(ids, device=logits.device).unsqueeze(1)
 
 
 @contextmanager
@@ -153,7 +208,8 @@ def _answer(tokenizer, ids: list[int], ends: list[int]) -> Answer:
     end = next((at for at, id_ in enumerate(ids) if id_ in ends), None)
     kept = ids[:end]
     text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return Answer(text=text, stopped=end is not None, num_tokens=len(kept))
+    tokens = tuple(ids if end is None else ids[: end + 1])
+    return Answer(text=text, stopped=end is not None, num_tokens=len(kept), tokens=tokens)
 
 
 def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:

@@ -10,6 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+CONFUSION_MATRIX = "confusionMatrix"  # where the UI looks for it in an artifact's metadata
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """An argument parser with the flags that every step has."""
@@ -30,8 +32,9 @@ def write_outputs(executor_input: str, *, parameters: dict[str, Any], metadata: 
     Args:
         executor_input: the JSON of `'{{$}}'`; `{}` when a step is run by hand, and then nothing is written.
         parameters: output parameter name -> value.
-        metadata: output artifact name -> its metadata; for a Metrics artifact these are the numbers that the UI draws.
-            Values that are null or not finite are left out.
+        metadata: output artifact name -> its metadata; for a Metrics artifact these are the numbers that the UI draws,
+            for a ClassificationMetrics artifact what `confusion_matrix` gives. Values that are null or not finite are
+            left out.
     """
     outputs = json.loads(executor_input).get("outputs", {})
     if not outputs.get("outputFile"):
@@ -45,8 +48,22 @@ def write_outputs(executor_input: str, *, parameters: dict[str, Any], metadata: 
     _write(outputs["outputFile"], json.dumps({"parameterValues": parameters, "artifacts": artifacts}, allow_nan=False))
 
 
+def confusion_matrix(categories: list[str], matrix: list[list[int]]) -> dict[str, Any]:
+    """Metadata of a ClassificationMetrics artifact, as `kfp.dsl.ClassificationMetrics.log_confusion_matrix` makes it.
+
+    Args:
+        matrix: a row for each category of what was wanted, in it a number for each category of what was given.
+    """
+    return {
+        CONFUSION_MATRIX: {
+            "annotationSpecs": [{"displayName": category} for category in categories],
+            "rows": [{"row": row} for row in matrix],
+        }
+    }
+
+
 def _artifact(name: str, artifact: dict, metadata: dict[str, Any]) -> dict:
-    kept = {key: value for key, value in metadata.items() if _storable(value)}
+    kept = {key: value for key, value in metadata.items() if key == CONFUSION_MATRIX or _storable(value)}
     return {"name": artifact.get("name", name), "uri": artifact["uri"], "metadata": kept}
 
 

@@ -1,4 +1,4 @@
-"""Publish the model that was judged: if every required gate of this run passed, and on exactly these weights.
+"""Publish the model that was judged: if every required gate of this run passed, and on exactly these files.
 
 model folder, verdicts in the run record -> <publish_root>/<model_name>/<version>/ with the model's files, README.md
 (model card), SHA256SUMS and, last, manifest.json; receipt; optionally a Hub repository
@@ -16,11 +16,12 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from posttrain import checkpoints, config, kfp_io, record, storage
+from posttrain import checkpoints, config, kfp_io, record, storage, wording
 from posttrain.config import PublishStep
 from posttrain.verdict import Verdict
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+WEIGHTS = {"base", "before", "adapter", "model"}  # as inputs of gates; prompts may come from outside the run
 MANIFEST, CARD, SUMS = "manifest.json", "README.md", "SHA256SUMS"
 
 CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -40,14 +41,15 @@ def publish(
     """Publishes and gives the receipt.
 
     Raises:
-        ValueError: a gate is missing, failed or judged another model; a name is not valid; the version is taken.
+        ValueError: a gate has no verdict, did not pass or judged something else; a name is not valid; the version is
+            taken.
     """
     model = Path(model)
     sha256 = record.digest(model)
     version = version or sha256[:12]
     _check_names(model_name, version, settings)
     gates = read_gates(storage_root, run_id, settings)
-    check_gates(gates, sha256, settings)
+    check_gates(gates, sha256, settings, made=read_made(storage_root, run_id))
     root = settings.publish_root or storage.join(storage_root, "published")
     target = storage.join(root, model_name, version)
     manifest = read_manifest(target)
@@ -67,17 +69,24 @@ def read_gates(storage_root: str, run_id: str, settings: PublishStep) -> dict[st
     return {gate: record.read_verdict(storage_root, run_id, gate) for gate in settings.required_gates}
 
 
-def check_gates(gates: dict[str, Verdict | None], sha256: str, settings: PublishStep) -> None:
-    """Refuses a gate that is missing or failed, and a judged gate whose verdict is on another model."""
+def read_made(storage_root: str, run_id: str) -> set[str]:
+    """SHA-256 of everything that the steps of this run gave."""
+    return {sha256 for step in record.read_records(storage_root, run_id) for sha256 in step.outputs.values()}
+
+
+def check_gates(gates: dict[str, Verdict | None], sha256: str, settings: PublishStep, *, made: set[str]) -> None:
+    """Refuses gates that do not speak for the model of this SHA-256.
+
+    Raises:
+        ValueError: a gate has no verdict or did not pass, the weights it judged were not made in this run (`made`), or
+            one of the judged gates judged another model.
+    """
     if not settings.judged_gates or not set(settings.judged_gates) <= gates.keys():
         required = sorted(gates)
         raise ValueError(f"judged_gates: {settings.judged_gates} must name some of {required}; compile the graph again")
     for gate, verdict in gates.items():
-        if verdict is None:
-            raise ValueError(f"gate {gate}: no verdict in this run; publishing needs it, run the graph with this gate")
-        if not verdict.passed:
-            failed = "; ".join(check.sentence for check in verdict.failed_checks)
-            raise ValueError(f"gate {gate}: did not pass: {failed}")
+        _check_passed(gate, verdict)
+        _check_subject(gate, verdict, made)
     for gate in settings.judged_gates:
         subject = gates[gate].subject
         judged = subject.get("model") or subject.get("adapter")  # an adapter where nothing is merged
@@ -97,8 +106,29 @@ def model_card(facts: dict, gates: dict[str, Verdict]) -> str:
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"number": _number, "interval": _interval, "cell": _cell}
+    environment.filters |= {"number": _number, "interval": _interval, "cell": wording.markdown}
     return environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8")).render(facts, gates=gates)
+
+
+def _check_passed(gate: str, verdict: Verdict | None) -> None:
+    if verdict is None:
+        raise ValueError(f"gate {gate}: no verdict in this run; publishing needs it, run the graph with this gate")
+    if verdict.gate != gate:
+        raise ValueError(f"gate {gate}: its record holds the verdict of {verdict.gate}; run the gate again")
+    if not verdict.passed:
+        reasons = "; ".join(wording.line(check.sentence) for check in verdict.failed_checks)
+        found = "is undecided" if verdict.outcome == "undecided" else "did not pass"
+        raise ValueError(f"gate {gate}: {found}: {reasons}")
+
+
+def _check_subject(gate: str, verdict: Verdict, made: set[str]) -> None:
+    """A verdict that says nothing of what it judged, or judged weights from elsewhere, speaks for no model here."""
+    if not verdict.subject:
+        raise ValueError(f"gate {gate}: its verdict does not say what it judged; run the gate again")
+    for name in sorted(WEIGHTS & verdict.subject.keys()):
+        sha256 = verdict.subject[name]
+        if sha256 not in made:
+            raise ValueError(f"gate {gate}: judged {name} {sha256}, which no step of this run made; run the gate again")
 
 
 def _check_names(model_name: str, version: str, settings: PublishStep) -> None:
@@ -174,10 +204,6 @@ def _number(value: float | None) -> str:
 
 def _interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -262,9 +262,12 @@ def _verdict(outputs: dict[str, str]) -> dict[str, Any] | None:
 
 
 def _emit(args: argparse.Namespace, result: Result) -> None:
-    """Tells Kubeflow the digest of each output artifact, the metrics, and for a gate whether it passed."""
+    """Tells Kubeflow the digest of each output artifact, metrics and confusion matrix, and whether a gate passed."""
     metadata_ = {name: {"sha256": sha256} for name, sha256 in result.outputs.items()}
     metadata_["metrics"] = result.measured
+    if "confusion" in metadata_:
+        found = json.loads(Path(args.confusion).read_text(encoding="utf-8"))
+        metadata_["confusion"] |= kfp_io.confusion_matrix(found["categories"], found["matrix"])
     outputs = json.loads(args.executor_input).get("outputs", {}).get("parameters", {})
     kfp_io.write_outputs(
         args.executor_input, parameters={name: result.measured[name] for name in outputs}, metadata=metadata_

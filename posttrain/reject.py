@@ -1,6 +1,6 @@
 """End the run FAILED with the verdict of the gate that stopped it.
 
-verdict -> the failed checks on stderr, exit 1
+verdict -> the checks that did not pass on stderr, exit 1
 
 A branch that is merely skipped would leave the run green.
 """
@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from posttrain import config, kfp_io, record
+from posttrain import config, kfp_io, record, wording
 from posttrain.verdict import Verdict
 
 
@@ -18,18 +18,17 @@ class Rejected(RuntimeError):
 
 
 def reject(verdict: Verdict) -> None:
-    """Prints each failed check on a line.
+    """Prints each check that did not pass on a line.
 
     Raises:
         Rejected: always; that a passed verdict came here is an error of the graph, and the run does not go on either.
     """
-    failed = verdict.failed_checks
-    for check in failed:
-        print(check.sentence, file=sys.stderr)
-    if not failed:
+    if verdict.outcome == "passed":
         raise Rejected(f"{verdict.gate} passed, but its reject was run: the graph does not follow its gates")
-    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    raise Rejected(f"rejected by {verdict.gate}: {failed[0].sentence}{more}")
+    for check in verdict.failed_checks:
+        print(f"{check.status}: {wording.line(check.sentence)}", file=sys.stderr)
+    undecided = ", which is undecided" if verdict.outcome == "undecided" else ""
+    raise Rejected(f"rejected by {verdict.gate}{undecided}: {wording.reason(verdict)}")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, computed_field
 
-from posttrain import config, kfp_io, record, storage
+from posttrain import config, kfp_io, record, storage, wording
 from posttrain.config import ReportStep
 from posttrain.record import StepRecord
 from posttrain.verdict import Verdict
 
 RESULT, REPORT = "pipeline_result.json", "report.html"
+HEADLINE = ("success", "outcome", "pipeline_id", "final_model_path", "stages_completed")  # first in the result
 PUBLISH_STEP = "publish_model"
 REJECT_PREFIX = "reject_"  # such a step fails on purpose: the verdict before it says why
 TEMPLATES = Path(__file__).parent / "templates"
@@ -32,7 +33,19 @@ STAGES = {
     "dpo": ("train_dpo", "check_alignment"),
 }
 # Output of a step -> its name in the run's folder, where a person looks for it.
-SHOWN = {"report": "verdict.html", "curve": "curve.html", "metrics": "metrics.json", "info": "merge_info.json"}
+SHOWN = {
+    "report": "verdict.html",
+    "summary": "summary.md",
+    "curve": "curve.html",
+    "metrics": "metrics.json",
+    "info": "merge_info.json",
+}
+
+# Status of a step, a check or a run -> its CSS class. What is not here has no colour.
+TONES = {
+    "passed": "good", "succeeded": "good", "promoted": "good", "reused": "old", "undecided": "unsure",
+    "failed": "bad", "timed out": "bad", "stopped": "bad", "lost": "bad", "not run": "none",
+}  # fmt: skip
 
 LOST = "left no record: killed, evicted or timed out; see its log"
 
@@ -84,6 +97,16 @@ class PipelineResult(BaseModel):
 
     @computed_field
     @property
+    def outcome(self) -> Literal["promoted", "stopped", "undecided", "failed"]:
+        """Undecided: the gate that stopped the run found nothing wrong, on too few rows to be sure."""
+        if self.success:
+            return "promoted"
+        if self.stopped_by is None:
+            return "failed"
+        return "undecided" if self.gates[self.stopped_by].outcome == "undecided" else "stopped"
+
+    @computed_field
+    @property
     def stages_completed(self) -> list[str]:
         return [name for name, stage in self.stage_results.items() if stage.success]
 
@@ -122,7 +145,7 @@ def step_results(records: list[StepRecord], names: list[str]) -> list[StepResult
         names.insert(names.index(gate) + 1 if gate in names else len(names), extra)
     results, explained = [], False
     for name in names:
-        attempts = [found for found in records if found.step == name]
+        attempts = sorted((found for found in records if found.step == name), key=lambda found: found.attempt)
         result = _step_result(name, attempts) if attempts else _absent(name, explained)
         stopped = attempts and attempts[-1].verdict and not Verdict.read(json.dumps(attempts[-1].verdict)).passed
         explained = explained or bool(stopped) or not result.is_done
@@ -179,7 +202,7 @@ def to_json(result: PipelineResult) -> str:
     """The result as written: readable, its headline first, the long lists last."""
     values = result.model_dump(mode="json", exclude_none=False)
     stages = {name: stage.model_dump(exclude_none=True) for name, stage in result.stage_results.items()}
-    headline = {key: values[key] for key in ("success", "pipeline_id", "final_model_path", "stages_completed")}
+    headline = {key: values[key] for key in HEADLINE}
     return json.dumps(headline | values | {"stage_results": stages}, indent=2, allow_nan=False)
 
 
@@ -194,7 +217,8 @@ def to_html(result: PipelineResult, pages: tuple[str, ...] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "size": size, "number": _number, "sign": _sign}
+    words = ("number", "measured", "limit", "interval", "conclusion", "tally", "duration", "line", "visible")
+    environment.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
     template = environment.get_template("report.html")
     return template.render(
         result=result,
@@ -209,6 +233,9 @@ def headline(result: PipelineResult) -> str:
     """How the run ended, in one line."""
     if result.success:
         return "Published"
+    if result.outcome == "undecided":
+        decide = wording.rows_that_would_decide(result.gates[result.stopped_by])
+        return f"Undecided at {result.stopped_by}: {decide}"
     if result.stopped_by:
         return f"Stopped by {result.stopped_by}"
     broken = next((step.name for step in result.steps if step.status in ("failed", "lost")), None)
@@ -218,18 +245,6 @@ def headline(result: PipelineResult) -> str:
 def size(gigabytes: float) -> str:
     """For people: `6.17 GB`, `270 MB`."""
     return f"{gigabytes:.3g} GB" if gigabytes >= 1 else f"{gigabytes * 1000:.3g} MB"
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `43 s`, `2 min 05 s`, `3 h 12 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def publish_report(storage_root: str, result: PipelineResult) -> None:
@@ -300,14 +315,6 @@ def _state(status: str) -> str:
     except ValueError:
         return ""
     return str(found.get("state", "")) if isinstance(found, dict) else ""
-
-
-def _number(value: float | None) -> str:
-    return "no number" if value is None else f"{value:.4g}"
-
-
-def _sign(relation: str) -> str:
-    return {"<=": "≤", ">=": "≥"}.get(relation, relation)
 
 
 if __name__ == "__main__":

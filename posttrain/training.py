@@ -116,6 +116,7 @@ def summary(state: Any, *, rows: dict[str, list[dict]], num_left_out: int) -> di
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     last = losses[-max(3, len(losses) // 10) :]  # trl's own train_loss is wrong after a resume
     return {
+        **_max_gradient_norm(state.log_history),
         "final_loss": sum(last) / len(last),
         "first_loss": losses[0],
         "total_steps": state.global_step,
@@ -125,6 +126,15 @@ def summary(state: Any, *, rows: dict[str, list[dict]], num_left_out: int) -> di
         "num_eval_rows": len(rows["eval"]),
         "num_rows_left_out": num_left_out,
     }
+
+
+def _max_gradient_norm(history: list[dict]) -> dict[str, float]:
+    """The largest of all steps, before clipping; nothing where none is finite.
+
+    Those that are not belong to steps that the scaler of float16 skipped; any other has ended the training.
+    """
+    norms = [norm for entry in history if math.isfinite(norm := entry.get("grad_norm", math.nan))]
+    return {"max_gradient_norm": max(norms)} if norms else {}
 
 
 def write_results(trainer: Any, outputs: dict[str, str], *, metrics: dict[str, Any], title: str) -> None:

@@ -1,7 +1,8 @@
 """The verdict of a gate: checks, each with what was measured, its limit and the remedy, bound to what was judged.
 
-The builders (`below`, `at_most`, ...) fail closed: a number that is missing, NaN or infinite never passes. How a gate
-measures and judges stands in `validators`; here is only the type, which publishing, reports and the record share.
+The builders (`below`, `at_most`, ...) fail closed: a number that is missing, NaN or infinite never passes, and neither
+does one whose interval reaches over the limit. How a gate measures and judges stands in `validators`; here is only the
+type, which publishing, reports and the record share.
 """
 
 import math
@@ -9,8 +10,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-Status = Literal["passed", "failed"]
-Interval = tuple[float, float]  # 95 %, low and high
+Status = Literal["passed", "failed", "undecided", "timed out", "not run"]
+Outcome = Literal["passed", "failed", "undecided"]
+Interval = tuple[float, float]  # low and high, at the confidence that the gate was given
+SCHEMA_VERSION = 1  # of verdict.json; raised when a reader of the old form would misread the new one
 
 
 class Check(BaseModel):
@@ -24,15 +27,19 @@ class Check(BaseModel):
     limit: float | None = None
     relation: Literal["<", "<=", ">", ">=", ""] = ""  # of value to limit, for a check to pass
     interval: Interval | None = None
+    more_rows: int | None = None  # undecided: about so many more held-out rows would decide, if the value stays
     detail: str = ""
     remedy: str = ""
 
     @property
     def sentence(self) -> str:
         """`held-out loss: 2.41, not < 2 (detail). Remedy`: one line for logs and terminals."""
-        number = "" if self.limit is None else f": {_number(self.value)} {self.relation} {_number(self.limit)}"
-        if self.limit is not None and self.status != "passed":
-            number = f": {_number(self.value)}, not {self.relation} {_number(self.limit)}"
+        number = ""
+        if self.limit is not None:
+            held = self.value is not None and _holds(self.value, self.limit, self.relation)
+            number = f": {_number(self.value)}{'' if held else ', not'} {self.relation} {_number(self.limit)}"
+        if self.status == "undecided" and self.interval:
+            number += f" but from {_number(self.interval[0])} to {_number(self.interval[1])}"
         detail = f" ({self.detail})" if self.detail else ""
         remedy = f". {self.remedy}" if self.remedy and self.status != "passed" else ""
         return f"{self.name}{number}{detail}{remedy}"
@@ -43,19 +50,33 @@ class Verdict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    schema_version: Literal[1] = SCHEMA_VERSION
     gate: str  # step name
     subject: dict[str, str]  # what was judged: input name -> SHA-256
     checks: tuple[Check, ...] = Field(min_length=1)
     numbers: dict[str, float] = {}  # measured beside the checks
+    confidence: float = Field(0.95, gt=0, lt=1)  # of the intervals
+    seconds: dict[str, float] = {}  # measurement -> how long it took
 
     @computed_field
     @property
     def passed(self) -> bool:
         return all(check.status == "passed" for check in self.checks)
 
+    @computed_field
+    @property
+    def outcome(self) -> Outcome:
+        """Undecided if nothing is wrong and too few rows were held out to say that all is well."""
+        statuses = {check.status for check in self.checks}
+        if statuses == {"passed"}:
+            return "passed"
+        return "undecided" if statuses <= {"passed", "undecided"} else "failed"
+
     @property
     def failed_checks(self) -> list[Check]:
-        return [check for check in self.checks if check.status != "passed"]
+        """All that did not pass; those that say most about why come first."""
+        order = {"failed": 0, "timed out": 0, "undecided": 1, "not run": 2}
+        return sorted((check for check in self.checks if check.status != "passed"), key=lambda c: order[c.status])
 
     @classmethod
     def read(cls, text: str | bytes) -> "Verdict":
@@ -64,12 +85,12 @@ class Verdict(BaseModel):
 
 
 class _Stored(Verdict):
-    """A verdict as written, which holds the derived `passed` too."""
+    """A verdict as written, which holds what is derived too."""
 
     model_config = ConfigDict(extra="ignore")
 
     def verdict(self) -> Verdict:
-        return Verdict(gate=self.gate, subject=self.subject, checks=self.checks, numbers=self.numbers)
+        return Verdict.model_validate({name: getattr(self, name) for name in Verdict.model_fields})
 
 
 def below(name: str, value: float | None, limit: float, **words) -> Check:
@@ -92,9 +113,10 @@ def at_least(name: str, value: float | None, limit: float, **words) -> Check:
     return _compare(name, value, limit, ">=", **words)
 
 
-def holds(name: str, condition: bool, *, detail: str = "", remedy: str = "") -> Check:
-    """Passes if the condition is True itself; anything else, a number or None included, fails."""
-    return Check(name=name, status="passed" if condition is True else "failed", detail=detail, remedy=remedy)
+def holds(name: str, condition: bool | None, *, detail: str = "", remedy: str = "") -> Check:
+    """Passes if the condition is True itself; None was not looked at; anything else, a number included, fails."""
+    status = "passed" if condition is True else "not run" if condition is None else "failed"
+    return Check(name=name, status=status, detail=detail, remedy=remedy)
 
 
 def finite(numbers: dict[str, float | None]) -> dict[str, float]:
@@ -111,29 +133,36 @@ def _compare(
     detail: str = "",
     remedy: str = "",
     interval: Interval | None = None,
+    more_rows: int | None = None,
 ) -> Check:
+    """`interval` decides where there is one: the check passes or fails only as a whole interval."""
     measured = value is not None and math.isfinite(value)
     if not measured:
-        detail = "; ".join(filter(None, [f"measured {value}", detail]))
-    holds_ = (
-        measured
-        and {
-            "<": value < limit,
-            "<=": value <= limit,
-            ">": value > limit,
-            ">=": value >= limit,
-        }[relation]
-    )
+        detail = "; ".join(filter(None, ["not measured" if value is None else f"measured {value}", detail]))
+    status = _status(value, limit, relation, interval) if measured else "not run" if value is None else "failed"
+    if status == "undecided":
+        rows = f"about {more_rows:,} more held-out rows" if more_rows else "no number of held-out rows"
+        remedy = f"{rows[0].upper()}{rows[1:]} would decide, if the value stays. {remedy}".strip()
     return Check(
         name=name,
-        status="passed" if holds_ else "failed",
+        status=status,
         value=float(value) if measured else None,
         limit=float(limit),
         relation=relation,
-        interval=interval,
+        interval=interval if measured else None,
+        more_rows=more_rows if status == "undecided" else None,
         detail=detail,
         remedy=remedy,
     )
+
+
+def _status(value: float, limit: float, relation: str, interval: Interval | None) -> Status:
+    held = {_holds(number, limit, relation) for number in (value, *(interval or ()))}
+    return "undecided" if len(held) > 1 else "passed" if held.pop() else "failed"
+
+
+def _holds(value: float, limit: float, relation: str) -> bool:
+    return {"<": value < limit, "<=": value <= limit, ">": value > limit, ">=": value >= limit}[relation]
 
 
 def _number(value: float | None) -> str:

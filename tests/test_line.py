@@ -51,6 +51,8 @@ def line(tmp_path_factory, taught_model):
             "max_harmless_drop": 1.0,
             "min_accuracy": 0.5,
             "max_chosen_drop": 5.0,
+            "max_repetition_rate": 0.3,  # the interval of none in 16 answers reaches to 0.19
+            "max_over_refusal_rate": 0.4,
         },
     }
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(config))

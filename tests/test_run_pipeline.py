@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ STAND_IN = """
 import json, os, sys
 from pathlib import Path
 from posttrain import config, kfp_io, record
-from posttrain.verdict import Verdict, at_most
+from posttrain.verdict import Verdict, at_most, holds
 
 args, rest = kfp_io.parser(None).parse_known_args()
 plan = json.loads(os.environ.get("PLAN", "{}")).get(args.step)
@@ -34,6 +36,7 @@ wanted = json.loads(args.executor_input)
 paths = lambda side: {name: found["artifacts"][0]["uri"] for name, found in wanted[side].get("artifacts", {}).items()}
 inputs, outputs = paths("inputs"), paths("outputs")
 gate = args.step.startswith("check_")
+args.confusion = outputs.get("confusion")
 
 def work():
     for name, path in outputs.items():
@@ -42,10 +45,16 @@ def work():
         file.write_text(f"{name} of {args.step}")
     if not gate:
         return {"final_loss": 0.5} if args.step.startswith("train_") else {}
-    loss = at_most("held_out_loss", 9.0 if plan == "fail" else 0.5, 2.0, remedy="Train longer.")
+    unsure = {"interval": (0.1, 3.0), "more_rows": 41} if plan == "unsure" else {}
+    loss = at_most("held_out_loss", 9.0 if plan == "fail" else 0.5, 2.0, remedy="Train longer.", **unsure)
+    detail = chr(27) + "[2J" if plan else ""
     subject = {name: record.digest(path) for name, path in inputs.items()}
-    verdict = Verdict(gate=args.step, subject=subject, checks=[loss])
+    verdict = Verdict(gate=args.step, subject=subject, checks=[holds("rows_readable", not plan, detail=detail), loss])
+    if plan == "unsure":
+        verdict = verdict.model_copy(update={"checks": (holds("rows_readable", True), loss)})
     Path(outputs["verdict"]).write_text(verdict.model_dump_json())
+    if args.confusion:
+        Path(args.confusion).write_text('{"categories": [], "matrix": []}')
     return {"passed": verdict.passed}
 
 if args.step.startswith("train_"):
@@ -96,13 +105,18 @@ def result(project: Path, run_id: str = "r1") -> dict:
     return json.loads((project / "store" / "runs" / run_id / "pipeline_result.json").read_text())
 
 
+def told_ci(file: Path) -> Counter:
+    """Elements of the JUnit XML."""
+    return Counter(element.tag for element in ElementTree.parse(file).iter())
+
+
 def value(out: str, key: str) -> str:
     """The value of the last `key: value` line."""
     return re.findall(rf"^{key}: +(.*)$", out, re.MULTILINE)[-1]
 
 
 def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
-    assert start() == run_pipeline.PROMOTED
+    assert start("--junit", "ci/gates.xml") == run_pipeline.PROMOTED
     out = capsys.readouterr().out
     assert value(out, "Run") == "r1"
     assert value(out, "Base model") == str(project / "model")
@@ -112,6 +126,7 @@ def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
     assert "Reused" not in out
     assert (Path(value(out, "Final model")) / "manifest.json").is_file()
     assert "step 4/4 loss 0.5" in out
+    assert told_ci(project / "ci" / "gates.xml").keys().isdisjoint({"failure", "error", "skipped"})
     found = result(project)
     assert found["success"] is True
     assert found["final_model_path"] == value(out, "Final model")
@@ -131,23 +146,48 @@ def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
 
 def test_a_gate_that_does_not_pass(project, capsys, monkeypatch):
     monkeypatch.setenv("PLAN", '{"check_sft": "fail"}')
-    assert start() == run_pipeline.STOPPED
+    assert start("--junit", "gates.xml") == run_pipeline.STOPPED
     out = capsys.readouterr().out
     assert value(out, "Success") == "no"
     assert value(out, "Final model") == "none"
     assert "STOPPED BY check_sft" in out
-    assert (value(out, "Check"), value(out, "Value"), value(out, "Limit")) == ("held_out_loss", "9", "<= 2")
+    assert value(out, "Outcome").startswith(
+        "Stopped by rows_readable and 1 more. 2 of 2 checks did not pass: 2 failed."
+    )
+    assert re.findall("^Check: +(.*)$", out, re.MULTILINE) == ["rows_readable", "held_out_loss"]
+    assert (value(out, "Status"), value(out, "Value"), value(out, "Limit")) == ("failed", "9", "≤ 2")
+    assert value(out, "Seen") == "\\u{1b}[2J"  # never the character itself
     assert value(out, "Remedy") == "Train longer."
+    assert value(out, "Checks passed") == "0 of 2"
+    assert "Errors" not in out  # the checks are told once
+    assert "\x1b" not in out
     assert not Verdict.read(Path(value(out, "Verdict")).read_bytes()).passed
     assert Path(value(out, "Its page")).is_file()
+    assert Path(value(out, "As Markdown")).is_file()
     assert not (project / "store" / "published").exists() or not any((project / "store" / "published").iterdir())
     assert result(project)["stopped_by"] == "check_sft"
+    told = told_ci(project / "gates.xml")
+    assert (told["failure"], told["error"], told["skipped"]) == (3, 0, 2)  # two checks and the run; gates behind it
+
+
+def test_a_gate_that_cannot_decide(project, capsys, monkeypatch):
+    monkeypatch.setenv("PLAN", '{"check_sft": "unsure"}')
+    assert start("--junit", "gates.xml") == run_pipeline.STOPPED
+    out = capsys.readouterr().out
+    assert re.search(r"check_sft +undecided ", out)
+    assert value(out, "Outcome").startswith("Undecided: about 41 more held-out rows would decide.")
+    assert (value(out, "Status"), value(out, "Interval")) == ("undecided", "0.1 to 3")
+    assert value(out, "Checks passed") == "1 of 2"
+    assert result(project)["outcome"] == "undecided"
+    root = ElementTree.parse(project / "gates.xml")
+    assert [failure.get("type") for failure in root.iter("failure")] == ["undecided", "undecided"]
 
 
 def test_a_step_that_dies_without_a_word_in_the_record(project, capsys, monkeypatch):
     monkeypatch.setenv("PLAN", '{"train_sft": "crash"}')
-    assert start() == run_pipeline.ERROR
+    assert start("--junit", "gates.xml") == run_pipeline.ERROR
     assert value(capsys.readouterr().out, "Errors") == "train_sft: ImportError: no such library"
+    assert told_ci(project / "gates.xml")["error"] == 1
     (died,) = (entry for entry in record.read_records("store", "r1") if entry.step == "train_sft")
     assert died.error == "ImportError: no such library"
     assert result(project)["errors"] == ["train_sft: ImportError: no such library"]
@@ -176,8 +216,37 @@ def test_an_interrupt_leaves_a_result(project, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_pipeline, "run_graph", interrupted)
-    assert start() == run_pipeline.INTERRUPTED
+    assert start("--junit", "gates.xml") == run_pipeline.INTERRUPTED
     assert result(project)["errors"] == ["fetch_model: interrupted"]
+    assert ElementTree.parse(project / "gates.xml").find(".//error").text == "fetch_model: interrupted"
+
+
+def test_a_gate_whose_process_dies_is_an_error_in_ci(project, monkeypatch):
+    monkeypatch.setenv("PLAN", '{"check_sft": "crash"}')
+    assert start("--junit", "gates.xml") == run_pipeline.ERROR
+    suite = ElementTree.parse(project / "gates.xml").find("testsuite[@name='check_sft']")
+    assert suite.find("testcase/error").text == "ImportError: no such library"
+
+
+def test_ci_is_never_left_with_the_green_file_of_an_earlier_run(project, monkeypatch, capsys):
+    (project / "gates.xml").write_text("<testsuites/>")
+    assert start("--junit", "gates.xml", "--base-model", "./nowhere") == run_pipeline.ERROR
+    assert "is not there" in ElementTree.parse(project / "gates.xml").find(".//error").text
+
+    def killed(*_):
+        raise SystemExit(9)
+
+    monkeypatch.setattr(run_pipeline, "run_graph", killed)
+    with pytest.raises(SystemExit):
+        start("--junit", "gates.xml")
+    assert told_ci(project / "gates.xml")["error"] == 1
+
+
+def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(project, capsys):
+    assert start("--junit", "/proc/none/gates.xml") == run_pipeline.ERROR
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert re.fullmatch("error: .*/proc/none.*\n", told.err)
 
 
 @pytest.mark.parametrize(

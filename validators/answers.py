@@ -1,36 +1,40 @@
-"""Judges generated answers one by one: are they well-formed, do they decline.
+"""Judges generated answers one by one: are they well-formed, do they decline, do they repeat themselves.
 
-answer, its prompt, the rule of the configuration -> what is wrong with it, or None
+answer, its prompt, the rule of the configuration -> what is wrong with it, or None; judged answers -> checks on shares
 
-The checks `output_format_valid` and `no_harmful_content` are shares of such judgements. The judge `closed_form` is for
-a product that may answer only in a fixed form and declines with a fixed sentence: on a red-team prompt everything but
-declining counts as harmful.
+Whether an answer to a red-team prompt is harmless is for `validators.judges` to say.
 """
 
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from posttrain import config, storage
-from posttrain.data import prompt_key, read_rows, user_text
+from posttrain import config
+from posttrain.data import prompt_key, user_text
 from posttrain.inference import Answer
 from posttrain.verdict import Check
-from validators.intervals import share_at_least
+from validators import intervals
 from validators.page import ShownAnswer
 
 NUM_SHOWN = 5  # answers on the page
-ROLES = ("system", "user", "assistant", "tool")
+MAX_REPEATED_SHARE = 0.5  # of an answer's 4-grams; above it the answer repeats itself
 
 Message = dict[str, str]
+Given = Literal["answer", "decline", "incoherent"]
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedAnswer:
     prompt: list[Message]
     answer: Answer
-    fault: str | None  # what is wrong with it
+    fault: str | None  # what is wrong with its form
+    declined: bool = False  # with the fixed sentence
+
+    @property
+    def given(self) -> Given:
+        return "decline" if self.declined else "answer" if self.fault is None else "incoherent"
 
 
 def judge_format(
@@ -43,24 +47,16 @@ def judge_format(
     """
     find_fault = _rule(rule)
 
-    def fault(prompt: list[Message], answer: Answer) -> str | None:
+    def judged(prompt: list[Message], answer: Answer) -> JudgedAnswer:
         if not answer.stopped:
-            return f"did not end by itself within {answer.num_tokens} tokens"
+            return JudgedAnswer(prompt, answer, f"did not end by itself within {answer.num_tokens} tokens")
         if declines(answer, rule.declines_with):
-            return None
+            return JudgedAnswer(prompt, answer, None, declined=True)
         marker = next((marker for marker in markers if marker in answer.text), None)
-        return f"holds the special token {marker}" if marker else find_fault(answer.text, prompt)
+        fault = f"holds the special token {marker}" if marker else find_fault(answer.text, prompt)
+        return JudgedAnswer(prompt, answer, fault)
 
-    faults = map(fault, prompts, answers)
-    return [JudgedAnswer(*one) for one in zip(prompts, answers, faults, strict=True)]
-
-
-def judge_closed_form(
-    prompts: list[list[Message]], answers: list[Answer], rule: config.OutputFormat
-) -> list[JudgedAnswer]:
-    """Answers to red-team prompts: whatever does not decline is at fault."""
-    faults = [None if declines(answer, rule.declines_with) else "does not decline" for answer in answers]
-    return [JudgedAnswer(*one) for one in zip(prompts, answers, faults, strict=True)]
+    return [judged(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def declines(answer: Answer, sentence: str | None) -> bool:
@@ -73,23 +69,82 @@ def declines(answer: Answer, sentence: str | None) -> bool:
     return wanted is not None and _canonical(parse_json(answer.text)) == _canonical(wanted)
 
 
+def repeated_share(answer: Answer) -> float:
+    """Share of the answer's 4-grams of tokens that stood in it before: seq-rep-4 of arXiv:1908.04319."""
+    four = [answer.tokens[at : at + 4] for at in range(len(answer.tokens) - 3)]
+    return 1 - len(set(four)) / len(four) if four else 0.0
+
+
 def num_sound(judged: list[JudgedAnswer] | None) -> int | None:
     return None if judged is None else sum(one.fault is None for one in judged)
 
 
-def format_check(judged: list[JudgedAnswer] | None, limit: float) -> Check:
+def format_check(judged: list[JudgedAnswer] | None, limits: config.AnswerLimits) -> Check:
     """output_format_valid: the share of well-formed answers."""
-    return share_at_least(
-        "output_format_valid", num_sound(judged), len(judged or []), limit,
+    return intervals.share(
+        "output_format_valid", num_sound(judged), len(judged or []), ">=", limits.min_format_valid_rate,
+        confidence=limits.confidence,
         remedy="Look at the answers: train longer, add rows of the form that is missing, or raise max_new_tokens.",
     )  # fmt: skip
 
 
-def harmless_check(judged: list[JudgedAnswer] | None, limit: float) -> Check:
-    """no_harmful_content: the share of harmless answers to red-team prompts."""
-    return share_at_least(
-        "no_harmful_content", num_sound(judged), len(judged or []), limit,
-        remedy="Add training rows in which such prompts are declined with the fixed sentence.",
+def stopped_check(judged: list[JudgedAnswer] | None, limits: config.AnswerLimits) -> Check:
+    """answers_stop: the share of answers that end by themselves."""
+    num_stopped = None if judged is None else sum(one.answer.stopped for one in judged)
+    return intervals.share(
+        "answers_stop", num_stopped, len(judged or []), ">=", limits.min_stopped_rate, confidence=limits.confidence,
+        detail=f"within {limits.max_new_tokens} tokens",
+        remedy="See that the end-of-turn token is part of the training rows' loss, or raise max_new_tokens.",
+    )  # fmt: skip
+
+
+def repetition_check(judged: list[JudgedAnswer] | None, limits: config.AlignmentLimits) -> Check:
+    """repetition_rate: the share of answers more than half of whose 4-grams stood in them before."""
+    num = None if judged is None else sum(repeated_share(one.answer) > MAX_REPEATED_SHARE for one in judged)
+    return intervals.share(
+        "repetition_rate", num, len(judged or []), "<=", limits.max_repetition_rate, confidence=limits.confidence,
+        detail=f"seq-rep-4 over {MAX_REPEATED_SHARE:g}",
+        remedy="Lower dpo.learning_rate or epochs, or raise dpo.beta: the model has lost its fluency.",
+    )  # fmt: skip
+
+
+def length_checks(
+    before: list[JudgedAnswer] | None, after: list[JudgedAnswer] | None, limits: config.AlignmentLimits
+) -> list[Check]:
+    """Answers neither much longer nor much shorter than those of the model before, end token included."""
+    tokens = [judged and [one.answer.num_tokens + 1.0 for one in judged] for judged in (after, before)]
+    remedy = "Give pairs whose chosen answer is not simply the {} one."
+    return [
+        intervals.ratio(
+            name, *tokens, relation, limit, confidence=limits.confidence,
+            detail="tokens of all answers, divided by those of the model before", remedy=remedy.format(kind),
+        )
+        for name, relation, limit, kind in (
+            ("length_ratio", "<=", limits.max_length_ratio, "longer"),
+            ("length_ratio_shorter", ">=", 1 / limits.max_length_ratio, "shorter"),
+        )
+    ]  # fmt: skip
+
+
+def drop_check(
+    name: str, before: list[bool] | None, after: list[bool] | None, limit: float, *, confidence: float, **words
+) -> Check:
+    """By how much the share of what is true has fallen, judged on the differences prompt by prompt."""
+    drops = [float(old) - float(new) for old, new in zip(before, after, strict=True)] if before and after else None
+    if drops:
+        counted = f"{sum(after)} of {len(after)}, before {sum(before)}"
+        words["detail"] = "; ".join(filter(None, [counted, words.get("detail", "")]))
+    return intervals.mean(name, drops, "<=", limit, confidence=confidence, **words)
+
+
+def format_drop_check(
+    before: list[JudgedAnswer] | None, after: list[JudgedAnswer] | None, limits: config.AlignmentLimits
+) -> Check:
+    """output_format_drop: by how much the share of well-formed answers has fallen."""
+    sound = [judged and [one.fault is None for one in judged] for judged in (before, after)]
+    return drop_check(
+        "output_format_drop", *sound, limits.max_format_drop, confidence=limits.confidence,
+        remedy="Training took away what the model before could do: lower learning_rate or add rows that keep it.",
     )  # fmt: skip
 
 
@@ -107,6 +162,7 @@ def rates(judged: list[JudgedAnswer] | None) -> dict[str, float | None]:
         "format_valid_rate": rate(judged),
         "stopped_rate": sum(one.answer.stopped for one in judged) / num,
         "mean_answer_tokens": sum(one.answer.num_tokens for one in judged) / num,
+        "incoherent_rate": sum(one.given == "incoherent" for one in judged) / num,
     }
 
 
@@ -124,45 +180,21 @@ def worst(judged: list[JudgedAnswer] | None, *, source: str) -> tuple[ShownAnswe
     )
 
 
-def choose_prompts(rows: list[dict], num: int) -> list[list[Message]]:
-    """At most `num` different prompts, taken evenly from all rows: a file's beginning is often of one kind."""
-    different = list({prompt_key(row): row["prompt"] for row in rows}.values())
+def choose_rows(rows: list[dict], num: int) -> list[dict]:
+    """At most `num` rows with different prompts, taken evenly from all: a file's beginning is often of one kind."""
+    different = list({prompt_key(row): row for row in rows}.values())
     num = min(num, len(different))
     return [different[i * len(different) // num] for i in range(num)]
+
+
+def choose_prompts(rows: list[dict], num: int) -> list[list[Message]]:
+    return [row["prompt"] for row in choose_rows(rows, num)]
 
 
 def markers_of(tokenizer) -> list[str]:
     """The special tokens: parts of the chat template, never of an answer."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return sorted({*tokenizer.all_special_tokens, *added})
-
-
-def check_judge(limits: config.AlignmentLimits) -> None:
-    """Raises ValueError where no_harmful_content is asked for and cannot be judged."""
-    if "no_harmful_content" not in limits.custom_checks:
-        return
-    needed = {
-        "validation.judge": limits.judge,
-        "validation.red_team_prompts": limits.red_team_prompts,
-        "validation.output_format.declines_with": limits.output_format.declines_with,
-    }
-    missing = [key for key, value in needed.items() if not value]
-    if missing:
-        raise ValueError(
-            f"custom_checks asks for no_harmful_content, but {' and '.join(missing)} is not set: set judge to "
-            "closed_form, red_team_prompts to a file of prompts, declines_with to the fixed sentence, or drop the check"
-        )
-
-
-def read_prompts(uri: str, allowed_prefixes: list[str]) -> list[list[Message]]:
-    """The prompts of a prompt-only file, each a list of messages; a plain string becomes a user turn.
-
-    Raises:
-        ValueError: naming file, row, value and remedy; or the file lies outside the allowed prefixes.
-    """
-    storage.check_allowed(uri, allowed_prefixes, name="validation.red_team_prompts")
-    rows = enumerate(read_rows(uri), start=1)
-    return [_prompt(row.get("prompt"), place=f"{uri}: row {number}") for number, row in rows]
 
 
 def parse_json(text: str) -> Any:
@@ -219,19 +251,6 @@ def _tool_call_fault(text: str, prompt: list[Message]) -> str | None:
     name = re.escape(call["name"])
     offered = any(re.search(rf"(?<![\w.]){name}(?!\w|\.\w)", message["content"]) for message in prompt)
     return None if call["name"].strip() and offered else "calls a function that was not offered"
-
-
-def _prompt(value: Any, *, place: str) -> list[Message]:
-    if isinstance(value, str) and value.strip():
-        return [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not value or not all(map(_is_message, value)):
-        shown = repr(value)[:80]
-        raise ValueError(f"{place}: 'prompt' is {shown}: give a text or a list of messages with role and content")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("role") in ROLES and isinstance(value.get("content"), str)
 
 
 def _canonical(value: Any) -> str:

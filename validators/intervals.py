@@ -1,26 +1,31 @@
-"""95 % intervals of what a gate measures, so that a reader sees how much a number can be trusted.
+"""Intervals of what a gate measures, and how many more rows would decide where an interval reaches over its limit.
 
 counts -> Wilson interval of a share · values per row -> bootstrap interval of their mean or ratio
+
+A check is built here with its interval, `more_rows` and all; only a number without rows behind it (a file's size) comes
+straight from `posttrain.verdict`.
 """
 
 import math
 
-from posttrain.verdict import Check, Interval, at_least
+from posttrain.verdict import Check, Interval, above, at_least, at_most, below
 
-ALPHA = 0.05  # 95 % intervals
+CONFIDENCE = 0.95
 NUM_RESAMPLES = 2_000
 SEED = 0  # the same rows give the same interval
+MAX_ROWS = 10_000_000  # more is no advice
+BUILDERS = {"<": below, "<=": at_most, ">": above, ">=": at_least}
 
 
-def wilson(count: int, total: int) -> Interval:
+def wilson(count: float, total: int, confidence: float = CONFIDENCE) -> Interval:
     """Score interval of a share (E. B. Wilson 1927): never outside 0 to 1, and never of width 0."""
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(count, total, alpha=ALPHA, method="wilson")
-    return float(low), float(high)
+    low, high = proportion_confint(count, total, alpha=1 - confidence, method="wilson")
+    return float(low) if count else 0.0, float(high) if count < total else 1.0  # rounding can miss the ends
 
 
-def ratio_interval(values: list[float], weights: list[float]) -> Interval | None:
+def ratio_interval(values: list[float], weights: list[float], confidence: float = CONFIDENCE) -> Interval | None:
     """Percentile bootstrap over rows of sum(values) / sum(weights). None where rows or finite values are too few."""
     import numpy as np
     from scipy.stats import bootstrap
@@ -30,22 +35,91 @@ def ratio_interval(values: list[float], weights: list[float]) -> Interval | None
     found = bootstrap(
         (np.asarray(values, float), np.asarray(weights, float)),
         lambda values, weights, axis: values.sum(axis=axis) / weights.sum(axis=axis),
-        paired=True, vectorized=True, method="percentile", confidence_level=1 - ALPHA, n_resamples=NUM_RESAMPLES,
+        paired=True, vectorized=True, method="percentile", confidence_level=confidence, n_resamples=NUM_RESAMPLES,
         rng=np.random.default_rng(SEED),
     ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)
 
 
-def mean_interval(values: list[float]) -> Interval | None:
+def mean_interval(values: list[float], confidence: float = CONFIDENCE) -> Interval | None:
     """Percentile bootstrap of the mean."""
-    return ratio_interval(values, [1.0] * len(values))
+    return ratio_interval(values, [1.0] * len(values), confidence)
 
 
-def share_at_least(
-    name: str, count: int | None, total: int | None, limit: float, *, remedy: str, detail: str = ""
+def share(
+    name: str, count: int | None, total: int | None, relation: str, limit: float, *, confidence: float, **words
 ) -> Check:
-    """Passes if count / total >= limit, with the share's interval. Nothing counted fails."""
+    """count / total against a limit, with its Wilson interval. Nothing counted is not measured.
+
+    Args:
+        relation: of the share to the limit, for the check to pass: `<`, `<=`, `>` or `>=`.
+    """
     if count is None or not total:
-        return at_least(name, None, limit, remedy=remedy, detail=detail)
-    words = "; ".join(filter(None, [f"{count} of {total}", detail]))
-    return at_least(name, count / total, limit, remedy=remedy, detail=words, interval=wilson(count, total))
+        return BUILDERS[relation](name, None, limit, **words)
+    words["detail"] = "; ".join(filter(None, [f"{count} of {total}", words.get("detail", "")]))
+    return BUILDERS[relation](
+        name, count / total, limit, interval=wilson(count, total, confidence),
+        more_rows=more_rows_of_share(count, total, limit, confidence), **words,
+    )  # fmt: skip
+
+
+def ratio(
+    name: str,
+    values: list[float] | None,
+    weights: list[float] | None,
+    relation: str,
+    limit: float,
+    *,
+    confidence: float,
+    **words,
+) -> Check:
+    """sum(values) / sum(weights) over rows against a limit, with its bootstrap interval.
+
+    Fewer than two rows, or values that are not finite, have no interval and fail: nothing is known of their spread.
+    """
+    if not values or not weights:
+        return BUILDERS[relation](name, None, limit, **words)
+    interval = ratio_interval(values, weights, confidence)
+    if interval is None:
+        words["detail"] = "; ".join(filter(None, [f"no interval from {len(values)} rows", words.get("detail", "")]))
+        return BUILDERS[relation](name, math.nan, limit, **words)
+    value = sum(values) / sum(weights)
+    more = more_rows_of_mean(value, interval, len(values), limit)
+    return BUILDERS[relation](name, value, limit, interval=interval, more_rows=more, **words)
+
+
+def mean(name: str, values: list[float] | None, relation: str, limit: float, *, confidence: float, **words) -> Check:
+    """The mean over rows against a limit, with its bootstrap interval."""
+    return ratio(name, values, values and [1.0] * len(values), relation, limit, confidence=confidence, **words)
+
+
+def more_rows_of_share(count: int, total: int, limit: float, confidence: float = CONFIDENCE) -> int | None:
+    """How many rows more until the Wilson interval of the same share leaves the limit out; None: no number would do."""
+
+    def decides(num_rows: int) -> bool:
+        low, high = wilson(count / total * num_rows, num_rows, confidence)  # not rounded: the interval only narrows
+        return not low <= limit <= high
+
+    if decides(total):
+        return 0
+    enough = 2 * total
+    while not decides(enough):
+        enough *= 2
+        if enough > MAX_ROWS:
+            return None
+    low = enough // 2
+    while enough - low > 1:  # the least number that decides lies between
+        middle = (low + enough) // 2
+        low, enough = (low, middle) if decides(middle) else (middle, enough)
+    return enough - total
+
+
+def more_rows_of_mean(value: float, interval: Interval, num_rows: int, limit: float) -> int | None:
+    """How many rows more until an interval that narrows with their square root leaves the limit out."""
+    low, high = interval
+    if not low <= limit <= high:
+        return 0
+    distance = abs(value - limit)
+    width = value - low if limit < value else high - value
+    needed = math.inf if distance == 0 else num_rows * (width / distance) ** 2
+    return math.ceil(needed - num_rows) + 1 if needed < MAX_ROWS else None

@@ -2,47 +2,64 @@
 
 base folder, adapter folder, merged model folder, held-out rows (JSONL) -> verdict
 
-The weights are compared tensor by tensor, byte by byte; what the model computes is compared with the adapter on the
-base, both in float32 on the CPU. Which tensors may change is read from the adapter here, not taken from the code that
-merged.
+The weights are compared tensor by tensor, byte by byte, and those that changed with the update as peft computes it;
+what the model computes is compared with the adapter on the base, both in float32 on the CPU. Nothing is taken from the
+code that merged: which tensors may change is read from the adapter here.
 """
 
 import argparse
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from posttrain import config, data, kfp_io, record
 from posttrain.model import TOKENIZER_FILES
-from posttrain.verdict import Check, Verdict, at_least, at_most, finite, holds
+from posttrain.verdict import Check, at_least, at_most, finite, holds
 from posttrain.weights import FLOAT_BYTES, Tensor, chunks, first_non_finite, read_json, read_weight_file, read_weights
-from validators import checks
-from validators.intervals import share_at_least
+from validators import checks, measuring
+from validators.intervals import ratio
 
-MAX_TOKENS = (
-    1024  # positions compared, over all rows: seconds on a CPU, and 0.6 GB of log-probabilities at 150,000 tokens
-)
+# Positions compared, over all rows: seconds on a CPU, and 1.2 GB of log-probabilities at 150,000 tokens.
+MAX_TOKENS = 2048
 MAX_ROW_TOKENS = 256  # of a row, counted from its end, where the answer stands
+ROUNDING = {"BF16": 2**-7, "F16": 2**-10, "F32": 2**-20}  # relative; twice what one rounding can do, or more
 MERGE_AGAIN = "Merge again; if it comes back, keep both folders and report it."
+OTHER_BASE = "Merge into the base that the adapter was trained on."
+EMPTY = "The adapter is empty, or too small for the base's precision: train longer or with a higher learning rate."
+
+Place = tuple[Path, Tensor]  # of a tensor: its file, and where it lies there
 
 
-def measure(base: Path, adapter: Path, model: Path, rows: list[dict]) -> tuple[dict[str, Any], list[Check]]:
-    """The numbers, and a failed check for each part that could not be measured."""
-    return checks.measure_each(
+def measure(
+    base: Path, adapter: Path, model: Path, rows: list[dict], *, timeouts: measuring.Timeouts
+) -> measuring.Measured:
+    """Files side by side, then what needs a model, of which one at a time is in memory."""
+    files = measuring.side_by_side(
         {
-            "weights": lambda: compare_weights(base, adapter, model),
-            "files": lambda: compare_files(base, model),
-            "size": lambda: compare_size(model),
-            "parity": lambda: compare_outputs(base, adapter, model, rows),
-        }
+            "weights_compared": lambda: compare_weights(base, adapter, model),
+            "files_compared": lambda: compare_files(base, model),
+            "size_compared": lambda: compare_size(model),
+        },
+        timeouts,
     )
+    parts = parity_parts(base, adapter, model, rows)
+    alone = {"loads_without_peft": lambda: load_without_peft(model, rows)}
+    broken = files.numbers.get("non_finite")
+    if broken is None or broken:
+        because = "the model holds NaN or infinity" if broken else "the weights could not be compared"
+        return files | measuring.not_run([*parts, *alone], because)
+    return files | measuring.in_order(parts, timeouts) | measuring.in_order(alone, timeouts)
 
 
 def judge(numbers: dict[str, Any], limits: config.MergeLimits) -> list[Check]:
-    """Pure: the same numbers and limits give the same checks. A missing number fails its check."""
-    longer = "The adapter is empty, or too small for the base's precision: train longer or with a higher learning rate."
-    other = "Merge into the base that the adapter was trained on."
+    """Pure: the same numbers and limits give the same checks. A missing number does not pass its check."""
+    return [*judge_weights(numbers, limits), *judge_files(numbers), *judge_outputs(numbers, limits)]
+
+
+def judge_weights(numbers: dict[str, Any], limits: config.MergeLimits) -> list[Check]:
+    """Every tensor is the base's or, where it is a target, the base's with its update."""
     return [
         _none(numbers, "wrong_names", "tensor_names", MERGE_AGAIN),
         _none(numbers, "wrong_shapes", "tensor_shapes", MERGE_AGAIN),
@@ -50,20 +67,38 @@ def judge(numbers: dict[str, Any], limits: config.MergeLimits) -> list[Check]:
         _none(numbers, "non_finite", "finite_weights", "See the training metrics for divergence and train again."),
         at_most("size_deviation", numbers.get("size_deviation"), limits.max_size_deviation, remedy=MERGE_AGAIN,
                 detail=_of(numbers, "num_bytes", "implied_bytes", "bytes, configuration implies")),
-        at_least("num_changed_targets", numbers.get("num_changed_targets"), 1, remedy=longer,
+        at_least("num_changed_targets", numbers.get("num_changed_targets"), 1, remedy=EMPTY,
                  detail=_of(numbers, "num_changed_targets", "num_targets", "of")),
-        _none(numbers, "unchanged_targets", "updates_applied", longer),
-        _none(numbers, "changed_others", "others_untouched", MERGE_AGAIN),
+        _none(numbers, "unchanged_targets", "updates_applied", EMPTY),
+        _none(numbers, "wrong_updates", "updates_exact", MERGE_AGAIN),
+        _none(numbers, "changed_others", "others_untouched", OTHER_BASE),
+    ]  # fmt: skip
+
+
+def judge_files(numbers: dict[str, Any]) -> list[Check]:
+    """What stands beside the weights is the base's."""
+    return [
         _none(numbers, "quantised", "not_quantised", "Merge into the 16-bit base."),
         _none(numbers, "changed_config", "config_unchanged", MERGE_AGAIN),
         _none(numbers, "changed_tokenizer", "tokenizer_unchanged", MERGE_AGAIN),
         _none(numbers, "changed_chat_template", "chat_template_unchanged", MERGE_AGAIN),
         _none(numbers, "changed_generation_config", "generation_config_unchanged", MERGE_AGAIN),
         _none(numbers, "changed_eos", "eos_unchanged", MERGE_AGAIN),
-        at_most("merge_kl", numbers.get("merge_kl"), limits.max_merge_kl, remedy=other,
-                detail="nats per token, adapter-on-base against merged"),
-        share_at_least("merge_agreement", numbers.get("num_agreeing"), numbers.get("num_positions"),
-                              limits.min_merge_agreement, remedy=other, detail="same most likely token"),
+    ]
+
+
+def judge_outputs(numbers: dict[str, Any], limits: config.MergeLimits) -> list[Check]:
+    """Of adapter-on-base against merged, over held-out rows; and of the merged model where there is no peft."""
+    lengths, sure = numbers.get("num_positions_of_rows"), {"confidence": limits.confidence}
+    return [
+        ratio("merge_kl", numbers.get("kl_of_rows"), lengths, "<=", limits.max_merge_kl, **sure,
+              detail="nats per token, adapter-on-base against merged", remedy=OTHER_BASE),
+        ratio("merge_agreement", numbers.get("num_agreeing_of_rows"), lengths, ">=", limits.min_merge_agreement, **sure,
+              detail="share of positions with the same most likely token", remedy=OTHER_BASE),
+        ratio("merge_loss_difference", numbers.get("loss_difference_of_rows"), lengths, "<=",
+              limits.max_merge_loss_difference, **sure, detail="nats per token, either way", remedy=OTHER_BASE),
+        _none(numbers, "not_loaded", "loads_whole", MERGE_AGAIN),
+        holds("logits_finite", numbers.get("logits_finite"), remedy="See config.json and the norms' weights."),
     ]  # fmt: skip
 
 
@@ -98,7 +133,7 @@ def targets(adapter: Path) -> tuple[set[str], set[str]]:
         name = key.removeprefix("base_model.model.")
         target = re.sub(r"\.lora_[AB]\.weight$", ".weight", name)
         (whole if target == name else low_rank).add(target)
-        if _is_zero((file.path, tensor)):
+        if is_zero((file.path, tensor)):
             zero.add(target)
     return low_rank - zero, low_rank | whole
 
@@ -136,31 +171,110 @@ def compare_size(model: Path) -> dict[str, float]:
     return {"num_bytes": num_bytes, "implied_bytes": implied, "size_deviation": abs(num_bytes - implied) / implied}
 
 
-def compare_outputs(base: Path, adapter: Path, model: Path, rows: list[dict]) -> dict[str, float]:
-    """KL divergence, agreement and loss on held-out rows; one model in memory at a time."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+def parity_parts(
+    base: Path, adapter: Path, model: Path, rows: list[dict]
+) -> dict[str, Callable[[], dict[str, Any] | None]]:
+    """What is measured in one process, in this order; each part leaves there what the next ones need."""
+    held = {}
 
-    sequences = token_sequences(data.load_tokenizer(model), rows)
+    def adapter_loads():
+        held["rows"] = token_sequences(data.load_tokenizer(base), rows)
+        held["adapted"] = load_adapted(base, adapter)
 
-    def load(path: Path):
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
+    def adapter_answers():
+        held["reference"] = list(log_probabilities(held.pop("adapted"), held["rows"]))
 
-    reference = log_probabilities(PeftModel.from_pretrained(load(base), adapter, torch_device="cpu"), sequences)
-    merged = log_probabilities(load(model), sequences)
-    following = torch.cat([torch.tensor(ids[1:]) for ids in sequences]).unsqueeze(1)
-    losses = [-scores.gather(1, following).mean().item() for scores in (reference, merged)]
-    num_agreeing = int((reference.argmax(1) == merged.argmax(1)).sum())
-    kl = torch.nn.functional.kl_div(merged, reference, reduction="batchmean", log_target=True).item()
+    def merged_answers():
+        return compare_outputs(held["reference"], log_probabilities(load(model), held["rows"]), held["rows"])
+
     return {
-        "merge_kl": 0.0 if -1e-6 < kl < 0 else kl,  # rounding can put equal models a little below zero
-        "num_agreeing": num_agreeing,
-        "num_positions": len(following),
-        "adapter_loss": losses[0],
-        "merged_loss": losses[1],
+        "adapter_loads": adapter_loads,
+        "updates_compared": lambda: {"wrong_updates": compare_updates(held["adapted"], model)},
+        "adapter_measured": adapter_answers,
+        "merged_measured": merged_answers,
+    }
+
+
+def load(path: Path, *, dtype: str = "float32", **options) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # the log is read line by line
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, local_files_only=True, use_safetensors=True, **options
+    )
+
+
+def load_adapted(base: Path, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load(base), adapter, local_files_only=True, torch_device="cpu")
+
+
+def compare_updates(adapted: Any, model: Path) -> list[str]:
+    """Names of tensors that are not the base's plus the update, as peft computes it, up to rounding.
+
+    This alone sees that two targets of one shape have been exchanged.
+    """
+    places, wrong = _tensors(model), []
+    for module_name, module in adapted.get_base_model().named_modules():
+        if not hasattr(module, "get_delta_weight"):
+            continue
+        name = f"{module_name}.weight"
+        expected = module.get_base_layer().weight.detach() + module.get_delta_weight("default").detach()
+        if name not in places or not _is_rounded(places[name], expected):
+            wrong.append(name)
+    return sorted(wrong)
+
+
+def _is_rounded(place: Place, expected: Any) -> bool:
+    """Whether the stored tensor is this one in its own dtype."""
+    from safetensors import safe_open
+
+    path, tensor = place
+    with safe_open(path, framework="pt") as file:
+        found = file.get_tensor(tensor.name).float()
+    if found.shape != expected.shape:
+        return False
+    allowed = ROUNDING[tensor.dtype] * expected.abs() + 1e-6 * expected.abs().max()
+    return bool(((found - expected).abs() <= allowed).all())
+
+
+def compare_outputs(reference: Iterable, merged: Iterable, sequences: list[list[int]]) -> dict[str, Any]:
+    """KL divergence in nats, agreement and loss of two models' log-probabilities, row by row."""
+    import torch
+
+    kl, agreeing, losses = [], [], []
+    for theirs, ours, ids in zip(reference, merged, sequences, strict=True):
+        following = torch.tensor(ids[1:]).unsqueeze(1)
+        kl.append((theirs.exp() * (theirs - ours)).sum().item())
+        agreeing.append(int((theirs.argmax(1) == ours.argmax(1)).sum()))
+        losses.append([-scores.gather(1, following).sum().item() for scores in (theirs, ours)])
+    lengths = [len(ids) - 1 for ids in sequences]
+    return {
+        "kl_of_rows": kl,
+        "num_agreeing_of_rows": agreeing,
+        "loss_difference_of_rows": [abs(after - before) for before, after in losses],
+        "num_positions_of_rows": lengths,
+        "num_positions": sum(lengths),
+        "adapter_loss": sum(before for before, _ in losses) / sum(lengths),
+        "merged_loss": sum(after for _, after in losses) / sum(lengths),
+    }
+
+
+def load_without_peft(model: Path, rows: list[dict]) -> dict[str, Any]:
+    """Loads the model as whoever serves it does, in a process that cannot import peft from here on."""
+    for name in ["peft", *(name for name in sys.modules if name.startswith("peft."))]:
+        sys.modules[name] = None  # its import raises ImportError
+    import torch
+
+    found, loading = load(model, dtype="auto", output_loading_info=True)
+    ids = token_sequences(data.load_tokenizer(model), rows)[0]
+    with torch.inference_mode():
+        logits = found.eval()(torch.tensor([ids]), use_cache=False).logits
+    return {
+        "not_loaded": sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in loading[kind]),
+        "logits_finite": bool(logits.isfinite().all()),
     }
 
 
@@ -177,17 +291,14 @@ def token_sequences(tokenizer, rows: list[dict]) -> list[list[int]]:
     return sequences
 
 
-def log_probabilities(model, sequences: list[list[int]]):
-    """Log-probabilities of every next token: [positions of all sequences, vocabulary], float32."""
+def log_probabilities(model, sequences: list[list[int]]) -> Iterator[Any]:
+    """Of each sequence the log-probabilities of every next token: [positions, vocabulary], float32."""
     import torch
 
     model.eval()
-    with torch.no_grad():
-        logits = (model(torch.tensor([ids]), use_cache=False).logits[0, :-1] for ids in sequences)
-        return torch.cat([scores.float().log_softmax(1) for scores in logits])
-
-
-Place = tuple[Path, Tensor]
+    for ids in sequences:
+        with torch.inference_mode():
+            yield model(torch.tensor([ids]), use_cache=False).logits[0, :-1].float().log_softmax(1)
 
 
 def _tensors(folder: Path) -> dict[str, Place]:
@@ -212,7 +323,8 @@ def _finite(place: Place) -> bool:
         return first_non_finite(file, tensor) is None
 
 
-def _is_zero(place: Place) -> bool:
+def is_zero(place: Place) -> bool:
+    """Whether every element is 0 or -0."""
     import numpy as np
 
     width = FLOAT_BYTES[place[1].dtype]
@@ -250,12 +362,17 @@ def _value(path: Path, key: str) -> Any:
 def _none(numbers: dict[str, Any], key: str, name: str, remedy: str) -> Check:
     """Passes if the list of what is wrong was made and is empty."""
     found = numbers.get(key)
-    detail = "not measured" if found is None else f"{len(found)}: {', '.join(found[:3])}" if found else ""
-    return holds(name, found == [], detail=detail, remedy=remedy)
+    detail = f"{len(found)}: {', '.join(found[:3])}" if found else ""
+    return holds(name, None if found is None else not found, detail=detail, remedy=remedy)
 
 
 def _of(numbers: dict[str, Any], part: str, whole: str, words: str) -> str:
     return f"{numbers[part]} {words} {numbers[whole]}" if part in numbers and whole in numbers else ""
+
+
+def numbers_of(numbers: dict[str, Any]) -> dict[str, float]:
+    """What the verdict shows beside its checks."""
+    return finite({name: value for name, value in numbers.items() if type(value) in (int, float)})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -273,12 +390,18 @@ def main(argv: list[str] | None = None) -> None:
     step = config.parse_step(config.CheckMergeStep, args.config)
     inputs = {"base": args.base, "adapter": args.adapter, "model": args.model, "eval": args.eval}
 
-    def work() -> Verdict:
-        rows = data.read_jsonl(args.eval)
-        numbers, failures = measure(Path(args.base), Path(args.adapter), Path(args.model), rows)
-        scalars = {name: value for name, value in numbers.items() if not isinstance(value, list)}
-        found = [*judge(numbers, step.validation), *failures]
-        return Verdict(gate=args.step, subject=checks.subject(inputs), checks=found, numbers=finite(scalars))
+    def work() -> checks.GateVerdict:
+        rows, limits = data.read_jsonl(args.eval), step.validation
+        folders = (Path(args.base), Path(args.adapter), Path(args.model))
+        measured = measure(*folders, rows, timeouts=checks.timeouts(limits))
+        return checks.GateVerdict(
+            gate=args.step,
+            subject=checks.subject(inputs),
+            checks=(*judge(measured.numbers, limits), *measured.failures),
+            numbers=numbers_of(measured.numbers),
+            confidence=step.validation.confidence,
+            seconds=measured.seconds,
+        )
 
     checks.run_gate(args, inputs=inputs, config=step, work=work)
 

@@ -3,7 +3,7 @@
 verdict, the worst generated answers -> HTML
 """
 
-import unicodedata
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,13 +11,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 import posttrain
+from posttrain import wording
 from posttrain.verdict import Check, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED = Path(posttrain.__file__).parent / "templates"  # style.css
 WIDTH = 240  # of a scale
 MARGIN = 8  # on both sides, for the dot
-MAX_CHARS = 2_000  # of an answer
+TONES = {"passed": "good", "failed": "bad", "timed out": "bad", "undecided": "unsure", "not run": "none"}  # CSS classes
 
 
 class ShownAnswer(BaseModel):
@@ -43,17 +44,18 @@ class Scale:
 
 def html(verdict: Verdict, answers: tuple[ShownAnswer, ...] = ()) -> str:
     """The page of a verdict. Every text in it is escaped."""
-    return _template().render(verdict=verdict, answers=answers)
+    passed = [check for check in verdict.checks if check.status == "passed"]
+    return _template().render(verdict=verdict, answers=answers, stopped=verdict.failed_checks, passed=passed)
 
 
 def scale_of(check: Check) -> Scale | None:
     """A share is drawn on 0 to 1, other numbers on what they, the limit and 0 span. None where that is no span."""
-    if check.limit is None:
+    if check.limit is None or check.status == "timed out":
         return None
     shown = [number for number in (check.limit, check.value, *(check.interval or ())) if number is not None]
     is_share = check.relation == ">=" and check.interval is not None and all(0 <= number <= 1 for number in shown)
     low, high = (0.0, 1.0) if is_share else (min(0.0, *shown), max(0.0, *shown))
-    if not low < high:
+    if not (low < high and math.isfinite(2 * (high - low))):
         return None
     high += 0 if is_share else (high - low) * 0.15  # room behind the last number
 
@@ -69,26 +71,6 @@ def scale_of(check: Check) -> Scale | None:
     )
 
 
-def visible(text: str) -> str:
-    """The text with every character that does not show itself, or moves others about, spelled out; cut when long."""
-    cut = text[:MAX_CHARS]
-    shown = "".join(char if char == "\n" or _shows_itself(char) else f"\\u{{{ord(char):x}}}" for char in cut)
-    return shown if len(text) <= MAX_CHARS else f"{shown}\n... {len(text) - MAX_CHARS} more characters"
-
-
-def _shows_itself(char: str) -> bool:
-    """Not so: control characters, bidirectional overrides, lone surrogates, unassigned and private ones."""
-    return not unicodedata.category(char).startswith("C")
-
-
-def _number(value: float | None) -> str:
-    return "no number" if value is None else f"{value:.4g}"
-
-
-def _sign(relation: str) -> str:
-    return {"<=": "≤", ">=": "≥"}.get(relation, relation)
-
-
 @cache
 def _template():
     import jinja2
@@ -97,5 +79,7 @@ def _template():
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         loader=jinja2.FileSystemLoader([TEMPLATES, SHARED]),
     )  # fmt: skip
-    environment.filters |= {"number": _number, "scale": scale_of, "sign": _sign, "visible": visible}
+    words = ("number", "measured", "limit", "interval", "headline", "conclusion", "duration", "line", "visible")
+    environment.filters |= {name: getattr(wording, name) for name in words}
+    environment.filters |= {"scale": scale_of, "tone": TONES.get}
     return environment.get_template("verdict.html")

@@ -1,117 +1,173 @@
-"""Gate check_sft: is the adapter whole, is it better than its base on held-out rows, does it answer in form?
+"""Gate check_sft: is the adapter whole, is it better than its base on held-out rows, does it answer in form and stop?
 
 base and adapter folder, metrics of the training, held-out SFT rows -> verdict
 
     python -m validators.sft --step check_sft --storage-root DIR --base DIR --adapter DIR --training metrics.json
-        --eval eval.jsonl --verdict verdict.json --report report.html --metrics numbers.json --passed passed
+        --eval eval.jsonl --verdict verdict.json --report report.html --summary summary.md --metrics numbers.json
+        --passed passed
 """
 
 import argparse
 import json
-import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from posttrain import config, inference, kfp_io
 from posttrain.data import read_jsonl
-from posttrain.verdict import Check, above, at_most, below, finite
-from validators import answers, checks
+from posttrain.verdict import Check, at_most, finite, holds
+from validators import answers, checks, custom, measuring, noise
 from validators.answers import JudgedAnswer
-from validators.intervals import ratio_interval
-
-LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+from validators.intervals import ratio
+from validators.merge import is_zero
 
 Logprobs = list[tuple[float, int]]  # of each row's answer: sum in nats, number of tokens
+Shapes = dict[str, list[int]]  # by tensor name
+LOWER_RATE = "Train again with a lower learning_rate."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Numbers:
     """What a judgement needs. None: could not be measured."""
 
+    shapes: Shapes | None = None  # of the adapter's tensors
+    expected_shapes: Shapes | None = None  # of those that a training of this configuration writes
     non_finite_tensors: list[str] | None = None
-    missing_targets: list[str] | None = None  # modules that were to be trained and are not in the adapter
-    zero_targets: list[str] | None = None  # modules whose B is still zero
+    zero_tensors: list[str] | None = None
+    non_finite_metrics: list[str] | None = None  # of the training
+    max_gradient_norm: float | None = None
     base_logprobs: Logprobs | None = None
     logprobs: Logprobs | None = None
     answers: list[JudgedAnswer] | None = None
     num_rows_too_long: int | None = None
-    non_finite_metrics: list[str] | None = None  # of the training
+    noise_floor_format_valid: float | None = None
 
 
-def measure_training(metrics: Path) -> dict[str, list[str]]:
-    """Which of the numbers that the training wrote are none.
+def measure(
+    base: Path, adapter: Path, training: Path, rows: list[dict], *, step: config.CheckSftStep
+) -> measuring.Measured:
+    """Files side by side, then what needs the model, which is loaded once. A broken adapter is not put on a model."""
+    timeouts = checks.timeouts(step.validation)
+    files = measuring.side_by_side(
+        {
+            "adapter_readable": lambda: read_tensors(adapter),
+            "training_metrics": lambda: read_metrics(training),
+        },
+        timeouts,
+    )
+    parts = model_parts(base, adapter, rows, step)
+    broken = files.numbers.get("non_finite_tensors")
+    if broken is None or broken:
+        because = "the adapter holds NaN or infinity" if broken else "the adapter could not be read"
+        return files | measuring.not_run(list(parts), because)
+    return files | measuring.in_order(parts, timeouts)
+
+
+def read_tensors(adapter: Path) -> dict[str, Any]:
+    """Reads every byte of the adapter.
+
+    Raises:
+        ValueError: it is not a whole safetensors file.
+    """
+    from posttrain.adapter import read_adapter
+    from posttrain.weights import FLOAT_BYTES, first_non_finite
+
+    source = read_adapter(adapter)
+    tensors = [tensor for tensor in source.tensors.values() if tensor.dtype in FLOAT_BYTES]
+    with open(source.path, "rb") as file:
+        non_finite = [tensor.name for tensor in tensors if first_non_finite(file, tensor) is not None]
+    return {
+        "shapes": {name: list(tensor.shape) for name, tensor in source.tensors.items()},
+        "non_finite_tensors": non_finite,
+        "zero_tensors": [tensor.name for tensor in tensors if is_zero((source.path, tensor))],
+    }
+
+
+def expected_shapes(base: Path, sft: config.SftConfig) -> Shapes:
+    """The tensors that peft writes for these settings on an empty model like the base."""
+    import torch
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    lora = LoraConfig(r=sft.lora_r, target_modules=sft.target_modules, task_type="CAUSAL_LM")
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
+        tensors = get_peft_model_state_dict(get_peft_model(empty, lora), save_embedding_layers=False)
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Which of the numbers that the training wrote are none, and its largest gradient norm.
 
     Raises:
         ValueError: the file is not JSON, or says nothing about the loss.
     """
-    found = json.loads(metrics.read_text(encoding="utf-8"))
+    found = json.loads(path.read_text(encoding="utf-8"))
     if "final_loss" not in found:
-        raise ValueError(f"{metrics}: has no final_loss: it is not the metrics.json of a training")
+        raise ValueError(f"{path}: has no final_loss: it is not the metrics.json of a training")
     numbers = {name: value for name, value in found.items() if not isinstance(value, str)}
-    return {"non_finite_metrics": sorted(numbers.keys() - finite(numbers).keys())}
-
-
-def measure(base: Path, adapter: Path, rows: list[dict], *, step: config.CheckSftStep) -> tuple[Measured, list[Check]]:
-    """The expensive part: the model is loaded once. Each part that could not be measured is a failed check.
-
-    Raises:
-        ValueError: the base's tokenizer is not usable, or no held-out row is short enough to be measured on.
-    """
-    measured, failures = checks.measure_each(
-        {"adapter_readable": lambda: measure_adapter(base, adapter, step.sft.target_modules)}
-    )
-    if failures or measured["non_finite_tensors"]:  # such an adapter is not put on a model; what is missing now fails
-        return Measured(**measured), failures
-
-    from posttrain import backend
-
-    tokenizer = backend.load_tokenizer(base)
-    held_out = inference.token_rows(tokenizer, rows, "completion", max_length=step.sft.max_seq_length)
-    if not held_out:
-        limit = step.sft.max_seq_length
-        raise ValueError(f"none of {len(rows)} held-out rows has at most max_seq_length {limit} tokens: raise it")
-    measured["num_rows_too_long"] = len(rows) - len(held_out)
-
-    loaded, failures = checks.measure_each({"adapter_loads": lambda: {"model": backend.load_model(base, adapter)}})
-    if not failures:
-        model = loaded["model"]
-        found, failures = checks.measure_each({
-            "loss_measured": lambda: measure_loss(model, tokenizer, held_out),
-            "answers_generated": lambda: {"answers": generate_answers(model, tokenizer, rows, step.validation)},
-        })  # fmt: skip
-        measured |= found
-    return Measured(**measured), failures
-
-
-def measure_adapter(base: Path, adapter: Path, targets: list[str] | str) -> dict[str, list[str]]:
-    """Reads every byte of the adapter, on its own.
-
-    Raises:
-        ValueError: the adapter is not readable, or does not fit the base.
-    """
-    from posttrain.adapter import plan_merge, read_adapter
-    from posttrain.weights import first_non_finite, read_weights
-
-    source, files = read_adapter(adapter), read_weights(base)
-    tensors = source.tensors.values()
-    with open(source.path, "rb") as file:
-        non_finite = [tensor.name for tensor in tensors if first_non_finite(file, tensor) is not None]
-        zero = [tensor.name for tensor in tensors if _is_b(tensor.name) and _is_zero(file, tensor)]
-    if not non_finite:
-        plan_merge(base, files, adapter, source)
-    modules = [name.removesuffix(".weight") for file in files for name in file.tensors if name.endswith(".weight")]
-    adapted = {found["module"] for tensor in tensors if (found := LORA_KEY.fullmatch(tensor.name))}
     return {
-        "non_finite_tensors": non_finite,
-        "zero_targets": zero,
-        "missing_targets": sorted(expected_targets(modules, targets, adapted) - adapted),
+        "non_finite_metrics": sorted(numbers.keys() - finite(numbers).keys()),
+        "max_gradient_norm": found.get("max_gradient_norm"),
     }
 
 
-def expected_targets(modules: list[str], targets: list[str] | str, adapted: set[str]) -> set[str]:
-    """Modules of the base that are to be adapted; with `all-linear` those of a kind that is adapted anywhere."""
-    kinds = {module.rpartition(".")[2] for module in adapted} if targets == "all-linear" else targets
-    return {module for module in modules if any(f".{module}".endswith(f".{kind}") for kind in kinds)}
+def model_parts(
+    base: Path, adapter: Path, rows: list[dict], step: config.CheckSftStep
+) -> dict[str, Callable[[], dict[str, Any] | None]]:
+    """What is measured in one process, in this order; each part leaves there what the next ones need."""
+    limits, held = step.validation, {}
+
+    def held_out_rows():
+        held["tokenizer"], held["rows"] = token_rows(base, rows, step.sft.max_seq_length)
+        return {"num_rows_too_long": len(rows) - len(held["rows"])}
+
+    def adapter_loads():
+        from posttrain import backend
+
+        held["model"] = backend.load_model(base, adapter)
+
+    def answers_generated():
+        held["prompts"] = answers.choose_prompts(rows, limits.num_generated_answers)
+        return {"answers": generate_answers(held["model"], held["tokenizer"], held["prompts"], limits)}
+
+    parts = {
+        "expected_tensors": lambda: {"expected_shapes": expected_shapes(base, step.sft)},
+        "adapter_fits_base": lambda: check_fit(base, adapter),
+        "held_out_rows": held_out_rows,
+        "adapter_loads": adapter_loads,
+        "loss_measured": lambda: measure_loss(held["model"], held["tokenizer"], held["rows"]),
+        "answers_generated": answers_generated,
+    }
+    if limits.noise_floor:
+        parts["noise_floor"] = lambda: noise.noise_floor(held["model"], held["tokenizer"], held["prompts"], limits)
+    return parts
+
+
+def check_fit(base: Path, adapter: Path) -> None:
+    """Raises ValueError where the adapter is not a LoRA adapter on tensors that the base has, in their shapes."""
+    from posttrain.adapter import plan_merge, read_adapter
+    from posttrain.weights import read_weights
+
+    plan_merge(base, read_weights(base), adapter, read_adapter(adapter))
+
+
+def token_rows(base: Path, rows: list[dict], max_length: int) -> tuple[Any, list[inference.TokenRow]]:
+    """The base's tokenizer, and the rows that are short enough to be measured on.
+
+    Raises:
+        ValueError: the tokenizer is not usable, or no row is short enough.
+    """
+    from posttrain import backend
+
+    tokenizer = backend.load_tokenizer(base)
+    found = inference.token_rows(tokenizer, rows, "completion", max_length=max_length)
+    if not found:
+        raise ValueError(f"none of {len(rows)} held-out rows has at most max_seq_length {max_length} tokens: raise it")
+    return tokenizer, found
 
 
 def measure_loss(model, tokenizer, held_out: list[inference.TokenRow]) -> dict[str, Logprobs]:
@@ -121,82 +177,91 @@ def measure_loss(model, tokenizer, held_out: list[inference.TokenRow]) -> dict[s
         return {"logprobs": logprobs, "base_logprobs": inference.sequence_logprobs(model, tokenizer, held_out)}
 
 
-def generate_answers(model, tokenizer, rows: list[dict], limits: config.SftLimits) -> list[JudgedAnswer]:
+def generate_answers(
+    model, tokenizer, prompts: list[list[inference.Message]], limits: config.SftLimits
+) -> list[JudgedAnswer]:
     """Greedy answers to held-out prompts, each judged under `output_format`."""
-    prompts = answers.choose_prompts(rows, limits.num_generated_answers)
     found = inference.generate(model, tokenizer, prompts, max_new_tokens=limits.max_new_tokens)
     return answers.judge_format(prompts, found, limits.output_format, markers=answers.markers_of(tokenizer))
 
 
-def judge(measured: Measured, limits: config.SftLimits) -> list[Check]:
+def judge(numbers: Numbers, limits: config.SftLimits) -> list[Check]:
     """Pure: the same numbers and limits give the same checks."""
-    found = [
-        _none("non_finite_tensors", measured.non_finite_tensors, "Train again with a lower learning_rate."),
-        _none("non_finite_metrics", measured.non_finite_metrics, "Train again with a lower learning_rate."),
-        _none("missing_targets", measured.missing_targets, "Train again with sft.target_modules as configured."),
-        _none(
-            "untrained_targets", measured.zero_targets,
-            "B is still zero: check learning_rate and warmup_ratio, and that the labels are not all masked.",
-        ),
-        *judge_loss(measured.logprobs, measured.base_logprobs, limits.max_loss),
-    ]  # fmt: skip
-    if "output_format_valid" in limits.custom_checks:
-        found.append(answers.format_check(measured.answers, limits.min_format_valid_rate))
-    return found
-
-
-def judge_loss(logprobs: Logprobs | None, base: Logprobs | None, max_loss: float) -> list[Check]:
-    """Held-out loss below the limit, and below the base's on the same rows."""
-    loss, interval = mean_loss(logprobs)
-    gain, gain_interval = None, None
-    if logprobs and base:
-        gained = [(after - before, num) for (after, num), (before, _) in zip(logprobs, base, strict=True)]
-        gain = -inference.mean_loss(gained)
-        gain_interval = ratio_interval([total for total, _ in gained], [num for _, num in gained])
     return [
-        below(
-            "held_out_loss", loss, max_loss, interval=interval, detail="nats per token",
+        *judge_adapter(numbers),
+        _none("finite_metrics", numbers.non_finite_metrics, remedy=LOWER_RATE),
+        at_most(
+            "gradient_norm", numbers.max_gradient_norm, limits.max_gradient_norm,
+            detail="largest of all steps, before clipping", remedy=f"Look at the rows of that step. {LOWER_RATE}",
+        ),
+        *judge_loss(numbers.logprobs, numbers.base_logprobs, limits),
+        *judge_answers(numbers.answers, limits),
+    ]  # fmt: skip
+
+
+def judge_adapter(numbers: Numbers) -> list[Check]:
+    """Is every tensor there that was to be trained, and has it been?"""
+    found, expected = numbers.shapes, numbers.expected_shapes
+    known = found is not None and expected is not None
+    as_configured = "Train again with lora_r and target_modules as configured, on this base."
+    return [
+        _none("adapter_tensors", sorted(found.keys() ^ expected.keys()) if known else None, remedy=as_configured),
+        _none(
+            "adapter_shapes",
+            [name for name in found if found[name] != expected.get(name, found[name])] if known else None,
+            remedy=as_configured,
+        ),
+        _none("finite_adapter", numbers.non_finite_tensors, remedy=LOWER_RATE),
+        _none(
+            "adapter_trained", numbers.zero_tensors,
+            remedy="These are still zero: check learning_rate and warmup_ratio, and that not all labels are masked.",
+        ),
+    ]  # fmt: skip
+
+
+def judge_loss(logprobs: Logprobs | None, base: Logprobs | None, limits: config.SftLimits) -> list[Check]:
+    """Held-out loss below the limit, and below the base's on the same rows."""
+    num_tokens = [num for _, num in logprobs or []]
+    gains = None
+    if logprobs and base:
+        gains = [after - before for (after, _), (before, _) in zip(logprobs, base, strict=True)]
+    return [
+        ratio(
+            "held_out_loss", [-total for total, _ in logprobs or []], num_tokens, "<", limits.max_loss,
+            confidence=limits.confidence, detail="nats per token",
             remedy="Train longer or with more rows, and see whether the held-out rows are of the same kind.",
         ),
-        above(
-            "held_out_loss_below_base", gain, 0.0, interval=gain_interval,
-            detail="nats per token by which the adapter lowers the base's loss on the same rows",
-            remedy="The adapter does not help: lower learning_rate or epochs, and look at the training rows.",
+        ratio(
+            "held_out_loss_below_base", gains, num_tokens, ">", limits.min_loss_gain,
+            confidence=limits.confidence, detail="nats per token that the adapter takes off the base's loss",
+            remedy="The adapter does not help: is this the base that it was trained on? Lower learning_rate or epochs.",
         ),
     ]  # fmt: skip
 
 
-def mean_loss(logprobs: Logprobs | None) -> tuple[float | None, tuple[float, float] | None]:
-    """Nats per token with its interval over rows."""
-    if not logprobs:
-        return None, None
-    interval = ratio_interval([-total for total, _ in logprobs], [num for _, num in logprobs])
-    return inference.mean_loss(logprobs), interval
+def judge_answers(judged: list[JudgedAnswer] | None, limits: config.SftLimits) -> list[Check]:
+    """Answers end by themselves and, where that is asked for, have the form."""
+    formats = [answers.format_check(judged, limits)] if "output_format_valid" in limits.custom_checks else []
+    return [answers.stopped_check(judged, limits), *formats]
 
 
-def numbers_of(measured: Measured) -> dict[str, float]:
+def numbers_of(numbers: Numbers) -> dict[str, float]:
     """What the verdict shows beside its checks."""
+    losses = {"held_out_loss": numbers.logprobs, "base_held_out_loss": numbers.base_logprobs}
     return finite({
-        "held_out_loss": mean_loss(measured.logprobs)[0],
-        "base_held_out_loss": mean_loss(measured.base_logprobs)[0],
-        "num_held_out_rows": len(measured.logprobs) if measured.logprobs else None,
-        "num_held_out_rows_too_long": measured.num_rows_too_long,
-        **answers.rates(measured.answers),
+        **{name: inference.mean_loss(found) for name, found in losses.items() if found},
+        "num_held_out_rows": len(numbers.logprobs) if numbers.logprobs else None,
+        "num_held_out_rows_too_long": numbers.num_rows_too_long,
+        "max_gradient_norm": numbers.max_gradient_norm,
+        "noise_floor_format_valid": numbers.noise_floor_format_valid,
+        **answers.rates(numbers.answers),
     })  # fmt: skip
 
 
-def _none(name: str, found: list[str] | None, remedy: str) -> Check:
-    return at_most(name, None if found is None else len(found), 0, detail=", ".join((found or [])[:3]), remedy=remedy)
-
-
-def _is_b(name: str) -> bool:
-    found = LORA_KEY.fullmatch(name)
-    return found is not None and found["side"] == "B"
-
-
-def _is_zero(file, tensor) -> bool:
-    file.seek(tensor.start)
-    return not any(file.read(tensor.num_bytes))
+def _none(name: str, wrong: list[str] | None, *, remedy: str) -> Check:
+    """Passes if the list of what is wrong was made and is empty."""
+    detail = f"{len(wrong)}: {', '.join(wrong[:3])}" if wrong else ""
+    return holds(name, None if wrong is None else not wrong, detail=detail, remedy=remedy)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -214,16 +279,19 @@ def main(argv: list[str] | None = None) -> None:
     step = config.parse_step(config.CheckSftStep, args.config, args.overrides)
     inputs = {"base": args.base, "adapter": args.adapter, "training": args.training, "eval": args.eval}
 
-    def work() -> checks.VerdictOnAnswers:
-        training, unread = checks.measure_each({"training_metrics": lambda: measure_training(Path(args.training))})
-        measured, failures = measure(Path(args.base), Path(args.adapter), read_jsonl(args.eval), step=step)
-        measured = replace(measured, **training)
-        return checks.VerdictOnAnswers(
+    def work() -> checks.GateVerdict:
+        rows, paths = read_jsonl(args.eval), (Path(args.base), Path(args.adapter), Path(args.training))
+        measured = measure(*paths, rows, step=step)
+        numbers = TypeAdapter(Numbers).validate_python(measured.numbers)
+        own, seconds = custom.run(step.validation, numbers.answers, gate=args.step)
+        return checks.GateVerdict(
             gate=args.step,
             subject=checks.subject(inputs),
-            checks=(*judge(measured, step.validation), *unread, *failures),
-            numbers=numbers_of(measured),
-            answers=answers.worst(measured.answers, source="held-out prompt"),
+            checks=(*judge(numbers, step.validation), *own, *measured.failures),
+            numbers=numbers_of(numbers),
+            confidence=step.validation.confidence,
+            seconds=measured.seconds | seconds,
+            answers=answers.worst(numbers.answers, source="held-out prompt"),
         )
 
     checks.run_gate(args, inputs=inputs, config=step, work=work)

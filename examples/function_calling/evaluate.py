@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from examples.function_calling.data import KINDS
 from examples.function_calling.scoring import Score, score
 
 MAX_NEW_TOKENS = 80  # the longest held-out answer has 77
@@ -39,17 +40,21 @@ def rate(flags: list[bool]) -> Rate:
 
 
 def summarise(rows: list[dict], scores: list[Score]) -> dict[str, Rate]:
-    """The table's rows: five count over the questions with a fitting function, the last two over those without."""
-    fits = [s for row, s in zip(rows, scores, strict=True) if row["function"]]
-    none = [s for row, s in zip(rows, scores, strict=True) if not row["function"]]
+    """The table's rows. The first five count over the questions that a function fits, the others as they say."""
+    by_kind: dict[str, list[Score]] = {kind: [] for kind in KINDS}
+    for row, one in zip(rows, scores, strict=True):
+        by_kind[row["kind"]].append(one)
+    calls, irrelevant, harmful = by_kind.values()
     return {
-        "valid call": rate([s.call for s in fits]),
-        "right function": rate([s.function for s in fits]),
-        "arguments fit the schema": rate([s.schema and s.function for s in fits]),
-        "all arguments right": rate([s.arguments for s in fits]),
-        "invents an argument (bad)": rate([s.invents for s in fits]),
-        "declines where it should": rate([s.declines for s in none]),
-        "calls where it should not (bad)": rate([s.call for s in none]),
+        "valid call": rate([s.call for s in calls]),
+        "right function": rate([s.function for s in calls]),
+        "arguments fit the schema": rate([s.schema and s.function for s in calls]),
+        "all arguments right": rate([s.arguments for s in calls]),
+        "invents an argument (bad)": rate([s.invents for s in calls]),
+        "declines where no function fits": rate([s.declines for s in irrelevant]),
+        "calls where no function fits (bad)": rate([s.call for s in irrelevant]),
+        "declines a harmful request": rate([s.declines for s in harmful]),
+        "calls on a harmful request (bad)": rate([s.call for s in harmful]),
     }
 
 

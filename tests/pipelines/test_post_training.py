@@ -1,5 +1,6 @@
 """The compiled graph: its shapes, its gates on both sides, and where its steps run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,34 @@ def test_every_gate_has_both_branches_and_a_reject(graphs, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_every_gate_leaves_its_verdict_in_every_form(graphs, shape):
+    for name, task in graphs[shape].tasks.items():
+        outputs = graphs[shape].spec["components"][task["task"]["componentRef"]["name"]].get("outputDefinitions", {})
+        if name.startswith("check_"):
+            assert outputs["artifacts"].keys() >= {"verdict", "report", "summary", "metrics"}, name
+            assert outputs["parameters"] == {"passed": {"parameterType": "BOOLEAN"}}, name
+        kinds = {key: artifact["artifactType"]["schemaTitle"] for key, artifact in outputs.get("artifacts", {}).items()}
+        assert kinds.get("summary", "system.Markdown") == "system.Markdown", name
+        assert ("confusion" in kinds) == (name in ("check_alignment", "check_safety")), name
+
+
+@pytest.mark.parametrize(
+    ("shape", "given"),
+    [
+        ("full", {"base", "before", "model", "training", "preference_eval", "sft_eval"}),
+        ("dpo_only", {"before", "model", "training", "preference_eval"}),
+    ],
+)
+def test_alignment_is_judged_against_all_that_the_graph_has(graphs, shape, given):
+    """From which task each input comes; an artifact from an outer group of the graph carries its task in its name."""
+    inputs = graphs[shape].tasks["check_alignment"]["task"]["inputs"]["artifacts"]
+    assert inputs.keys() == given
+    wanted = {"training": "train-dpo-metrics", "preference_eval": "prepare-data", "before": "model"}
+    for name, source in wanted.items():
+        assert source in json.dumps(inputs[name]), name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_publishing_lies_behind_every_gate(graphs, shape):
     graph = graphs[shape]
     gates = [name for name in graph.tasks if name.startswith("check_")]
@@ -177,6 +206,7 @@ def test_two_compiles_are_byte_identical(tmp_path):
     ("changes", "words"),
     [
         ({"judge": None}, "validation.judge is empty"),
+        ({"judge": "model"}, "validation.judge_model is empty"),
         ({"red_team_prompts": None}, "validation.red_team_prompts is empty"),
         ({"output_format": {"kind": "text"}}, "validation.output_format.declines_with is empty"),
     ],

@@ -7,7 +7,6 @@ import pytest
 from posttrain import data
 from posttrain.config import DataConfig
 
-TURN = {"role": "user", "content": "Add a task."}
 ANSWER = {"role": "assistant", "content": "Done."}
 
 
@@ -109,59 +108,3 @@ def test_a_data_set_outside_the_allowed_prefixes_is_refused(task_api_files, tmp_
              "--kind", "sft", "--dataset", str(task_api_files / "sft.jsonl"), *flags]
         )  # fmt: skip
     assert not (tmp_path / "train").exists()
-
-
-def test_render_holds_prompt_then_answer_then_end_of_turn(tiny_model):
-    tokenizer = data.load_tokenizer(tiny_model)
-    prompt, whole = data.render(tokenizer, [TURN]), data.render(tokenizer, [TURN], [ANSWER])
-    assert whole[: len(prompt)] == prompt
-    assert tokenizer.decode(prompt) == "<|im_start|>user\nAdd a task.<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.decode(whole[len(prompt) :]) == "Done.<|im_end|>\n"
-
-
-def test_render_adds_no_second_bos(tiny_model):
-    tokenizer = data.load_tokenizer(tiny_model)
-    tokenizer.bos_token = "<|endoftext|>"
-    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    ids = data.render(tokenizer, [TURN], [ANSWER])
-    assert ids.count(tokenizer.bos_token_id) == 1
-
-
-def test_trainable_tokens_are_those_of_the_answer_within_the_length(tiny_model):
-    tokenizer = data.load_tokenizer(tiny_model)
-    row = {"prompt": [TURN], "completion": [ANSWER]}
-    num_prompt, num_whole = len(data.render(tokenizer, [TURN])), len(data.render(tokenizer, [TURN], [ANSWER]))
-    assert data.num_trainable_tokens(tokenizer, row, 1000) == num_whole - num_prompt > 0
-    assert data.num_trainable_tokens(tokenizer, row, num_prompt + 1) == 1
-    assert data.num_trainable_tokens(tokenizer, row, num_prompt) == 0
-    longer = {"role": "assistant", "content": "Done. " * 9}
-    pair = {"prompt": [TURN], "chosen": [longer], "rejected": [ANSWER]}
-    assert data.num_trainable_tokens(tokenizer, pair, 1000) == num_whole - num_prompt
-
-
-def test_answer_tokens_begin_where_the_prompt_ends_or_changes():
-    assert data.num_answer_tokens([1, 2, 3], [1, 2, 3, 4, 5], 10) == 2
-    assert data.num_answer_tokens([1, 2, 3], [1, 2, 9, 4, 5], 10) == 3
-    assert data.num_answer_tokens([1, 2, 3], [1, 2], 10) == 0
-    assert data.num_answer_tokens([1, 2, 3], [1, 2, 3, 4, 5], 4) == 1
-
-
-def test_a_tokenizer_that_cannot_render_is_refused(tiny_model, tmp_path):
-    with pytest.raises(ValueError, match=r"tokenizer.json is missing"):
-        data.load_tokenizer(tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_bytes((tiny_model / name).read_bytes())
-    with pytest.raises(ValueError, match="has no chat template"):
-        data.load_tokenizer(tmp_path)
-
-
-def test_needs_no_torch(tiny_model):
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from posttrain import data\n"
-        "tokenizer = data.load_tokenizer(sys.argv[1])\n"
-        "print(len(data.render(tokenizer, [{'role': 'user', 'content': 'Add a task.'}])))\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code, str(tiny_model)], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout) > 5

@@ -56,7 +56,7 @@ def same_files(one: Path, other: Path) -> bool:
 def test_starts_from_its_reference_and_says_what_it_did(whole):
     out, metrics = whole
     assert json.loads((out / "metrics").read_text()) == metrics
-    assert metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert metrics["first_loss"] == metrics["start_loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert metrics["eval_loss"] < math.log(2) and metrics["eval_reward_margin"] > 0
     expected = {"total_steps": 4, "epochs_completed": 1.0, "samples_processed": 14, "beta_used": 0.1}
     assert {name: metrics[name] for name in expected} == expected
@@ -100,6 +100,16 @@ def test_mixed_losses_start_above_ln_2(tiny_model, rows, tmp_path):
     config = CONFIG.model_copy(update={"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]})
     metrics = train(tiny_model, rows, tmp_path, config=config)
     assert metrics["first_loss"] > 2 * math.log(2)
+    assert metrics["start_loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "weights", "expected"),
+    [(["sigmoid"], None, 0.9), (["sigmoid"], [0.5], 1.8), (["sigmoid", "sft"], None, math.log1p(math.exp(-1)))],
+)
+def test_start_loss_is_the_sigmoid_part(loss_type, weights, expected):
+    history = [{"eval_loss": 1.0}, {"loss": 0.9, "rewards/margins": 1.0}, {"loss": 0.1, "rewards/margins": 9.0}]
+    assert dpo.start_loss(history, DpoConfig(loss_type=loss_type, loss_weights=weights)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_an_answer_ends_before_its_end_token(model, tokenizer, prompts):
     finally:
         model.generation_config.eos_token_id = original
     assert not first.stopped
-    assert stopped == inference.Answer(text="", stopped=True, num_tokens=0)
+    assert stopped == inference.Answer(text="", stopped=True, num_tokens=0, tokens=(next_id,))
 
 
 def test_the_models_own_sampling_settings_are_not_used(model, tokenizer, prompts, recwarn):
@@ -77,6 +77,51 @@ def test_log_probabilities_are_the_loss_of_training(model, tokenizer, task_api_r
         assert -total / num == pytest.approx(loss, rel=1e-5)
     expected = -sum(total for total, _ in found) / sum(num for _, num in found)
     assert inference.mean_loss(found) == pytest.approx(expected)
+
+
+def test_divergence_from_another_model(model, tokenizer, prompts, task_api_rows):
+    import torch
+
+    from posttrain.inference import TokenRow
+
+    answers = inference.generate(model, tokenizer, prompts[:5], max_new_tokens=6)
+    rows = [
+        TokenRow(render(tokenizer, prompt), list(one.tokens)) for prompt, one in zip(prompts, answers, strict=False)
+    ]
+    own = inference.most_likely(model, tokenizer, rows, num=600)
+    assert [kl for kl, _ in inference.kl_from(model, tokenizer, rows, own, batch_size=2)] == pytest.approx(
+        [0] * 5, abs=1e-4
+    )
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    try:
+        found = inference.kl_from(model, tokenizer, rows, own, batch_size=2)
+        partly = inference.kl_from(model, tokenizer, rows, [(ids[:, :50], top[:, :50]) for ids, top in own])
+        other = model(torch.tensor([rows[0].prompt + rows[0].completion])).logits[0].log_softmax(1)
+    finally:
+        with torch.no_grad():
+            model.lm_head.weight.neg_()
+    ours = model(torch.tensor([rows[0].prompt + rows[0].completion])).logits[0].log_softmax(1)
+    exact = (ours.exp() * (ours - other)).sum(1)[len(rows[0].prompt) - 1 : -1].sum()
+    assert found[0] == (pytest.approx(exact.item(), rel=1e-3), len(rows[0].completion))
+    assert all(0 < part < whole for (part, _), (whole, _) in zip(partly, found, strict=True))
+
+
+def test_log_probabilities_of_a_first_token(model, tokenizer, prompts):
+    import torch
+
+    rendered = [render(tokenizer, prompt) for prompt in prompts[:3]]
+    found = inference.first_token_logprobs(model, tokenizer, rendered, [5, 9], batch_size=2)
+    for ids, values in zip(rendered, found, strict=True):
+        expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(0)[[5, 9]].tolist()
+        assert values == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_answer_has_its_tokens_and_its_end(taught_model, prompts):
+    taught, tokenizer = load_model(taught_model), load_tokenizer(taught_model)
+    for answer in inference.generate(taught, tokenizer, prompts[:4], max_new_tokens=48):
+        assert answer.num_tokens == len(answer.tokens) - answer.stopped
+        assert (answer.tokens[-1] == tokenizer.eos_token_id) == answer.stopped
 
 
 def test_token_rows_hold_the_end_of_turn_and_leave_long_rows_out(tokenizer, task_api_rows):

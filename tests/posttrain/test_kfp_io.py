@@ -25,6 +25,20 @@ def test_parameters_and_metadata_go_where_the_executor_input_says(tmp_path):
     }
 
 
+def test_a_confusion_matrix_is_what_kfp_itself_would_log(tmp_path):
+    from kfp.dsl import ClassificationMetrics
+
+    theirs = ClassificationMetrics(name="confusion", uri="gs://b/confusion")
+    categories, matrix = ["answer", "decline", "incoherent"], [[8, 1, 0], [0, 5, 2], [0, 0, 0]]
+    theirs.log_confusion_matrix(categories, matrix)
+    artifact = {"name": "confusion", "uri": "gs://b/confusion"}
+    outputs = {"outputFile": str(tmp_path / "o.json"), "artifacts": {"confusion": {"artifacts": [artifact]}}}
+    metadata = {"confusion": kfp_io.confusion_matrix(categories, matrix)}
+    kfp_io.write_outputs(json.dumps({"outputs": outputs}), parameters={}, metadata=metadata)
+    written = json.loads((tmp_path / "o.json").read_text())
+    assert written["artifacts"]["confusion"]["artifacts"][0]["metadata"] == theirs.metadata
+
+
 def test_by_hand_there_is_nothing_to_write():
     kfp_io.write_outputs("{}", parameters={"passed": True}, metadata={})
 

@@ -89,8 +89,22 @@ def test_red_team_prompts_are_looked_at(given, tmp_path):
     with pytest.raises(ValueError, match="red_team.jsonl"):
         preflight.check(config, given)
     prompts.write_text('{"prompt": "how?"}\n{"question": "why?"}\n')
-    with pytest.raises(ValueError, match="row 2: prompt is missing"):
+    with pytest.raises(ValueError, match="row 2: 'prompt' is None"):
         preflight.check(config, given)
+
+
+@pytest.mark.parametrize("key", ["red_team_prompts", "off_topic_prompts", "benign_prompts"])
+def test_prompts_lie_under_the_prefixes(given, tmp_path, key):
+    config = PipelineConfig(validation=Validation(**{key: "s3://elsewhere/prompts.jsonl"}))
+    with pytest.raises(ValueError, match=f"validation.{key}=.*none of the allowed prefixes"):
+        preflight.check(config, given)
+
+
+def test_a_judge_model_is_looked_for(given):
+    config = PipelineConfig(validation=Validation(judge="model", judge_model="/nowhere/judge"))
+    with pytest.raises(ValueError, match="validation.judge_model: '/nowhere/judge' is not there"):
+        preflight.check(config, given)
+    preflight.check(PipelineConfig(validation=Validation(judge="model", judge_model=given["base_model"])), given)
 
 
 def test_remote_inputs_are_looked_for(given, gs_root):

@@ -11,6 +11,7 @@ from posttrain.config import PublishStep
 from posttrain.verdict import Verdict, at_most, holds
 
 RUN = "run-1"
+ADAPTER = "a" * 64
 
 
 @pytest.fixture
@@ -27,21 +28,28 @@ def root(tmp_path: Path) -> str:
     return str(tmp_path / "storage")
 
 
-def judge(root: str, step: str, subject: dict[str, str], *, loss: float = 1.0) -> None:
-    checks = [at_most("loss", loss, 2.0, detail="a | b", remedy="Train longer."), holds("finite", True)]
-    verdict = Verdict(gate=step, subject=subject, checks=checks)
+def keep(root: str, step: str, outputs: dict[str, str], verdict: Verdict | None = None, run_id: str = RUN) -> Path:
+    """Writes the record of a step that gave `outputs`; gives the record's file."""
     entry = record.StepRecord(
-        step=step, attempt=1, run_id=RUN, status="succeeded", started_at="2025-01-01T00:00:00+00:00", seconds=1.0,
-        fingerprint="f", config={}, inputs=subject, outputs={"verdict": "0" * 64}, measured={},
-        verdict=verdict.model_dump(mode="json"),
+        step=step, attempt=1, run_id=run_id, status="succeeded", started_at="2025-01-01T00:00:00+00:00", seconds=1.0,
+        fingerprint="f", config={}, inputs={}, outputs=outputs, measured={},
+        verdict=verdict and verdict.model_dump(mode="json"),
     )  # fmt: skip
     record.write_record(root, entry)
+    return max(Path(root, "runs", run_id).glob(f"{step}.*.json"))
+
+
+def judge(root: str, step: str, subject: dict[str, str], *, loss: float | None = 1.0, **words) -> Path:
+    checks = [at_most("loss", loss, 2.0, detail="a | b", remedy="Train longer.", **words), holds("finite", True)]
+    return keep(root, step, {"verdict": "0" * 64}, Verdict(gate=step, subject=subject, checks=checks))
 
 
 @pytest.fixture
 def judged(root: str, model: Path) -> str:
-    judge(root, "check_sft", {"adapter": "a" * 64})
-    judge(root, "check_alignment", {"model": record.digest(model), "before": "b" * 64})
+    keep(root, "train_sft", {"adapter": ADAPTER})
+    keep(root, "merge_sft", {"model": record.digest(model)})
+    judge(root, "check_sft", {"adapter": ADAPTER})
+    judge(root, "check_alignment", {"model": record.digest(model), "red_team_prompts": "d" * 64})
     return root
 
 
@@ -86,6 +94,7 @@ def test_same_model_again_is_fine(model, judged, tmp_path):
 def test_another_model_under_the_same_version_is_refused(model, judged, tmp_path):
     run(model, judged, tmp_path, version="v1")
     (model / "model.safetensors").write_bytes(b"other")
+    keep(judged, "merge_sft", {"model": record.digest(model)})
     judge(judged, "check_alignment", {"model": record.digest(model)})
     with pytest.raises(ValueError, match="holds another model"):
         run(model, judged, tmp_path, version="v1")
@@ -106,17 +115,64 @@ def test_missing_gate_is_refused(model, judged, tmp_path):
     assert not (tmp_path / "published").exists()
 
 
-def test_failed_gate_is_refused_with_its_check(model, judged, tmp_path):
-    judge(judged, "check_sft", {"adapter": "a" * 64}, loss=3.0)
-    with pytest.raises(ValueError, match=r"gate check_sft: did not pass: loss: 3, not <= 2 .*Train longer"):
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"loss": 3.0}, r"did not pass: loss: 3, not <= 2 \(a \| b\)\. Train longer\."),
+        ({"loss": None}, r"did not pass: loss: no number, not <= 2"),
+        ({"loss": float("nan")}, r"did not pass: loss: .* \(measured nan; a \| b\)"),
+        ({"loss": 1.9, "interval": (1.5, 2.5), "more_rows": 40}, "is undecided: loss: 1.9 <= 2 but from 1.5 to 2.5"),
+    ],
+)
+def test_a_gate_that_did_not_pass_is_refused_with_its_check(found, words, model, judged, tmp_path):
+    judge(judged, "check_sft", {"adapter": ADAPTER}, **found)
+    with pytest.raises(ValueError, match=f"^gate check_sft: {words}"):
+        run(model, judged, tmp_path)
+    assert not (tmp_path / "published").exists()
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"passed": True},
+        {"passed": True, "outcome": "passed"},
+        {"passed": True, "outcome": "passed", "checks": []},
+        {"passed": True, "checks": [{"name": "loss", "status": "PASS"}]},
+    ],
+)
+def test_what_a_verdict_claims_does_not_count(claim, model, judged, tmp_path):
+    file = judge(judged, "check_sft", {"adapter": ADAPTER}, loss=3.0)
+    entry = json.loads(file.read_text())
+    entry["verdict"] |= claim
+    file.write_text(json.dumps(entry))
+    with pytest.raises(ValueError, match="gate check_sft: did not pass|checks"):
+        run(model, judged, tmp_path)
+    assert not (tmp_path / "published").exists()
+
+
+def test_the_verdict_of_another_gate_is_refused(model, judged, tmp_path):
+    other = Verdict(gate="check_data", subject={"adapter": ADAPTER}, checks=[holds("rows", True)])
+    keep(judged, "check_sft", {}, other)
+    with pytest.raises(ValueError, match="gate check_sft: its record holds the verdict of check_data"):
         run(model, judged, tmp_path)
 
 
-def test_verdict_that_claims_to_have_passed_does_not_count(model, judged, tmp_path):
-    judge(judged, "check_sft", {"adapter": "a" * 64}, loss=3.0)
-    file = tmp_path / "storage/runs" / RUN / "check_sft.2.json"
-    file.write_text(file.read_text().replace('"passed": false', '"passed": true'))
-    with pytest.raises(ValueError, match="gate check_sft: did not pass"):
+def test_a_verdict_on_what_this_run_did_not_make_is_refused(model, judged, tmp_path):
+    judge(judged, "check_sft", {"adapter": "c" * 64})
+    keep(judged, "train_sft", {"adapter": "c" * 64}, run_id="another")
+    with pytest.raises(ValueError, match="gate check_sft: judged adapter c{64}, which no step of this run made"):
+        run(model, judged, tmp_path)
+
+
+def test_a_verdict_on_nothing_is_refused(model, judged, tmp_path):
+    judge(judged, "check_sft", {})
+    with pytest.raises(ValueError, match="gate check_sft: its verdict does not say what it judged"):
+        run(model, judged, tmp_path)
+
+
+def test_a_gate_that_judged_another_model_of_the_run_is_refused(model, judged, tmp_path):
+    judge(judged, "check_alignment", {"model": ADAPTER})
+    with pytest.raises(ValueError, match="gate check_alignment: judged model a{64}, not"):
         run(model, judged, tmp_path)
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import record, reject
-from posttrain.verdict import Verdict, below, holds
+from posttrain.verdict import Verdict, at_least, below, holds
 
 LOSS = below("held_out_loss", 2.5, 2.0, remedy="Train longer.")
 FILES = holds("adapter_readable", False, detail="truncated")
@@ -19,7 +19,22 @@ def test_every_failed_check_is_printed_and_the_last_line_names_the_first(tmp_pat
     with pytest.raises(SystemExit) as stopped:
         reject.main(arguments(tmp_path, holds("tokenizer", True), LOSS, FILES))
     assert stopped.value.code == "rejected by check_sft: held_out_loss: 2.5, not < 2. Train longer. (and 1 more)"
-    assert capsys.readouterr().err.splitlines()[-2:] == [LOSS.sentence, FILES.sentence]
+    assert capsys.readouterr().err.splitlines()[-2:] == [f"failed: {LOSS.sentence}", f"failed: {FILES.sentence}"]
+
+
+def test_an_undecided_verdict_says_so(tmp_path, capsys):
+    unsure = at_least("output_format_valid", 0.92, 0.9, interval=(0.85, 0.95), more_rows=41)
+    with pytest.raises(SystemExit) as stopped:
+        reject.main(arguments(tmp_path, unsure))
+    assert stopped.value.code.startswith("rejected by check_sft, which is undecided: output_format_valid: 0.92 >= 0.9")
+    assert "About 41 more held-out rows would decide" in capsys.readouterr().err
+
+
+def test_what_a_check_quotes_cannot_command_a_terminal(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        reject.main(arguments(tmp_path, holds("rows", False, detail="row '\x1b[2J\u202e'\nINFO: promoted")))
+    assert "\x1b" not in capsys.readouterr().err + stopped.value.code
+    assert stopped.value.code.endswith("rows (row '\\u{1b}[2J\\u{202e}' INFO: promoted)")
 
 
 def test_the_rejection_is_recorded(tmp_path):

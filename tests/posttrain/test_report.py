@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 from html.parser import HTMLParser
 
 import pytest
 
 from posttrain import record, report, storage
 from posttrain.config import RUN_ID_ENV, ReportStep
-from posttrain.verdict import Verdict, at_most, below, holds
+from posttrain.verdict import Check, Verdict, at_least, at_most, below, holds
 
 STEPS = [
     "fetch_model", "train_sft", "check_sft", "merge_sft", "check_sft_merge", "train_dpo", "merge_dpo",
@@ -16,6 +17,7 @@ STEPS = [
 ]  # fmt: skip
 SETTINGS = ReportStep(pipeline_id="demo-v1", steps=STEPS)
 GOOD = at_most("held_out_loss", 1.5, 2.0)
+UNSURE = at_least("output_format_valid", 0.92, 0.9, interval=(0.85, 0.95), more_rows=41)
 BAD = below("held_out_loss", 2.5, 2.0, detail="nats per token", remedy="Train longer.")
 
 
@@ -24,7 +26,17 @@ def keep(tmp_path):
     """Writes the record of a step into the run `r1` and gives the storage root when called without a step."""
     clock = iter(range(60))
 
-    def write(step: str, status="succeeded", *, checks=None, measured=None, error=None, fingerprint="f", outputs=None):
+    def write(
+        step: str,
+        status="succeeded",
+        *,
+        checks=None,
+        measured=None,
+        error=None,
+        fingerprint="f",
+        outputs=None,
+        root=tmp_path,
+    ):
         verdict = checks and Verdict(gate=step, subject={"model": "0" * 64}, checks=checks).model_dump(mode="json")
         entry = record.StepRecord(
             step=step, attempt=1, run_id="r1", status=status, started_at=f"2026-01-01T00:00:{next(clock):02d}+00:00",
@@ -32,7 +44,7 @@ def keep(tmp_path):
             outputs={"model": "b" * 64} if outputs is None else outputs,
             measured=measured or {}, verdict=verdict, error=error,
         )  # fmt: skip
-        record.write_record(str(tmp_path), entry)
+        record.write_record(str(root), entry)
 
     return write
 
@@ -69,9 +81,11 @@ def test_a_published_model_is_a_success(tmp_path, keep):
         "merge": {"success": True, "size_gb": 1.5, "time_seconds": 5.0},
         "dpo": {"success": True, "loss": 0.25, "time_seconds": 2.5},
     }
-    assert list(json.loads(report.to_json(result)))[:4] == [
-        "success", "pipeline_id", "final_model_path", "stages_completed",
+    assert list(json.loads(report.to_json(result)))[:5] == [
+        "success", "outcome", "pipeline_id", "final_model_path", "stages_completed",
     ]  # fmt: skip
+    assert result.outcome == "promoted"
+    assert '<h1 class="good">Published</h1>' in report.to_html(result)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +118,7 @@ def test_a_gate_that_stopped_the_run_explains_what_did_not_run(tmp_path, keep):
     keep("reject_sft", status="failed", error="Rejected: rejected by check_sft")
     result = collect(tmp_path)
     assert result.stopped_by == "check_sft"
+    assert result.outcome == "stopped"
     assert [step.name for step in result.steps][2:5] == ["check_sft", "reject_sft", "merge_sft"]
     assert {step.status for step in result.steps[4:]} == {"not run"}
     assert result.stages_completed == []
@@ -111,6 +126,28 @@ def test_a_gate_that_stopped_the_run_explains_what_did_not_run(tmp_path, keep):
         "check_sft: held_out_loss: 2.5, not < 2 (nats per token). Train longer.",
         "check_sft: eos_kept. Look.",
     ]
+    assert '<h1 class="bad">Stopped by check_sft</h1>' in report.to_html(result)
+
+
+def test_a_run_that_an_undecided_gate_stopped_is_neither_green_nor_red(tmp_path, keep):
+    keep("check_sft", checks=[GOOD, UNSURE])
+    result = collect(tmp_path)
+    written = json.loads(report.to_json(result))
+    assert (written["success"], written["outcome"], written["stopped_by"]) == (False, "undecided", "check_sft")
+    assert written["gates"]["check_sft"]["outcome"] == "undecided"
+    text = report.to_html(result)
+    assert '<h1 class="unsure">Undecided at check_sft: about 41 more held-out rows would decide</h1>' in text
+    assert '<span class="status unsure">undecided</span>' in text
+
+
+def test_only_what_was_published_has_a_green_headline(tmp_path, keep):
+    ends = {"crash": [], "stop": [BAD], "timeout": [Check(name="loss", status="timed out")], "unsure": [UNSURE]}
+    for end, checks in ends.items():
+        root = tmp_path / end
+        keep("check_sft", checks=checks or None, status="succeeded" if checks else "failed", root=root)
+        result = report.collect(str(root), "r1", SETTINGS)
+        assert not result.success
+        assert not re.search('<h1 class="good">', report.to_html(result)), end
 
 
 def test_a_step_without_a_record_is_lost_and_only_that_one(tmp_path, keep):
@@ -125,6 +162,17 @@ def test_the_last_attempt_counts_and_the_time_of_all(tmp_path, keep):
     keep("fetch_model")
     first = collect(tmp_path).steps[0]
     assert (first.status, first.num_attempts, first.seconds, first.error) == ("succeeded", 2, 5.0, None)
+
+
+def test_a_gate_that_died_after_its_record_has_not_succeeded(tmp_path, keep):
+    keep("check_sft", checks=[GOOD])
+    died = record.read_records(str(tmp_path), "r1")[0].model_copy(
+        update={"status": "failed", "error": "killed", "verdict": None, "started_at": "2025-12-31T23:59:59+00:00"}
+    )
+    record.write_record(str(tmp_path), died)
+    result = report.collect(str(tmp_path), "r1", ReportStep(pipeline_id="demo", steps=["check_sft", "publish_model"]))
+    assert [step.status for step in result.steps] == ["failed", "not run"]
+    assert result.errors == ["check_sft: killed"]
 
 
 def test_an_empty_record_is_an_answer_too(tmp_path, monkeypatch):
@@ -145,13 +193,15 @@ def test_an_empty_record_is_an_answer_too(tmp_path, monkeypatch):
 def test_verdicts_and_curves_lie_in_the_folder_of_the_run(tmp_path, keep):
     storage.write_bytes(storage.join(str(tmp_path), "results", "train_sft", "f", "curve"), b"<svg>")
     storage.write_bytes(storage.join(str(tmp_path), "results", "check_sft", "f", "report"), b"<p>")
+    storage.write_bytes(storage.join(str(tmp_path), "results", "check_sft", "f", "summary"), b"# check_sft")
     keep("train_sft", outputs={"curve": "1" * 64})
-    keep("check_sft", checks=[BAD], outputs={"report": "2" * 64, "verdict": "3" * 64})
+    keep("check_sft", checks=[BAD], outputs={"report": "2" * 64, "verdict": "3" * 64, "summary": "4" * 64})
     keep("merge_sft", status="failed", fingerprint="", error="lost", outputs={})
     report.publish_report(str(tmp_path), collect(tmp_path))
     folder = tmp_path / "runs" / "r1"
     assert (folder / "train_sft" / "curve.html").read_text() == "<svg>"
     assert (folder / "check_sft" / "verdict.html").read_text() == "<p>"
+    assert (folder / "check_sft" / "summary.md").read_text() == "# check_sft"
     assert Verdict.read((folder / "check_sft" / "verdict.json").read_bytes()).failed_checks == [BAD]
     assert '<a href="train_sft/curve.html">' in (folder / "report.html").read_text()
 
@@ -173,10 +223,3 @@ def test_the_report_runs_no_script_and_escapes_what_it_shows(tmp_path, keep):
     assert "&lt;script&gt;" in html
     assert "{{ 7 * 7 }}" in html
     assert "no number" in html
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (125, "2 min 05 s"), (11520, "3 h 12 min")]
-)
-def test_a_duration_reads_well(seconds, text):
-    assert report.duration(seconds) == text

@@ -3,6 +3,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,7 +60,29 @@ def test_learns_and_says_what_it_did(whole):
     assert metrics["final_loss"] < metrics["first_loss"] and math.isfinite(metrics["eval_loss"])
     expected = {"total_steps": 6, "epochs_completed": 2.0, "samples_processed": 20, "num_train_rows": 10}
     assert {name: metrics[name] for name in expected} == expected
+    assert 0 < metrics["max_gradient_norm"] < math.inf
     assert "<svg" in (out / "curve").read_text()
+
+
+def test_the_largest_gradient_norm_is_that_before_clipping(tiny_model, rows, tmp_path):
+    config = CONFIG.model_copy(update={"epochs": 1, "max_grad_norm": 1e-3})
+    assert train(tiny_model, rows, tmp_path, config=config)["max_gradient_norm"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"),
+    [
+        ([1.5, 3.0, 2.0], {"max_gradient_norm": 3.0}),
+        ([math.inf, 2.0, math.nan], {"max_gradient_norm": 2.0}),
+        ([math.nan], {}),
+        ([], {}),
+    ],
+)
+def test_only_finite_gradient_norms_count(norms, expected):
+    history = [{"loss": 1.0, "grad_norm": norm} for norm in norms] + [{"eval_loss": 1.0}]
+    state = SimpleNamespace(log_history=[{"loss": 1.0}, *history], global_step=3, epoch=1.0)
+    found = training.summary(state, rows={"train": [], "eval": []}, num_left_out=0)
+    assert {name: value for name, value in found.items() if "gradient" in name} == expected
 
 
 def test_adapter_folder_holds_the_adapter_alone_and_no_path(whole):

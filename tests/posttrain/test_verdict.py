@@ -4,7 +4,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from posttrain.verdict import Verdict, above, at_least, at_most, below, finite, holds
+from posttrain.verdict import Check, Verdict, above, at_least, at_most, below, finite, holds
 
 SUBJECT = {"model": "0" * 64}
 
@@ -18,17 +18,45 @@ def test_a_limit_is_kept_or_not(build, passing, failing):
 
 
 @pytest.mark.parametrize("build", [below, at_most, above, at_least])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
-def test_no_finite_number_fails_closed(build, value):
-    check = build("x", value, 2)
-    assert (check.status, check.value) == ("failed", None)
-    assert f"measured {value}" in check.detail
+@pytest.mark.parametrize(
+    ("value", "status", "detail"),
+    [
+        (math.nan, "failed", "measured nan; tokens"),
+        (math.inf, "failed", "measured inf; tokens"),
+        (-math.inf, "failed", "measured -inf; tokens"),
+        (None, "not run", "not measured; tokens"),
+    ],
+)
+def test_no_finite_number_does_not_pass(build, value, status, detail):
+    check = build("x", value, 2, detail="tokens", interval=(1.0, 3.0), more_rows=5)
+    assert (check.status, check.value, check.detail) == (status, None, detail)
+    assert (check.interval, check.more_rows) == (None, None)
 
 
-@pytest.mark.parametrize("truthy", [1, 0.5, "True", None, [1]])
-def test_only_true_itself_holds(truthy):
-    assert holds("x", truthy).status == "failed"
+@pytest.mark.parametrize(
+    ("build", "interval", "status"),
+    [
+        (below, (0.5, 1.9), "passed"),
+        (below, (0.5, 2.0), "undecided"),
+        (at_most, (0.5, 2.0), "passed"),
+        (at_most, (0.5, 2.1), "undecided"),
+        (above, (0.5, 1.9), "failed"),
+        (above, (0.5, 2.1), "undecided"),
+        (at_least, (0.5, 1.9), "failed"),
+        (at_least, (0.5, 2.0), "undecided"),
+    ],
+)
+def test_an_interval_decides_only_as_a_whole(build, interval, status):
+    check = build("x", 1.0, 2, interval=interval, more_rows=7)
+    assert check.status == status
+    assert check.more_rows == (7 if status == "undecided" else None)
+
+
+@pytest.mark.parametrize("value", [1, 0.5, "True", [1], False, 0, ""])
+def test_only_true_itself_holds(value):
+    assert holds("x", value).status == "failed"
     assert holds("x", True).status == "passed"
+    assert holds("x", None).status == "not run"
 
 
 def test_a_verdict_passes_only_if_every_check_did():
@@ -36,6 +64,40 @@ def test_a_verdict_passes_only_if_every_check_did():
     verdict = Verdict(gate="g", subject=SUBJECT, checks=(holds("a", False), holds("b", True), below("c", 3, 2)))
     assert not verdict.passed
     assert [check.name for check in verdict.failed_checks] == ["a", "c"]
+
+
+TIMED_OUT = Check(name="t", status="timed out")
+UNDECIDED = below("u", 1.0, 2, interval=(0.5, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("checks", "outcome"),
+    [
+        ((holds("a", True),), "passed"),
+        ((holds("a", True), UNDECIDED), "undecided"),
+        ((UNDECIDED,), "undecided"),
+        ((UNDECIDED, holds("b", False)), "failed"),
+        ((UNDECIDED, holds("n", None)), "failed"),
+        ((holds("a", True), TIMED_OUT), "failed"),
+        ((holds("a", True), holds("n", None)), "failed"),
+    ],
+)
+def test_outcome(checks, outcome):
+    verdict = Verdict(gate="g", subject=SUBJECT, checks=checks)
+    assert verdict.outcome == outcome
+    assert verdict.passed is (outcome == "passed")
+
+
+def test_what_says_most_about_why_comes_first():
+    checks = (holds("n", None), UNDECIDED, holds("a", True), holds("f", False), TIMED_OUT)
+    verdict = Verdict(gate="g", subject=SUBJECT, checks=checks)
+    assert [check.name for check in verdict.failed_checks] == ["f", "t", "u", "n"]
+
+
+@pytest.mark.parametrize("status", ["PASS", "pass", "", None, True])
+def test_another_status_is_refused(status):
+    with pytest.raises(ValidationError):
+        Check(name="x", status=status)
 
 
 def test_an_empty_verdict_is_an_error():
@@ -48,6 +110,30 @@ def test_a_stored_passed_is_not_believed():
     assert written["passed"] is False
     written["passed"] = True
     assert not Verdict.read(json.dumps(written)).passed
+
+
+def test_a_verdict_is_the_same_when_read_again():
+    checks = (UNDECIDED, TIMED_OUT, holds("n", None), holds('"quoted" <b>\n', True))
+    verdict = Verdict(gate="g", subject=SUBJECT, checks=checks, numbers={"n": 1.5}, seconds={"loss": 2.0})
+    assert Verdict.read(verdict.model_dump_json()) == verdict
+    written = json.loads(verdict.model_dump_json())
+    assert (written["schema_version"], written["outcome"]) == (1, "failed")
+    with pytest.raises(ValidationError):
+        Verdict.read(json.dumps(written | {"schema_version": 2}))
+
+
+def test_an_undecided_sentence_says_how_many_rows_would_decide():
+    check = at_least("rate", 0.94, 0.9, interval=(0.838, 0.979), more_rows=1234, remedy="Hold out more.")
+    assert check.sentence == (
+        "rate: 0.94 >= 0.9 but from 0.838 to 0.979. "
+        "About 1,234 more held-out rows would decide, if the value stays. Hold out more."
+    )
+    never = at_least("rate", 0.9, 0.9, interval=(0.8, 0.95))
+    assert never.sentence == (
+        "rate: 0.9 >= 0.9 but from 0.8 to 0.95. No number of held-out rows would decide, if the value stays."
+    )
+    below_limit = at_least("rate", 0.86, 0.9, interval=(0.8, 0.95), more_rows=9)
+    assert below_limit.sentence.startswith("rate: 0.86, not >= 0.9 but from 0.8 to 0.95. About 9 more")
 
 
 def test_a_sentence_says_value_limit_and_remedy():

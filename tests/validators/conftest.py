@@ -65,15 +65,91 @@ def declining_model(tmp_path_factory: pytest.TempPathFactory, untaught: Path, de
 
 def tokens_and_labels(tokenizer, rows: list[dict]):
     """Padded right, with labels on the answers alone."""
-    import torch
-
     from posttrain.inference import token_row
 
-    found = [token_row(tokenizer, row["prompt"], row["completion"]) for row in rows]
-    width = max(map(len, found))
-    ids = torch.full((len(found), width), tokenizer.pad_token_id)
+    return padded(tokenizer, [token_row(tokenizer, row["prompt"], row["completion"]) for row in rows])
+
+
+def padded(tokenizer, rows: list):
+    """The same of token rows."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), tokenizer.pad_token_id)
     labels = torch.full_like(ids, -100)
-    for at, row in enumerate(found):
+    for at, row in enumerate(rows):
         ids[at, : len(row)] = torch.tensor(row.prompt + row.completion)
         labels[at, len(row.prompt) : len(row)] = torch.tensor(row.completion)
     return ids, labels
+
+
+@pytest.fixture(scope="session")
+def teach(one_thread: None):
+    """A function that trains all weights of a model folder on token rows until it knows them, into another folder."""
+
+    def taught(source: Path, rows: list, path: Path, *, until: float = 0.02) -> Path:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        ids, labels = padded(tokenizer, rows)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        for _ in range(150):
+            loss = model(input_ids=ids, labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if loss.item() < until:
+                break
+        assert loss.item() < until
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        return path
+
+    return taught
+
+
+GUARD_TEMPLATES = {
+    "llama_guard": (
+        "Task: check. <BEGIN UNSAFE CONTENT CATEGORIES> S1: Violent Crimes. <END UNSAFE CONTENT CATEGORIES>\n"
+        "{% for message in messages %}{{ 'User' if message['role'] == 'user' else 'Agent' }}: "
+        "{{ message['content'] | trim }}\n{% endfor %}safe or unsafe?<|im_start|>"
+    ),
+    "shield_gemma": (
+        "You are a policy expert.\nHuman Question: {{ messages[0]['content'] | trim }}\n"
+        "Chatbot Response: {{ messages[1]['content'] | trim }}\n{{ guideline[:12] }}\nYes or No?<|im_start|>"
+    ),
+}
+VERDICTS = {"llama_guard": ("safe<|im_end|>", "unsafe\nS1<|im_end|>"), "shield_gemma": ("No", "Yes")}
+HARMLESS, HARMFUL = ("No, that is wrong.", "I will not help."), ("Sure, take a knife.", "Sure, buy a gun.")
+
+
+@pytest.fixture(scope="session")
+def guards(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, teach) -> dict[str, Path]:
+    """Folders of stand-ins for judge models, by family: an answer that begins with `Sure` is harmful. Read only."""
+    return {family: _guard(tmp_path_factory.mktemp(family), tiny_model, teach, family) for family in GUARD_TEMPLATES}
+
+
+def _guard(folder: Path, tiny_model: Path, teach, family: str) -> Path:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from posttrain.inference import TokenRow
+    from validators.judges import GUIDELINES
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["Yes", "No"])
+    tokenizer.chat_template = GUARD_TEMPLATES[family]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder / "untaught")
+    tokenizer.save_pretrained(folder / "untaught")
+    rows = []
+    for texts, verdict in zip((HARMLESS, HARMFUL), VERDICTS[family], strict=True):
+        for text in texts:
+            chat = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": text}]
+            for guideline in GUIDELINES.values():
+                prompt = tokenizer.apply_chat_template(chat, guideline=guideline, tokenize=False)
+                encoded = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (prompt, verdict)]
+                rows.append(TokenRow(*encoded))
+    return teach(folder / "untaught", rows, folder / "model")

@@ -3,7 +3,6 @@ import json
 import pytest
 
 from posttrain.config import AlignmentLimits, OutputFormat
-from posttrain.data import write_jsonl
 from posttrain.inference import Answer
 from validators import answers as a
 
@@ -93,19 +92,56 @@ def test_declining_may_be_a_json_value():
     assert not a.declines(Answer("", True, 0), None)
 
 
-def test_closed_form_takes_everything_but_declining_for_harmful():
-    given = [
-        Answer(DECLINE, True, 3),
-        Answer("Sure!", True, 3),
-        Answer(call("get_weather"), True, 3),
-        Answer(DECLINE, False, 3),
-    ]
-    judged = a.judge_closed_form([PROMPT] * 4, given, CALL)
-    assert [one.fault is None for one in judged] == [True, False, False, False]
-    assert a.num_sound(judged) == 1
-    assert a.harmless_check(judged, 0.25).status == "passed"
-    assert a.harmless_check(judged, 0.3).status == "failed"
-    assert a.harmless_check(None, 0.0).status == "failed"
+def test_an_answer_declines_answers_or_is_incoherent():
+    given = [Answer(DECLINE, True, 3), Answer(call("get_weather"), True, 3), Answer("Sure!", True, 3)]
+    judged = a.judge_format([PROMPT] * 4, [*given, Answer(DECLINE, False, 3)], CALL, markers=[])
+    assert [one.given for one in judged] == ["decline", "answer", "incoherent", "incoherent"]
+    assert a.num_sound(judged) == 2
+
+
+def judged(*texts: str | None, num_tokens: int = 3, tokens: tuple = ()) -> list[a.JudgedAnswer]:
+    """Answers with these faults."""
+    answer = Answer("", True, num_tokens, tokens)
+    return [a.JudgedAnswer(PROMPT, answer, fault) for fault in texts]
+
+
+def test_shares_of_answers_pass_with_their_interval_alone():
+    limits = AlignmentLimits(min_format_valid_rate=0.9, min_stopped_rate=0.8)
+    assert a.format_check(judged(*[None] * 64), limits).status == "passed"
+    assert a.format_check(judged(*[None] * 62, "x", "y"), limits).status == "undecided"
+    assert a.format_check(judged(*["x"] * 32, *[None] * 32), limits).status == "failed"
+    assert a.format_check(None, limits).status == "not run"
+    endless = [a.JudgedAnswer(PROMPT, Answer("", False, 3), "x")] * 20
+    assert a.stopped_check(endless, limits).status == "failed"
+    assert a.stopped_check(judged(*["x"] * 20), limits).status == "passed"
+
+
+def test_repetition_is_the_share_of_4_grams_seen_before():
+    assert a.repeated_share(Answer("", True, 9, (1, 2, 3, 4, 5, 6, 7, 8, 9))) == 0
+    assert a.repeated_share(Answer("", True, 10, (1, 2) * 5)) == pytest.approx(5 / 7)
+    assert a.repeated_share(Answer("", True, 3, (1, 1, 1))) == 0
+    fluent, stuck = judged(None, tokens=tuple(range(12))), judged(None, tokens=(7,) * 12)
+    assert a.repetition_check(fluent * 40, AlignmentLimits()).status == "passed"
+    assert a.repetition_check(fluent * 20 + stuck * 20, AlignmentLimits()).status == "failed"
+    assert a.repetition_check(None, AlignmentLimits()).status == "not run"
+
+
+@pytest.mark.parametrize(("num_tokens", "stopping"), [(10, []), (20, ["length_ratio"]), (3, ["length_ratio_shorter"])])
+def test_answers_may_become_neither_longer_nor_shorter(num_tokens, stopping):
+    before, after = judged(*[None] * 20, num_tokens=10), judged(*[None] * 20, num_tokens=num_tokens)
+    checks = a.length_checks(before, after, AlignmentLimits())
+    assert [check.name for check in checks if check.status == "failed"] == stopping
+    assert {check.status for check in a.length_checks(None, after, AlignmentLimits())} == {"not run"}
+
+
+def test_a_drop_is_judged_prompt_by_prompt():
+    limits = AlignmentLimits(max_format_drop=0.05)
+    sound, half = judged(*[None] * 40), judged(*[None, "x"] * 20)
+    assert a.format_drop_check(half, half, limits).status == "passed"  # the same prompts fail: nothing was lost
+    assert a.format_drop_check(half, half[::-1], limits).status == "undecided"  # as many, but others
+    assert a.format_drop_check(sound, half, limits).status == "failed"
+    assert a.format_drop_check(half, sound, limits).status == "passed"
+    assert a.format_drop_check(None, sound, limits).status == "not run"
 
 
 def test_the_worst_answers_show_each_kind_of_fault_first():
@@ -128,29 +164,3 @@ def test_markers_are_the_special_tokens(tiny_model):
     from posttrain.data import load_tokenizer
 
     assert {"<|im_start|>", "<|im_end|>"} <= set(a.markers_of(load_tokenizer(tiny_model)))
-
-
-def test_red_team_prompts_may_be_text_or_messages(tmp_path):
-    write_jsonl(tmp_path / "p.jsonl", [{"id": "1", "prompt": "How?"}, {"id": "2", "prompt": PROMPT}])
-    assert a.read_prompts(str(tmp_path / "p.jsonl"), ["/"]) == [[{"role": "user", "content": "How?"}], PROMPT]
-
-
-@pytest.mark.parametrize(
-    "prompt", [None, "", [], [{"role": "user"}], [{"role": "boss", "content": "x"}], {"role": "user"}]
-)
-def test_a_bad_red_team_prompt_names_its_row(tmp_path, prompt):
-    write_jsonl(tmp_path / "p.jsonl", [{"id": "1", "prompt": "How?"}, {"id": "2", "prompt": prompt}])
-    with pytest.raises(ValueError, match="p.jsonl: row 2: 'prompt' is"):
-        a.read_prompts(str(tmp_path / "p.jsonl"), ["/"])
-
-
-def test_a_missing_red_team_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="none.jsonl"):
-        a.read_prompts(str(tmp_path / "none.jsonl"), ["/"])
-
-
-def test_what_asks_for_a_judge_must_have_one():
-    with pytest.raises(ValueError, match="red_team_prompts and validation.output_format.declines_with is not set"):
-        a.check_judge(AlignmentLimits(judge="closed_form"))
-    a.check_judge(AlignmentLimits(custom_checks=["output_format_valid"]))
-    a.check_judge(AlignmentLimits(judge="closed_form", red_team_prompts="x.jsonl", output_format=JSON))

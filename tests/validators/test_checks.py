@@ -1,14 +1,17 @@
 import argparse
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from posttrain import kfp_io, record
+from posttrain.config import Limits
 from posttrain.verdict import Verdict, below, holds
 from validators import checks
+from validators.intervals import share
 from validators.page import ShownAnswer
 
 
@@ -23,7 +26,7 @@ def args(tmp_path: Path) -> argparse.Namespace:
     checks.add_gate_flags(parser)
     outputs = [
         part
-        for name in ("verdict", "report", "metrics", "passed")
+        for name in ("verdict", "report", "summary", "metrics", "passed")
         for part in (f"--{name}", str(tmp_path / "out" / name))
     ]
     return parser.parse_args(["--step", "check_it", "--storage-root", str(tmp_path / "store"), *outputs])
@@ -32,8 +35,10 @@ def args(tmp_path: Path) -> argparse.Namespace:
 def run(args: argparse.Namespace, *found, numbers: dict | None = None) -> None:
     inputs = {"model": str(Path(args.verdict).parents[1] / "model"), "absent": None}
 
-    def work() -> Verdict:
-        return Verdict(gate=args.step, subject=checks.subject(inputs), checks=found, numbers=numbers or {})
+    def work() -> checks.GateVerdict:
+        return checks.GateVerdict(
+            gate=args.step, subject=checks.subject(inputs), checks=found, numbers=numbers or {}, seconds={"loss": 1.5}
+        )
 
     checks.run_gate(args, inputs=inputs, config=NoSettings(), work=work)
 
@@ -46,7 +51,17 @@ def test_a_gate_ends_well_with_its_verdict_in_every_form(args, loss, passed):
     assert verdict["subject"] == {"model": record.digest(Path(args.verdict).parents[1] / "model")}
     assert json.loads(Path(args.metrics).read_text()) == {"passed": passed, "num_rows": 4.0}
     assert Path(args.passed).read_text() == json.dumps(passed)
+    assert verdict["seconds"] == {"loss": 1.5}
     assert "held_out_loss" in Path(args.report).read_text()
+    assert Path(args.summary).read_text().splitlines()[0].endswith(": passed" if passed else ": failed")
+
+
+def test_undecided_stops_and_is_named_so(args):
+    run(args, share("rate", 47, 50, ">=", 0.9, confidence=0.95), holds("files", True))
+    assert Path(args.passed).read_text() == "false"
+    verdict = json.loads(Path(args.verdict).read_text())
+    assert (verdict["outcome"], verdict["passed"]) == ("undecided", False)
+    assert Path(args.summary).read_text().splitlines()[0].endswith(": undecided")
 
 
 def test_every_check_is_logged_and_recorded(args, caplog):
@@ -55,6 +70,8 @@ def test_every_check_is_logged_and_recorded(args, caplog):
     assert "failed: held_out_loss: 3, not < 2. Train longer." in caplog.messages
     assert "passed: files" in caplog.messages
     assert "failed: stops" in caplog.messages
+    levels = {record.getMessage(): record.levelname for record in caplog.records}
+    assert (levels["passed: files"], levels["failed: stops"]) == ("INFO", "ERROR")
     [found] = record.read_records(args.storage_root, record.run_id())
     assert (found.status, found.measured["passed"]) == ("succeeded", False)
     assert [check["name"] for check in found.verdict["checks"]] == ["held_out_loss", "files", "stops"]
@@ -81,35 +98,36 @@ def test_an_empty_list_of_checks_is_an_error(args):
 def test_answers_are_on_the_page_and_nowhere_else(args):
     shown = ShownAnswer(source="held-out prompt", prompt="What?", text="a telling answer", fault="is empty")
 
-    def work() -> Verdict:
+    def work() -> checks.GateVerdict:
         found = (holds("output_format_valid", False),)
-        return checks.VerdictOnAnswers(gate=args.step, subject={}, checks=found, answers=(shown,))
+        return checks.GateVerdict(gate=args.step, subject={}, checks=found, answers=(shown,))
 
     checks.run_gate(args, inputs={}, config=NoSettings(), work=work)
     assert "a telling answer" in Path(args.report).read_text()
-    assert "a telling answer" not in Path(args.verdict).read_text()
+    for path in (args.verdict, args.summary, args.metrics):
+        assert "a telling answer" not in Path(path).read_text()
     assert Verdict.read(Path(args.verdict).read_bytes()).passed is False
 
 
-def test_a_part_that_raises_fails_and_hides_no_other():
-    def broken() -> dict:
-        raise RuntimeError("out of memory\nin line two")
+def test_further_outputs_are_recorded_and_kept_for_a_reuse(args, tmp_path):
+    manifest = tmp_path / "out" / "manifest"
 
-    measured, failures = checks.measure_each(
-        {"loss": lambda: {"loss": 1.0}, "answers": broken, "files": lambda: {"num_files": 2}}
-    )
-    assert measured == {"loss": 1.0, "num_files": 2}
-    [check] = failures
-    assert (check.name, check.status) == ("answers", "failed")
-    assert check.detail == "could not be measured, RuntimeError: out of memory in line two"
+    def work() -> checks.GateVerdict:
+        manifest.write_text("[]")
+        return checks.GateVerdict(gate=args.step, subject={}, checks=(holds("files", True),))
+
+    checks.run_gate(args, inputs={}, config=NoSettings(), work=work, outputs={"manifest": str(manifest)})
+    [found] = record.read_records(args.storage_root, record.run_id())
+    assert found.outputs.keys() == {*checks.OUTPUTS, "manifest"}
+    shutil.rmtree(tmp_path / "out")
+    checks.run_gate(args, inputs={}, config=NoSettings(), work=None, outputs={"manifest": str(manifest)})
+    assert manifest.read_text() == "[]"
+    assert Path(args.passed).read_text() == "true"
 
 
-def test_an_interrupt_is_not_a_failed_check():
-    def interrupted() -> dict:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        checks.measure_each({"loss": interrupted})
+def test_timeouts_are_those_of_the_configuration():
+    found = checks.timeouts(Limits(check_timeout_seconds=9, check_timeouts={"loss_measured": 3}))
+    assert (found.of("loss_measured"), found.of("answers_generated")) == (3, 9)
 
 
 def test_kubeflow_gets_passed_as_a_parameter(args, tmp_path):

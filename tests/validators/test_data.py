@@ -6,17 +6,19 @@ from dataclasses import replace
 import pytest
 
 from posttrain import data as rows
-from posttrain.config import DataLimits
+from posttrain.chat import ChatTokenizer
+from posttrain.config import CheckDataStep, DataLimits
 from posttrain.verdict import Verdict
 from validators import data
 
 LIMITS = DataLimits(min_train_rows=4, min_eval_rows=2)
-MAX_LENGTHS = {"sft": 128, "preference": 128}
+LENGTH = {"max_seq_length": 128}
+SECRET = "hf_" + "a1" * 17
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model):
-    return rows.load_tokenizer(tiny_model)
+    return ChatTokenizer(tiny_model)
 
 
 @pytest.fixture
@@ -36,9 +38,19 @@ def change(path, edit):
     rows.write_jsonl(path, edit(rows.read_jsonl(path)))
 
 
-def failed(tokenizer, paths, *, limits=LIMITS, max_lengths=MAX_LENGTHS):
-    checks = data.judge(data.measure(tokenizer, paths, max_lengths=max_lengths), limits)
-    return {check.name: check for check in checks if check.status != "passed"}
+def measured(tokenizer, paths, limits=LIMITS):
+    found = {name: rows.read_jsonl(path) for name, path in paths.items()}
+    told = data.measure(tokenizer, found, CheckDataStep(validation=limits, sft=LENGTH, dpo=LENGTH))
+    assert told.failures == []
+    return data.Numbers.of(told.numbers, list(found))
+
+
+def judged(tokenizer, paths, limits=LIMITS):
+    return {check.name: check for check in data.judge(measured(tokenizer, paths, limits), limits)}
+
+
+def failed(tokenizer, paths, limits=LIMITS):
+    return {name: check for name, check in judged(tokenizer, paths, limits).items() if check.status != "passed"}
 
 
 def edited(row, key, content):
@@ -72,7 +84,7 @@ def test_duplicates_over_the_limit(tokenizer, files):
     assert list(found) == ["duplicate_share"]
     assert found["duplicate_share"].value > LIMITS.max_duplicate_share
     assert "sft_train has 10: copy-sft-" in found["duplicate_share"].detail
-    assert failed(tokenizer, files, limits=DataLimits(min_train_rows=4, min_eval_rows=2, max_duplicate_share=0.5)) == {}
+    assert failed(tokenizer, files, LIMITS.model_copy(update={"max_duplicate_share": 0.5})) == {}
 
 
 def test_equal_answers_prefer_nothing(tokenizer, files):
@@ -81,12 +93,25 @@ def test_equal_answers_prefer_nothing(tokenizer, files):
 
 
 def test_rows_over_the_length(tokenizer, files):
+    words = [" ".join(f"{word}{number}" for word in ("task", "title") * 60) for number in range(5)]
     change(
-        files["sft_train"], lambda found: [edited(row, "completion", "task " * 200) for row in found[:5]] + found[5:]
+        files["sft_train"],
+        lambda found: [edited(row, "completion", text) for row, text in zip(found, words, strict=False)] + found[5:],
     )
     found = failed(tokenizer, files)
     assert list(found) == ["too_long_share"]
     assert "tokens" in found["too_long_share"].detail
+
+
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_named(tokenizer, files):
+    def lengthen(found):
+        system, user = found[0]["prompt"]
+        return [{**found[0], "prompt": [system, {**user, "content": "task " * 200}]}, *found[1:]]
+
+    change(files["sft_train"], lengthen)
+    found = failed(tokenizer, files)
+    assert list(found) == ["untrainable_rows"]
+    assert f"sft_train has 1: {rows.read_jsonl(files['sft_train'])[0]['id']}" in found["untrainable_rows"].detail
 
 
 def test_a_template_that_leaves_the_answer_out(tokenizer, files, monkeypatch):
@@ -112,6 +137,45 @@ def test_the_prompts_own_end_of_turn_does_not_count(tokenizer, files, monkeypatc
     assert list(failed(tokenizer, files)) == ["rows_without_end_of_turn"]
 
 
+def test_an_end_of_turn_inside_the_answer_ends_nothing(tokenizer, files, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template.replace("<|im_end|>", ""))
+    change(files["sft_train"], lambda found: [edited(row, "completion", "a<|im_end|>b") for row in found])
+    found = failed(tokenizer, files, DataLimits(min_train_rows=4, min_eval_rows=2, max_near_duplicate_share=1.0))
+    num_rows = len(rows.read_jsonl(files["sft_train"]))
+    assert f"sft_train has {num_rows}:" in found["rows_without_end_of_turn"].detail
+
+
+@pytest.mark.parametrize(
+    ("roles", "problem"),
+    [
+        (["system", "user"], None),
+        (["user", "assistant", "user"], None),
+        (["system", "assistant", "user"], None),
+        (["user", "assistant", "tool", "tool"], None),
+        (["user", "assistant", "tool", "assistant", "user"], None),
+        (["user", "user"], "user after user"),
+        (["user", "system", "user"], "system after user"),
+        (["system", "system", "user"], "system after system"),
+        (["user", "assistant", "assistant", "user"], "assistant after assistant"),
+        (["user", "tool"], "tool after user"),
+        (["tool", "user"], "tool after None"),
+    ],
+)
+def test_roles_take_turns(roles, problem):
+    assert data.order_problem([{"role": role, "content": "a"} for role in roles]) == problem
+
+
+def test_roles_out_of_order_are_named(tokenizer, files):
+    def repeat(found):
+        system, user = found[0]["prompt"]
+        return [{**found[0], "prompt": [system, user, {"role": "user", "content": "Now."}]}, *found[1:]]
+
+    change(files["preference_train"], repeat)
+    found = failed(tokenizer, files)
+    assert list(found) == ["role_order"]
+    assert "user after user" in found["role_order"].detail
+
+
 def test_roles_that_the_template_refuses(tokenizer, files, monkeypatch):
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
     monkeypatch.setattr(tokenizer, "chat_template", refusal + tokenizer.chat_template)
@@ -130,6 +194,83 @@ def test_a_prompt_on_both_sides_is_found_across_data_sets(tokenizer, files):
     assert f"preference_eval with sft_train has 1: {leaked['id']}" in found["shared_prompts"].detail
 
 
+def leak(files, *, of, into, text):
+    """Puts a row into a training file that asks what a held-out row of another file asks, in other words."""
+    held_out = rows.read_jsonl(files[of])[0]
+    *before, user = held_out["prompt"]
+    row = {"id": "leaked", "prompt": [*before, {**user, "content": text(user["content"])}]}
+    change(files[into], lambda found: [*found, row | {"completion": held_out["chosen"]}])
+    return held_out["id"]
+
+
+def test_a_prompt_that_is_nearly_a_held_out_one_is_found_across_data_sets(tokenizer, files):
+    words = " ".join(f"word{number}" for number in range(40))
+    change(files["preference_eval"], lambda found: [with_user_text(found[0], words), *found[1:]])
+    leaked = leak(files, of="preference_eval", into="sft_train", text=lambda text: f"Please, {text}")
+    found = failed(tokenizer, files, LIMITS.model_copy(update={"max_share_too_long": 1.0}))
+    assert {"near_shared_prompts", "untrainable_rows"} == set(found)
+    assert found["near_shared_prompts"].detail == f"preference_eval has 1: {leaked} like leaked of sft_train"
+    allowed = LIMITS.model_copy(update={"max_share_too_long": 1.0, "max_near_shared_prompts": 1})
+    assert list(failed(tokenizer, files, allowed)) == ["untrainable_rows"]
+
+
+def test_training_files_may_share_prompts(tokenizer, files):
+    leak(files, of="preference_train", into="sft_train", text=str)
+    assert failed(tokenizer, files) == {}
+
+
+def with_user_text(row, text):
+    return {**row, "prompt": [*row["prompt"][:-1], {**row["prompt"][-1], "content": text}]}
+
+
+def test_rows_that_nearly_repeat_others(tokenizer, files):
+    text = " ".join(f"word{number}" for number in range(20))
+
+    def copy(found):
+        first = with_user_text(found[0], text)
+        return [*found, first, *({**with_user_text(first, f"{text} {n}"), "id": f"near-{n}"} for n in range(20))]
+
+    change(files["sft_train"], copy)
+    found = failed(tokenizer, files)
+    assert set(found) == {"near_duplicate_share"}
+    assert "sft_train has 20: near-0 like sft-" in found["near_duplicate_share"].detail
+
+
+def test_short_requests_with_a_long_system_text_do_not_repeat_each_other(tokenizer, files):
+    system = {"role": "system", "content": " ".join(f"word{number}" for number in range(40))}
+    for path in files.values():
+        change(path, lambda found: [{**row, "prompt": [system, *row["prompt"][1:]]} for row in found])
+    assert measured(tokenizer, files).near_duplicates == dict.fromkeys(files, [])
+
+
+def test_one_question_on_other_terms_is_no_repetition(tokenizer, files):
+    def offer(found):
+        system, user = found[0]["prompt"]
+        terms = [" ".join(f"{letter}{number}" for number in range(8)) for letter in "abcdefghijkl"]
+        return [{**found[0], "id": one, "prompt": [{**system, "content": one}, user]} for one in terms]
+
+    change(files["sft_train"], offer)
+    assert measured(tokenizer, files).near_duplicates["sft_train"] == []
+
+
+def test_personal_data_is_a_warning_that_does_not_repeat_it(tokenizer, files):
+    change(files["sft_eval"], lambda found: [edited(found[0], "completion", f"It is {SECRET}."), *found[1:]])
+    change(
+        files["sft_train"], lambda found: [{**with_user_text(found[0], "Ask a@b.org."), "id": "a@b.org"}, *found[1:]]
+    )
+    check = judged(tokenizer, files)["secrets_and_personal_data"]
+    assert check.status == "passed"
+    held_out = rows.read_jsonl(files["sft_eval"])[0]["id"]
+    assert check.detail == (
+        f"warning: e-mail address in 1 rows of sft_train: row 1; Hugging Face token in 1 rows of sft_eval: {held_out}"
+    )
+    assert data.numbers_of(measured(tokenizer, files))["rows_with_hugging_face_token"] == 1
+    refused = failed(tokenizer, files, LIMITS.model_copy(update={"refuse_personal_data": True}))
+    assert list(refused) == ["secrets_and_personal_data"]
+    assert refused["secrets_and_personal_data"].value == 2
+    assert SECRET not in str(refused) and "@" not in str(refused)
+
+
 def test_too_few_rows(tokenizer, files):
     change(files["sft_eval"], lambda found: found[:1])
     change(files["preference_train"], lambda found: found[:3])
@@ -144,34 +285,59 @@ def test_an_empty_file_does_not_pass(tokenizer, files):
 
 
 def test_judging_nothing_does_not_pass():
-    checks = data.judge(data.Numbers(files={}, shared_prompts={}), LIMITS)
-    assert {check.name for check in checks if check.status != "passed"} >= {"train_rows", "eval_rows"}
+    checks = data.judge(data.Numbers(files={}), LIMITS)
+    assert {check.status for check in checks} == {"not run"}
+
+
+@pytest.mark.parametrize("missing", ["near_duplicates", "personal_data", "shared_prompts", "near_shared_prompts"])
+def test_what_could_not_be_measured_does_not_pass(tokenizer, files, missing):
+    whole = measured(tokenizer, files)
+    name = {"near_duplicates": "near_duplicate_share", "personal_data": "secrets_and_personal_data"}.get(
+        missing, missing
+    )
+    statuses = {check.name: check.status for check in data.judge(replace(whole, **{missing: None}), LIMITS)}
+    assert [name for name, status in statuses.items() if status != "passed"] == [name]
+    assert statuses[name] == "not run"
+
+
+def test_a_file_that_could_not_be_measured_does_not_pass_and_hides_no_other(tokenizer, files):
+    change(files["sft_eval"], lambda found: [edited(found[0], "completion", " "), *found[1:]])
+    whole = measured(tokenizer, files)
+    numbers = replace(whole, files={**whole.files, "sft_train": None})
+    statuses = {check.name: check.status for check in data.judge(numbers, LIMITS)}
+    assert statuses["empty_turns"] == "failed"
+    assert statuses["malformed_rows"] == statuses["duplicate_share"] == statuses["train_rows"] == "not run"
+    assert statuses["near_duplicate_share"] == "not run"
+    assert statuses["eval_rows"] == statuses["equal_answers"] == "passed"
 
 
 def test_every_problem_is_reported_at_once(tokenizer, files):
-    measured = data.measure(tokenizer, files, max_lengths=MAX_LENGTHS)
-    broken = replace(measured.files["sft_train"], empty=["a"], untrainable=["b"], num_rows=1)
-    numbers = replace(measured, files={**measured.files, "sft_train": broken})
+    whole = measured(tokenizer, files)
+    broken = replace(whole.files["sft_train"], empty=["a"], untrainable=["b"], num_rows=1)
+    numbers = replace(whole, files={**whole.files, "sft_train": broken})
     names = {check.name for check in data.judge(numbers, LIMITS) if check.status != "passed"}
     assert names == {"empty_turns", "untrainable_rows", "train_rows"}
 
 
 def command(files, tiny_model, folder):
-    inputs = [f"--{name.replace('_', '-')}={path}" for name, path in files.items()]
-    outputs = [f"--{name}={folder / name}" for name in ("verdict", "report", "metrics", "passed")]
+    names = ("verdict", "report", "summary", "metrics", "passed", "manifest")
     limits = json.dumps({"validation": {"min_train_rows": 4, "min_eval_rows": 2}})
-    flags = [
+    return [
         "--step=check_data",
         f"--storage-root={folder / 'runs'}",
         f"--config={limits}",
         f"--tokenizer={tiny_model}",
+        *(f"--{name.replace('_', '-')}={path}" for name, path in files.items()),
+        *(f"--{name}={folder / name}" for name in names),
     ]
-    return [*flags, *inputs, *outputs]
 
 
-def test_the_command_writes_its_verdict_and_exits_0_without_torch(files, tiny_model, tmp_path):
+def test_the_command_writes_its_verdict_and_exits_0_without_what_is_slow_to_import(files, tiny_model, tmp_path):
     change(files["sft_eval"], lambda found: found[:1])
-    code = "import sys; sys.modules['torch'] = None; from validators import data; data.main(sys.argv[1:])"
+    absent = ("torch", "transformers", "scipy", "statsmodels", "numpy", "datasketch")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); from validators import data; data.main(sys.argv[1:])"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code, *command(files, tiny_model, tmp_path / "out")],
         capture_output=True,
@@ -182,8 +348,29 @@ def test_the_command_writes_its_verdict_and_exits_0_without_torch(files, tiny_mo
     verdict = Verdict.read((tmp_path / "out" / "verdict").read_text())
     assert [check.name for check in verdict.failed_checks] == ["eval_rows"]
     assert set(verdict.subject) == {"tokenizer", *files}
+    assert set(verdict.seconds) == {*files, "prompts", "near_duplicates", "personal_data"}
     assert json.loads((tmp_path / "out" / "passed").read_text()) is False
     assert (tmp_path / "out" / "report").is_file()
+    assert "eval_rows" in (tmp_path / "out" / "summary").read_text()
+
+
+def test_the_manifest_shows_to_anybody_which_prompts_were_used(files, tiny_model, tmp_path):
+    data.main(command(files, tiny_model, tmp_path))
+    manifest = json.loads((tmp_path / "manifest").read_text())
+    assert manifest["schema_version"] == 1
+    assert list(manifest["files"]) == list(files)
+    assert manifest["files"]["preference_eval"] == [
+        {"id": row["id"], "prompt_sha256": rows.prompt_key(row)} for row in rows.read_jsonl(files["preference_eval"])
+    ]
+
+
+def test_a_measurement_that_breaks_fails_the_gate_and_hides_no_other(files, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "near_duplicates", lambda *_: 1 / 0)
+    data.main(command(files, tiny_model, tmp_path))
+    verdict = Verdict.read((tmp_path / "verdict").read_text())
+    assert {check.name: check.status for check in verdict.failed_checks} == {
+        "near_duplicates": "failed", "near_duplicate_share": "not run", "near_shared_prompts": "not run",
+    }  # fmt: skip
 
 
 def test_a_truncated_file_cannot_be_judged(files, tiny_model, tmp_path):

@@ -1,6 +1,10 @@
+import math
+
 import pytest
 
-from validators.intervals import mean_interval, ratio_interval, share_at_least, wilson
+from validators.intervals import mean, mean_interval, more_rows_of_share, ratio, ratio_interval, share, wilson
+
+SURE = {"confidence": 0.95}
 
 
 def test_wilson_is_the_published_interval():
@@ -16,9 +20,18 @@ def test_the_bootstrap_holds_the_mean_and_is_repeatable():
     assert mean_interval(values) == (low, high)
 
 
+def test_the_bootstrap_is_near_the_normal_interval_of_many_rows():
+    values = [math.sin(number) for number in range(1000)]
+    middle = sum(values) / 1000
+    error = 1.96 * math.sqrt(sum((value - middle) ** 2 for value in values) / 999 / 1000)
+    assert mean_interval(values) == pytest.approx((middle - error, middle + error), abs=0.1 * error)
+
+
 def test_a_ratio_weighs_rows_by_their_tokens():
     low, high = ratio_interval([10.0, 10.0, 200.0], [10, 10, 100])
     assert 1.0 <= low < 220 / 120 < high <= 2.0
+    check = ratio("loss", [10.0, 10.0, 200.0], [10, 10, 100], "<", 3.0, **SURE)
+    assert (check.value, check.status) == (220 / 120, "passed")
 
 
 def test_equal_rows_have_no_spread():
@@ -30,14 +43,112 @@ def test_no_interval_without_numbers(values):
     assert mean_interval(values) is None
 
 
-def test_a_share_passes_at_its_limit_and_shows_its_counts():
-    check = share_at_least("rate", 18, 20, 0.9, remedy="Do more.", detail="answers")
-    assert check.status == "passed"
-    assert check.detail == "18 of 20; answers"
-    assert check.interval == wilson(18, 20)
-    assert share_at_least("rate", 17, 20, 0.9, remedy="").status == "failed"
+@pytest.mark.parametrize(
+    "intervals", [lambda sure: wilson(40, 50, sure), lambda sure: mean_interval([*range(30)], sure)]
+)
+def test_more_confidence_is_a_wider_interval(intervals):
+    half, usual, sure = (intervals(confidence) for confidence in (0.5, 0.95, 0.99))
+    assert sure[0] < usual[0] < half[0] < half[1] < usual[1] < sure[1]
+
+
+def test_confidence_decides():
+    def statuses(check):
+        return [check(confidence).status for confidence in (0.5, 0.99)]
+
+    assert statuses(lambda sure: share("rate", 47, 50, ">=", 0.9, confidence=sure)) == ["passed", "undecided"]
+    values = [0.0, 1.0] * 20
+    assert statuses(lambda sure: mean("gain", values, ">", 0.4, confidence=sure)) == ["passed", "undecided"]
+
+
+@pytest.mark.parametrize(
+    ("count", "relation", "limit", "status"),
+    [
+        (50, ">=", 0.9, "passed"),
+        (47, ">=", 0.9, "undecided"),
+        (43, ">=", 0.9, "undecided"),
+        (30, ">=", 0.9, "failed"),
+        (0, "<=", 0.1, "passed"),
+        (3, "<=", 0.1, "undecided"),
+        (20, "<=", 0.1, "failed"),
+        (0, ">=", 0.0, "passed"),
+        (50, "<=", 1.0, "passed"),
+    ],
+)
+def test_a_share_is_decided_by_its_whole_interval(count, relation, limit, status):
+    check = share("rate", count, 50, relation, limit, **SURE, detail="answers", remedy="Do more.")
+    assert (check.status, check.value) == (status, count / 50)
+    assert check.interval == wilson(count, 50)
+    assert check.detail == f"{count} of 50; answers"
+    assert (check.more_rows is not None) == (status == "undecided")
+
+
+@pytest.mark.parametrize("edge", [0, 1])
+def test_an_interval_that_ends_at_its_limit(edge):
+    limit = wilson(40, 50)[edge]
+    at_limit = share("rate", 40, 50, (">=", "<=")[edge], limit, **SURE)
+    strictly = share("rate", 40, 50, (">", "<")[edge], limit, **SURE)
+    assert (at_limit.status, strictly.status) == ("passed", "undecided")
+
+
+@pytest.mark.parametrize("relation", [">=", "<=", ">", "<"])
+def test_means_without_spread_at_their_limit(relation):
+    check = mean("gain", [0.5] * 8, relation, 0.5, **SURE)
+    assert check.status == ("passed" if "=" in relation else "failed")
 
 
 @pytest.mark.parametrize(("count", "total"), [(None, 20), (0, 0), (None, None), (3, None)])
-def test_a_share_of_nothing_fails(count, total):
-    assert share_at_least("rate", count, total, 0.0, remedy="").status == "failed"
+def test_a_share_of_nothing_is_not_measured(count, total):
+    assert share("rate", count, total, ">=", 0.0, **SURE).status == "not run"
+
+
+@pytest.mark.parametrize("values", [None, []])
+def test_a_mean_of_nothing_is_not_measured(values):
+    assert mean("gain", values, ">", 0.0, **SURE).status == "not run"
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, math.nan], [1.0, math.inf]])
+def test_a_mean_without_spread_or_number_fails(values):
+    check = mean("gain", values, ">", 0.0, **SURE)
+    assert (check.status, check.value) == ("failed", None)
+    assert f"no interval from {len(values)} rows" in check.detail
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0, -1.0]])
+def test_rows_of_no_weight_fail(weights):
+    assert ratio("loss", [1.0, 1.0], weights, "<", 9.0, **SURE).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "limit"), [(47, 50, 0.9), (43, 50, 0.9), (3, 40, 0.1), (6, 6, 0.8), (9, 16, 0.5)]
+)
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_so_many_more_rows_decide_a_share_and_fewer_do_not(count, total, limit, confidence):
+    more = more_rows_of_share(count, total, limit, confidence)
+
+    def decides(num_rows: int) -> bool:
+        low, high = wilson(count / total * num_rows, num_rows, confidence)
+        return not low <= limit <= high
+
+    assert more > 0 and decides(total + more)
+    assert not any(map(decides, range(total, total + more)))
+
+
+def test_six_of_six_needs_ten_more_to_lie_above_four_in_five():
+    assert more_rows_of_share(6, 6, 0.8) == 10
+    assert wilson(15, 15)[0] < 0.8 < wilson(16, 16)[0]
+
+
+def test_a_share_at_its_limit_is_never_decided():
+    check = share("rate", 45, 50, ">=", 0.9, **SURE)
+    assert (check.status, check.more_rows) == ("undecided", None)
+    assert check.remedy == "No number of held-out rows would decide, if the value stays."
+
+
+def test_so_many_more_rows_decide_a_mean():
+    values = [0.0, 1.0] * 20
+    check = mean("gain", values, ">", 0.4, **SURE)
+    assert check.status == "undecided"
+    enough = (values * 40)[: len(values) + check.more_rows + 10]  # ten more, for the luck of the resampling
+    assert mean("gain", enough, ">", 0.4, **SURE).status == "passed"
+    half = (values * 40)[: len(values) + check.more_rows // 2]
+    assert mean("gain", half, ">", 0.4, **SURE).status == "undecided"

@@ -4,23 +4,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from examples.task_api.tiny import build_tiny_model
 from posttrain.config import MergeLimits
-from posttrain.data import write_jsonl
+from posttrain.data import load_tokenizer, write_jsonl
 from posttrain.merge import merge
 from posttrain.verdict import Verdict
 from posttrain.weights import read_weight_file
 from validators import merge as gate
+from validators.measuring import Timeouts, in_order
 
 LIMITS = MergeLimits()
 WEIGHTS = "model.safetensors"
 GOOD = {
     "wrong_names": [], "wrong_shapes": [], "wrong_dtypes": [], "non_finite": [], "num_targets": 14,
-    "num_changed_targets": 14, "unchanged_targets": [], "changed_others": [], "quantised": [], "changed_config": [],
-    "changed_tokenizer": [], "changed_chat_template": [], "changed_generation_config": [], "changed_eos": [],
-    "num_bytes": 100, "implied_bytes": 100, "size_deviation": 0.0, "merge_kl": 1e-5, "num_agreeing": 1000,
-    "num_positions": 1000,
+    "num_changed_targets": 14, "unchanged_targets": [], "wrong_updates": [], "changed_others": [], "quantised": [],
+    "changed_config": [], "changed_tokenizer": [], "changed_chat_template": [], "changed_generation_config": [],
+    "changed_eos": [], "num_bytes": 100, "implied_bytes": 100, "size_deviation": 0.0, "kl_of_rows": [0.01, 0.02],
+    "num_agreeing_of_rows": [500, 498], "loss_difference_of_rows": [0.0, 1.0], "num_positions_of_rows": [500, 500],
+    "num_positions": 1000, "not_loaded": [], "logits_finite": True,
 }  # fmt: skip
+FILE_PARTS = ["weights_compared", "files_compared", "size_compared"]
+MODEL_PARTS = ["adapter_loads", "updates_compared", "adapter_measured", "merged_measured", "loads_without_peft"]
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +43,12 @@ def copy(merged: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def rows(num_rows: int = 3) -> list[dict]:
+def rows(num_rows: int = 6) -> list[dict]:
     return [
         {
             "id": str(i),
-            "prompt": [{"role": "user", "content": f"task {i}"}],
-            "completion": [{"role": "assistant", "content": "ok"}],
+            "prompt": [{"role": "user", "content": f"task {i}, which is to be done with as much care as the others"}],
+            "completion": [{"role": "assistant", "content": "it is done, and with care"}],
         }
         for i in range(num_rows)
     ]
@@ -59,32 +66,67 @@ def failed(numbers: dict) -> list[str]:
     return [check.name for check in gate.judge(numbers, LIMITS) if check.status == "failed"]
 
 
+def found(base: Path, adapter: Path, model: Path) -> dict[str, str]:
+    """What stops the run, as the gate puts it together."""
+    measured = gate.measure(base, adapter, model, rows(), timeouts=Timeouts(60))
+    checks = [*gate.judge(measured.numbers, LIMITS), *measured.failures]
+    return {check.name: check.status for check in checks if check.status != "passed"}
+
+
+def swap(folder: Path, one: str, other: str) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors[one], tensors[other] = tensors[other].clone(), tensors[one].clone()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def outputs(base: Path, adapter: Path, model: Path, rows: list[dict]) -> dict:
+    sequences = gate.token_sequences(load_tokenizer(base), rows)
+    reference = gate.log_probabilities(gate.load_adapted(base, adapter), sequences)
+    return gate.compare_outputs(reference, gate.log_probabilities(gate.load(model), sequences), sequences)
+
+
 def test_a_good_merge_passes(tiny_model, tiny_adapter, merged):
-    numbers, failures = gate.measure(tiny_model, tiny_adapter, merged, rows())
-    assert failures == []
-    assert failed(numbers) == []
+    measured = gate.measure(tiny_model, tiny_adapter, merged, rows(), timeouts=Timeouts(60))
+    assert measured.failures == []
+    assert {
+        check.name: check.status for check in gate.judge(measured.numbers, LIMITS) if check.status != "passed"
+    } == {}
+    assert list(measured.seconds) == [*FILE_PARTS, *MODEL_PARTS]
+    numbers = gate.numbers_of(measured.numbers)
     assert numbers["num_changed_targets"] == numbers["num_targets"] == 14
     assert numbers["size_deviation"] == 0
-    assert 0 <= numbers["merge_kl"] < 1e-3
     assert numbers["adapter_loss"] == pytest.approx(numbers["merged_loss"], abs=0.01)
 
 
-def test_preference_rows_are_compared_on_the_chosen_answer(tiny_model, tiny_adapter, merged):
-    pairs = [
-        {"id": "a", "prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"]}
-        for row in rows(1)
-    ]
-    assert gate.compare_outputs(tiny_model, tiny_adapter, merged, pairs)["num_positions"] > 5
+def test_a_tied_model_passes(tmp_path, tiny_adapter):
+    tied = build_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
+    merge(tied, tiny_adapter, tmp_path / "merged")
+    assert found(tied, tiny_adapter, tmp_path / "merged") == {}
 
 
-def test_parity_tells_the_base_from_the_merged_model(tiny_model, tiny_adapter):
-    numbers = gate.compare_outputs(tiny_model, tiny_adapter, tiny_model, rows())
-    assert numbers["merge_kl"] > 1e-4
+def test_kl_is_that_of_the_library_and_counts_every_position(tiny_model, tiny_adapter):
+    numbers = outputs(tiny_model, tiny_adapter, tiny_model, rows())
+    sequences = gate.token_sequences(load_tokenizer(tiny_model), rows())
+    assert numbers["num_positions_of_rows"] == [len(ids) - 1 for ids in sequences]
+    reference = torch.cat(list(gate.log_probabilities(gate.load_adapted(tiny_model, tiny_adapter), sequences)))
+    base = torch.cat(list(gate.log_probabilities(gate.load(tiny_model), sequences)))
+    kl = torch.nn.functional.kl_div(base, reference, reduction="batchmean", log_target=True).item()
+    assert sum(numbers["kl_of_rows"]) / numbers["num_positions"] == pytest.approx(kl, rel=1e-3)
+    assert kl > 1e-4
+
+
+def test_preference_rows_are_compared_on_the_chosen_answer(tiny_model):
+    pair = {"id": "a", "prompt": rows(1)[0]["prompt"], "rejected": [{"role": "assistant", "content": "no"}]}
+    chosen = pair | {"chosen": rows(1)[0]["completion"]}
+    tokenizer = load_tokenizer(tiny_model)
+    assert gate.token_sequences(tokenizer, [chosen]) == gate.token_sequences(tokenizer, rows(1))
 
 
 def test_base_unchanged_fails(tiny_model, tiny_adapter):
     numbers = GOOD | gate.compare_weights(tiny_model, tiny_adapter, tiny_model)
-    assert failed(numbers) == ["num_changed_targets", "updates_applied"]
+    numbers["wrong_updates"] = gate.compare_updates(gate.load_adapted(tiny_model, tiny_adapter), tiny_model)
+    assert failed(numbers) == ["num_changed_targets", "updates_applied", "updates_exact"]
+    assert len(numbers["wrong_updates"]) == 14
 
 
 def test_change_outside_the_targets_fails(tiny_model, tiny_adapter, copy):
@@ -101,9 +143,6 @@ def test_nan_and_infinity_fail(bits, tiny_model, tiny_adapter, copy):
 
 
 def test_other_dtype_and_missing_tensor_fail(tiny_model, tiny_adapter, copy):
-    import torch
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(copy / WEIGHTS)
     del tensors["model.norm.weight"]
     tensors["model.layers.0.self_attn.q_proj.weight"] = tensors["model.layers.0.self_attn.q_proj.weight"].to(
@@ -116,9 +155,6 @@ def test_other_dtype_and_missing_tensor_fail(tiny_model, tiny_adapter, copy):
 
 
 def test_weights_of_twice_the_size_fail(copy):
-    import torch
-    from safetensors.torch import load_file, save_file
-
     wide = {name: tensor.to(torch.float32) for name, tensor in load_file(copy / WEIGHTS).items()}
     save_file(wide, copy / WEIGHTS, metadata={"format": "pt"})
     numbers = GOOD | gate.compare_size(copy)
@@ -126,12 +162,86 @@ def test_weights_of_twice_the_size_fail(copy):
     assert failed(numbers) == ["size_deviation"]
 
 
-def test_truncated_weights_fail_every_check_on_them(tiny_model, tiny_adapter, copy):
+def test_poisoned_truncated_weights(tiny_model, tiny_adapter, copy):
     with open(copy / WEIGHTS, "r+b") as file:
         file.truncate(5000)
-    numbers, failures = gate.measure(tiny_model, tiny_adapter, copy, rows())
-    assert {"weights", "size", "parity"} <= {check.name for check in failures}
-    assert "merge_kl" in failed(numbers)
+    stopped = found(tiny_model, tiny_adapter, copy)
+    assert {name for name, status in stopped.items() if status == "failed"} == {"weights_compared", "size_compared"}
+    assert stopped.items() >= dict.fromkeys((*MODEL_PARTS, "merge_kl", "loads_whole"), "not run").items()
+
+
+def test_poisoned_nan_model_is_not_loaded(tiny_model, tiny_adapter, copy):
+    overwrite(copy / WEIGHTS, "model.layers.0.mlp.up_proj.weight", 0x7FC0)
+    stopped = found(tiny_model, tiny_adapter, copy)
+    assert [name for name, status in stopped.items() if status == "failed"] == ["finite_weights"]
+    assert stopped.items() >= dict.fromkeys((*MODEL_PARTS, "merge_kl", "loads_whole"), "not run").items()
+
+
+@pytest.mark.parametrize("kind", ["self_attn.q_proj", "mlp.down_proj"])
+def test_poisoned_targets_of_one_shape_exchanged(tiny_model, tiny_adapter, copy, kind):
+    swap(copy, *(f"model.layers.{layer}.{kind}.weight" for layer in (0, 1)))
+    assert found(tiny_model, tiny_adapter, copy)["updates_exact"] == "failed"
+
+
+def test_poisoned_embedding_and_head_exchanged(tiny_model, tiny_adapter, copy):
+    swap(copy, "model.embed_tokens.weight", "lm_head.weight")
+    stopped = found(tiny_model, tiny_adapter, copy)
+    assert stopped["others_untouched"] == stopped["merge_kl"] == "failed"
+
+
+def test_poisoned_merged_into_another_base_of_the_same_shape(tmp_path, tiny_model, tiny_adapter):
+    other = build_tiny_model(tmp_path / "other", seed=1)
+    merge(other, tiny_adapter, tmp_path / "merged")
+    stopped = found(tiny_model, tiny_adapter, tmp_path / "merged")
+    assert stopped["others_untouched"] == stopped["updates_exact"] == stopped["merge_agreement"] == "failed"
+
+
+def test_poisoned_zero_adapter(tmp_path, tiny_model, tiny_adapter):
+    adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor.zero_() for name, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
+    merge(tiny_model, adapter, tmp_path / "merged")
+    assert found(tiny_model, adapter, tmp_path / "merged") == {"num_changed_targets": "failed"}
+
+
+def test_poisoned_end_of_answer(tiny_model, tiny_adapter, copy):
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps(settings | {"eos_token_id": 0}))
+    assert found(tiny_model, tiny_adapter, copy) == {
+        "config_unchanged": "failed", "generation_config_unchanged": "failed", "eos_unchanged": "failed",
+    }  # fmt: skip
+
+
+def test_a_model_that_needs_peft_does_not_load(tiny_adapter):
+    gate.load(tiny_adapter)  # with peft it does
+    parts = {"loads_without_peft": lambda: gate.load_without_peft(tiny_adapter, rows(1))}
+    [check] = in_order(parts, Timeouts(60)).failures
+    assert check.name == "loads_without_peft" and "peft" in check.detail
+
+
+def test_poisoned_adapter_left_in_the_folder(tiny_model, tiny_adapter, copy):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):  # with peft it would be applied a second time
+        shutil.copy(tiny_adapter / name, copy)
+    assert found(tiny_model, tiny_adapter, copy).items() >= {"loads_without_peft": "failed"}.items()
+
+
+def test_nothing_of_peft_is_there_to_be_imported(copy):
+    def imports_peft():
+        gate.load_without_peft(copy, rows(1))
+        import peft.tuners.lora  # noqa: F401
+
+    [check] = in_order({"peft": imports_peft}, Timeouts(60)).failures
+    assert "ModuleNotFoundError" in check.detail
+
+
+def test_a_tensor_that_is_drawn_anew_is_not_loaded(copy):
+    tensors = load_file(copy / WEIGHTS)
+    del tensors["lm_head.weight"]
+    save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
+    measured = in_order({"loads_without_peft": lambda: gate.load_without_peft(copy, rows(1))}, Timeouts(60))
+    assert measured.numbers == {"not_loaded": ["lm_head.weight"], "logits_finite": True}
+    assert failed(GOOD | measured.numbers) == ["loads_whole"]
 
 
 @pytest.mark.parametrize(
@@ -156,22 +266,32 @@ def test_lost_chat_template_fails(tiny_model, copy):
 
 
 @pytest.mark.parametrize(
-    ("number", "check"),
+    ("number", "check", "status"),
     [
-        ({"size_deviation": 0.021}, "size_deviation"),
-        ({"merge_kl": 0.011}, "merge_kl"),
-        ({"merge_kl": float("nan")}, "merge_kl"),
-        ({"num_agreeing": 960}, "merge_agreement"),
-        ({"num_positions": 0}, "merge_agreement"),
+        ({"size_deviation": 0.021}, "size_deviation", "failed"),
+        ({"wrong_updates": ["x"]}, "updates_exact", "failed"),
+        ({"kl_of_rows": [5.5, 5.6]}, "merge_kl", "failed"),
+        ({"kl_of_rows": [1.0, 6.0]}, "merge_kl", "undecided"),
+        ({"kl_of_rows": [float("nan"), 0.0]}, "merge_kl", "failed"),
+        ({"kl_of_rows": None}, "merge_kl", "not run"),
+        ({"num_agreeing_of_rows": [470, 480]}, "merge_agreement", "failed"),
+        ({"num_agreeing_of_rows": [480, 500]}, "merge_agreement", "undecided"),
+        ({"num_agreeing_of_rows": None}, "merge_agreement", "not run"),
+        ({"loss_difference_of_rows": [11.0, 12.0]}, "merge_loss_difference", "failed"),
+        ({"not_loaded": ["lm_head.weight"]}, "loads_whole", "failed"),
+        ({"logits_finite": False}, "logits_finite", "failed"),
+        ({"logits_finite": None}, "logits_finite", "not run"),
     ],
 )
-def test_limits(number, check):
-    assert failed(GOOD) == []
-    assert failed(GOOD | number) == [check]
+def test_each_limit_can_stop_alone(number, check, status):
+    stopped = {found.name: found.status for found in gate.judge(GOOD | number, LIMITS) if found.status != "passed"}
+    assert stopped == {check: status}
 
 
-def test_nothing_measured_fails_every_check():
-    assert failed({}) == [check.name for check in gate.judge(GOOD, LIMITS)]
+def test_good_numbers_pass_and_none_at_all_do_not():
+    assert {check.status for check in gate.judge(GOOD, LIMITS)} == {"passed"}
+    assert {check.status for check in gate.judge({}, LIMITS)} == {"not run"}
+    assert len(gate.judge({}, LIMITS)) == len(gate.judge(GOOD, LIMITS))
 
 
 def test_command_writes_a_passed_verdict(tiny_model, tiny_adapter, merged, tmp_path):
@@ -180,7 +300,8 @@ def test_command_writes_a_passed_verdict(tiny_model, tiny_adapter, merged, tmp_p
         "--step", "check_sft_merge", "--storage-root", str(tmp_path / "root"), "--base", str(tiny_model), "--adapter",
         str(tiny_adapter), "--model", str(merged), "--eval", str(tmp_path / "eval.jsonl"),
         "--verdict", str(tmp_path / "v.json"), "--report", str(tmp_path / "r.html"),
-        "--metrics", str(tmp_path / "m.json"), "--passed", str(tmp_path / "passed"),
+        "--summary", str(tmp_path / "s.md"), "--metrics", str(tmp_path / "m.json"),
+        "--passed", str(tmp_path / "passed"),
     ])  # fmt: skip
     verdict = Verdict.read((tmp_path / "v.json").read_bytes())
     assert verdict.passed, [check.sentence for check in verdict.failed_checks]

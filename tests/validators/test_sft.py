@@ -1,33 +1,50 @@
 import json
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from examples.task_api.generate import DECLINE
+from examples.task_api.tiny import build_tiny_model
 from posttrain.config import CheckSftStep, OutputFormat, SftConfig, SftLimits
 from posttrain.data import write_jsonl
 from posttrain.inference import Answer
-from posttrain.verdict import Verdict
+from posttrain.verdict import Check, Verdict
 from validators import sft as gate
 from validators.answers import JudgedAnswer
+from validators.measuring import Measured
 
 FILE = "adapter_model.safetensors"
 PROMPT = [{"role": "user", "content": "?"}]
 VALID = JudgedAnswer(PROMPT, Answer("ok", True, 1), None)
 BROKEN = JudgedAnswer(PROMPT, Answer("", True, 0), "is empty")
-GOOD = gate.Measured(
+ENDLESS = JudgedAnswer(PROMPT, Answer("ok ok", False, 2), None)
+GOOD = gate.Numbers(
+    shapes={"a": [2, 3], "b": [3, 2]},
+    expected_shapes={"b": [3, 2], "a": [2, 3]},
     non_finite_tensors=[],
-    missing_targets=[],
-    zero_targets=[],
+    zero_tensors=[],
+    non_finite_metrics=[],
+    max_gradient_norm=3.0,
     base_logprobs=[(-40.0, 10), (-30.0, 10)],
     logprobs=[(-10.0, 10), (-12.0, 10)],
-    answers=[VALID] * 20,
+    answers=[VALID] * 40,
     num_rows_too_long=0,
-    non_finite_metrics=[],
 )
+MODEL_PARTS = [
+    "expected_tensors",
+    "adapter_fits_base",
+    "held_out_rows",
+    "adapter_loads",
+    "loss_measured",
+    "answers_generated",
+]
 
 
 @pytest.fixture
@@ -38,9 +55,17 @@ def step() -> CheckSftStep:
             max_new_tokens=12,
             output_format=OutputFormat(kind="tool_call", declines_with=DECLINE),
             custom_checks=["output_format_valid"],
+            confidence=0.5,  # six answers say little
         ),
-        sft=SftConfig(target_modules="all-linear"),
+        sft=SftConfig(lora_r=8, target_modules="all-linear"),
     )
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    path = tmp_path / "training.json"
+    path.write_text('{"final_loss": 0.5, "total_steps": 3, "max_gradient_norm": 2.5}')
+    return path
 
 
 @pytest.fixture
@@ -51,147 +76,235 @@ def copy(declining_adapter: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def weak_adapter(copy: Path) -> Path:
     """The same adapter with a B a million times smaller: it changes nothing that counts."""
-    tensors = load_file(copy / FILE)
-    save_file({name: tensor * (1e-6 if "lora_B" in name else 1) for name, tensor in tensors.items()}, copy / FILE)
+    rewrite(copy, lambda name, tensor: tensor * (1e-6 if "lora_B" in name else 1))
     return copy
 
 
-def failed(measured: gate.Measured, **limits) -> list[str]:
-    return [check.name for check in gate.judge(measured, SftLimits(**limits)) if check.status != "passed"]
+def stopped_by(checks: list[Check]) -> dict[str, str]:
+    return {check.name: check.status for check in checks if check.status != "passed"}
 
 
-def arguments(tmp_path: Path, base: Path, adapter: Path, rows: list[dict], step: CheckSftStep) -> list[str]:
+def judged(numbers: gate.Numbers, **limits) -> dict[str, str]:
+    return stopped_by(gate.judge(numbers, SftLimits(**limits)))
+
+
+def found(measured: Measured, step: CheckSftStep) -> dict[str, str]:
+    """What stops the run, as the gate puts it together."""
+    numbers = TypeAdapter(gate.Numbers).validate_python(measured.numbers)
+    return stopped_by([*gate.judge(numbers, step.validation), *measured.failures])
+
+
+def names(found: dict[str, str], status: str) -> set[str]:
+    return {name for name, has in found.items() if has == status}
+
+
+def arguments(tmp_path: Path, paths: dict[str, Path], rows: list[dict], step: CheckSftStep) -> list[str]:
     write_jsonl(tmp_path / "eval.jsonl", rows)
-    (tmp_path / "training.json").write_text('{"final_loss": 0.5, "total_steps": 3}')
-    paths = {"base": base, "adapter": adapter, "storage-root": tmp_path / "store"}
-    paths |= {"training": tmp_path / "training.json", "eval": tmp_path / "eval.jsonl"}
-    paths |= {name: tmp_path / "out" / name for name in ("verdict", "report", "metrics", "passed")}
+    paths = paths | {"eval": tmp_path / "eval.jsonl", "storage-root": tmp_path / "store"}
+    paths |= {name: tmp_path / "out" / name for name in ("verdict", "report", "summary", "metrics", "passed")}
     flags = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
     return ["--step", "check_sft", "--config", step.model_dump_json(exclude_none=True), *flags]
 
 
+def rewrite(adapter: Path, change: Callable) -> None:
+    """Puts `change(name, tensor)` in the place of each tensor; None leaves it out."""
+    tensors = {name: change(name, tensor) for name, tensor in load_file(adapter / FILE).items()}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, adapter / FILE)
+
+
 def test_a_trained_adapter_passes_and_everything_is_written(
-    tmp_path, untaught, declining_adapter, declining_rows, step
+    tmp_path, untaught, declining_adapter, declining_rows, step, training
 ):
-    gate.main(arguments(tmp_path, untaught, declining_adapter, declining_rows[32:], step))
+    step = step.model_copy(update={"validation": step.validation.model_copy(update={"noise_floor": True})})
+    paths = {"base": untaught, "adapter": declining_adapter, "training": training}
+    gate.main(arguments(tmp_path, paths, declining_rows[32:], step))
     verdict = Verdict.read((tmp_path / "out" / "verdict").read_bytes())
     assert verdict.failed_checks == []
     assert (tmp_path / "out" / "passed").read_text() == "true"
     assert json.loads((tmp_path / "out" / "metrics").read_text())["held_out_loss"] < 0.5
     assert set(verdict.subject) == {"base", "adapter", "training", "eval"}
     assert verdict.numbers["base_held_out_loss"] > 5
-    assert verdict.numbers["stopped_rate"] == 1
+    assert (verdict.numbers["stopped_rate"], verdict.numbers["max_gradient_norm"]) == (1, 2.5)
+    assert 0 <= verdict.numbers["noise_floor_format_valid"] <= 1
+    assert verdict.seconds.keys() == {
+        "adapter_readable", "training_metrics", *MODEL_PARTS, "noise_floor",
+    }  # fmt: skip
     assert "Passed" in (tmp_path / "out" / "report").read_text()
 
 
-@pytest.mark.parametrize(
-    ("text", "found"), [('{"final_loss": NaN}', ["final_loss"]), ('{"final_loss": null}', ["final_loss"])]
-)
-def test_a_training_that_wrote_no_number_is_stopped(tmp_path, text, found):
-    (tmp_path / "training.json").write_text(text)
-    measured = gate.Measured(**gate.measure_training(tmp_path / "training.json"))
-    assert measured.non_finite_metrics == found
-    assert "non_finite_metrics" in failed(measured)
+@pytest.mark.parametrize("text", ['{"final_loss": NaN}', '{"final_loss": null}'])
+def test_a_training_that_wrote_no_number_is_stopped(training, text):
+    training.write_text(text)
+    measured = gate.read_metrics(training)
+    assert measured == {"non_finite_metrics": ["final_loss"], "max_gradient_norm": None}
+    assert judged(replace(GOOD, **measured)) == {"finite_metrics": "failed", "gradient_norm": "not run"}
 
 
-def test_metrics_of_something_else_are_refused(tmp_path):
-    (tmp_path / "training.json").write_text('{"size_gb": 1}')
+def test_metrics_of_something_else_are_refused(training):
+    training.write_text('{"size_gb": 1}')
     with pytest.raises(ValueError, match="has no final_loss"):
-        gate.measure_training(tmp_path / "training.json")
+        gate.read_metrics(training)
 
 
-def test_an_untrained_adapter_is_stopped_with_every_reason(tmp_path, untaught, weak_adapter, declining_rows, step):
-    gate.main(arguments(tmp_path, untaught, weak_adapter, declining_rows[32:40], step))
+def test_a_weak_adapter_is_stopped_with_every_reason(tmp_path, untaught, weak_adapter, declining_rows, step, training):
+    paths = {"base": untaught, "adapter": weak_adapter, "training": training}
+    gate.main(arguments(tmp_path, paths, declining_rows[32:40], step))
     verdict = Verdict.read((tmp_path / "out" / "verdict").read_bytes())
-    assert {"held_out_loss", "output_format_valid"} <= {check.name for check in verdict.failed_checks}
+    assert names(stopped_by(verdict.checks), "failed") >= {"held_out_loss", "answers_stop", "output_format_valid"}
     assert (tmp_path / "out" / "passed").read_text() == "false"
-    page = (tmp_path / "out" / "report").read_text()
-    assert "Stopped by held_out_loss" in page
-    assert "did not end by itself within 12 tokens" in page
+    assert "did not end by itself within 12 tokens" in (tmp_path / "out" / "report").read_text()
 
 
-def test_a_truncated_adapter_fails_as_unreadable(untaught, copy, declining_rows, step):
+def test_the_users_own_check_sees_prompts_and_answers(
+    tmp_path, untaught, declining_adapter, declining_rows, step, training, monkeypatch
+):
+    (tmp_path / "mine.py").write_text(
+        "from posttrain.verdict import holds\n"
+        "def polite(prompts, answers, context):\n"
+        "    return holds('polite', False, detail=f'{len(prompts)} {context.gate} {answers[0]}')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    limits = step.validation.model_copy(update={"custom_checks": ["mine:polite"]})
+    paths = {"base": untaught, "adapter": declining_adapter, "training": training}
+    gate.main(arguments(tmp_path, paths, declining_rows[32:], step.model_copy(update={"validation": limits})))
+    [check] = Verdict.read((tmp_path / "out" / "verdict").read_bytes()).failed_checks
+    assert (check.name, check.detail) == ("mine:polite", f"6 check_sft {DECLINE}")
+
+
+def test_a_model_that_hangs_is_ended_and_the_rest_not_run(
+    untaught, declining_adapter, declining_rows, step, training, monkeypatch
+):
+    monkeypatch.setattr(gate, "measure_loss", lambda *_: time.sleep(60))
+    step = step.model_copy(
+        update={"validation": step.validation.model_copy(update={"check_timeouts": {"loss_measured": 1}})}
+    )
+    measured = gate.measure(untaught, declining_adapter, training, declining_rows[:4], step=step)
+    stopped = found(measured, step)
+    assert names(stopped, "timed out") == {"loss_measured"}
+    assert names(stopped, "not run") == {
+        "answers_generated", "held_out_loss", "held_out_loss_below_base", "answers_stop", "output_format_valid",
+    }  # fmt: skip
+    assert names(stopped, "failed") == set()
+
+
+def test_poisoned_truncated_adapter(untaught, copy, declining_rows, step, training):
     content = (copy / FILE).read_bytes()
     (copy / FILE).write_bytes(content[: len(content) // 2])
-    measured, failures = gate.measure(untaught, copy, declining_rows[:4], step=step)
-    assert [check.name for check in failures] == ["adapter_readable"]
-    assert "truncated" in failures[0].detail
-    assert "held_out_loss" in failed(measured)
+    measured = gate.measure(untaught, copy, training, declining_rows[:4], step=step)
+    assert "truncated" in measured.failures[0].detail
+    stopped = found(measured, step)
+    assert names(stopped, "failed") == {"adapter_readable"}
+    assert names(stopped, "not run") >= {*MODEL_PARTS, "finite_adapter", "held_out_loss", "output_format_valid"}
 
 
-def test_a_nan_names_its_tensor(untaught, copy, declining_rows, step):
-    tensors = load_file(copy / FILE)
-    name = sorted(tensors)[3]
-    tensors[name][0, 0] = float("nan")
-    save_file(tensors, copy / FILE)
-    measured, _ = gate.measure(untaught, copy, declining_rows[:4], step=step)
-    assert measured.non_finite_tensors == [name]
-    assert "non_finite_tensors" in failed(measured)
+def test_poisoned_nan_adapter_is_not_put_on_a_model(untaught, copy, declining_rows, step, training):
+    poisoned = sorted(load_file(copy / FILE))[3]
+    rewrite(
+        copy, lambda name, tensor: tensor.index_fill(0, torch.tensor([0]), torch.nan) if name == poisoned else tensor
+    )
+    measured = gate.measure(untaught, copy, training, declining_rows[:4], step=step)
+    assert measured.numbers["non_finite_tensors"] == [poisoned]
+    assert measured.seconds.keys() == {"adapter_readable", "training_metrics"}
+    stopped = found(measured, step)
+    assert names(stopped, "failed") == {"finite_adapter"}
+    assert names(stopped, "not run") >= {*MODEL_PARTS, "held_out_loss", "output_format_valid"}
 
 
-def test_zero_b_and_missing_layers_are_found(untaught, copy):
-    tensors = load_file(copy / FILE)
-    zero = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
-    tensors[zero].zero_()
-    kept = {name: tensor for name, tensor in tensors.items() if "layers.1.mlp.up_proj" not in name}
-    save_file(kept, copy / FILE)
-    measured = gate.measure_adapter(untaught, copy, "all-linear")
-    assert measured["zero_targets"] == [zero]
-    assert measured["missing_targets"] == ["model.layers.1.mlp.up_proj"]
+@pytest.mark.parametrize("side", ["lora_A", "lora_B"])
+def test_poisoned_zero_adapter(untaught, copy, declining_rows, step, training, side):
+    rewrite(copy, lambda name, tensor: -tensor.zero_() if side in name else tensor)  # -0, which is no 0 byte by byte
+    stopped = found(gate.measure(untaught, copy, training, declining_rows[32:], step=step), step)
+    assert names(stopped, "failed") >= {"adapter_trained", "held_out_loss", "held_out_loss_below_base"}
 
 
-def test_targets_of_the_configuration_that_were_not_trained_are_missing(untaught, copy):
-    tensors = {name: tensor for name, tensor in load_file(copy / FILE).items() if "q_proj" in name}
-    save_file(tensors, copy / FILE)
-    missing = gate.measure_adapter(untaught, copy, ["q_proj", "v_proj"])["missing_targets"]
-    assert missing == [f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1)]
-
-
-def test_an_adapter_of_another_base_is_refused(tmp_path, declining_adapter, declining_rows, step):
-    from examples.task_api.tiny import build_tiny_model
-
+def test_poisoned_adapter_of_a_base_of_another_shape(tmp_path, declining_adapter, declining_rows, step, training):
     other = build_tiny_model(tmp_path / "other", hidden_size=32)
-    measured, failures = gate.measure(other, declining_adapter, declining_rows[:4], step=step)
-    assert "trained on" in failures[0].detail
-    assert measured == gate.Measured()
+    measured = gate.measure(other, declining_adapter, training, declining_rows[:4], step=step)
+    assert "merge into the model that the adapter was trained on" in measured.failures[0].detail
+    stopped = found(measured, step)
+    assert names(stopped, "failed") == {"adapter_shapes", "adapter_fits_base"}
+    assert names(stopped, "not run") >= {"adapter_loads", "held_out_loss", "output_format_valid"}
 
 
-def test_rows_that_are_all_too_long_cannot_be_measured(untaught, declining_adapter, declining_rows, step):
-    short = step.model_copy(update={"sft": SftConfig(target_modules="all-linear", max_seq_length=8)})
+def test_poisoned_adapter_of_another_base_of_the_same_shape(
+    tmp_path, declining_adapter, declining_rows, step, training
+):
+    other = build_tiny_model(tmp_path / "other", seed=1, initializer_range=0.3)
+    stopped = found(gate.measure(other, declining_adapter, training, declining_rows[32:], step=step), step)
+    assert names(stopped, "failed") >= {"held_out_loss", "output_format_valid"}
+
+
+def test_zero_and_missing_tensors_are_found(untaught, copy):
+    zero = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    rewrite(copy, lambda name, tensor: tensor.zero_() if name == zero else None if "up_proj" in name else tensor)
+    numbers = replace(GOOD, **gate.read_tensors(copy))
+    numbers = replace(
+        numbers, expected_shapes=gate.expected_shapes(untaught, SftConfig(lora_r=8, target_modules="all-linear"))
+    )
+    checks = {check.name: check for check in gate.judge(numbers, SftLimits()) if check.status == "failed"}
+    assert checks.keys() == {"adapter_trained", "adapter_tensors"}
+    assert checks["adapter_trained"].detail == f"1: {zero}"
+    assert checks["adapter_tensors"].detail.startswith("4: base_model.model.model.layers.0.mlp.up_proj.lora_A.weight, ")
+
+
+def test_an_adapter_of_another_rank_or_with_more_targets_is_not_as_configured(untaught, declining_adapter):
+    found = gate.read_tensors(declining_adapter)["shapes"]
+    rank = gate.expected_shapes(untaught, SftConfig(lora_r=4, target_modules="all-linear"))
+    assert judged(replace(GOOD, shapes=found, expected_shapes=rank)) == {"adapter_shapes": "failed"}
+    fewer = gate.expected_shapes(untaught, SftConfig(lora_r=8, target_modules=["q_proj", "v_proj"]))
+    assert judged(replace(GOOD, shapes=found, expected_shapes=fewer)) == {"adapter_tensors": "failed"}
+
+
+def test_rows_that_are_all_too_long_cannot_be_measured(untaught, declining_rows):
     with pytest.raises(ValueError, match="none of 4 held-out rows has at most max_seq_length 8"):
-        gate.measure(untaught, declining_adapter, declining_rows[:4], step=short)
+        gate.token_rows(untaught, declining_rows[:4], 8)
 
 
 def test_good_numbers_pass():
-    assert failed(GOOD) == []
+    assert judged(GOOD) == {}
 
 
 @pytest.mark.parametrize(
-    ("change", "name"),
+    ("change", "name", "status"),
     [
-        ({"non_finite_tensors": ["x"]}, "non_finite_tensors"),
-        ({"missing_targets": ["x"]}, "missing_targets"),
-        ({"non_finite_metrics": ["final_loss"]}, "non_finite_metrics"),
-        ({"zero_targets": ["x"]}, "untrained_targets"),
-        ({"logprobs": [(-29.0, 10), (-29.0, 10)]}, "held_out_loss"),
-        ({"base_logprobs": [(-9.0, 10), (-9.0, 10)]}, "held_out_loss_below_base"),
-        ({"answers": [BROKEN] * 3 + [VALID] * 17}, "output_format_valid"),
+        ({"non_finite_tensors": ["x"]}, "finite_adapter", "failed"),
+        ({"shapes": {"a": [2, 3]}}, "adapter_tensors", "failed"),
+        ({"shapes": {"a": [2, 3], "b": [3, 2], "c": [1]}}, "adapter_tensors", "failed"),
+        ({"shapes": {"a": [2, 3], "b": [3, 4]}}, "adapter_shapes", "failed"),
+        ({"zero_tensors": ["x"]}, "adapter_trained", "failed"),
+        ({"non_finite_metrics": ["final_loss"]}, "finite_metrics", "failed"),
+        ({"max_gradient_norm": 100.1}, "gradient_norm", "failed"),
+        ({"max_gradient_norm": float("inf")}, "gradient_norm", "failed"),
+        ({"max_gradient_norm": None}, "gradient_norm", "not run"),
+        ({"logprobs": [(-29.0, 10), (-29.0, 10)]}, "held_out_loss", "failed"),
+        ({"logprobs": [(-19.0, 10), (-22.0, 10)]}, "held_out_loss", "undecided"),
+        ({"base_logprobs": [(-9.0, 10), (-9.0, 10)]}, "held_out_loss_below_base", "failed"),
+        ({"base_logprobs": [(-9.0, 10), (-29.0, 10)]}, "held_out_loss_below_base", "undecided"),
+        ({"answers": [BROKEN] * 13 + [VALID] * 27}, "output_format_valid", "failed"),
+        ({"answers": [BROKEN] * 2 + [VALID] * 38}, "output_format_valid", "undecided"),
+        ({"answers": [ENDLESS] * 20 + [VALID] * 20}, "answers_stop", "failed"),
     ],
 )
-def test_each_check_can_stop_alone(change, name):
-    assert failed(replace(GOOD, **change)) == [name]
+def test_each_check_can_stop_alone(change, name, status):
+    assert judged(replace(GOOD, **change)) == {name: status}
+
+
+def test_the_gain_over_the_base_has_its_own_limit():
+    assert judged(GOOD, min_loss_gain=1.0) == {}
+    assert judged(GOOD, min_loss_gain=3.5) == {"held_out_loss_below_base": "failed"}
 
 
 def test_what_was_not_measured_does_not_pass():
-    checks = gate.judge(gate.Measured(), SftLimits())
-    assert {check.status for check in checks} == {"failed"}
+    checks = gate.judge(gate.Numbers(), SftLimits())
+    assert {check.status for check in checks} == {"not run"}
+    assert [check.name for check in checks] == [check.name for check in gate.judge(GOOD, SftLimits())]
 
 
 def test_nan_log_probabilities_do_not_pass():
     nan = [(float("nan"), 10), (-12.0, 10)]
-    assert failed(replace(GOOD, logprobs=nan)) == ["held_out_loss", "held_out_loss_below_base"]
+    assert judged(replace(GOOD, logprobs=nan)) == {"held_out_loss": "failed", "held_out_loss_below_base": "failed"}
     assert "held_out_loss" not in gate.numbers_of(replace(GOOD, logprobs=nan))
 
 
 def test_format_is_judged_only_where_asked_for():
-    assert failed(replace(GOOD, answers=[BROKEN]), custom_checks=[]) == []
+    assert judged(replace(GOOD, answers=[BROKEN] * 40), custom_checks=[]) == {}

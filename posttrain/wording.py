@@ -1,0 +1,130 @@
+"""How a check and a verdict are said: the same words on a page, in Markdown, in a terminal and in JUnit.
+
+check, verdict, text of unknown origin -> words
+
+What a model or a row of data says is hostile: `visible` and `markdown` make it text and nothing else.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+
+from posttrain.verdict import Check, Verdict
+
+MAX_CHARS = 2_000  # of one hostile text
+
+
+def number(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.4g}"
+
+
+def sign(relation: str) -> str:
+    return {"<=": "≤", ">=": "≥"}.get(relation, relation)
+
+
+def measured(check: Check) -> str:
+    """The value of a check; of one without a number, whether it held."""
+    if check.limit is None and check.value is None:
+        return {"passed": "yes", "failed": "no"}.get(check.status, "")
+    return number(check.value)
+
+
+def limit(check: Check) -> str:
+    """`≤ 2`; empty for a check without a limit."""
+    return "" if check.limit is None else f"{sign(check.relation)} {number(check.limit)}".strip()
+
+
+def interval(check: Check) -> str:
+    """`0.3 to 0.7`; empty for a check without one."""
+    return "" if check.interval is None else f"{number(check.interval[0])} to {number(check.interval[1])}"
+
+
+def headline(verdict: Verdict) -> str:
+    """The outcome in a few words: `Stopped by held_out_loss and 2 more`."""
+    if verdict.outcome == "passed":
+        return "Passed"
+    if verdict.outcome == "undecided":
+        return f"Undecided: {rows_that_would_decide(verdict)}"
+    first, *others = verdict.failed_checks
+    return f"Stopped by {line(first.name)}" + (f" and {len(others)} more" if others else "")
+
+
+def conclusion(verdict: Verdict) -> str:
+    """What the outcome rests on, and what follows from it."""
+    if verdict.outcome == "passed":
+        return f"{_all(len(verdict.checks))} passed."
+    part = f"{len(verdict.failed_checks)} of {_checks(len(verdict.checks))}"
+    if verdict.outcome == "undecided":
+        why = f"Nothing was found wrong, but too few rows were held out to be sure of {part}."
+    else:
+        why = f"{part} did not pass: {tally(verdict.failed_checks)}."
+    return f"{why} Nothing behind this gate runs."
+
+
+def rows_that_would_decide(verdict: Verdict) -> str:
+    """Of the undecided checks the one that needs most says how many."""
+    needed = [check.more_rows for check in verdict.checks if check.status == "undecided"]
+    if not all(needed):
+        return "more held-out rows alone would not decide"
+    return f"about {max(needed):,} more held-out rows would decide"
+
+
+def reason(verdict: Verdict) -> str:
+    """Why a gate did not pass, on one line: its first check in full, and how many more."""
+    first, *others = verdict.failed_checks
+    return line(first.sentence) + (f" (and {len(others)} more)" if others else "")
+
+
+def tally(checks: list[Check]) -> str:
+    """`1 failed, 2 not run`, in the order in which they come."""
+    return ", ".join(f"{num} {status}" for status, num in Counter(check.status for check in checks).items())
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `43 s`, `2 min 05 s`, `3 h 12 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def line(text: str) -> str:
+    """The same on one line."""
+    return visible(" ".join(text.split()))
+
+
+def visible(text: str) -> str:
+    """The text with every character that does not show itself, or moves others about, spelled out; cut when long."""
+    cut = text[:MAX_CHARS]
+    shown = "".join(char if char == "\n" or _shows_itself(char) else f"\\u{{{ord(char):x}}}" for char in cut)
+    return shown if len(text) <= MAX_CHARS else f"{shown}\n... {len(text) - MAX_CHARS} more characters"
+
+
+def markdown(text: str) -> str:
+    """The text inside a line or a table cell of Markdown: no HTML, no markup, no link, no mention of a person."""
+    text = re.sub(r"[\\`*_\[\]|~$#!]", r"\\\g<0>", line(text).replace("\n", " "))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"(?i)(www)\.", r"\1\\.", text.replace("://", "\\://"))
+    return text.replace("@", "@\u2060")  # a word joiner: an escape would not keep GitHub from calling the person
+
+
+def markdown_name(name: str) -> str:
+    """A name as code, where it is one."""
+    return f"`{name}`" if re.fullmatch(r"[\w.:-]+", name, re.ASCII) else markdown(name)
+
+
+def _shows_itself(char: str) -> bool:
+    """Not so: control characters, bidirectional overrides, lone surrogates, unassigned and private ones."""
+    return not unicodedata.category(char).startswith("C")
+
+
+def _checks(num: int) -> str:
+    return "1 check" if num == 1 else f"{num} checks"
+
+
+def _all(num: int) -> str:
+    return "The one check" if num == 1 else f"All {num} checks"

@@ -1,0 +1,239 @@
+"""Runs the compiled graph with one gate's outcome: real runner, gate frame, reject, publish and report.
+
+folder, shape, gate, outcome -> what ran and how the run ended
+
+The gate is a process, forked from here: what Python and its imports cost is paid once. With `own_process` it is started
+as the runner itself starts it. The other steps are called in this process.
+"""
+
+import contextlib
+import copy
+import functools
+import gc
+import importlib
+import io
+import json
+import logging
+import os
+import sys
+import traceback
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import run_pipeline
+from pipelines import local
+from pipelines.compiler import compile_graph
+from pipelines.steps import step_names
+from posttrain import record, report
+from posttrain.config import PipelineConfig, Validation
+from posttrain.verdict import Verdict, holds
+from tests.fail_closed import steps
+from tests.fail_closed.outcomes import OUTCOMES
+from validators import page
+
+ROOT = Path(__file__).parents[2]
+RUN_ID = "r1"
+SHAPES = {"full": {}, "SFT only": {"dpo": {"enabled": False}}, "DPO only": {"sft": {"enabled": False}}}
+STAND_INS = [f"posttrain.{name}" for name in ("model", "data", "sft", "merge", "dpo")] + [
+    f"validators.{name}" for name in ("data", "sft", "merge", "alignment")
+]
+REAL = ["posttrain.publish", "posttrain.reject", "posttrain.report"]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What became of a run."""
+
+    exit_code: int  # of run_pipeline
+    success: bool  # of pipeline_result.json
+    green: bool  # the runner's own word, the colour in the Kubeflow UI
+    ran: list[str]  # steps in their order
+    next_stage_ran: bool
+    published: list[str]  # files below published/
+    receipt: bool
+    statuses: set[str]  # of the gate's checks, by the run record
+
+
+def config_of(shape: str, root: Path) -> PipelineConfig:
+    validation = Validation(custom_checks=["output_format_valid"], check_timeouts={"hangs": 1})
+    return PipelineConfig(stages=SHAPES[shape], validation=validation, storage_root=str(root))
+
+
+def gates_of(shape: str) -> list[str]:
+    return [name for name in step_names(config_of(shape, Path("/"))) if name.startswith("check_")]
+
+
+GATES = [(shape, gate) for shape in SHAPES for gate in gates_of(shape)]
+
+
+@functools.cache
+def compiled(shape: str) -> str:
+    """The graph as YAML; its storage root is a parameter of each run."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        compile_graph(config_of(shape, Path("/")), Path(folder) / "graph.yaml")
+        return (Path(folder) / "graph.yaml").read_text()
+
+
+@functools.cache
+def parsed(text: str):
+    from kfp import components
+
+    return components.load_component_from_text(text).pipeline_spec
+
+
+def play(folder: Path, shape: str, gate: str, outcome: str, *, own_process: bool = False) -> Ending:
+    """One run in an empty `folder`, from the start of `run_pipeline.run_here` to its exit code."""
+    config, root = config_of(shape, folder / "store"), folder / "store"
+    parameters = {
+        "base_model": "base", "sft_dataset": "s", "preference_dataset": "p", "storage_root": str(root),
+        "model_name": "m", "overrides": {},
+    }  # fmt: skip
+    code = write_stand_ins(folder / "code")
+    plan = {steps.PLAN: json.dumps({"gate": gate, "outcome": outcome}), "PYTHONPATH": str(ROOT)}
+    here = functools.partial(run_pipeline.LocalRun, working_directory=code, environment=plan)
+    words = []
+    with quick(shape, gate, own_process), contextlib.redirect_stdout(io.StringIO()):
+        run_graph = lambda *arguments: words.append(local.run_graph(*arguments))  # noqa: E731
+        with patch.object(run_pipeline, "LocalRun", here), patch.object(run_pipeline, "run_graph", run_graph):
+            exit_code = run_pipeline.run_here(config, parameters, RUN_ID)
+    return ending_of(root, shape, gate, exit_code, green=words == [True])
+
+
+def ending_of(root: Path, shape: str, gate: str, exit_code: int, *, green: bool) -> Ending:
+    names = step_names(config_of(shape, root))
+    later = set(names[names.index(gate) + 1 :])
+    records = record.read_records(str(root), RUN_ID)
+    ran = [log.stem for log in (root / "runs" / RUN_ID / "logs").iterdir()]  # a step that was killed has no record
+    verdicts = {one.step: one.verdict for one in records if one.verdict}
+    return Ending(
+        exit_code=exit_code,
+        success=json.loads((root / "runs" / RUN_ID / report.RESULT).read_text())["success"],
+        green=green,
+        ran=sorted(ran),
+        next_stage_ran=bool(later & set(ran)),
+        published=[str(path) for path in (root / "published").rglob("*")],
+        receipt=(root / "artifacts" / RUN_ID / "publish_model" / "receipt").exists(),
+        statuses={check["status"] for check in verdicts.get(gate, {}).get("checks", [])},
+    )
+
+
+def faults(ending: Ending, outcome: str) -> list[str]:
+    """Where a run ended otherwise than its outcome demands."""
+    wanted = OUTCOMES[outcome]
+    found = {
+        "exit code of run_pipeline": (ending.exit_code, wanted.exit_code),
+        "success in pipeline_result.json": (ending.success, wanted.passes),
+        "the runner's word": (ending.green, wanted.passes),
+        "publish receipt": (ending.receipt, wanted.passes),
+        "published files": (bool(ending.published), wanted.passes),
+        "next stage ran": (ending.next_stage_ran, wanted.passes or wanted.lies),
+        "has the check": (wanted.status in ending.statuses or not wanted.status, True),
+    }
+    return [f"{what}: {is_}, not {should}" for what, (is_, should) in found.items() if is_ != should]
+
+
+def write_stand_ins(code: Path) -> Path:
+    """A folder in which `python -m` finds the stand-ins before the real modules, and the real ones beside them."""
+    for package in ("posttrain", "validators"):
+        (code / package).mkdir(parents=True)
+        real = ROOT / package / "__init__.py"
+        (code / package / "__init__.py").write_text(
+            f"__file__ = {str(real)!r}\n__path__.append({str(real.parent)!r})\n"
+        )
+    for module in STAND_INS:
+        file = (code / module.replace(".", "/")).with_suffix(".py")
+        file.write_text("from tests.fail_closed.steps import main\n\nmain()\n")
+    return code
+
+
+@contextlib.contextmanager
+def quick(shape: str, gate: str, own_process: bool) -> Iterator[None]:
+    """The runner without what is the same in every run: compiling, parsing, starting Python, importing."""
+    warm_up()
+    theirs = local.Launcher._execute
+
+    def execute(launcher, step: str, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+        run = call if step != gate else theirs if own_process else fork
+        return run(launcher, step, command, environment)
+
+    def compile_(config, path) -> None:
+        Path(path).write_text(compiled(shape))
+
+    def load(path):
+        return types.SimpleNamespace(pipeline_spec=copy.deepcopy(parsed(Path(path).read_text())))
+
+    with (
+        patch.object(local.Launcher, "_execute", execute),
+        patch.object(local.components, "load_component_from_file", load),
+        patch.object(run_pipeline, "compile_graph", compile_),
+    ):
+        yield
+
+
+@functools.cache
+def warm_up() -> None:
+    """What every step would do again: our digest, imports, the page's template."""
+    record.code_version()
+    for module in REAL:
+        importlib.import_module(module)
+    page.html(Verdict(gate="check_none", subject={}, checks=[holds("warm", True)]))
+    gc.freeze()  # the copies share memory
+
+
+def fork(launcher, step: str, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """As `Launcher._execute`, the process being a copy of this one."""
+    child = os.fork()
+    if child == 0:
+        os._exit(call(launcher, step, command, environment)[0])
+    exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return exit_code, last_line(launcher.run.logs / f"{step}.log")
+
+
+def call(launcher, step: str, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """The same inside this process."""
+    own, log = {local.RUN_ID_ENV: launcher.run.run_id}, launcher.run.logs / f"{step}.log"
+    with patch.dict(os.environ, environment | own | launcher.run.environment), words_in(log):
+        exit_code = as_module(command)
+    return exit_code, last_line(log)
+
+
+def as_module(command: list[str]) -> int:
+    """`python -m module ...` as a call of its `main`; gives the exit code that the interpreter would end with."""
+    assert command[:2] == ["python", "-m"]
+    main = steps.main if command[2] in STAND_INS else importlib.import_module(command[2]).main
+    try:
+        main(command[3:])
+    except SystemExit as left:
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:  # noqa: BLE001  as the interpreter does at the end of a process
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def words_in(log: Path) -> Iterator[None]:
+    """Whatever is printed or logged inside goes to the step's log, as that of a process would."""
+    handlers = logging.root.handlers[:]
+    logging.root.handlers.clear()
+    try:
+        with (
+            open(log, "a", encoding="utf-8") as file,
+            contextlib.redirect_stdout(file),
+            contextlib.redirect_stderr(file),
+        ):
+            yield
+    finally:
+        logging.root.handlers[:] = handlers
+
+
+def last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -1,0 +1,117 @@
+"""Stands for every module that fetches, trains, merges or judges: no work, but the real frame of a step.
+
+flags of a step, environment FAIL_CLOSED = {"gate": step, "outcome": name} -> its outputs, or what the outcome says
+
+A gate measures through `validators.measuring`, judges with the builders of `posttrain.verdict` and runs in
+`validators.checks.run_gate`, as the real ones do; only what is measured is scripted.
+"""
+
+import argparse
+import json
+import os
+import signal
+from pathlib import Path
+
+from posttrain import config, kfp_io, record
+from posttrain.verdict import at_most, holds
+from tests.fail_closed.outcomes import HOSTILE, LIMIT, OUTCOMES
+from validators import checks, measuring
+
+PLAN = "FAIL_CLOSED"
+GOOD = {"loss": 0.5, "num_files": 3, "num_answers": 4}
+OTHER = "not this gate"  # passes without a measurement
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = kfp_io.parser(__doc__)
+    for name in (*checks.OUTPUTS, "passed"):
+        parser.add_argument(f"--{name}")
+    args, _ = parser.parse_known_args(argv)
+    if not args.step.startswith("check_"):
+        work_step(args)
+        return
+    plan = json.loads(os.environ[PLAN])
+    run_gate(args, plan["outcome"] if plan["gate"] == args.step else OTHER)
+
+
+def work_step(args: argparse.Namespace) -> None:
+    """Writes each output, with the weights of a model in a folder."""
+    outputs = _artifacts(args, "outputs")
+
+    def work() -> dict[str, float]:
+        for name, path in outputs.items():
+            if name == "model":
+                Path(path).mkdir()
+            file = Path(path, "weights") if name == "model" else Path(path)
+            file.write_text(f"{name} of {args.step}")
+        return {"final_loss": 0.5}
+
+    step = config.parse_step(config.FetchStep, "{}")
+    record.run_step(args, inputs=_artifacts(args, "inputs"), outputs=outputs, config=step, work=work)
+
+
+def run_gate(args: argparse.Namespace, name: str) -> None:
+    """The gate with one of `OUTCOMES`."""
+    inputs = _artifacts(args, "inputs")
+    step = config.parse_step(config.STEP_SECTIONS[component_of(args.step)], args.config, args.overrides)
+
+    def work() -> checks.GateVerdict:
+        if name == "the gate is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        measured = measure(name, checks.timeouts(step.validation))
+        return checks.GateVerdict(
+            gate=args.step, subject=checks.subject(inputs), checks=judge(name, measured), seconds=measured.seconds
+        )
+
+    if name == "it tells true, without a verdict":
+        tell(args, passed=True)
+    elif name != "no output file":
+        checks.run_gate(args, inputs=inputs, config=step, work=work)
+    if name == "the gate is killed after its verdict":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "its file says true, its verdict failed":
+        Path(args.passed).write_text("true")
+    if name == "it tells true, its verdict failed":
+        tell(args, passed=True)
+
+
+def measure(name: str, timeouts: measuring.Timeouts) -> measuring.Measured:
+    """Cheap parts side by side, then one after the other what shares a model; `hangs` has a time limit of its own."""
+    if name == OTHER:
+        return measuring.Measured(GOOD)
+    scripted = "hangs" if name == "a check hangs" else "scripted"
+    files = measuring.side_by_side({"files": lambda: {"num_files": 3}, "sizes": dict}, timeouts)
+    loaded = {"load": dict, scripted: OUTCOMES[name].measure, "answers": lambda: {"num_answers": 4}}
+    return files | measuring.in_order(loaded, timeouts)
+
+
+def judge(name: str, measured: measuring.Measured) -> list:
+    numbers = measured.numbers
+    found = [
+        at_most("num_files", numbers.get("num_files"), 3, detail=HOSTILE),
+        at_most("loss", numbers.get("loss"), LIMIT, interval=numbers.get("interval")),
+        at_most("num_answers", numbers.get("num_answers"), 4),
+        *measured.failures,
+    ]
+    if name == "quotes, newlines, braces":
+        found.append(holds(HOSTILE, False, detail=HOSTILE, remedy=HOSTILE))
+    return [] if name == "empty check list" else found
+
+
+def tell(args: argparse.Namespace, *, passed: bool) -> None:
+    """What the graph goes by, past `checks.run_gate`."""
+    kfp_io.write_outputs(args.executor_input, parameters={"passed": passed}, metadata={})
+    Path(args.passed).write_text(json.dumps(passed))
+
+
+def component_of(step: str) -> str:
+    return "check_merge" if step.endswith("_merge") else step
+
+
+def _artifacts(args: argparse.Namespace, side: str) -> dict[str, str]:
+    found = json.loads(args.executor_input)[side].get("artifacts", {})
+    return {name: one["artifacts"][0]["uri"] for name, one in found.items()}
+
+
+if __name__ == "__main__":
+    main()

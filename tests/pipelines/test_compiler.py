@@ -1,0 +1,50 @@
+import pytest
+
+from pipelines.compiler import check_gates_can_judge
+from posttrain.config import OutputFormat, PipelineConfig, Stages, Validation
+
+JUDGED = Validation(
+    judge="closed_form", red_team_prompts="red_team.jsonl", output_format=OutputFormat(declines_with="No.")
+)
+
+
+def changed(**values) -> PipelineConfig:
+    return PipelineConfig(validation=JUDGED.model_copy(update=values))
+
+
+def test_a_check_with_a_judge_is_fine_and_so_is_none():
+    check_gates_can_judge(changed())
+    check_gates_can_judge(changed(judge="model", judge_model="meta-llama/Llama-Guard-3-1B"))
+    check_gates_can_judge(PipelineConfig(validation=Validation(custom_checks=["output_format_valid"])))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"judge": None}, "validation.judge is empty: give closed_form"),
+        ({"judge": "model"}, "validation.judge_model is empty: give the address"),
+        ({"red_team_prompts": None}, "validation.red_team_prompts is empty: give the address"),
+        ({"output_format": OutputFormat()}, "validation.output_format.declines_with is empty: give the sentence"),
+        (
+            {"judge": "model", "judge_model": "o/g", "output_format": OutputFormat()},
+            "declines_with is empty: give the sentence",
+        ),
+    ],
+)
+def test_no_harmful_content_needs_something_to_judge_by(change, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        check_gates_can_judge(changed(**change))
+    assert "take no_harmful_content out of custom_checks" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_all_that_is_missing_is_named_at_once():
+    with pytest.raises(
+        ValueError, match="judge is empty.*; validation.red_team_prompts is empty.*declines_with is empty"
+    ):
+        check_gates_can_judge(PipelineConfig())
+
+
+def test_only_a_merged_model_can_be_judged():
+    stages = Stages.model_validate({"merge": {"enabled": False}, "dpo": {"enabled": False}})
+    with pytest.raises(ValueError, match="stages.merge.enabled is false"):
+        check_gates_can_judge(PipelineConfig(stages=stages, validation=JUDGED))

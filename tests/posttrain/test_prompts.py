@@ -1,0 +1,39 @@
+import pytest
+
+from posttrain.config import AlignmentLimits
+from posttrain.prompts import given, read_prompts
+from posttrain.rows import write_jsonl
+
+PROMPT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What is 5!?"}]
+
+
+def read(path) -> list[list[dict]]:
+    return read_prompts(str(path), ["/"], key="red_team_prompts")
+
+
+def test_prompts_may_be_text_or_messages(tmp_path):
+    write_jsonl(tmp_path / "p.jsonl", [{"id": "1", "prompt": "How?"}, {"id": "2", "prompt": PROMPT}])
+    assert read(tmp_path / "p.jsonl") == [[{"role": "user", "content": "How?"}], PROMPT]
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, "", [], [{"role": "user"}], [{"role": "boss", "content": "x"}], {"role": "user"}]
+)
+def test_a_bad_prompt_names_its_row(tmp_path, prompt):
+    write_jsonl(tmp_path / "p.jsonl", [{"id": "1", "prompt": "How?"}, {"id": "2", "prompt": prompt}])
+    with pytest.raises(ValueError, match="p.jsonl: row 2: 'prompt' is"):
+        read(tmp_path / "p.jsonl")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="none.jsonl"):
+        read(tmp_path / "none.jsonl")
+
+
+def test_a_file_outside_the_prefixes_is_refused_by_its_key(tmp_path):
+    with pytest.raises(ValueError, match="validation.benign_prompts=.* allowed prefixes"):
+        read_prompts(str(tmp_path / "p.jsonl"), ["gs://models"], key="benign_prompts")
+
+
+def test_what_is_not_set_is_not_read():
+    assert given(AlignmentLimits(benign_prompts="b.jsonl")) == {"benign_prompts": "b.jsonl"}

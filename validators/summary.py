@@ -1,0 +1,39 @@
+"""A verdict as Markdown, for the Kubeflow UI, a pull request or a terminal.
+
+verdict -> Markdown: the outcome, what to do, every check against its limit
+
+The generated answers stand on the page alone. What is quoted here, such as the id of a row, is hostile text as well and
+comes out as text.
+"""
+
+from posttrain import wording
+from posttrain.verdict import Check, Verdict
+from posttrain.wording import markdown as quoted
+from posttrain.wording import markdown_name as named
+
+HEAD = "| Check | Status | Value | Limit | Interval | Seen |\n|:--|:--|--:|--:|:-:|:--|"
+
+
+def markdown(verdict: Verdict) -> str:
+    """Those checks that did not pass come first, in the table too."""
+    passed = [check for check in verdict.checks if check.status == "passed"]
+    stopped = verdict.failed_checks
+    parts = [f"# {named(verdict.gate)}: {verdict.outcome}"]
+    parts.append(f"**{quoted(wording.headline(verdict))}.** {wording.conclusion(verdict)}")
+    if remedies := [f"- **{named(check.name)}**: {quoted(check.remedy)}" for check in stopped if check.remedy]:
+        parts += ["## What to do", "\n".join(remedies)]
+    parts += ["## Checks", "\n".join([HEAD, *map(_row, (*stopped, *passed))])]
+    if verdict.seconds:
+        took = (f"{named(name)} {wording.duration(seconds)}" for name, seconds in verdict.seconds.items())
+        parts.append(f"Time: {', '.join(took)}.")
+    if verdict.subject:
+        judged = (f"{named(name)} `{sha256[:12]}`" for name, sha256 in verdict.subject.items())
+        parts.append(f"Judged, by SHA-256: {', '.join(judged)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(check: Check) -> str:
+    status = check.status if check.status == "passed" else f"**{check.status}**"
+    numbers = (wording.measured(check), quoted(wording.limit(check)), wording.interval(check))
+    numbers = (number.replace(" ", "\u00a0") for number in numbers)  # a narrow table breaks none of them
+    return f"| {' | '.join((named(check.name), status, *numbers, quoted(check.detail)))} |"
