@@ -18,7 +18,7 @@ run: install  ## the whole line on SmolLM2-135M-Instruct, ten minutes on a CPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.function_calling.run
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python compile.py --check
 
 lint: install

@@ -98,9 +98,7 @@ class Steps:
 
     def _published(self) -> dict[str, Any]:
         gates = [name for name in self.names if name.startswith("check_")]
-        made = [name for name in self.names if name.startswith(("merge_", "train_"))][
-            -1
-        ]  # the step that gave the model
+        made = [name for name in self.names if name.startswith(("merge_", "train_"))][-1]  # gave the model
         return {
             "required_gates": gates,
             "judged_gates": [name for name in gates if self.names.index(name) > self.names.index(made)],

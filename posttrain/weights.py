@@ -40,6 +40,9 @@ class Tensor:
         return self.end - self.start
 
 
+Place = tuple[Path, Tensor]  # of a tensor: its file, and where it lies there
+
+
 @dataclass(frozen=True, slots=True)
 class WeightFile:
     path: Path
@@ -87,6 +90,11 @@ def read_weights(folder: Path) -> list[WeightFile]:
     return files
 
 
+def read_places(folder: Path) -> dict[str, Place]:
+    """Where each tensor of a folder lies, by its name."""
+    return {name: (file.path, tensor) for file in read_weights(folder) for name, tensor in file.tensors.items()}
+
+
 def check_unquantised(folder: Path, files: list[WeightFile]) -> None:
     """Refuses quantised weights: a merge into them changes the model (https://github.com/huggingface/peft/issues/2321)."""
     remedy = "give the 16-bit model that it was made from"
@@ -130,6 +138,25 @@ def chunks(num_bytes: int, chunk_bytes: int = 1 << 22) -> Iterator[tuple[int, in
     """(offset, length) pieces of a byte range; every piece but the last holds whole elements of any dtype."""
     for offset in range(0, num_bytes, chunk_bytes):
         yield offset, min(chunk_bytes, num_bytes - offset)
+
+
+def pieces(place: Place) -> Iterator[bytes]:
+    """The bytes of a tensor, a chunk at a time."""
+    path, tensor = place
+    with open(path, "rb") as file:
+        file.seek(tensor.start)
+        for _, length in chunks(tensor.num_bytes):
+            yield file.read(length)
+
+
+def is_zero(place: Place) -> bool:
+    """Whether every element is 0 or -0."""
+    import numpy as np
+
+    width = FLOAT_BYTES[place[1].dtype]
+    kind = {2: np.uint16, 4: np.uint32}[width]
+    magnitude = kind((1 << (8 * width - 1)) - 1)  # all bits but the sign's
+    return not any((np.frombuffer(piece, kind) & magnitude).any() for piece in pieces(place))
 
 
 def first_non_finite(file: BinaryIO, tensor: Tensor) -> int | None:

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: a tiny model, an adapter on it, and the Task API rows both are trained on."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,21 +9,18 @@ from examples.task_api.generate import generate, write
 from examples.task_api.tiny import build_tiny_model
 
 
-@pytest.fixture(scope="session")
-def one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
+# Before torch is imported, and not `torch.set_num_threads`: a process forked after that cannot load a model.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a 2-layer Llama, hidden size 64, bfloat16, ChatML. Read only: copy it before changing it."""
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model", seed=0)
 
 
 @pytest.fixture(scope="session")
-def taught_model(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+def taught_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_model` after 60 steps on other Task API rows: most answers have the form; SFT makes it nearly all."""
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "taught", seed=0, num_steps=60)
 

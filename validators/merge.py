@@ -9,27 +9,29 @@ code that merged: which tensors may change is read from the adapter here.
 
 import argparse
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from posttrain import config, data, kfp_io, record
 from posttrain.model import TOKENIZER_FILES
 from posttrain.verdict import Check, at_least, at_most, finite, holds
-from posttrain.weights import FLOAT_BYTES, Tensor, chunks, first_non_finite, read_json, read_weight_file, read_weights
-from validators import checks, measuring
+from posttrain.weights import (
+    FLOAT_BYTES,
+    Place,
+    first_non_finite,
+    is_zero,
+    pieces,
+    read_json,
+    read_places,
+    read_weight_file,
+    read_weights,
+)
+from validators import checks, measuring, parity
 from validators.intervals import ratio
 
-# Positions compared, over all rows: seconds on a CPU, and 1.2 GB of log-probabilities at 150,000 tokens.
-MAX_TOKENS = 2048
-MAX_ROW_TOKENS = 256  # of a row, counted from its end, where the answer stands
-ROUNDING = {"BF16": 2**-7, "F16": 2**-10, "F32": 2**-20}  # relative; twice what one rounding can do, or more
 MERGE_AGAIN = "Merge again; if it comes back, keep both folders and report it."
 OTHER_BASE = "Merge into the base that the adapter was trained on."
 EMPTY = "The adapter is empty, or too small for the base's precision: train longer or with a higher learning rate."
-
-Place = tuple[Path, Tensor]  # of a tensor: its file, and where it lies there
 
 
 def measure(
@@ -44,8 +46,8 @@ def measure(
         },
         timeouts,
     )
-    parts = parity_parts(base, adapter, model, rows)
-    alone = {"loads_without_peft": lambda: load_without_peft(model, rows)}
+    parts = parity.parts(base, adapter, model, rows)
+    alone = {"loads_without_peft": lambda: parity.load_without_peft(model, rows)}
     broken = files.numbers.get("non_finite")
     if broken is None or broken:
         because = "the model holds NaN or infinity" if broken else "the weights could not be compared"
@@ -104,7 +106,7 @@ def judge_outputs(numbers: dict[str, Any], limits: config.MergeLimits) -> list[C
 
 def compare_weights(base: Path, adapter: Path, model: Path) -> dict[str, Any]:
     """Names, shapes, dtypes, finiteness, and which tensors changed."""
-    old, new = _tensors(base), _tensors(model)
+    old, new = read_places(base), read_places(model)
     moving, may_change = targets(adapter)
     head = "lm_head.weight"
     untied = head not in old and any(name == head or "embed" in name or "wte" in name for name in may_change)
@@ -171,166 +173,14 @@ def compare_size(model: Path) -> dict[str, float]:
     return {"num_bytes": num_bytes, "implied_bytes": implied, "size_deviation": abs(num_bytes - implied) / implied}
 
 
-def parity_parts(
-    base: Path, adapter: Path, model: Path, rows: list[dict]
-) -> dict[str, Callable[[], dict[str, Any] | None]]:
-    """What is measured in one process, in this order; each part leaves there what the next ones need."""
-    held = {}
-
-    def adapter_loads():
-        held["rows"] = token_sequences(data.load_tokenizer(base), rows)
-        held["adapted"] = load_adapted(base, adapter)
-
-    def adapter_answers():
-        held["reference"] = list(log_probabilities(held.pop("adapted"), held["rows"]))
-
-    def merged_answers():
-        return compare_outputs(held["reference"], log_probabilities(load(model), held["rows"]), held["rows"])
-
-    return {
-        "adapter_loads": adapter_loads,
-        "updates_compared": lambda: {"wrong_updates": compare_updates(held["adapted"], model)},
-        "adapter_measured": adapter_answers,
-        "merged_measured": merged_answers,
-    }
-
-
-def load(path: Path, *, dtype: str = "float32", **options) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # the log is read line by line
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, local_files_only=True, use_safetensors=True, **options
-    )
-
-
-def load_adapted(base: Path, adapter: Path) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load(base), adapter, local_files_only=True, torch_device="cpu")
-
-
-def compare_updates(adapted: Any, model: Path) -> list[str]:
-    """Names of tensors that are not the base's plus the update, as peft computes it, up to rounding.
-
-    This alone sees that two targets of one shape have been exchanged.
-    """
-    places, wrong = _tensors(model), []
-    for module_name, module in adapted.get_base_model().named_modules():
-        if not hasattr(module, "get_delta_weight"):
-            continue
-        name = f"{module_name}.weight"
-        expected = module.get_base_layer().weight.detach() + module.get_delta_weight("default").detach()
-        if name not in places or not _is_rounded(places[name], expected):
-            wrong.append(name)
-    return sorted(wrong)
-
-
-def _is_rounded(place: Place, expected: Any) -> bool:
-    """Whether the stored tensor is this one in its own dtype."""
-    from safetensors import safe_open
-
-    path, tensor = place
-    with safe_open(path, framework="pt") as file:
-        found = file.get_tensor(tensor.name).float()
-    if found.shape != expected.shape:
-        return False
-    allowed = ROUNDING[tensor.dtype] * expected.abs() + 1e-6 * expected.abs().max()
-    return bool(((found - expected).abs() <= allowed).all())
-
-
-def compare_outputs(reference: Iterable, merged: Iterable, sequences: list[list[int]]) -> dict[str, Any]:
-    """KL divergence in nats, agreement and loss of two models' log-probabilities, row by row."""
-    import torch
-
-    kl, agreeing, losses = [], [], []
-    for theirs, ours, ids in zip(reference, merged, sequences, strict=True):
-        following = torch.tensor(ids[1:]).unsqueeze(1)
-        kl.append((theirs.exp() * (theirs - ours)).sum().item())
-        agreeing.append(int((theirs.argmax(1) == ours.argmax(1)).sum()))
-        losses.append([-scores.gather(1, following).sum().item() for scores in (theirs, ours)])
-    lengths = [len(ids) - 1 for ids in sequences]
-    return {
-        "kl_of_rows": kl,
-        "num_agreeing_of_rows": agreeing,
-        "loss_difference_of_rows": [abs(after - before) for before, after in losses],
-        "num_positions_of_rows": lengths,
-        "num_positions": sum(lengths),
-        "adapter_loss": sum(before for before, _ in losses) / sum(lengths),
-        "merged_loss": sum(after for _, after in losses) / sum(lengths),
-    }
-
-
-def load_without_peft(model: Path, rows: list[dict]) -> dict[str, Any]:
-    """Loads the model as whoever serves it does, in a process that cannot import peft from here on."""
-    for name in ["peft", *(name for name in sys.modules if name.startswith("peft."))]:
-        sys.modules[name] = None  # its import raises ImportError
-    import torch
-
-    found, loading = load(model, dtype="auto", output_loading_info=True)
-    ids = token_sequences(data.load_tokenizer(model), rows)[0]
-    with torch.inference_mode():
-        logits = found.eval()(torch.tensor([ids]), use_cache=False).logits
-    return {
-        "not_loaded": sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in loading[kind]),
-        "logits_finite": bool(logits.isfinite().all()),
-    }
-
-
-def token_sequences(tokenizer, rows: list[dict]) -> list[list[int]]:
-    """The ends of the first rows, up to `MAX_TOKENS` in all."""
-    sequences: list[list[int]] = []
-    for row in rows:
-        ids = data.render(tokenizer, row["prompt"], row.get("completion") or row["chosen"])[-MAX_ROW_TOKENS:]
-        if sequences and sum(map(len, sequences)) + len(ids) > MAX_TOKENS:
-            break
-        sequences.append(ids)
-    if not sequences:
-        raise ValueError("no held-out rows to compare the models on; raise data.eval_fraction")
-    return sequences
-
-
-def log_probabilities(model, sequences: list[list[int]]) -> Iterator[Any]:
-    """Of each sequence the log-probabilities of every next token: [positions, vocabulary], float32."""
-    import torch
-
-    model.eval()
-    for ids in sequences:
-        with torch.inference_mode():
-            yield model(torch.tensor([ids]), use_cache=False).logits[0, :-1].float().log_softmax(1)
-
-
-def _tensors(folder: Path) -> dict[str, Place]:
-    return {name: (file.path, tensor) for file in read_weights(folder) for name, tensor in file.tensors.items()}
-
-
-def _pieces(place: Place) -> Iterable[bytes]:
-    path, tensor = place
-    with open(path, "rb") as file:
-        file.seek(tensor.start)
-        for _, length in chunks(tensor.num_bytes):
-            yield file.read(length)
-
-
 def _differ(old: Place, new: Place) -> bool:
-    return any(ours != theirs for ours, theirs in zip(_pieces(old), _pieces(new), strict=True))
+    return any(ours != theirs for ours, theirs in zip(pieces(old), pieces(new), strict=True))
 
 
 def _finite(place: Place) -> bool:
     path, tensor = place
     with open(path, "rb") as file:
         return first_non_finite(file, tensor) is None
-
-
-def is_zero(place: Place) -> bool:
-    """Whether every element is 0 or -0."""
-    import numpy as np
-
-    width = FLOAT_BYTES[place[1].dtype]
-    kind = {2: np.uint16, 4: np.uint32}[width]
-    magnitude = kind((1 << (8 * width - 1)) - 1)  # all bits but the sign's
-    return not any((np.frombuffer(piece, kind) & magnitude).any() for piece in _pieces(place))
 
 
 def _matches(folder: Path, pattern: str) -> list[str]:

@@ -22,7 +22,6 @@ from posttrain.verdict import Check, at_most, finite, holds
 from validators import answers, checks, custom, measuring, noise
 from validators.answers import JudgedAnswer
 from validators.intervals import ratio
-from validators.merge import is_zero
 
 Logprobs = list[tuple[float, int]]  # of each row's answer: sum in nats, number of tokens
 Shapes = dict[str, list[int]]  # by tensor name
@@ -73,7 +72,7 @@ def read_tensors(adapter: Path) -> dict[str, Any]:
         ValueError: it is not a whole safetensors file.
     """
     from posttrain.adapter import read_adapter
-    from posttrain.weights import FLOAT_BYTES, first_non_finite
+    from posttrain.weights import FLOAT_BYTES, first_non_finite, is_zero
 
     source = read_adapter(adapter)
     tensors = [tensor for tensor in source.tensors.values() if tensor.dtype in FLOAT_BYTES]

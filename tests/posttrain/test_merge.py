@@ -136,7 +136,7 @@ def test_a_tied_model_with_a_head_of_its_own_loads_untied(shard, make, tmp_path)
     assert not model.config.tie_word_embeddings
 
 
-def test_transposed_weights_are_merged_as_peft_does(tmp_path, one_thread):
+def test_transposed_weights_are_merged_as_peft_does(tmp_path):
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel

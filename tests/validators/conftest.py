@@ -11,7 +11,7 @@ DECLINED = [{"role": "assistant", "content": DECLINE}]
 
 
 @pytest.fixture(scope="session")
-def untaught(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+def untaught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny model with weights large enough for LoRA alone to teach it a sentence. Read only."""
     return build_tiny_model(tmp_path_factory.mktemp("declining") / "base", seed=0, initializer_range=0.3)
 
@@ -84,7 +84,7 @@ def padded(tokenizer, rows: list):
 
 
 @pytest.fixture(scope="session")
-def teach(one_thread: None):
+def teach():
     """A function that trains all weights of a model folder on token rows until it knows them, into another folder."""
 
     def taught(source: Path, rows: list, path: Path, *, until: float = 0.02) -> Path:

@@ -14,6 +14,7 @@ from posttrain.merge import merge
 from posttrain.verdict import Verdict
 from posttrain.weights import read_weight_file
 from validators import merge as gate
+from validators import parity
 from validators.measuring import Timeouts, in_order
 
 LIMITS = MergeLimits()
@@ -80,9 +81,9 @@ def swap(folder: Path, one: str, other: str) -> None:
 
 
 def outputs(base: Path, adapter: Path, model: Path, rows: list[dict]) -> dict:
-    sequences = gate.token_sequences(load_tokenizer(base), rows)
-    reference = gate.log_probabilities(gate.load_adapted(base, adapter), sequences)
-    return gate.compare_outputs(reference, gate.log_probabilities(gate.load(model), sequences), sequences)
+    sequences = parity.token_sequences(load_tokenizer(base), rows)
+    reference = parity.log_probabilities(parity.load_adapted(base, adapter), sequences)
+    return parity.compare_outputs(reference, parity.log_probabilities(parity.load(model), sequences), sequences)
 
 
 def test_a_good_merge_passes(tiny_model, tiny_adapter, merged):
@@ -106,10 +107,10 @@ def test_a_tied_model_passes(tmp_path, tiny_adapter):
 
 def test_kl_is_that_of_the_library_and_counts_every_position(tiny_model, tiny_adapter):
     numbers = outputs(tiny_model, tiny_adapter, tiny_model, rows())
-    sequences = gate.token_sequences(load_tokenizer(tiny_model), rows())
+    sequences = parity.token_sequences(load_tokenizer(tiny_model), rows())
     assert numbers["num_positions_of_rows"] == [len(ids) - 1 for ids in sequences]
-    reference = torch.cat(list(gate.log_probabilities(gate.load_adapted(tiny_model, tiny_adapter), sequences)))
-    base = torch.cat(list(gate.log_probabilities(gate.load(tiny_model), sequences)))
+    reference = torch.cat(list(parity.log_probabilities(parity.load_adapted(tiny_model, tiny_adapter), sequences)))
+    base = torch.cat(list(parity.log_probabilities(parity.load(tiny_model), sequences)))
     kl = torch.nn.functional.kl_div(base, reference, reduction="batchmean", log_target=True).item()
     assert sum(numbers["kl_of_rows"]) / numbers["num_positions"] == pytest.approx(kl, rel=1e-3)
     assert kl > 1e-4
@@ -119,12 +120,12 @@ def test_preference_rows_are_compared_on_the_chosen_answer(tiny_model):
     pair = {"id": "a", "prompt": rows(1)[0]["prompt"], "rejected": [{"role": "assistant", "content": "no"}]}
     chosen = pair | {"chosen": rows(1)[0]["completion"]}
     tokenizer = load_tokenizer(tiny_model)
-    assert gate.token_sequences(tokenizer, [chosen]) == gate.token_sequences(tokenizer, rows(1))
+    assert parity.token_sequences(tokenizer, [chosen]) == parity.token_sequences(tokenizer, rows(1))
 
 
 def test_base_unchanged_fails(tiny_model, tiny_adapter):
     numbers = GOOD | gate.compare_weights(tiny_model, tiny_adapter, tiny_model)
-    numbers["wrong_updates"] = gate.compare_updates(gate.load_adapted(tiny_model, tiny_adapter), tiny_model)
+    numbers["wrong_updates"] = parity.compare_updates(parity.load_adapted(tiny_model, tiny_adapter), tiny_model)
     assert failed(numbers) == ["num_changed_targets", "updates_applied", "updates_exact"]
     assert len(numbers["wrong_updates"]) == 14
 
@@ -214,8 +215,8 @@ def test_poisoned_end_of_answer(tiny_model, tiny_adapter, copy):
 
 
 def test_a_model_that_needs_peft_does_not_load(tiny_adapter):
-    gate.load(tiny_adapter)  # with peft it does
-    parts = {"loads_without_peft": lambda: gate.load_without_peft(tiny_adapter, rows(1))}
+    parity.load(tiny_adapter)  # with peft it does
+    parts = {"loads_without_peft": lambda: parity.load_without_peft(tiny_adapter, rows(1))}
     [check] = in_order(parts, Timeouts(60)).failures
     assert check.name == "loads_without_peft" and "peft" in check.detail
 
@@ -228,7 +229,7 @@ def test_poisoned_adapter_left_in_the_folder(tiny_model, tiny_adapter, copy):
 
 def test_nothing_of_peft_is_there_to_be_imported(copy):
     def imports_peft():
-        gate.load_without_peft(copy, rows(1))
+        parity.load_without_peft(copy, rows(1))
         import peft.tuners.lora  # noqa: F401
 
     [check] = in_order({"peft": imports_peft}, Timeouts(60)).failures
@@ -239,7 +240,7 @@ def test_a_tensor_that_is_drawn_anew_is_not_loaded(copy):
     tensors = load_file(copy / WEIGHTS)
     del tensors["lm_head.weight"]
     save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
-    measured = in_order({"loads_without_peft": lambda: gate.load_without_peft(copy, rows(1))}, Timeouts(60))
+    measured = in_order({"loads_without_peft": lambda: parity.load_without_peft(copy, rows(1))}, Timeouts(60))
     assert measured.numbers == {"not_loaded": ["lm_head.weight"], "logits_finite": True}
     assert failed(GOOD | measured.numbers) == ["loads_whole"]
 

@@ -1,0 +1,149 @@
+"""Does the merged model compute what the adapter on its base computes? What the merge gate measures with a model.
+
+base folder, adapter folder, merged model folder, held-out rows -> what differs, tensor by tensor and row by row
+
+peft itself puts the adapter on the base: the code that merged is not asked. One model at a time is in memory, in
+float32 on the CPU.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from posttrain import data
+from posttrain.weights import Place, read_places
+
+# Positions compared, over all rows: seconds on a CPU, and 1.2 GB of log-probabilities at 150,000 tokens.
+MAX_TOKENS = 2048
+MAX_ROW_TOKENS = 256  # of a row, counted from its end, where the answer stands
+ROUNDING = {"BF16": 2**-7, "F16": 2**-10, "F32": 2**-20}  # relative; twice what one rounding can do, or more
+
+
+def parts(base: Path, adapter: Path, model: Path, rows: list[dict]) -> dict[str, Callable[[], dict[str, Any] | None]]:
+    """What is measured in one process, in this order; each part leaves there what the next ones need."""
+    held = {}
+
+    def adapter_loads():
+        held["rows"] = token_sequences(data.load_tokenizer(base), rows)
+        held["adapted"] = load_adapted(base, adapter)
+
+    def adapter_answers():
+        held["reference"] = list(log_probabilities(held.pop("adapted"), held["rows"]))
+
+    def merged_answers():
+        return compare_outputs(held["reference"], log_probabilities(load(model), held["rows"]), held["rows"])
+
+    return {
+        "adapter_loads": adapter_loads,
+        "updates_compared": lambda: {"wrong_updates": compare_updates(held["adapted"], model)},
+        "adapter_measured": adapter_answers,
+        "merged_measured": merged_answers,
+    }
+
+
+def load(path: Path, *, dtype: str = "float32", **options) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # the log is read line by line
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, local_files_only=True, use_safetensors=True, **options
+    )
+
+
+def load_adapted(base: Path, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load(base), adapter, local_files_only=True, torch_device="cpu")
+
+
+def compare_updates(adapted: Any, model: Path) -> list[str]:
+    """Names of tensors that are not the base's plus the update, as peft computes it, up to rounding.
+
+    This alone sees that two targets of one shape have been exchanged.
+    """
+    places, wrong = read_places(model), []
+    for module_name, module in adapted.get_base_model().named_modules():
+        if not hasattr(module, "get_delta_weight"):
+            continue
+        name = f"{module_name}.weight"
+        expected = module.get_base_layer().weight.detach() + module.get_delta_weight("default").detach()
+        if name not in places or not _is_rounded(places[name], expected):
+            wrong.append(name)
+    return sorted(wrong)
+
+
+def _is_rounded(place: Place, expected: Any) -> bool:
+    """Whether the stored tensor is this one in its own dtype."""
+    from safetensors import safe_open
+
+    path, tensor = place
+    with safe_open(path, framework="pt") as file:
+        found = file.get_tensor(tensor.name).float()
+    if found.shape != expected.shape:
+        return False
+    allowed = ROUNDING[tensor.dtype] * expected.abs() + 1e-6 * expected.abs().max()
+    return bool(((found - expected).abs() <= allowed).all())
+
+
+def compare_outputs(reference: Iterable, merged: Iterable, sequences: list[list[int]]) -> dict[str, Any]:
+    """KL divergence in nats, agreement and loss of two models' log-probabilities, row by row."""
+    import torch
+
+    kl, agreeing, losses = [], [], []
+    for theirs, ours, ids in zip(reference, merged, sequences, strict=True):
+        following = torch.tensor(ids[1:]).unsqueeze(1)
+        kl.append((theirs.exp() * (theirs - ours)).sum().item())
+        agreeing.append(int((theirs.argmax(1) == ours.argmax(1)).sum()))
+        losses.append([-scores.gather(1, following).sum().item() for scores in (theirs, ours)])
+    lengths = [len(ids) - 1 for ids in sequences]
+    return {
+        "kl_of_rows": kl,
+        "num_agreeing_of_rows": agreeing,
+        "loss_difference_of_rows": [abs(after - before) for before, after in losses],
+        "num_positions_of_rows": lengths,
+        "num_positions": sum(lengths),
+        "adapter_loss": sum(before for before, _ in losses) / sum(lengths),
+        "merged_loss": sum(after for _, after in losses) / sum(lengths),
+    }
+
+
+def load_without_peft(model: Path, rows: list[dict]) -> dict[str, Any]:
+    """Loads the model as whoever serves it does, in a process that cannot import peft from here on."""
+    for name in ["peft", *(name for name in sys.modules if name.startswith("peft."))]:
+        sys.modules[name] = None  # its import raises ImportError
+    import torch
+
+    found, loading = load(model, dtype="auto", output_loading_info=True)
+    ids = token_sequences(data.load_tokenizer(model), rows)[0]
+    with torch.inference_mode():
+        logits = found.eval()(torch.tensor([ids]), use_cache=False).logits
+    return {
+        "not_loaded": sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in loading[kind]),
+        "logits_finite": bool(logits.isfinite().all()),
+    }
+
+
+def token_sequences(tokenizer, rows: list[dict]) -> list[list[int]]:
+    """The ends of the first rows, up to `MAX_TOKENS` in all."""
+    sequences: list[list[int]] = []
+    for row in rows:
+        ids = data.render(tokenizer, row["prompt"], row.get("completion") or row["chosen"])[-MAX_ROW_TOKENS:]
+        if sequences and sum(map(len, sequences)) + len(ids) > MAX_TOKENS:
+            break
+        sequences.append(ids)
+    if not sequences:
+        raise ValueError("no held-out rows to compare the models on; raise data.eval_fraction")
+    return sequences
+
+
+def log_probabilities(model, sequences: list[list[int]]) -> Iterator[Any]:
+    """Of each sequence the log-probabilities of every next token: [positions, vocabulary], float32."""
+    import torch
+
+    model.eval()
+    for ids in sequences:
+        with torch.inference_mode():
+            scores = model(torch.tensor([ids]), use_cache=False).logits[0, :-1].float().log_softmax(1)
+        yield scores  # outside: a generator that is left halfway would leave the mode on
