@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: a tiny model, an adapter on it, and the Task API rows both are trained on."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,16 @@ import pytest
 from examples.task_api.generate import generate, write
 from examples.task_api.tiny import build_tiny_model
 
-
 # Before torch is imported, and not `torch.set_num_threads`: a process forked after that cannot load a model.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A step's `main`, called in this process, turns logging on: not for the tests that follow."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
