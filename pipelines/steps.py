@@ -92,6 +92,7 @@ class Steps:
     def _training(self, stage: str) -> c.Training:
         return c.Training(
             checkpoint_every_n_steps=self.config.checkpoint_every_n_steps,
+            checkpoint_every_n_minutes=self.config.checkpoint_every_n_minutes,
             gpu_memory_fraction=self.config.gpu_memory_fraction,
             timeout_minutes=getattr(self.config.stages, stage).timeout_minutes,
         )

@@ -31,6 +31,7 @@ class Backend:
 def prepare(gpu_memory_fraction: float = 1.0) -> Backend:
     """Readies this process for training. Call it before anything imports trl, transformers or peft."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the log is read line by line
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     backend = current()
     if backend.library == "unsloth":
@@ -42,7 +43,7 @@ def prepare(gpu_memory_fraction: float = 1.0) -> Backend:
     import datasets
     import transformers
 
-    datasets.disable_progress_bars()  # the log is read line by line
+    datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     for noisy in ("accelerate", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -107,6 +108,24 @@ def load_model(path: str | Path, adapter: str | Path | None = None) -> Any:
 def load_tokenizer(path: str | Path) -> Any:
     """The model's own tokenizer. Its padding side is the caller's matter: left to generate, right to train."""
     return data.load_tokenizer(path)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the GPU's memory or the machine's."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def free_memory() -> None:
+    """Gives back what dead models and optimizers held."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if current().device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _library(device: str) -> Literal["peft", "unsloth"]:

@@ -1,13 +1,11 @@
-"""What happens beside the optimizer steps: one log line each, the end at the first NaN, checkpoints to storage.
+"""What happens beside the optimizer steps: one log line each, the end at the first NaN or with a wrong reference.
 
 a trainer, handlers of its events -> the trainer calls them
 """
 
 import logging
 import math
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from posttrain.checkpoints import Checkpoints, Diverged
@@ -19,8 +17,12 @@ MAX_REWARD_AT_START = 0.02  # nats; the loss of the first step is then within 0.
 logger = logging.getLogger(__name__)
 
 
-def attach(trainer: Any, *, on_log: Sequence[Callable], on_save: Sequence[Callable]) -> None:
-    """Has the trainer call `on_log` (args, state, logs, dataloader) and, where it saves, `on_save` (args, state)."""
+def attach(
+    trainer: Any, *, on_log: Sequence[Callable], on_save: Sequence[Callable], on_step_end: Sequence[Callable]
+) -> None:
+    """Has the trainer call `on_log` (args, state, logs, dataloader), `on_save` (args, state) where it saves, and
+    `on_step_end` (args, state, control), which may have it save or stop.
+    """
     from transformers import TrainerCallback
 
     class Events(TrainerCallback):
@@ -31,6 +33,10 @@ def attach(trainer: Any, *, on_log: Sequence[Callable], on_save: Sequence[Callab
         def on_save(self, args, state, control, **kwargs):
             for handle in on_save:
                 handle(args, state)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            for handle in on_step_end:
+                handle(args, state, control)
 
     trainer.add_callback(Events())
 
@@ -44,9 +50,9 @@ def log_step(args, state, logs, dataloader) -> None:
 class StopOnDivergence:
     """Raises Diverged at the first loss or gradient norm that is not finite, before anything of that step is saved."""
 
-    def __init__(self, checkpoints: Checkpoints, *, row_ids: list[str]):
+    def __init__(self, checkpoints: Checkpoints, rows: list[dict]):
         self.checkpoints = checkpoints
-        self.row_ids = row_ids  # of the training rows, in their order
+        self.row_ids = [row["id"] for row in rows]
 
     def on_log(self, args, state, logs, dataloader) -> None:
         # The scaler of float16 skips a step whose gradient overflows, and lowers its scale: that is no divergence.
@@ -70,18 +76,6 @@ class StopOnDivergence:
         dataloader.set_epoch(epoch)
         batches = list(dataloader.batch_sampler)[step * num_batches : (step + 1) * num_batches]
         return [self.row_ids[index] for batch in batches for index in batch]
-
-
-class PublishCheckpoints:
-    """Moves each checkpoint of the trainer to storage."""
-
-    def __init__(self, checkpoints: Checkpoints):
-        self.checkpoints = checkpoints
-
-    def on_save(self, args, state) -> None:
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        self.checkpoints.publish(folder, step=state.global_step)
-        shutil.rmtree(folder)
 
 
 class CheckReference:

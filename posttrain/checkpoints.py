@@ -2,6 +2,7 @@
 
     step-00000100/<writer>/    the trainer's files, then COMPLETE.json with the size and SHA-256 of each
     <run id>/DIVERGED.json     the run's loss or gradient was not finite: a retry of it ends the same way at once
+    reference-train.json, reference-eval.json    DPO: the reference model's log-probabilities of the rows
 
 local checkpoint folder -> storage, and the newest whole one back
 
@@ -18,7 +19,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from posttrain import record, storage
 
@@ -29,6 +30,7 @@ FILES = (
     "trainer_state.json",
 )  # fmt: skip
 FOLDER = re.compile(r"(step-(\d{8})/[^/]+)/")
+LOGPROBS = TypeAdapter(list[tuple[float, float]])
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,10 @@ class Checkpoints:
             return found
         return None
 
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint that looks complete; nothing of it is read."""
+        return max((step_of(folder) for folder, names in self._folders().items() if COMPLETE in names), default=None)
+
     def refuse_if_diverged(self) -> None:
         """Raises Diverged, with the same words, if this run has diverged before."""
         if storage.exists(self._diverged):
@@ -107,6 +113,31 @@ class Checkpoints:
         """Leaves DIVERGED.json for a retry of this run."""
         body = {"message": message, **numbers}
         storage.write_bytes(self._diverged, json.dumps(body, indent=2).encode())
+
+    def keep_reference(self, name: str, logprobs: list[tuple[float, float]]) -> None:
+        """Keeps DPO's reference log-probabilities of the rows of `name`, (chosen, rejected) in nats, for a resume."""
+        try:
+            storage.write_bytes(self._reference(name), json.dumps(logprobs).encode())
+        except OSError as error:
+            logger.warning("reference log-probabilities could not be stored, a resume computes them again: %s", error)
+
+    def read_reference(self, name: str, *, num_rows: int) -> list[tuple[float, float]] | None:
+        """What `keep_reference` has kept; None, with a warning if it is damaged, where there is none for all rows."""
+        uri = self._reference(name)
+        if not storage.exists(uri):
+            return None
+        try:
+            found = LOGPROBS.validate_json(storage.read_bytes(uri))
+        except ValueError as error:
+            logger.warning("%s skipped: damaged: %s", uri, " ".join(str(error).split()))
+            return None
+        if len(found) != num_rows:
+            logger.warning("%s skipped: it has %d rows, not %d", uri, len(found), num_rows)
+            return None
+        return found
+
+    def _reference(self, name: str) -> str:
+        return storage.join(self.root, f"reference-{name}.json")
 
     @property
     def _diverged(self) -> str:
@@ -158,6 +189,11 @@ def remove_run(storage_root: str, run_id: str) -> None:
     for folder in sorted(folders):
         storage.remove(storage.join(root, folder, COMPLETE))
         storage.remove(storage.join(root, folder))
+
+
+def step_of(folder: str | Path) -> int:
+    """The optimizer step of a checkpoint's folder, `.../step-00000100/<writer>`."""
+    return int(FOLDER.search(f"{folder}/")[2])
 
 
 def _files(path: str | Path) -> list[Path]:

@@ -335,6 +335,7 @@ class PipelineConfig(Section):
     placement: Placements = Placements()
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the GPU's memory, for one process
     checkpoint_every_n_steps: Count = 100  # upper bound for every stage's save_steps
+    checkpoint_every_n_minutes: Positive = 15  # minutes; a checkpoint is also made where steps are slow
     save_intermediate: bool = True  # keep the run's checkpoints after promotion
     upload_to_hub: bool = False  # also to a Hub repository, private unless it exists and is public
     hub_repo_id: str | None = None  # org/name
@@ -365,8 +366,9 @@ class Training(Section):
     """What a training stage needs beside its own settings."""
 
     checkpoint_every_n_steps: Count = 100
+    checkpoint_every_n_minutes: Positive = 15
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
-    timeout_minutes: Count = 180
+    timeout_minutes: Count = 180  # the stage saves and leaves before that; its pod is given longer
 
 
 class FetchStep(Section):

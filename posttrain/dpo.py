@@ -37,6 +37,7 @@ def train(
     Raises:
         ValueError: no row fits max_seq_length, or the reference is not the start model.
         Diverged: a loss or gradient norm was not finite; nothing is written.
+        Unfinished: it left before its deadline or on SIGTERM; a checkpoint is stored.
     """
     backend.prepare(step.training.gpu_memory_fraction)
     from transformers import set_seed
@@ -46,41 +47,64 @@ def train(
     config, kind = step.dpo, "preference"
     tokenizer = backend.load_tokenizer(base)
     rows, num_left_out = training.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
-    set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
-    model, peft_config = backend.load_for_training(base, config)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = DPOTrainer(
-            model=model,
-            ref_model=None,  # the model with its adapter off
-            args=DPOConfig(
-                beta=config.beta,
-                loss_type=config.loss_type,
-                loss_weights=config.loss_weights,
-                disable_dropout=False,  # lora_dropout says how much there is
-                **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=folder),
-            ),
-            train_dataset=training.dataset(rows["train"], kind=kind),
-            eval_dataset=training.dataset(rows["eval"], kind=kind),
-            processing_class=tokenizer,
-            peft_config=peft_config,
-        )
-        evaluation = training.run(
-            trainer, checkpoints=checkpoints, row_ids=[row["id"] for row in rows["train"]],
-            checks=[CheckReference(config).on_log],
-        )  # fmt: skip
-    metrics = {
-        **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),
-        "start_loss": start_loss(trainer.state.log_history, config),
-        "eval_loss": evaluation["eval_loss"],
-        "eval_reward_accuracy": evaluation["eval_rewards/accuracies"],
-        "eval_reward_margin": evaluation["eval_rewards/margins"],
-        "eval_reward_chosen": evaluation["eval_rewards/chosen"],
-        "eval_reward_rejected": evaluation["eval_rewards/rejected"],
-        "beta_used": config.beta,
-        "learning_rate": config.learning_rate,
-    }
-    training.write_results(trainer, outputs, metrics=metrics, title="Direct preference optimization")
-    return metrics
+
+    def fit(config: DpoConfig) -> dict:
+        set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
+        model, peft_config = backend.load_for_training(base, config)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = keeping_reference(DPOTrainer, checkpoints)(
+                model=model,
+                ref_model=None,  # the model with its adapter off
+                args=DPOConfig(
+                    beta=config.beta,
+                    loss_type=config.loss_type,
+                    loss_weights=config.loss_weights,
+                    disable_dropout=False,  # lora_dropout says how much there is
+                    precompute_ref_log_probs=True,
+                    **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=folder),
+                ),
+                train_dataset=training.dataset(rows["train"], kind=kind),
+                eval_dataset=training.dataset(rows["eval"], kind=kind),
+                processing_class=tokenizer,
+                peft_config=peft_config,
+            )
+            evaluation = training.run(
+                trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"],
+                checks=[CheckReference(config).on_log],
+            )  # fmt: skip
+        metrics = {
+            **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),
+            "start_loss": start_loss(trainer.state.log_history, config),
+            "eval_loss": evaluation["eval_loss"],
+            "eval_reward_accuracy": evaluation["eval_rewards/accuracies"],
+            "eval_reward_margin": evaluation["eval_rewards/margins"],
+            "eval_reward_chosen": evaluation["eval_rewards/chosen"],
+            "eval_reward_rejected": evaluation["eval_rewards/rejected"],
+            "beta_used": config.beta,
+            "learning_rate": config.learning_rate,
+        }
+        training.write_results(trainer, outputs, metrics=metrics, title="Direct preference optimization")
+        return metrics
+
+    return training.halving_batches(fit, config)
+
+
+def keeping_reference(trainer_class: type, checkpoints: Checkpoints) -> type:
+    """A `DPOTrainer` that takes the reference's log-probabilities from the checkpoints, if they have been computed."""
+
+    class KeepsReference(trainer_class):
+        def _precompute_ref_logps(self, dataset, name: str, batch_size: int):
+            columns = ("ref_chosen_logps", "ref_rejected_logps")
+            kept = checkpoints.read_reference(name, num_rows=len(dataset))
+            if kept is None:
+                dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+                checkpoints.keep_reference(name, list(zip(*(dataset[column] for column in columns), strict=True)))
+                return dataset
+            for column, logprobs in zip(columns, zip(*kept, strict=True), strict=True):
+                dataset = dataset.add_column(column, list(logprobs))
+            return dataset
+
+    return KeepsReference
 
 
 def start_loss(log_history: list[dict[str, float]], config: DpoConfig) -> float:

@@ -8,7 +8,7 @@ import tempfile
 
 from posttrain import backend, kfp_io, record, training
 from posttrain.checkpoints import Checkpoints
-from posttrain.config import SftStep, parse_step
+from posttrain.config import SftConfig, SftStep, parse_step
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,6 +32,7 @@ def train(
     Raises:
         ValueError: no row fits max_seq_length.
         Diverged: a loss or gradient norm was not finite; nothing is written.
+        Unfinished: it left before its deadline or on SIGTERM; a checkpoint is stored.
     """
     backend.prepare(step.training.gpu_memory_fraction)
     from transformers import set_seed
@@ -41,29 +42,33 @@ def train(
     config, kind = step.sft, "sft"
     tokenizer = backend.load_tokenizer(base)
     rows, num_left_out = training.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
-    set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
-    model, peft_config = backend.load_for_training(base, config)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = SFTTrainer(
-            model=model,
-            args=SFTConfig(
-                completion_only_loss=True,
-                **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=folder),
-            ),
-            train_dataset=training.dataset(rows["train"], kind=kind),
-            eval_dataset=training.dataset(rows["eval"], kind=kind),
-            processing_class=tokenizer,
-            peft_config=peft_config,
-        )
-        evaluation = training.run(trainer, checkpoints=checkpoints, row_ids=[row["id"] for row in rows["train"]])
-    metrics = {
-        **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),
-        "eval_loss": evaluation["eval_loss"],
-        "eval_token_accuracy": evaluation["eval_mean_token_accuracy"],
-        "learning_rate": config.learning_rate,
-    }
-    training.write_results(trainer, outputs, metrics=metrics, title="Supervised fine-tuning")
-    return metrics
+
+    def fit(config: SftConfig) -> dict:
+        set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
+        model, peft_config = backend.load_for_training(base, config)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = SFTTrainer(
+                model=model,
+                args=SFTConfig(
+                    completion_only_loss=True,
+                    **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=folder),
+                ),
+                train_dataset=training.dataset(rows["train"], kind=kind),
+                eval_dataset=training.dataset(rows["eval"], kind=kind),
+                processing_class=tokenizer,
+                peft_config=peft_config,
+            )
+            evaluation = training.run(trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"])
+        metrics = {
+            **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),
+            "eval_loss": evaluation["eval_loss"],
+            "eval_token_accuracy": evaluation["eval_mean_token_accuracy"],
+            "learning_rate": config.learning_rate,
+        }
+        training.write_results(trainer, outputs, metrics=metrics, title="Supervised fine-tuning")
+        return metrics
+
+    return training.halving_batches(fit, config)
 
 
 def main(argv: list[str] | None = None) -> None:

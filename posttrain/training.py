@@ -9,15 +9,18 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain import backend, callbacks, curve
-from posttrain.checkpoints import Checkpoints
+from posttrain.checkpoints import Checkpoints, step_of
 from posttrain.config import LoraTraining, Training
 from posttrain.data import render
+from posttrain.ends import LeaveInTime
 from posttrain.rows import ANSWER_KEYS, check_row, read_jsonl
+from posttrain.uploads import Uploads
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+T = TypeVar("T", bound=LoraTraining)
 
 logger = logging.getLogger(__name__)
 
@@ -93,22 +96,60 @@ def arguments(config: LoraTraining, training: Training, *, num_train_rows: int, 
 
 
 def run(
-    trainer: Any, *, checkpoints: Checkpoints, row_ids: list[str], checks: Sequence[Callable] = ()
+    trainer: Any, *, training: Training, checkpoints: Checkpoints, rows: list[dict], checks: Sequence[Callable] = ()
 ) -> dict[str, float]:
-    """Trains from the newest whole checkpoint or from the start, and gives the numbers of the evaluation that follows.
+    """Trains on `rows`, from the newest whole checkpoint or from the start, evaluates and gives the numbers of that.
 
     Raises:
         Diverged: a loss or gradient norm was not finite.
+        Unfinished: the deadline is near or SIGTERM has come; a checkpoint is stored.
         whatever one of `checks` raises, which see each step's log.
     """
+    from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    stop, publish = callbacks.StopOnDivergence(checkpoints, row_ids=row_ids), callbacks.PublishCheckpoints(checkpoints)
-    trainer.remove_callback(PrinterCallback)
-    callbacks.attach(trainer, on_log=[stop.on_log, *checks, callbacks.log_step], on_save=[publish.on_save])
-    newest = checkpoints.newest_whole(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    stop, leave = callbacks.StopOnDivergence(checkpoints, rows), LeaveInTime(training)
+    with Uploads(checkpoints) as uploads, leave.on_sigterm():
+        trainer.remove_callback(PrinterCallback)
+        callbacks.attach(
+            trainer, on_log=[stop.on_log, *checks, callbacks.log_step], on_save=[uploads.on_save, leave.on_save],
+            on_step_end=[leave.on_step_end],
+        )  # fmt: skip
+        newest = checkpoints.newest_whole(trainer.args.output_dir)
+        uploads.kept_step = step_of(newest) if newest else None
+        set_seed(trainer.args.seed)  # what came before must not decide which dropout there is
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    leave.leave(trainer.state, kept_step=uploads.kept_step)
     return trainer.evaluate()
+
+
+def halving_batches(fit: Callable[[T], dict], config: T) -> dict:
+    """`fit(config)`; where memory runs out, once more with micro-batches of half the size and twice as many of them.
+
+    An optimizer step takes the same rows as before, so the second goes on from the checkpoint of the first.
+    """
+    try:
+        return fit(config)
+    except (RuntimeError, MemoryError) as error:
+        if not backend.is_out_of_memory(error) or config.batch_size == 1:
+            raise
+    backend.free_memory()  # here: the error held the model
+    smaller = _halved(config)
+    logger.warning(
+        "out of memory with batch_size %d: going on with batch_size %d and gradient_accumulation %d",
+        config.batch_size, smaller.batch_size, smaller.gradient_accumulation,
+    )  # fmt: skip
+    return fit(smaller)
+
+
+def _halved(config: T) -> T:
+    """An odd batch_size becomes 1: the rows of an optimizer step stay as many."""
+    factor = 2 if config.batch_size % 2 == 0 else config.batch_size
+    changes = {
+        "batch_size": config.batch_size // factor,
+        "gradient_accumulation": config.gradient_accumulation * factor,
+    }
+    return config.model_copy(update=changes)
 
 
 def summary(state: Any, *, rows: dict[str, list[dict]], num_left_out: int) -> dict[str, Any]:

@@ -90,6 +90,28 @@ def test_killed_and_resumed_gives_the_same_bytes(whole, tiny_model, rows, tmp_pa
     assert metrics == whole[1] and same_files(tmp_path / "out", whole[0])
 
 
+def test_a_resume_does_not_ask_the_reference_again(whole, tiny_model, rows, tmp_path, monkeypatch):
+    def die(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "log_step", die)
+        with pytest.raises(Killed):
+            train(tiny_model, rows, tmp_path)
+    monkeypatch.setattr("trl.DPOTrainer.compute_ref_log_probs", die)
+    assert train(tiny_model, rows, tmp_path) == whole[1]
+    assert same_files(tmp_path / "out", whole[0])
+
+
+@pytest.mark.parametrize("text", ["[[1.0, 2.0]]", "[[1.0, 2.0], [3.0", '[["a", 1.0]]'])
+def test_a_damaged_reference_is_computed_again(whole, tiny_model, rows, tmp_path, caplog, text):
+    kept = tmp_path / "store" / "checkpoints" / "train_dpo" / ("f" * 64) / "reference-train.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(text)
+    assert train(tiny_model, rows, tmp_path) == whole[1]
+    assert "reference-train.json skipped: " in caplog.text
+
+
 def test_dropout_of_the_adapter_is_on(whole, tiny_model, rows, tmp_path):
     train(tiny_model, rows, tmp_path, config=CONFIG.model_copy(update={"lora_dropout": 0.0}))
     weights = Path("adapter", "adapter_model.safetensors")

@@ -1,7 +1,9 @@
 import json
 import logging
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from posttrain import backend, callbacks, record, sft, storage, training
 from posttrain.checkpoints import Checkpoints, Diverged
 from posttrain.config import SftConfig, SftStep
 from posttrain.data import num_trainable_tokens, read_jsonl, render, write_jsonl
+from posttrain.ends import Unfinished
 
 # 10 rows in batches of 2 are 5 batches, so 3 steps in an epoch, the last of half the size.
 CONFIG = SftConfig(
@@ -135,6 +138,71 @@ def test_killed_after_the_last_step_trains_nothing_again(whole, tiny_model, rows
     with caplog.at_level(logging.INFO):
         train(tiny_model, rows, tmp_path, run_id="another run")
     assert "loss" not in caplog.text and same_files(tmp_path / "out", whole[0])
+
+
+def test_told_to_stop_it_saves_leaves_and_goes_on_to_the_same_bytes(whole, tiny_model, rows, tmp_path, monkeypatch):
+    def tell(args, state, logs, dataloader):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "log_step", tell)
+        with pytest.raises(
+            Unfinished, match=r"left at step 4/6: SIGTERM; the next attempt goes on from step 4"
+        ) as left:
+            train(tiny_model, rows, tmp_path)
+    assert left.value.code == 75
+    assert train(tiny_model, rows, tmp_path) == whole[1]
+    assert same_files(tmp_path / "out", whole[0])
+
+
+def test_out_of_memory_halves_the_batch_once_and_goes_on(whole, tiny_model, rows, tmp_path, monkeypatch, caplog):
+    def run_out(args, state, logs, dataloader):
+        if state.global_step == 3 and args.per_device_train_batch_size == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(callbacks, "log_step", run_out)
+    with caplog.at_level(logging.INFO):
+        metrics = train(tiny_model, rows, tmp_path, config=CONFIG.model_copy(update={"lora_dropout": 0.0}))
+    assert "out of memory with batch_size 2: going on with batch_size 1 and gradient_accumulation 4" in caplog.text
+    assert "resuming from checkpoint" in caplog.text and "step-00000002" in caplog.text
+    undisturbed = train(tiny_model, rows, tmp_path / "other", config=CONFIG.model_copy(update={"lora_dropout": 0.0}))
+    assert metrics["total_steps"] == undisturbed["total_steps"]
+    assert metrics["final_loss"] == pytest.approx(undisturbed["final_loss"], rel=1e-3)
+
+
+def test_out_of_memory_twice_is_an_error(tiny_model, rows, tmp_path, monkeypatch):
+    def run_out(args, state, logs, dataloader):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(callbacks, "log_step", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(tiny_model, rows, tmp_path)
+
+
+@pytest.mark.parametrize(("batch_size", "halved"), [(4, (2, 6)), (3, (1, 9)), (2, (1, 6))])
+def test_an_optimizer_step_keeps_its_rows(batch_size, halved):
+    config = CONFIG.model_copy(update={"batch_size": batch_size, "gradient_accumulation": 3})
+    tried = []
+
+    def fit(config):
+        tried.append((config.batch_size, config.gradient_accumulation))
+        if len(tried) == 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        return {}
+
+    training.halving_batches(fit, config)
+    assert tried == [(batch_size, 3), halved]
+
+
+def test_storage_that_is_down_does_not_stop_the_training(whole, tiny_model, rows, tmp_path, monkeypatch, caplog):
+    def down(path, uri):
+        raise OSError(f"{uri}: ServiceUnavailable")
+
+    monkeypatch.setattr(storage, "upload_file", down)
+    assert train(tiny_model, rows, tmp_path) == whole[1]
+    assert same_files(tmp_path / "out", whole[0])
+    assert "could not be stored, the training goes on" in caplog.text
 
 
 @pytest.fixture
