@@ -22,6 +22,7 @@ Positive = Annotated[float, Field(gt=0)]
 BUILT_IN_CHECKS = ("output_format_valid", "no_harmful_content")
 CUSTOM_CHECK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, locally set by the runner
+FRESH_ENV = "POSTTRAIN_FRESH"  # 1: nothing of earlier runs is taken over
 MAX_RUN_PARAMETERS_BYTES = 8_000  # the backend refuses 10,000 bytes for all run parameters together
 OVERRIDABLE = ("sft", "dpo")  # limits, placement, prefixes and data splits are fixed when the graph is compiled
 
@@ -371,75 +372,83 @@ class Training(Section):
     timeout_minutes: Count = 180  # the stage saves and leaves before that; its pod is given longer
 
 
-class FetchStep(Section):
-    """Configuration that fetch_model is given."""
+class StepSection(Section):
+    """What every step is given."""
 
     allowed_prefixes: list[str] = ["/", "hf://"]
 
+    @property
+    def decisive(self) -> Section:
+        """What of it decides what the step gives: part of the fingerprint."""
+        return self
 
-class PrepareStep(Section):
+
+class FetchStep(StepSection):
+    """Configuration that fetch_model is given."""
+
+
+class PrepareStep(StepSection):
     """Configuration that prepare_data is given."""
 
     data: DataConfig = DataConfig()
-    allowed_prefixes: list[str] = ["/", "hf://"]
 
 
-class SftStep(Section):
+class SftStep(StepSection):
     """Configuration that train_sft is given."""
 
     sft: SftConfig = SftConfig()
     training: Training = Training()
-    allowed_prefixes: list[str] = ["/", "hf://"]
+
+    @property
+    def decisive(self) -> Section:
+        return self.sft
 
 
-class MergeStep(Section):
+class MergeStep(StepSection):
     """Configuration that merge_adapter is given."""
 
-    allowed_prefixes: list[str] = ["/", "hf://"]
 
-
-class DpoStep(Section):
+class DpoStep(StepSection):
     """Configuration that train_dpo is given."""
 
     dpo: DpoConfig = DpoConfig()
     training: Training = Training()
-    allowed_prefixes: list[str] = ["/", "hf://"]
+
+    @property
+    def decisive(self) -> Section:
+        return self.dpo
 
 
-class CheckDataStep(Section):
+class CheckDataStep(StepSection):
     """Configuration that the data gates are given; `sft` and `dpo` say what was asked of the stages."""
 
     validation: DataLimits = DataLimits()
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
-    allowed_prefixes: list[str] = ["/", "hf://"]
 
 
-class CheckSftStep(Section):
+class CheckSftStep(StepSection):
     """Configuration that check_sft is given."""
 
     validation: SftLimits = SftLimits()
     sft: SftConfig = SftConfig()
-    allowed_prefixes: list[str] = ["/", "hf://"]
 
 
-class CheckMergeStep(Section):
+class CheckMergeStep(StepSection):
     """Configuration that the merge gates are given."""
 
     validation: MergeLimits = MergeLimits()
-    allowed_prefixes: list[str] = ["/", "hf://"]
 
 
-class CheckAlignmentStep(Section):
+class CheckAlignmentStep(StepSection):
     """Configuration that check_alignment and check_safety are given."""
 
     validation: AlignmentLimits = AlignmentLimits()
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
-    allowed_prefixes: list[str] = ["/", "hf://"]
 
 
-class PublishStep(Section):
+class PublishStep(StepSection):
     """Configuration that publish_model is given."""
 
     publish_root: str | None = None  # null: <storage_root>/published
@@ -448,24 +457,20 @@ class PublishStep(Section):
     save_intermediate: bool = True
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
-    allowed_prefixes: list[str] = ["/", "hf://"]
 
 
-class RejectStep(Section):
+class RejectStep(StepSection):
     """Configuration that reject is given."""
 
-    allowed_prefixes: list[str] = ["/", "hf://"]
 
-
-class ReportStep(Section):
+class ReportStep(StepSection):
     """Configuration that report_run is given."""
 
     pipeline_id: str = "task-api-v1.0"
     steps: list[str] = []  # in the order of the graph
-    allowed_prefixes: list[str] = ["/", "hf://"]
 
 
-STEP_SECTIONS: dict[str, type[Section]] = {
+STEP_SECTIONS: dict[str, type[StepSection]] = {
     "fetch_model": FetchStep,
     "prepare_data": PrepareStep,
     "check_data": CheckDataStep,

@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         return train(args.model, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
-    record.run_step(args, inputs={"model": args.model, **files}, outputs=outputs, config=step.dpo, work=work)
+    record.run_step(args, inputs={"model": args.model, **files}, outputs=outputs, config=step.decisive, work=work)
 
 
 if __name__ == "__main__":

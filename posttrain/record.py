@@ -10,21 +10,23 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from posttrain import kfp_io, storage
-from posttrain.config import RUN_ID_ENV
+from posttrain.config import FRESH_ENV, RUN_ID_ENV
+from posttrain.ends import Unfinished
 from posttrain.verdict import Verdict
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "unsloth")  # another release may train otherwise
@@ -33,6 +35,8 @@ CHUNK_BYTES = 1 << 20
 logger = logging.getLogger(__name__)
 
 Work = Callable[[], dict[str, Any]]
+# running: of a step that was killed its record says so for ever. unfinished: it left to go on in the next attempt.
+Status = Literal["running", "succeeded", "reused", "failed", "unfinished"]
 
 
 class StepRecord(BaseModel):
@@ -41,7 +45,7 @@ class StepRecord(BaseModel):
     step: str
     attempt: int
     run_id: str
-    status: str  # succeeded, reused, failed
+    status: Status
     started_at: str  # UTC, ISO 8601
     seconds: float
     fingerprint: str
@@ -49,15 +53,17 @@ class StepRecord(BaseModel):
     inputs: dict[str, str]  # name -> SHA-256
     outputs: dict[str, str]  # name -> SHA-256
     measured: dict[str, Any]
+    kept: str = ""  # where the outputs are kept, below the storage root
     verdict: dict[str, Any] | None = None
     error: str | None = None
 
 
 class Result(BaseModel):
-    """A finished step: the digests of what it gave and what it measured."""
+    """A finished step: the digests of what it gave, what it measured, and where that is kept."""
 
     outputs: dict[str, str]
     measured: dict[str, Any]
+    kept: str = ""  # folder below the storage root; each attempt has its own, so two runs never mix files
 
 
 def run_step(
@@ -93,15 +99,16 @@ def run_step(
         attempt.inputs = {name: digest(path) for name, path in inputs.items() if path}
         attempt.fingerprint = fingerprint(args.step, config=config, inputs=attempt.inputs)
         args.fingerprint = attempt.fingerprint  # `work` keeps its checkpoints under it
+        attempt.write()
         for path in outputs.values():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        attempt.result = _reuse(args, attempt.fingerprint, outputs) if reusable else None
+        attempt.result = _reuse(args, attempt.fingerprint, outputs) if reusable and not is_fresh() else None
         attempt.status = "reused" if attempt.result else "succeeded"
         if attempt.result is None:
             measured = work()
             attempt.result = Result(outputs={name: digest(path) for name, path in outputs.items()}, measured=measured)
             if reusable:
-                _keep(args, attempt.fingerprint, outputs, attempt.result)
+                attempt.result = _keep(args, attempt.fingerprint, outputs, attempt.result)
     _emit(args, attempt.result)
     return attempt.result
 
@@ -110,39 +117,56 @@ def run_step(
 class Attempt:
     """One attempt of a step while it runs."""
 
-    status: str = "failed"
+    args: argparse.Namespace
+    config: BaseModel
+    status: Status = "running"
     fingerprint: str = ""
     inputs: dict[str, str] = field(default_factory=dict)
     result: Result | None = None
+    verdict: dict[str, Any] | None = None
     error: str | None = None
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    clock: float = field(default_factory=time.monotonic)
+    number: int | None = None  # in the run record
+
+    def write(self) -> None:
+        """Writes the record of the attempt, or writes it anew."""
+        record = StepRecord(
+            step=self.args.step,
+            attempt=self.number or 1,
+            run_id=run_id(),
+            status=self.status,
+            started_at=self.started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - self.clock, 3),
+            fingerprint=self.fingerprint,
+            config=self.config.model_dump(mode="json"),
+            inputs=self.inputs,
+            outputs=self.result.outputs if self.result else {},
+            measured=self.result.measured if self.result else {},
+            kept=self.result.kept if self.result else "",
+            verdict=self.verdict,
+            error=self.error,
+        )
+        if self.number is None:
+            self.number = write_record(self.args.storage_root, record).attempt
+        else:
+            replace_record(self.args.storage_root, record)
 
 
 @contextmanager
 def _recorded(args: argparse.Namespace, *, outputs: dict[str, str], config: BaseModel) -> Iterator[Attempt]:
-    """Writes the record of what happens inside, however it ends."""
-    started, clock, attempt = datetime.now(UTC), time.monotonic(), Attempt()
+    """Writes the record of what happens inside, however it ends; of a process that is killed the last one stays."""
+    attempt = Attempt(args, config)
     try:
         yield attempt
+        attempt.verdict = _verdict(outputs)
     except BaseException as caught:
-        attempt.status, attempt.error = "failed", f"{type(caught).__name__}: {caught}"
+        attempt.result = None
+        attempt.status = "unfinished" if isinstance(caught, Unfinished) else "failed"
+        attempt.error = str(caught) if isinstance(caught, Unfinished) else f"{type(caught).__name__}: {caught}"
         raise
     finally:
-        record = StepRecord(
-            step=args.step,
-            attempt=1,
-            run_id=run_id(),
-            status=attempt.status,
-            started_at=started.isoformat(timespec="seconds"),
-            seconds=round(time.monotonic() - clock, 3),
-            fingerprint=attempt.fingerprint,
-            config=config.model_dump(mode="json"),
-            inputs=attempt.inputs,
-            outputs=attempt.result.outputs if attempt.result else {},
-            measured=attempt.result.measured if attempt.result else {},
-            verdict=_verdict(outputs) if attempt.result else None,
-            error=attempt.error,
-        )
-        write_record(args.storage_root, record)
+        attempt.write()
 
 
 def configure_logging() -> None:
@@ -155,6 +179,11 @@ def configure_logging() -> None:
 def run_id() -> str:
     """The id of the run that this process belongs to; `manual` when a step is started by hand."""
     return os.environ.get(RUN_ID_ENV) or "manual"
+
+
+def is_fresh() -> bool:
+    """Whether this run is to take nothing over from earlier ones."""
+    return os.environ.get(FRESH_ENV) == "1"
 
 
 def digest(path: str | Path) -> str:
@@ -190,15 +219,23 @@ def code_version() -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def write_record(storage_root: str, record: StepRecord) -> None:
-    """Writes the record under the next free attempt number; an earlier attempt is never overwritten."""
+def write_record(storage_root: str, record: StepRecord) -> StepRecord:
+    """Writes a record under the next free attempt number, and gives it with that; no earlier attempt is overwritten."""
     while True:
-        name = storage.join(storage_root, "runs", record.run_id, f"{record.step}.{record.attempt}.json")
         try:
-            storage.write_bytes(name, record.model_dump_json(indent=2).encode(), if_absent=True)
-            return
+            storage.write_bytes(_name(storage_root, record), record.model_dump_json(indent=2).encode(), if_absent=True)
+            return record
         except FileExistsError:
             record = record.model_copy(update={"attempt": record.attempt + 1})
+
+
+def replace_record(storage_root: str, record: StepRecord) -> None:
+    """Writes the record of an attempt anew."""
+    storage.write_bytes(_name(storage_root, record), record.model_dump_json(indent=2).encode())
+
+
+def _name(storage_root: str, record: StepRecord) -> str:
+    return storage.join(storage_root, "runs", record.run_id, f"{record.step}.{record.attempt}.json")
 
 
 def read_records(storage_root: str, run: str) -> list[StepRecord]:
@@ -215,34 +252,52 @@ def read_verdict(storage_root: str, run: str, step: str) -> Verdict | None:
     return Verdict.read(json.dumps(verdicts[-1])) if verdicts else None
 
 
+def finished(storage_root: str, step: str, fingerprint: str) -> Result | None:
+    """The result that a step has left under this fingerprint, for any run; None where there is none."""
+    receipt = _receipt(storage_root, step, fingerprint)
+    return Result.model_validate_json(storage.read_bytes(receipt)) if storage.exists(receipt) else None
+
+
+def _receipt(storage_root: str, step: str, fingerprint: str) -> str:
+    return storage.join(storage_root, "results", step, fingerprint, "COMPLETE.json")
+
+
 def _reuse(args: argparse.Namespace, print_: str, outputs: dict[str, str]) -> Result | None:
     """Brings a finished result to the output paths; None if there is none or it is not whole."""
-    folder = _results(args, print_)
-    receipt = storage.join(folder, "COMPLETE.json")
-    if not storage.exists(receipt):
+    result = finished(args.storage_root, args.step, print_)
+    if result is None:
         return None
-    result = Result.model_validate_json(storage.read_bytes(receipt))
-    if result.measured.get("passed") is False:
-        return None  # a gate that stopped a run judges again in the next
-    for name, path in outputs.items():
-        _bring(storage.join(folder, name), path)
-        if not Path(path).exists() or digest(path) != result.outputs.get(name):
-            logger.warning("%s: finished result %s is damaged at %r: doing the work again", args.step, folder, name)
-            return None
-    logger.info("%s: reused the finished result %s", args.step, folder)
+    try:
+        for name, path in outputs.items():
+            _bring(storage.join(args.storage_root, result.kept, name), path)
+            if digest(path) != result.outputs.get(name):
+                raise OSError(f"{name!r} is damaged")
+    except OSError as error:
+        logger.warning(
+            "%s: the finished result %s is not whole, doing the work again: %s", args.step, result.kept, error
+        )
+        if finished(args.storage_root, args.step, print_) == result:  # nobody has made it again meanwhile
+            storage.remove(_receipt(args.storage_root, args.step, print_))
+        return None
+    logger.info("%s: reused the finished result %s", args.step, result.kept)
     return result
 
 
-def _keep(args: argparse.Namespace, print_: str, outputs: dict[str, str], result: Result) -> None:
-    """Keeps a finished result for later runs: the files first, then COMPLETE.json."""
-    folder = _results(args, print_)
-    storage.remove(folder)  # of a damaged one nothing may stay
+def _keep(args: argparse.Namespace, print_: str, outputs: dict[str, str], result: Result) -> Result:
+    """Keeps what a step gave: the files, then COMPLETE.json, by which later runs find it.
+
+    Without that stays what a gate gave that stopped the run: it is evidence, and the next run judges again.
+    """
+    kept = f"results/{args.step}/{print_}/{run_id()}-{secrets.token_hex(4)}"
     for name, path in outputs.items():
-        if Path(path).is_dir():
-            storage.upload_folder(path, storage.join(folder, name))
-        else:
-            storage.upload_file(path, storage.join(folder, name))
-    storage.write_bytes(storage.join(folder, "COMPLETE.json"), result.model_dump_json(indent=2).encode())
+        uri = storage.join(args.storage_root, kept, name)
+        storage.upload_folder(path, uri) if Path(path).is_dir() else storage.upload_file(path, uri)
+    result = result.model_copy(update={"kept": kept})
+    if result.measured.get("passed") is not False:
+        receipt = _receipt(args.storage_root, args.step, print_)
+        with suppress(FileExistsError):  # another run was first; its result is as good
+            storage.write_bytes(receipt, result.model_dump_json(indent=2).encode(), if_absent=True)
+    return result
 
 
 def _bring(uri: str, path: str) -> None:
@@ -250,10 +305,6 @@ def _bring(uri: str, path: str) -> None:
         storage.download_file(uri, path)
     else:
         storage.download_folder(uri, path)
-
-
-def _results(args: argparse.Namespace, print_: str) -> str:
-    return storage.join(args.storage_root, "results", args.step, print_)
 
 
 def _verdict(outputs: dict[str, str]) -> dict[str, Any] | None:

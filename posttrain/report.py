@@ -44,17 +44,19 @@ SHOWN = {
 # Status of a step, a check or a run -> its CSS class. What is not here has no colour.
 TONES = {
     "passed": "good", "succeeded": "good", "promoted": "good", "reused": "old", "undecided": "unsure",
+    "unfinished": "unsure",
     "failed": "bad", "timed out": "bad", "stopped": "bad", "lost": "bad", "not run": "none",
 }  # fmt: skip
 
 LOST = "left no record: killed, evicted or timed out; see its log"
+KILLED = "did not come to its end: killed, evicted or timed out; see its log"
 
 
 class StepResult(BaseModel):
     """One step of the graph in this run, by its last attempt."""
 
     name: str
-    status: Literal["succeeded", "reused", "failed", "lost", "not run"]
+    status: Literal["succeeded", "reused", "failed", "unfinished", "lost", "not run"]
     seconds: float = 0.0  # of all attempts
     num_attempts: int = 0
     error: str | None = None
@@ -238,7 +240,7 @@ def headline(result: PipelineResult) -> str:
         return f"Undecided at {result.stopped_by}: {decide}"
     if result.stopped_by:
         return f"Stopped by {result.stopped_by}"
-    broken = next((step.name for step in result.steps if step.status in ("failed", "lost")), None)
+    broken = next((step.name for step in result.steps if step.status in ("failed", "unfinished", "lost")), None)
     return f"Failed at {broken}" if broken else "Not published"
 
 
@@ -254,8 +256,8 @@ def publish_report(storage_root: str, result: PipelineResult) -> None:
         storage.write_bytes(storage.join(folder, gate, "verdict.json"), verdict.model_dump_json(indent=2).encode())
     pages = []
     for found in record.read_records(storage_root, result.run_id):
-        for output in SHOWN.keys() & found.outputs.keys() if found.fingerprint else ():
-            kept = storage.join(storage_root, "results", found.step, found.fingerprint, output)
+        for output in SHOWN.keys() & found.outputs.keys() if found.kept else ():
+            kept = storage.join(storage_root, found.kept, output)
             if storage.exists(kept):
                 pages.append(f"{found.step}/{SHOWN[output]}")
                 storage.write_bytes(storage.join(folder, found.step, SHOWN[output]), storage.read_bytes(kept))
@@ -289,8 +291,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _step_result(name: str, attempts: list[StepRecord]) -> StepResult:
     last = attempts[-1]
+    was_killed = last.status == "running"  # for the run is over
     return StepResult(
-        name=name, status=last.status, num_attempts=len(attempts), error=last.error,
+        name=name, num_attempts=len(attempts),
+        status="lost" if was_killed else last.status, error=KILLED if was_killed else last.error,
         seconds=round(sum(found.seconds for found in attempts), 3),
         inputs=last.inputs, outputs=last.outputs, measured=last.measured,
     )  # fmt: skip

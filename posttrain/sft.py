@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         return train(args.base, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
-    record.run_step(args, inputs={"base": args.base, **files}, outputs=outputs, config=step.sft, work=work)
+    record.run_step(args, inputs={"base": args.base, **files}, outputs=outputs, config=step.decisive, work=work)
 
 
 if __name__ == "__main__":

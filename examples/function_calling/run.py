@@ -37,7 +37,7 @@ def models_of(storage_root: str, run_id: str) -> dict[str, str]:
     merges = {entry.step: entry for entry in record.read_records(storage_root, run_id)}
     folders = {"base": str(DATA / "base")}
     for name, step in (("SFT", "merge_sft"), ("aligned", "merge_dpo")):
-        folders[name] = storage.join(storage_root, "results", step, merges[step].fingerprint, "model")
+        folders[name] = storage.join(storage_root, merges[step].kept, "model")
     return folders
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from posttrain import kfp_io, record
 from posttrain.config import SftConfig
+from posttrain.ends import Unfinished
 
 DEFAULTS = SftConfig()
 
@@ -59,7 +60,75 @@ def test_a_damaged_result_is_made_again(step, tmp_path, args, caplog):
     (kept,) = (tmp_path / "root" / "results" / "train_sft").rglob("weights")
     kept.write_text("other weights")
     assert step()[1] == 1
-    assert "is damaged at 'model'" in caplog.text
+    assert "is not whole, doing the work again: 'model' is damaged" in caplog.text
+    assert step()[1] == 0
+
+
+def test_a_result_without_one_of_its_files_is_made_again(step, tmp_path, caplog):
+    step()
+    (kept,) = (tmp_path / "root" / "results" / "train_sft").rglob("out")
+    kept.unlink()
+    assert step()[1] == 1
+    assert "is not whole" in caplog.text
+
+
+def test_two_runs_that_finish_at_once_never_mix_files(step, tmp_path):
+    def overtaken():
+        step()  # another process is faster
+        (tmp_path / "out.txt").write_text("of the slower")
+        return {"loss": 0.5}
+
+    slow, _ = step(work=overtaken)
+    root = tmp_path / "root"
+    assert (root / slow.kept / "out").read_text() == "of the slower"
+    fast, done = step()
+    assert (done, (root / fast.kept / "out").read_text()) == (0, "output")
+
+
+def test_a_fresh_run_takes_nothing_over(step, monkeypatch):
+    step()
+    monkeypatch.setenv("POSTTRAIN_FRESH", "1")
+    assert step()[1] == 1
+    monkeypatch.delenv("POSTTRAIN_FRESH")
+    assert step()[1] == 0
+
+
+def test_what_a_gate_left_that_stopped_a_run_is_evidence_and_no_result(step, tmp_path):
+    def stop():
+        (tmp_path / "out.txt").write_text("no")
+        return {"passed": False}
+
+    outputs = {"out": str(tmp_path / "out.txt")}
+    stopped, _ = step(outputs=outputs, work=stop)
+    assert (tmp_path / "root" / stopped.kept / "out").read_text() == "no"
+    assert step()[1] == 1
+
+
+def test_a_step_says_that_it_runs_before_it_works(step, args):
+    seen = []
+
+    def look():
+        seen.extend(record.read_records(args.storage_root, "run-1"))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        step(work=look)
+    (running,) = seen
+    assert (running.status, running.attempt, set(running.inputs)) == ("running", 1, {"in"})
+    assert running.fingerprint
+    (after,) = record.read_records(args.storage_root, "run-1")
+    assert (after.status, after.attempt) == ("failed", 1)
+
+
+def test_a_step_that_left_to_go_on_later_is_no_failure(step, args):
+    def leave():
+        raise Unfinished("left at step 3/9: SIGTERM; the next attempt goes on from step 3")
+
+    with pytest.raises(SystemExit) as left:
+        step(work=leave)
+    assert left.value.code == 75
+    (entry,) = record.read_records(args.storage_root, "run-1")
+    assert (entry.status, entry.error) == ("unfinished", str(left.value))
 
 
 def test_a_step_that_raises_is_recorded_and_raises(step, args):

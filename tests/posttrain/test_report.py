@@ -33,14 +33,14 @@ def keep(tmp_path):
         checks=None,
         measured=None,
         error=None,
-        fingerprint="f",
+        kept="",
         outputs=None,
         root=tmp_path,
     ):
         verdict = checks and Verdict(gate=step, subject={"model": "0" * 64}, checks=checks).model_dump(mode="json")
         entry = record.StepRecord(
             step=step, attempt=1, run_id="r1", status=status, started_at=f"2026-01-01T00:00:{next(clock):02d}+00:00",
-            seconds=2.5, fingerprint=fingerprint, config={}, inputs={"base": "a" * 64},
+            seconds=2.5, fingerprint="f", kept=kept, config={}, inputs={"base": "a" * 64},
             outputs={"model": "b" * 64} if outputs is None else outputs,
             measured=measured or {}, verdict=verdict, error=error,
         )  # fmt: skip
@@ -190,13 +190,27 @@ def test_an_empty_record_is_an_answer_too(tmp_path, monkeypatch):
     assert collect(tmp_path).steps[0].status == "lost"  # its own record is no part of the result
 
 
+def test_a_step_that_was_killed_is_lost_and_not_running(tmp_path, keep):
+    keep("fetch_model", status="running", outputs={})
+    step = collect(tmp_path).steps[0]
+    assert (step.status, step.error) == ("lost", report.KILLED)
+
+
+def test_a_step_that_left_for_its_deadline_has_not_succeeded(tmp_path, keep):
+    keep("train_sft", status="unfinished", outputs={}, error="left at step 3/9: SIGTERM")
+    result = collect(tmp_path)
+    assert not result.success and "train_sft: left at step 3/9: SIGTERM" in result.errors
+    assert not result.stage_results["sft"].success
+
+
 def test_verdicts_and_curves_lie_in_the_folder_of_the_run(tmp_path, keep):
-    storage.write_bytes(storage.join(str(tmp_path), "results", "train_sft", "f", "curve"), b"<svg>")
-    storage.write_bytes(storage.join(str(tmp_path), "results", "check_sft", "f", "report"), b"<p>")
-    storage.write_bytes(storage.join(str(tmp_path), "results", "check_sft", "f", "summary"), b"# check_sft")
-    keep("train_sft", outputs={"curve": "1" * 64})
-    keep("check_sft", checks=[BAD], outputs={"report": "2" * 64, "verdict": "3" * 64, "summary": "4" * 64})
-    keep("merge_sft", status="failed", fingerprint="", error="lost", outputs={})
+    storage.write_bytes(storage.join(str(tmp_path), "results/train_sft/f/w", "curve"), b"<svg>")
+    storage.write_bytes(storage.join(str(tmp_path), "results/check_sft/f/w", "report"), b"<p>")
+    storage.write_bytes(storage.join(str(tmp_path), "results/check_sft/f/w", "summary"), b"# check_sft")
+    keep("train_sft", outputs={"curve": "1" * 64}, kept="results/train_sft/f/w")
+    outputs = {"report": "2" * 64, "verdict": "3" * 64, "summary": "4" * 64}
+    keep("check_sft", checks=[BAD], outputs=outputs, kept="results/check_sft/f/w")
+    keep("merge_sft", status="failed", error="lost", outputs={})
     report.publish_report(str(tmp_path), collect(tmp_path))
     folder = tmp_path / "runs" / "r1"
     assert (folder / "train_sft" / "curve.html").read_text() == "<svg>"
