@@ -19,11 +19,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pipelines import running
 from pipelines.compiler import compile_graph
 from pipelines.local import LocalRun, run_graph
 from pipelines.steps import step_names
 from pipelines.view import CheckRow, LiveView, PlainView, print_checks, print_pairs, view_of
-from posttrain import junit, preflight, record, report, sources, storage, wording
+from posttrain import junit, plan, preflight, record, report, sources, storage, wording
 from posttrain.config import PipelineConfig, ReportStep, check_overrides, check_run_parameters, load_config
 from posttrain.verdict import Check, Verdict
 from validators import custom
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
     parser.add_argument("--run-id", metavar="ID", help="default: the time and a random part")
+    parser.add_argument("--fresh", action="store_true", help="take nothing over from earlier runs")
     parser.add_argument(
         "--junit", metavar="FILE", help="also write all gates as JUnit XML, for CI; however the run ends"
     )
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         preflight.check(config, parameters)
         custom.check_importable(config.validation.custom_checks)
         run_id = new_run_id(parameters["storage_root"], args.run_id)
-        return run_here(config, parameters, run_id, args.junit)
+        return run_here(config, parameters, run_id, junit_file=args.junit, is_fresh=args.fresh)
     except (ValueError, OSError) as error:
         cause, code = wording.line(str(error)), ERROR
         print(f"error: {cause}", file=sys.stderr)
@@ -75,24 +77,34 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def run_here(config: PipelineConfig, parameters: dict[str, Any], run_id: str, junit_file: str | None = None) -> int:
+def run_here(
+    config: PipelineConfig, parameters: dict[str, Any], run_id: str, *, junit_file: str | None = None, is_fresh=False
+) -> int:
     """Runs the graph, says what it came to, and gives the exit code."""
     root, steps = parameters["storage_root"], step_names(config)
     folder = Path("runs") if storage.is_remote(root) else storage.local_path(root)
     run_folder, artifacts = folder / "runs" / run_id, folder / "artifacts"
     run_folder.mkdir(parents=True, exist_ok=True)
+    for killed, settings in running.killed_runs(folder / "runs"):
+        report.publish_report(root, report.collect(root, killed, settings))
     compile_graph(config, run_folder / "graph.yaml")
     print_start(config, parameters, run_id, run_folder)
+    if not is_fresh:
+        print_plan(run_folder / "graph.yaml", parameters)
     interrupted = False
-    with view_of(steps) as view:
+    settings = ReportStep(pipeline_id=config.pipeline_id, steps=steps)
+    with running.under_way(run_folder, settings), view_of(steps) as view:
         watch = Watch(root, run_id, view)
-        run = LocalRun(run_id, artifacts=artifacts.absolute(), logs=(run_folder / "logs").absolute(), listener=watch)
+        run = LocalRun(
+            run_id, artifacts=artifacts.absolute(), logs=(run_folder / "logs").absolute(), listener=watch,
+            is_fresh=is_fresh,
+        )  # fmt: skip
         try:
             run_graph(run_folder / "graph.yaml", parameters, run)
         except KeyboardInterrupt:
             interrupted = True
             watch.interrupt()
-    result = settle(config, root, run_id, [*run.errors, *watch.errors])
+    result = settle(settings, root, run_id, [*run.errors, *watch.errors])
     write_junit(junit_file, junit.of_run(result))
     print_result(result, root)
     if result.success and not config.save_intermediate:
@@ -133,8 +145,8 @@ class Watch:
 
     def finished(self, step: str, exit_code: int, seconds: float, cause: str | None) -> None:
         found = [entry for entry in record.read_records(self.storage_root, self.run_id) if entry.step == step]
-        if cause and (len(found) < self.num_attempts[step] or found[-1].status != "failed"):
-            found.append(self._record_for(step, seconds, cause))
+        if cause and (len(found) < self.num_attempts[step] or found[-1].status not in ("failed", "unfinished")):
+            found.append(self._record_for(step, found, seconds, cause))
         if cause and step == "report_run":
             self.errors.append(f"{step}: {cause}")
         self.running = None
@@ -147,21 +159,24 @@ class Watch:
             step, started = self.running
             self.finished(step, -signal.SIGINT, (datetime.now(UTC) - started).total_seconds(), "interrupted")
 
-    def _record_for(self, step: str, seconds: float, cause: str) -> record.StepRecord:
+    def _record_for(self, step: str, found: list[record.StepRecord], seconds: float, cause: str) -> record.StepRecord:
         """The record of a step that was ended, or that failed before or after it kept one itself."""
+        failed = {"status": "failed", "seconds": round(seconds, 3), "error": cause}
+        if found and found[-1].status == "running":
+            entry = found[-1].model_copy(update=failed)
+            record.replace_record(self.storage_root, entry)
+            return entry
         entry = record.StepRecord(
-            step=step, attempt=1, run_id=self.run_id, status="failed", seconds=round(seconds, 3), fingerprint="",
-            started_at=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
-            config={}, inputs={}, outputs={}, measured={}, error=cause,
+            step=step, attempt=1, run_id=self.run_id, fingerprint="", config={}, inputs={}, outputs={}, measured={},
+            started_at=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"), **failed,
         )  # fmt: skip
-        record.write_record(self.storage_root, entry)
-        return entry
+        return record.write_record(self.storage_root, entry)
 
 
 def outcome(entry: record.StepRecord | None, cause: str | None) -> tuple[str, str]:
     """State and note of a step for the view."""
     if cause:
-        return "failed", cause
+        return ("unfinished", entry.error) if entry and entry.status == "unfinished" else ("failed", cause)
     if entry is None:
         return "done", ""
     state = "reused" if entry.status == "reused" else "done"
@@ -177,9 +192,9 @@ def outcome(entry: record.StepRecord | None, cause: str | None) -> tuple[str, st
     return state, ""
 
 
-def settle(config: PipelineConfig, storage_root: str, run_id: str, errors: list[str]) -> report.PipelineResult:
+def settle(settings: ReportStep, storage_root: str, run_id: str, errors: list[str]) -> report.PipelineResult:
     """The result from the run record. The exit task has written it too, unless it could not or did not know all."""
-    result = report.collect(storage_root, run_id, ReportStep(pipeline_id=config.pipeline_id, steps=step_names(config)))
+    result = report.collect(storage_root, run_id, settings)
     told = {step.name for step in result.steps if step.error}
     more = [error for error in dict.fromkeys(errors) if error.partition(":")[0] not in told]
     result = result.model_copy(update={"errors": [*result.errors, *more]})
@@ -259,6 +274,18 @@ def print_start(config: PipelineConfig, parameters: dict[str, Any], run_id: str,
         "Logs": run_folder / "logs",
         "Steps": f"{len(names)}, {sum(name.startswith('check_') for name in names)} of them gates",
     })  # fmt: skip
+    print(flush=True)
+
+
+def print_plan(graph: Path, parameters: dict[str, Any]) -> None:
+    """What each step will do, where an earlier run has left something to go on with."""
+    records = plan.recent_records(parameters["storage_root"])
+    states = plan.plan(graph, parameters, records)
+    if set(states.values()) == {plan.TO_DO}:
+        return
+    if last := plan.broken_off(records):
+        print_pairs({"Earlier run": f"{last.run_id} did not end with a published model; it came to {last.step}"})
+    print_pairs({"Plan": "\n".join(f"{step:<20} {state}" for step, state in states.items())})
     print(flush=True)
 
 

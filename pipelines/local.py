@@ -43,12 +43,11 @@ from kfp.local import (
 from kfp.local.orchestrator import enhanced_dag_orchestrator as orchestrator
 from kfp.local.status import Status
 
-from posttrain.config import RUN_ID_ENV
+from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV
 
 ROOT = Path(__file__).parents[1]
 CONDITION = re.compile(r"inputs\.parameter_values\['(?P<channel>[^']+)'\] == (?P<wanted>true|false)")
 PROGRESS = re.compile(r"step (\d+)/(\d+)(?: (loss \S+))?")
-EXIT_AGAIN = 75  # EX_TEMPFAIL: a stage left before its deadline, the next attempt goes on from its checkpoint
 GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL: a training stage saves a checkpoint
 
 # glibc keeps freed memory instead of handing it back: decoding on a CPU then faults a tenth of the pages in again.
@@ -87,6 +86,7 @@ class LocalRun:
     listener: StepListener
     working_directory: Path = ROOT  # of every step; `python -m` finds modules here first
     environment: dict[str, str] = field(default_factory=dict)  # on top of ours
+    is_fresh: bool = False  # steps take nothing over from earlier runs
     errors: list[str] = field(default_factory=list)  # why the graph did not go on
 
 
@@ -223,7 +223,11 @@ class Launcher:
         """Runs a command with its output in the step's log; gives the exit code and the last line of stderr."""
         if command[0] in ("python", "python3"):
             command = [sys.executable, *command[1:]]
+        if setpriv := shutil.which("setpriv"):  # of Linux: a step does not outlive a runner that is killed
+            command = [setpriv, "--pdeathsig", "KILL", "--", *command]
         own = {RUN_ID_ENV: self.run.run_id, "PYTHONUNBUFFERED": "1"} | self.run.environment
+        if self.run.is_fresh:
+            own[FRESH_ENV] = "1"
         with open(self.run.logs / f"{step}.log", "ab", buffering=0) as log:
             process = subprocess.Popen(
                 command, cwd=self.run.working_directory, env=ALLOCATOR | os.environ | environment | own,

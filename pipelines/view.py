@@ -15,12 +15,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-State = Literal["pending", "running", "done", "reused", "stopped", "undecided", "failed"]
+State = Literal["pending", "running", "done", "reused", "stopped", "undecided", "unfinished", "failed"]
 MARKS = {
-    "pending": "·", "running": "▸", "done": "✓", "reused": "↺", "stopped": "■", "undecided": "■", "failed": "✗",
+    "pending": "·", "running": "▸", "done": "✓", "reused": "↺", "stopped": "■", "undecided": "■", "unfinished": "…",
+    "failed": "✗",
 }  # fmt: skip
 STYLES = {
     "pending": "dim", "running": "bold", "done": "green", "reused": "blue", "stopped": "red", "undecided": "yellow",
+    "unfinished": "yellow",
     "failed": "red", "timed out": "red", "not run": "dim",
 }  # fmt: skip
 REDRAWS_PER_SECOND = 4
@@ -168,7 +170,7 @@ def _checks(rows: list[CheckRow]) -> Table:
 
 def _progress(row: Row) -> Table | Text:
     if row.state != "running" or not row.total:
-        note = row.state if row.state in ("reused", "stopped", "undecided", "failed") else ""
+        note = row.state if row.state in ("reused", "stopped", "undecided", "unfinished", "failed") else ""
         return Text(
             ": ".join(filter(None, [note, row.text])), style=STYLES[row.state] if note else "dim", overflow="fold"
         )

@@ -65,6 +65,7 @@ class Checkpoints:
     fingerprint: str
     run_id: str
     limit: int  # how many are kept
+    is_fresh: bool = False  # takes nothing over from other runs
     suffix: str = field(default_factory=lambda: secrets.token_hex(4))
 
     @property
@@ -86,9 +87,12 @@ class Checkpoints:
     def newest_whole(self, path: str | Path) -> Path | None:
         """Brings the newest whole checkpoint of any writer below the local folder `path`; None if there is none.
 
+        A fresh run looks only at its own, which an earlier attempt has left.
+
         One that is half-written or damaged is skipped with a warning that says why.
         """
-        for folder in sorted(self._folders(), reverse=True):
+        own = rf"/{re.escape(self.run_id)}-[0-9a-f]{{8}}$" if self.is_fresh else ""
+        for folder in sorted((folder for folder in self._folders() if re.search(own, folder)), reverse=True):
             try:
                 found = self._fetch(folder, Path(path))
             except (OSError, ValueError) as error:

@@ -22,6 +22,7 @@ Positive = Annotated[float, Field(gt=0)]
 BUILT_IN_CHECKS = ("output_format_valid", "no_harmful_content")
 CUSTOM_CHECK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, locally set by the runner
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a stage left before its end, and the next attempt goes on from there
 FRESH_ENV = "POSTTRAIN_FRESH"  # 1: nothing of earlier runs is taken over
 MAX_RUN_PARAMETERS_BYTES = 8_000  # the backend refuses 10,000 bytes for all run parameters together
 OVERRIDABLE = ("sft", "dpo")  # limits, placement, prefixes and data splits are fixed when the graph is compiled

@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from posttrain.config import Training
+from posttrain.config import EXIT_AGAIN, Training
 
-EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 STARTED = time.monotonic()  # of this process, nearly: a stage imports this before anything slow
 
 logger = logging.getLogger(__name__)

@@ -79,8 +79,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def work() -> dict:
         checkpoints = Checkpoints(
-            args.storage_root, args.step, args.fingerprint, run_id=record.run_id(), limit=step.sft.save_total_limit
-        )
+            args.storage_root, args.step, args.fingerprint, run_id=record.run_id(), limit=step.sft.save_total_limit,
+            is_fresh=record.is_fresh(),
+        )  # fmt: skip
         return train(args.base, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
     record.run_step(args, inputs={"base": args.base, **files}, outputs=outputs, config=step.decisive, work=work)

@@ -107,6 +107,9 @@ def test_the_published_model_loads_without_peft_and_answers(line, promoted):
 def test_a_second_run_reuses_what_is_finished(line, promoted):
     second = run(line, "--run-id", "again")
     assert second.returncode == 0, second.stdout + second.stderr
+    plan = dict(line.split(None, 1) for line in second.stdout.partition("Plan:")[2].splitlines()[:13])
+    assert {plan[step] for step in ("check_data", "train_sft", "check_sft", "train_dpo", "merge_dpo")} == {"reused"}
+    assert plan["publish_model"] == "to do"
     assert "Reused" in second.stdout
     reused = {entry.step for entry in record.read_records(str(line / "root"), "again") if entry.status == "reused"}
     assert {"train_sft", "train_dpo", "merge_sft", "merge_dpo", "check_sft", "check_alignment"} <= reused
