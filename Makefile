@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DOCKER ?= docker
 export DOCKER_BUILDKIT = 1
 
-.PHONY: install run test lint compile golden lock image test-docker clean
+.PHONY: install run test lint compile golden lock image test-docker chaos clean
 
 install: $(VENV)/installed
 
@@ -45,6 +45,9 @@ image:  ## both images: make image BASE_IMAGE=<name>@sha256:<digest> [CPU_BASE_I
 
 test-docker: install  ## both images from nothing and real containers; needs docker.io and debootstrap
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docker -m docker
+
+chaos: install  ## kills the line at random moments and compares the weights: make chaos KILLS=50 SEED=1
+	$(BIN)/python -m tests.chaos --kills $(or $(KILLS),20) --seed $(or $(SEED),0)
 
 clean:
 	rm -rf $(VENV) build runs

