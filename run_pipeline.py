@@ -24,7 +24,7 @@ from pipelines.compiler import compile_graph
 from pipelines.local import LocalRun, run_graph
 from pipelines.steps import step_names
 from pipelines.view import CheckRow, LiveView, PlainView, print_checks, print_pairs, view_of
-from posttrain import junit, plan, preflight, record, report, sources, storage, wording
+from posttrain import junit, masking, plan, preflight, record, report, sources, storage, wording
 from posttrain.config import PipelineConfig, ReportStep, check_overrides, check_run_parameters, load_config
 from posttrain.verdict import Check, Verdict
 from validators import custom
@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    masking.mask_output()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends the running step too
     try:
         write_junit(args.junit, junit.of_error("ended without a result"))  # stays if this process is killed

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from posttrain import kfp_io, storage
+from posttrain import kfp_io, masking, storage
 from posttrain.config import FRESH_ENV, RUN_ID_ENV
 from posttrain.ends import Unfinished
 from posttrain.verdict import Verdict
@@ -164,13 +164,15 @@ def _recorded(args: argparse.Namespace, *, outputs: dict[str, str], config: Base
         attempt.result = None
         attempt.status = "unfinished" if isinstance(caught, Unfinished) else "failed"
         attempt.error = str(caught) if isinstance(caught, Unfinished) else f"{type(caught).__name__}: {caught}"
+        attempt.error = masking.mask(attempt.error)
         raise
     finally:
         attempt.write()
 
 
 def configure_logging() -> None:
-    """One log format for every step: plain lines on stderr."""
+    """One log format for every step: plain lines on stderr, without secrets."""
+    masking.mask_output()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "urllib3", "google", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -34,9 +34,16 @@ def run(line: Path, *arguments: str, **environment: str) -> subprocess.Completed
     )
 
 
+PLANTED = {
+    "HF_TOKEN": "hf_plantedPlantedPlantedPlanted00",
+    "AWS_SECRET_ACCESS_KEY": "planted/secret/of/a/cloud",
+    "MLFLOW_TRACKING_PASSWORD": "planted password",
+}
+
+
 @pytest.fixture(scope="module")
 def promoted(line):
-    result = run(line, "--run-id", "promoted")
+    result = run(line, "--run-id", "promoted", **PLANTED)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 
@@ -55,6 +62,16 @@ def test_a_promoted_run_says_so_and_publishes(line, promoted):
     assert published.parent.parent == line / "root" / "published"
     manifest = json.loads((published / "manifest.json").read_text())
     assert manifest
+
+
+def test_no_secret_is_in_anything_that_a_run_says_or_leaves(line, promoted):
+    told = run(line, "--base-model", f"https://me:{PLANTED['HF_TOKEN']}@host/model", **PLANTED)
+    assert told.returncode == 1 and "https://***@host/model" in told.stderr
+    left = [path for path in (line / "root").rglob("*") if path.is_file()]
+    assert len(left) > 100 and any(path.name == "train_sft.log" for path in left)
+    for text in [promoted.stdout, promoted.stderr, told.stdout, told.stderr, *(path.read_bytes() for path in left)]:
+        content = text if isinstance(text, bytes) else text.encode()
+        assert not [name for name, value in PLANTED.items() if value.encode() in content]
 
 
 def test_the_published_model_loads_without_peft_and_answers(line, promoted):
