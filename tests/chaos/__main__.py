@@ -124,9 +124,8 @@ def storm(config: Path, folder: Path, num_kills: int, random_: random.Random, ex
     tally, root = Tally(), folder / "root"
     while True:
         is_last = tally.kills.total() >= num_kills
-        moment = None if is_last else moments.draw(random_, durations, unfinished(root, list(durations)))
-        is_through = attempt(config, root, moment, tally)
-        tally.faults += [f"after a kill in {moment and moment.kind}: {fault}" for fault in broken(root)]
+        is_through = attempt(config, root, tally, None if is_last else random_, durations)
+        tally.faults += broken(root)
         if is_through:
             tally.num_rounds += 1
             different = [step for step, digest in weights(root).items() if digest != expected[step]]
@@ -136,15 +135,20 @@ def storm(config: Path, folder: Path, num_kills: int, random_: random.Random, ex
                 return tally
 
 
-def attempt(config: Path, root: Path, moment: moments.Moment | None, tally: Tally) -> bool:
-    """One run, killed at the moment if that comes; True if it was promoted."""
-    if moment:
-        moment.arm(root)
+def attempt(config: Path, root: Path, tally: Tally, random_: random.Random | None, durations: dict) -> bool:
+    """One run, killed at the first drawn moment that comes (never without `random_`); True if it was promoted."""
+    finished = latest(root).keys()
     run = Run(config, root)
-    if moment and moment.wait(root, run):
-        run.kill()
-        tally.kills[moment.kind] += 1
-        print(f"kill {tally.kills.total()}: {moment.kind}", flush=True)
+    while random_ and not run.is_over():
+        coming = [step for step in durations if step not in finished and step not in run.ended]
+        if not coming:
+            break
+        moment = moments.draw(random_, durations, coming)
+        if moment.wait(root, run):
+            run.kill()
+            tally.kills[moment.kind] += 1
+            print(f"kill {tally.kills.total()}: {moment.kind}", flush=True)
+            break
     exit_code = run.wait()
     tally.resumed.update(
         words[-5] for line in run.lines if (words := line.split())[-4:-1] == ["resuming", "at", "step"]
@@ -162,12 +166,6 @@ def latest(root: Path) -> dict[str, record.StepRecord]:
     )
     done = [entry for entry in records if entry.status in ("succeeded", "reused")]
     return {entry.step: entry for entry in sorted(done, key=lambda entry: entry.started_at)}
-
-
-def unfinished(root: Path, steps: list[str]) -> list[str]:
-    """The steps that no run has finished, in the order of the graph; at least the last."""
-    done = latest(root).keys()
-    return [step for step in steps if step not in done] or steps[-1:]
 
 
 def weights(root: Path) -> dict[str, str]:

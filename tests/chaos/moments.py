@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 POLL_SECONDS = 0.001
+NUM_COMING = 4  # of the steps that a run has before it, so many may be struck
+WEIGHTS = {"train_sft": 4, "train_dpo": 4, "merge_sft": 3, "merge_dpo": 3, "publish_model": 3}  # of others 1
 
 # Step -> what it writes while it is in the middle of something, as a pattern below the storage root. What is there
 # already when a run starts does not count.
@@ -34,13 +36,10 @@ class Moment:
     def kind(self) -> str:
         return f"{self.step}: {self.pattern.split('/')[0]}" if self.pattern else f"{self.step}: any time"
 
-    def arm(self, root: Path) -> None:
-        """Notes what is there before the run starts."""
-        self.known = set(root.glob(self.pattern)) if self.pattern else set()
-
     def wait(self, root: Path, run) -> bool:
         """Waits until the moment has come; False if the run, or the step, was over before."""
         started = None
+        self.known = set(root.glob(self.pattern)) if self.pattern else set()
         while not run.is_over() and self.step not in run.ended:
             if started is None and self.step in run.started:
                 started = time.monotonic()
@@ -53,9 +52,10 @@ class Moment:
         return False
 
 
-def draw(random_: random.Random, durations: dict[str, float], unfinished: list[str]) -> Moment:
-    """A moment in the first unfinished step, or in a later one; half of them when a file appears, if it writes any."""
-    step = unfinished[min(int(random_.expovariate(1.2)), len(unfinished) - 1)]
+def draw(random_: random.Random, durations: dict[str, float], steps: list[str]) -> Moment:
+    """A moment in one of the next steps; half of them when a file appears, if the step writes any."""
+    coming = steps[:NUM_COMING]
+    step = random_.choices(coming, [WEIGHTS.get(step, 1) for step in coming])[0]
     if step in FILES and random_.random() < 0.5:
         return Moment(step, random_.uniform(0, 0.003), random_.choice(FILES[step]))
     return Moment(step, random_.uniform(0, durations[step]))
