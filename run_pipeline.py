@@ -1,6 +1,7 @@
-"""Runs the compiled graph on this machine: configuration and data -> a published model, or why there is none.
+"""Runs the compiled graph here or on a cluster: configuration and data -> a published model, or why there is none.
 
 python run_pipeline.py --config FILE --sft-dataset sft.jsonl --preference-dataset preferences.jsonl
+python run_pipeline.py --config FILE --endpoint URL --token-file FILE     on a cluster, and follow the run there
 
 Exit code: 0 the model was promoted, 2 a gate stopped it, 1 anything else, 130 interrupted. It comes from what the run
 left in its storage (the publish receipt, the verdicts), never from the word of the runner.
@@ -8,10 +9,13 @@ left in its storage (the publish receipt, the verdicts), never from the word of 
 
 import argparse
 import json
+import logging
 import re
+import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,8 +23,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pipelines import running
-from pipelines.compiler import compile_graph
+from pipelines import cluster, running
+from pipelines.compiler import check_images_are_pushed, compile_graph
 from pipelines.local import LocalRun, run_graph
 from pipelines.steps import step_names
 from pipelines.view import CheckRow, LiveView, PlainView, print_checks, print_pairs, view_of
@@ -33,9 +37,19 @@ PROMOTED, ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 130
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 RUN_PARAMETERS = ("base_model", "sft_dataset", "preference_dataset", "storage_root", "model_name")
 
+logger = logging.getLogger(__name__)
+
+
+class Parser(argparse.ArgumentParser):
+    """Its own exit code for a wrong command line is 2, which here says that a gate stopped the run."""
+
+    def error(self, message: str):
+        self.print_usage(sys.stderr)
+        self.exit(ERROR, f"error: {message}\n")
+
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/pipeline_config.yaml", metavar="FILE")
     parser.add_argument("--sft-dataset", metavar="URI", help="path, gs://, s3:// or Hub id")
     parser.add_argument("--preference-dataset", metavar="URI")
@@ -48,27 +62,39 @@ def build_parser() -> argparse.ArgumentParser:
         "--overrides", default="{}", metavar="JSON", help='this run\'s sft and dpo settings: {"sft": {"epochs": 1}}'
     )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    parser.add_argument("--run-id", metavar="ID", help="default: the time and a random part")
+    parser.add_argument(
+        "--run-id", metavar="ID", help="default: the time and a random part; with --endpoint: only follow this run"
+    )
     parser.add_argument("--fresh", action="store_true", help="take nothing over from earlier runs")
     parser.add_argument(
         "--junit", metavar="FILE", help="also write all gates as JUnit XML, for CI; however the run ends"
+    )
+    group = parser.add_argument_group("on a cluster")
+    group.add_argument("--endpoint", metavar="URL", help="of Kubeflow Pipelines: run there, and follow the run")
+    group.add_argument("--experiment", metavar="NAME", help="default: the configuration's pipeline_id")
+    group.add_argument("--namespace", metavar="NAME", help="of a Kubeflow with several users")
+    group.add_argument(
+        "--token-file", metavar="FILE", help="with the bearer token; read at every call ($KF_PIPELINES_SA_TOKEN_PATH)"
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    args = parsed(argv)
     masking.mask_output()
+    again = shlex.join(["python", "run_pipeline.py", *(sys.argv[1:] if argv is None else argv)])
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends the running step too
     try:
         write_junit(args.junit, junit.of_error("ended without a result"))  # stays if this process is killed
         config = absolute_paths(load_config(args.config, args.settings))
         parameters = run_parameters(config, args)
+        if args.endpoint:
+            return run_on_cluster(config, parameters, args, again)
         preflight.check(config, parameters)
         custom.check_importable(config.validation.custom_checks)
         run_id = new_run_id(parameters["storage_root"], args.run_id)
         return run_here(config, parameters, run_id, junit_file=args.junit, is_fresh=args.fresh)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         cause, code = wording.line(str(error)), ERROR
         print(f"error: {cause}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -76,6 +102,17 @@ def main(argv: list[str] | None = None) -> int:
     with suppress(OSError):  # it may be what the error is about
         write_junit(args.junit, junit.of_error(cause))
     return code
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The command line. A flag that would have no effect is an error."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not args.endpoint and (args.experiment or args.namespace or args.token_file):
+        parser.error("--experiment, --namespace and --token-file say where on a cluster: give --endpoint URL too")
+    if args.endpoint and args.fresh:
+        parser.error("--fresh is for this machine: on a cluster a new --storage-root has nothing to take over either")
+    return args
 
 
 def run_here(
@@ -89,7 +126,7 @@ def run_here(
     for killed, settings in running.killed_runs(folder / "runs"):
         report.publish_report(root, report.collect(root, killed, settings))
     compile_graph(config, run_folder / "graph.yaml")
-    print_start(config, parameters, run_id, run_folder)
+    print_start(config, parameters, run_id, run_folder / "logs")
     if not is_fresh:
         print_plan(run_folder / "graph.yaml", parameters)
     interrupted = False
@@ -111,6 +148,77 @@ def run_here(
     if result.success and not config.save_intermediate:
         shutil.rmtree(artifacts / run_id, ignore_errors=True)
     return INTERRUPTED if interrupted else exit_code(result)
+
+
+def run_on_cluster(config: PipelineConfig, parameters: dict[str, Any], args: argparse.Namespace, again: str) -> int:
+    """Runs the graph on a cluster, or looks at a run that is there; says what it came to, and gives the exit code."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    client, run_id, tasks = submitted(config, parameters, args)
+    root, page = parameters["storage_root"], client.page(run_id)
+    print_start(config, parameters, run_id, page)
+    try:
+        with view_of(step_names(config)) as view:
+            watch = ClusterWatch(root, run_id, view)
+            watch.records()  # says now, not when the run has ended, that they cannot be read from here
+            state = cluster.follow(client, run_id, tasks, watch)
+    except (KeyboardInterrupt, OSError):
+        print("\nNot followed any further; the run goes on.")
+        print_pairs({"Its page": page, "To look again": again if args.run_id else f"{again} --run-id {run_id}"})
+        raise
+    print_pairs({"Kubeflow says": state})
+    result = report.collect(root, run_id, ReportStep(pipeline_id=config.pipeline_id, steps=step_names(config)))
+    if not (result.success or result.stopped_by):
+        result = result.model_copy(update={"errors": [f"the run ended {state}: {page}", *result.errors]})
+    write_junit(args.junit, junit.of_run(result))
+    print_result(result, root)
+    return exit_code(result)
+
+
+def submitted(
+    config: PipelineConfig, parameters: dict[str, Any], args: argparse.Namespace
+) -> tuple[cluster.Client, str, dict[str, str]]:
+    """The cluster, the id of the run there, and the steps by the names of their tasks."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder, "post_training.yaml")
+        if not args.run_id:
+            check_images_are_pushed()
+            preflight.check_for_cluster(config, parameters)
+        compile_graph(config, package)
+        client = cluster.Client(args.endpoint, namespace=args.namespace, token_file=args.token_file)
+        run_id = args.run_id or cluster.submit(
+            client, package, experiment=args.experiment or config.pipeline_id, parameters=parameters,
+            name=f"{config.pipeline_id} {new_run_id(parameters['storage_root'], None)}",
+        )  # fmt: skip
+        return client, run_id, cluster.steps_of_tasks(package)
+
+
+@dataclass
+class ClusterWatch:
+    """Shows what happens on a cluster: that a step ended says Kubeflow, what came of it the run record."""
+
+    storage_root: str
+    run_id: str
+    view: PlainView | LiveView
+    can_read: bool = True
+
+    def started(self, step: str) -> None:
+        self.view.started(step)
+
+    def ended(self, step: str, succeeded: bool, seconds: float) -> None:
+        entry = next((found for found in reversed(self.records()) if found.step == step), None)
+        unknown = report.KILLED if self.can_read else "see its log"
+        cause = None if succeeded else (entry and entry.error) or unknown
+        state, text = outcome(entry, cause)
+        self.view.ended(step, state, seconds, wording.line(text))
+
+    def records(self) -> list[record.StepRecord]:
+        """Those of the run so far; none where the storage cannot be read from here, which is told once."""
+        try:
+            return record.read_records(self.storage_root, self.run_id) if self.can_read else []
+        except (OSError, ImportError) as error:
+            self.can_read = False
+            logger.warning("no verdict is shown, and the exit code will be 1: %s", wording.line(str(error)))
+            return []
 
 
 def write_junit(file: str | None, text: str) -> None:
@@ -260,7 +368,7 @@ def new_run_id(storage_root: str, wanted: str | None) -> str:
     return wanted
 
 
-def print_start(config: PipelineConfig, parameters: dict[str, Any], run_id: str, run_folder: Path) -> None:
+def print_start(config: PipelineConfig, parameters: dict[str, Any], run_id: str, logs: Path | str) -> None:
     names, stages = step_names(config), config.stages
     publish_root = config.publish_root or storage.join(parameters["storage_root"], "published")
     print_pairs({
@@ -272,7 +380,7 @@ def print_start(config: PipelineConfig, parameters: dict[str, Any], run_id: str,
         "Overrides": json.dumps(parameters["overrides"]) if parameters["overrides"] else None,
         "Publishes to": f"{publish_root}/{parameters['model_name']}",
         "Storage": parameters["storage_root"],
-        "Logs": run_folder / "logs",
+        "Logs": logs,
         "Steps": f"{len(names)}, {sum(name.startswith('check_') for name in names)} of them gates",
     })  # fmt: skip
     print(flush=True)
@@ -309,7 +417,8 @@ def print_result(result: report.PipelineResult, storage_root: str) -> None:
     folder = storage.join(storage_root, "runs", result.run_id)
     if stop:
         print_stop(stop, storage.join(folder, result.stopped_by))
-    print_pairs({"Report": storage.join(folder, report.REPORT), "Result": storage.join(folder, report.RESULT)})
+    places = {"Report": storage.join(folder, report.REPORT), "Result": storage.join(folder, report.RESULT)}
+    print_pairs({title: place for title, place in places.items() if storage.exists(place)})
 
 
 def print_stop(verdict: Verdict, folder: str) -> None:

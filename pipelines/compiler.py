@@ -60,6 +60,15 @@ def unpushed_images() -> list[str]:
     return [image for image in map(image_reference, ("cpu", "train")) if "@sha256:" not in image]
 
 
+def check_images_are_pushed() -> None:
+    """Refuses a graph for a cluster that names an image by a tag of this machine."""
+    if unpushed_images():
+        raise ValueError(
+            f"{IMAGES.relative_to(IMAGES.parents[1])}: no digest for {' and '.join(unpushed_images())} yet, and a "
+            "cluster cannot pull what is only here: push the images and write their digests into that file"
+        )
+
+
 def warn_of_unpushed_images() -> None:
     """Says that a graph with local tags runs here and in Docker, but is no package for a cluster."""
     if unpushed_images():

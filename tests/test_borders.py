@@ -60,3 +60,9 @@ def test_help_needs_no_torch(module):
     result = run(without("torch") + f"import {module} as m; m.build_parser().print_help()")
     assert result.returncode == 0, result.stderr
     assert "--executor-input" in result.stdout
+
+
+def test_submitting_needs_no_torch():
+    result = run(without(*TRAINING_LIBRARIES) + "import run_pipeline as r; r.build_parser().print_help()")
+    assert result.returncode == 0, result.stderr
+    assert "--endpoint" in result.stdout

@@ -1,0 +1,243 @@
+"""Sends the compiled graph to a Kubeflow endpoint and follows the run there.
+
+compiled YAML, run parameters -> run id; run id -> calls of a `TaskListener`, the state in which the run ended
+
+Three things that kfp's client 2.17 leaves undone are done here:
+
+- Its calls wait for a silent server for ever, and fail where a busy one would answer a moment later. Ours end, and are
+  made again for a while. Every problem is an `OSError` or a `ValueError` on one line that says what to do.
+- Creating a run again because the answer got lost may start it twice. Ours looks for the run by its name first.
+- `wait_for_run_completion` never returns on CANCELED (kubeflow/pipelines#14473), nor on CANCELING, which is where the
+  backend leaves a run that was terminated. Ours polls the state itself.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import kfp
+from kfp import components
+from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, TokenCredentialsBase
+from kfp_server_api import ApiException, V2beta1GetHealthzResponse, V2beta1Run
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
+from urllib3.exceptions import HTTPError, LocationValueError, SSLError
+
+ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELING"}  # states of a run that do not change any more
+TOLD = {"RUNNING", "SUCCEEDED", "FAILED"}  # states of a task that are told; a skipped one has no reason to run
+BUSY = {429, 500, 502, 503, 504}  # HTTP statuses that may pass; Kubeflow says 500 while its database is away
+TIME_LIMITS = (10, 60)  # seconds: to connect, to answer
+POLL_SECONDS = 10.0
+SUBMIT_PATIENCE_SECONDS = 60.0  # with a server that is away or busy, while somebody waits for the run to start
+FOLLOW_PATIENCE_SECONDS = 900.0  # the same while a run is followed: an upgrade of the cluster takes minutes
+MAX_WAIT_SECONDS = 30.0  # between two attempts
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class TaskListener(Protocol):
+    """What is told as steps run. A step that is tried again stays started."""
+
+    def started(self, step: str) -> None: ...
+
+    def ended(self, step: str, succeeded: bool, seconds: float) -> None:
+        """`seconds` include the time in which the pod waited for a node and pulled its image."""
+
+
+class TokenFile(TokenCredentialsBase):
+    """A bearer token in a file that is read at every call: it may be replaced while a run is followed."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.read()
+
+    def read(self) -> str:
+        """The token. Checked here, because the HTTP library shows the whole header when it refuses one."""
+        token = Path(self.path).read_text(encoding="ascii", errors="replace").strip()
+        if not re.fullmatch(r"[!-~]+", token):
+            raise ValueError(f"the token file {self.path} holds no token: write one word into it and nothing else")
+        return token
+
+    def refresh_api_key_hook(self, config) -> None:
+        config.api_key["authorization"] = self.read()
+
+
+class Client(kfp.Client):
+    """`kfp.Client` whose calls end, are made again while the server is away or busy, and say what to do."""
+
+    def __init__(self, url: str, *, namespace: str | None = None, token_file: str | None = None):
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"--endpoint {url!r} is no address; give one like https://kubeflow.example.org/pipeline")
+        self.url = url.rstrip("/")
+        self.token_file = token_file or os.environ.get(KF_PIPELINES_SA_TOKEN_ENV)
+        self.namespace = namespace
+        self.patience_seconds = SUBMIT_PATIENCE_SECONDS
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a lost connection is told by us, once
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This client only works with", category=FutureWarning)
+            super().__init__(
+                host=url,
+                credentials=TokenFile(self.token_file) if self.token_file else None,
+                **({"namespace": namespace} if namespace else {}),
+            )
+        rest = self._run_api.api_client.rest_client  # all services share it
+        rest.request = _with_time_limits(rest.request)
+
+    def get_kfp_healthz(self, sleep_duration: int = 5) -> V2beta1GetHealthzResponse:
+        """What kfp asks on its way to a namespace; its own five attempts print a traceback each."""
+        return self.ask(self.healthzs.healthz_service_get_healthz, _request_timeout=TIME_LIMITS)
+
+    def ask(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """The answer to a call.
+
+        Raises:
+            PermissionError: the server does not let us in, or not do this.
+            ConnectionError: it stayed away or busy for `patience_seconds`.
+            ValueError: it refused what was asked.
+        """
+        retrying = Retrying(
+            retry=retry_if_exception(_may_pass),
+            wait=wait_exponential(max=MAX_WAIT_SECONDS),
+            stop=stop_after_delay(self.patience_seconds),
+            before_sleep=self._tell,
+            reraise=True,
+        )
+        try:
+            return retrying(call, *args, **kwargs)
+        except (ApiException, HTTPError) as error:  # not chained: an answer's headers are nobody's business
+            raise self._problem(error) from None
+
+    def page(self, run_id: str) -> str:
+        """Where a person sees the run."""
+        return f"{self.url}/#/runs/details/{run_id}"
+
+    def _tell(self, state: RetryCallState) -> None:
+        if state.attempt_number == 1:
+            cause = _cause(state.outcome.exception())
+            logger.warning("%s: %s; asking again for up to %.0f s", self.url, cause, self.patience_seconds)
+
+    def _problem(self, error: ApiException | HTTPError) -> Exception:
+        text, status = f"{self.url}: {_cause(error)}", getattr(error, "status", None)
+        if status == 401:
+            remedy = f"write a fresh token into {self.token_file}" if self.token_file else "give --token-file FILE"
+            return PermissionError(f"{text}; it takes no calls without a valid token: {remedy}")
+        if status == 403:
+            where = f"namespace {self.namespace}" if self.namespace else "the namespace; or say which: --namespace NAME"
+            return PermissionError(f"{text}; the caller may not do this: bind the role kubeflow-edit to it in {where}")
+        return ConnectionError(text) if _may_pass(error) or isinstance(error, HTTPError) else ValueError(text)
+
+
+def submit(client: Client, package: Path, *, experiment: str, name: str, parameters: dict[str, Any]) -> str:
+    """Creates a run of the package in an experiment, which is made if it is not there; the run's id.
+
+    Its name must be new: it is how a run is found whose creation was not answered.
+    """
+    with redirect_stdout(None):  # kfp prints links
+        group = client.ask(client.create_experiment, experiment)
+        check_is_kubeflow(client, group.experiment_id)
+
+        def create() -> V2beta1Run:
+            predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+            created = client.list_runs(
+                experiment_id=group.experiment_id, filter=json.dumps({"predicates": [predicate]})
+            ).runs
+            return created[0] if created else client.run_pipeline(group.experiment_id, name, str(package), parameters)
+
+        run_id = client.ask(create).run_id
+    check_is_kubeflow(client, run_id)
+    return run_id
+
+
+def follow(client: Client, run_id: str, steps: dict[str, str], listener: TaskListener) -> str:
+    """Tells what happens to the steps until the run has ended; the state in which it did.
+
+    Args:
+        client: where the run is.
+        run_id: its id.
+        steps: name of a task -> name of its step, as `steps_of_tasks` gives them.
+        listener: is told.
+    """
+    client.patience_seconds = FOLLOW_PATIENCE_SECONDS
+    told: dict[str, str] = {}
+    while True:
+        run = client.ask(client.get_run, run_id)
+        check_is_kubeflow(client, run.run_id)
+        for step, state, seconds in _states(run, steps):
+            if step not in told:
+                listener.started(step)
+            if state != "RUNNING" and told.get(step) != state:
+                listener.ended(step, state == "SUCCEEDED", seconds)
+            told[step] = state
+        if run.state in ENDED:
+            return run.state
+        time.sleep(POLL_SECONDS)
+
+
+def steps_of_tasks(package: Path) -> dict[str, str]:
+    """Name of a task in Kubeflow (`merge-adapter-2`) -> name of its step (`merge_dpo`)."""
+    spec = components.load_component_from_file(str(package)).pipeline_spec
+    dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
+    return {
+        name: task.task_info.name
+        for dag in dags
+        for name, task in dag.tasks.items()
+        if not spec.components[task.component_ref.name].HasField("dag")
+    }
+
+
+def check_is_kubeflow(client: Client, given_id: str | None) -> None:
+    """Kubeflow's objects have an id; of any other page kfp's client makes an empty object."""
+    if not given_id:
+        raise ValueError(
+            f"{client.url}: this is not the answer of a Kubeflow Pipelines API; it may be a page to sign in: "
+            "give the address below which /apis/v2beta1 is served, and --token-file FILE"
+        )
+
+
+def _states(run: V2beta1Run, steps: dict[str, str]) -> Iterator[tuple[str, str, float]]:
+    """Step, state and seconds of each task that is told, in the order in which they started.
+
+    Beside a task stands its driver, which prepares the pod: if that fails, the task itself counts as skipped.
+    """
+    details = (run.run_details and run.run_details.task_details) or []
+    tasks = [task for task in details if task.state in TOLD and task.start_time]
+    for task in sorted(tasks, key=lambda task: task.start_time):
+        name = task.display_name.removesuffix("-driver") if task.state == "FAILED" else task.display_name
+        if name in steps:
+            ended = task.end_time or task.start_time  # of a running one the year 1, or nothing
+            yield steps[name], task.state, (ended - task.start_time).total_seconds()
+
+
+def _with_time_limits(request: Callable[..., T]) -> Callable[..., T]:
+    def limited(*args, _request_timeout=None, **kwargs) -> T:
+        return request(*args, _request_timeout=_request_timeout or TIME_LIMITS, **kwargs)
+
+    return limited
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, ApiException):
+        return error.status in BUSY
+    for_good = isinstance(error, LocationValueError) or isinstance(getattr(error, "reason", None), SSLError)
+    return isinstance(error, HTTPError) and not for_good
+
+
+def _cause(error: ApiException | HTTPError) -> str:
+    """`503 Service Unavailable`, with what Kubeflow says about it; or why there is no answer."""
+    if isinstance(error, HTTPError):
+        reason = getattr(error, "reason", None) or error
+        return str(reason.args[0] if reason.args else reason)
+    try:
+        said = json.loads(error.body)
+    except (TypeError, ValueError):  # no body, or the page of some proxy
+        said = {}
+    message = said.get("message") or said.get("error") if isinstance(said, dict) else None
+    return f"{error.status} {error.reason}" + (f": {message}" if message else "")

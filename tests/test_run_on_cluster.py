@@ -1,0 +1,364 @@
+"""`run_pipeline.py --endpoint`, from the command line to the exit code: a Kubeflow API on loopback, storage in gs://.
+
+What the pods of a run would write, a scene of the server writes: run records, verdicts, the published manifest.
+"""
+
+import functools
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+import compile as compile_command
+import components
+import run_pipeline
+from pipelines import cluster
+from pipelines.compiler import compile_graph
+from pipelines.local import ROOT
+from posttrain import record, storage
+from posttrain.config import PipelineConfig
+from posttrain.verdict import Verdict, at_most
+from tests.kubeflow_server import Scene, serve
+
+DIGEST = "sha256:" + "0" * 64
+STEPS = {
+    "fetch-model": "fetch_model", "prepare-data": "prepare_sft_data", "check-sft-data": "check_sft_data",
+    "train-sft": "train_sft", "check-sft": "check_sft", "merge-adapter": "merge_sft",
+    "check-merge": "check_sft_merge", "check-safety": "check_safety", "publish-model": "publish_model",
+}  # fmt: skip
+
+
+CONFIG = {
+    "pipeline_id": "demo", "base_model": "org/model", "sft_dataset": "gs://posttrain-test/sft.jsonl",
+    "storage_root": "gs://posttrain-test/weekly", "stages": {"dpo": {"enabled": False}},
+    "validation": {"custom_checks": ["output_format_valid"]},
+}  # fmt: skip
+
+
+@functools.cache
+def compiled(config: str) -> bytes:
+    """Compiling takes half a second: each configuration once."""
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        compile_graph(PipelineConfig.model_validate_json(config), file.name)
+        return Path(file.name).read_bytes()
+
+
+@pytest.fixture
+def kubeflow(tmp_path, monkeypatch, gs_root):
+    """A server, a configuration, a storage root of its own in gs://, and images with digests."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    digests = {name: {"repository": f"example.org/{name}", "digest": DIGEST} for name in ("cpu", "train")}
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "digests.yaml").write_text(yaml.safe_dump(digests))
+    monkeypatch.setattr(components.container, "IMAGES", tmp_path / "images" / "digests.yaml")
+    for component in vars(components).values():
+        if hasattr(component, "component_spec"):
+            image = component.component_spec.implementation.container
+            monkeypatch.setattr(image, "image", image.image.replace(":local", f"@{DIGEST}"))
+    monkeypatch.setattr(
+        run_pipeline, "compile_graph", lambda config, path: path.write_bytes(compiled(config.model_dump_json()))
+    )
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(cluster, "MAX_WAIT_SECONDS", 0.01)
+    monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    with serve() as server:
+        yield server
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def start(kubeflow, gs_root):
+    """Starts a run and gives the exit code."""
+
+    def start(*more: str) -> int:
+        command = ["--config", "config.yaml", "--storage-root", gs_root, "--endpoint", kubeflow.url]
+        return run_pipeline.main([*command, *more])
+
+    return start
+
+
+def leave(root: str, run_id: str, *steps: str, **values) -> None:
+    """The records that pods would leave."""
+    for step in steps:
+        entry = {"status": "succeeded", "seconds": 1.0, "config": {}, "inputs": {}, "outputs": {}, "measured": {}}
+        entry |= {
+            "step": step,
+            "attempt": 1,
+            "run_id": run_id,
+            "fingerprint": "f",
+            "started_at": "2026-01-01T00:00:00Z",
+        }
+        record.write_record(root, record.StepRecord.model_validate(entry | values))
+
+
+def judge(root: str, run_id: str, gate: str, loss: float) -> None:
+    verdict = Verdict(
+        gate=gate, subject={"adapter": "0" * 64}, checks=[at_most("held_out_loss", loss, 2.0, remedy="Train longer.")]
+    )
+    leave(root, run_id, gate, verdict=verdict.model_dump(mode="json"), measured={"passed": verdict.passed})
+
+
+def publish(root: str, run_id: str) -> None:
+    folder = storage.join(root, "published", "demo", "v1")
+    manifest = storage.join(folder, "manifest.json")
+    storage.write_bytes(manifest, json.dumps({"sha256": "abc"}).encode())
+    leave(root, run_id, "publish_model", measured={"uri": folder, "manifest_uri": manifest, "sha256": "abc"})
+
+
+def up_to(last: str, state: str = "SUCCEEDED") -> dict[str, str]:
+    """Tasks of the run until `last`, which is in `state`."""
+    names = list(STEPS)[: list(STEPS).index(last) + 1]
+    return dict.fromkeys(names[:-1], "SUCCEEDED") | {last: state}
+
+
+def promoted(root: str) -> list[Scene]:
+    def first_half(run_id: str) -> None:
+        leave(root, run_id, "fetch_model", "prepare_sft_data")
+        judge(root, run_id, "check_sft_data", 0.5)
+
+    def second_half(run_id: str) -> None:
+        leave(root, run_id, "train_sft", measured={"final_loss": 0.25})
+        leave(root, run_id, "merge_sft")
+        for gate in ("check_sft", "check_sft_merge", "check_safety"):
+            judge(root, run_id, gate, 0.5)
+        publish(root, run_id)
+
+    done = up_to("publish-model") | {"reject": "SKIPPED", "report-run": "SUCCEEDED"}
+    return [
+        Scene("PENDING"),
+        Scene("RUNNING", up_to("train-sft", "RUNNING"), first_half),
+        Scene("SUCCEEDED", done, second_half),
+    ]
+
+
+def value(out: str, key: str) -> str:
+    """The value of the last `key: value` line."""
+    return re.findall(rf"^{key}: +(.*)$", out, re.MULTILINE)[-1]
+
+
+def test_a_promoted_run(kubeflow, start, gs_root, capsys):
+    kubeflow.scenes = promoted(gs_root)
+    more = ["--experiment", "weekly", "--overrides", '{"sft": {"epochs": 2}}', "--junit", "gates.xml"]
+    assert start(*more) == run_pipeline.PROMOTED
+    (run_id,) = kubeflow.runs
+    out = capsys.readouterr().out
+    assert value(out, "Run") == run_id
+    assert value(out, "Logs") == f"{kubeflow.url}/#/runs/details/{run_id}"
+    assert value(out, "Kubeflow says") == "SUCCEEDED"
+    assert value(out, "Success") == "yes"
+    assert value(out, "Final model") == f"{gs_root}/published/demo/v1"
+    assert value(out, "Errors") == "none"
+    assert re.search(r"check_sft_data +done +7.0 s +1 of 1 checks passed", out)
+    assert re.search(r"train_sft +started\n(.*\n)?.*train_sft +done +7.0 s +loss 0.25", out)
+    assert "reject" not in out
+    assert not list(ElementTree.parse("gates.xml").iter("failure"))
+    run = kubeflow.runs[run_id]
+    assert re.fullmatch(r"demo \d{8}-\d{6}-[0-9a-f]{6}", run.display_name)
+    assert [found.display_name for found in kubeflow.experiments.values()] == ["weekly"]
+    assert run.runtime_config.parameters == {
+        "base_model": "org/model", "sft_dataset": CONFIG["sft_dataset"], "preference_dataset": "",
+        "storage_root": gs_root, "model_name": "demo", "overrides": {"sft": {"epochs": 2}},
+    }  # fmt: skip
+    assert ":local" not in json.dumps(run.pipeline_spec)
+
+
+def test_a_run_that_a_gate_stopped(kubeflow, start, gs_root, capsys):
+    def happens(run_id: str) -> None:
+        leave(gs_root, run_id, "fetch_model", "prepare_sft_data", "train_sft")
+        judge(gs_root, run_id, "check_sft_data", 0.5)
+        judge(gs_root, run_id, "check_sft", 9.0)
+        leave(gs_root, run_id, "reject_sft", status="failed", error="held_out_loss 9, limit 2")
+
+    kubeflow.scenes = [Scene("FAILED", up_to("check-sft") | {"reject-2": "FAILED"}, happens)]
+    assert start("--junit", "gates.xml") == run_pipeline.STOPPED
+    out = capsys.readouterr().out
+    assert re.search(r"check_sft +stopped ", out)
+    assert "STOPPED BY check_sft" in out
+    assert (value(out, "Value"), value(out, "Limit"), value(out, "Remedy")) == ("9", "≤ 2", "Train longer.")
+    assert ElementTree.parse("gates.xml").find(".//failure") is not None
+
+
+def test_a_step_that_fails(kubeflow, start, gs_root, capsys):
+    def happens(run_id: str) -> None:
+        leave(gs_root, run_id, "fetch_model", "prepare_sft_data")
+        judge(gs_root, run_id, "check_sft_data", 0.5)
+        leave(gs_root, run_id, "train_sft", status="failed", error="ValueError: no rows")
+
+    kubeflow.scenes = [Scene("FAILED", up_to("train-sft", "FAILED"), happens)]
+    assert start() == run_pipeline.ERROR
+    out = capsys.readouterr().out
+    assert re.search(r"train_sft +failed +7.0 s +ValueError: no rows", out)
+    assert value(out, "Errors").startswith("the run ended FAILED: http://127.0.0.1")
+    assert "train_sft: ValueError: no rows" in out
+
+
+def test_a_step_that_dies_without_a_word(kubeflow, start, gs_root, capsys):
+    def happens(run_id: str) -> None:
+        leave(gs_root, run_id, "fetch_model", status="running")
+
+    kubeflow.scenes = [Scene("FAILED", up_to("prepare-data", "FAILED"), happens)]
+    assert start() == run_pipeline.ERROR
+    out = capsys.readouterr().out
+    assert re.search(r"prepare_sft_data +failed +7.0 s +did not come to its end: killed, evicted or timed out", out)
+    assert "fetch_model: did not come to its end" in out
+    assert "\nReport:" not in out  # nobody wrote one
+
+
+def test_a_run_that_is_canceled(kubeflow, start, capsys):
+    kubeflow.scenes = [Scene("RUNNING", up_to("fetch-model", "RUNNING")), Scene("CANCELING")]
+    assert start() == run_pipeline.ERROR
+    assert value(capsys.readouterr().out, "Kubeflow says") == "CANCELING"
+
+
+def test_the_word_of_kubeflow_promotes_nothing(kubeflow, start, gs_root, capsys):
+    """All is green, but the receipt names another model than the one that lies there."""
+
+    def replaced(run_id: str) -> None:
+        promoted(gs_root)[-1].happens(run_id)
+        storage.write_bytes(f"{gs_root}/published/demo/v1/manifest.json", b'{"sha256": "other"}')
+
+    kubeflow.scenes = promoted(gs_root)[:-1] + [Scene("SUCCEEDED", up_to("publish-model"), replaced)]
+    assert start() == run_pipeline.ERROR
+    out = capsys.readouterr().out
+    assert value(out, "Kubeflow says") == "SUCCEEDED"
+    assert "names another model than this run's receipt" in out
+
+
+def test_a_record_that_cannot_be_read_from_here_is_told_before_the_run_has_ended(kubeflow, start, capsys, caplog):
+    told = []
+    kubeflow.scenes = [Scene("RUNNING", happens=lambda run_id: told.extend(caplog.messages)), Scene("SUCCEEDED")]
+    root = "gs://no-such-bucket/weekly"
+    assert start("--set", 'allowed_prefixes=["gs://", "hf://"]', "--storage-root", root) == run_pipeline.ERROR
+    (message,) = told
+    assert message.startswith(f"no verdict is shown, and the exit code will be 1: {root}")
+    assert caplog.messages == told
+    assert capsys.readouterr().err.startswith(f"error: {root}")
+
+
+def test_an_interrupt_detaches_and_the_line_it_prints_attaches_again(kubeflow, start, gs_root, capsys):
+    def interrupt(run_id: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    first, *rest = promoted(gs_root)
+    kubeflow.scenes = [first, Scene("RUNNING", happens=interrupt), *rest]
+    assert start("--junit", "gates.xml") == run_pipeline.INTERRUPTED
+    (run_id,) = kubeflow.runs
+    out = capsys.readouterr().out
+    assert "the run goes on" in out
+    command = shlex.split(value(out, "To look again"))
+    assert command[:2] == ["python", "run_pipeline.py"]
+    assert ElementTree.parse("gates.xml").find(".//error").text == "interrupted"
+
+    assert run_pipeline.main(command[2:]) == run_pipeline.PROMOTED
+    assert list(kubeflow.runs) == [run_id]
+    assert kubeflow.calls.count("create_run") == 1
+    assert not list(ElementTree.parse("gates.xml").iter("error"))
+
+
+def test_a_connection_that_stays_away_detaches_too(kubeflow, start, capsys, monkeypatch):
+    monkeypatch.setattr(cluster, "FOLLOW_PATIENCE_SECONDS", 0.1)
+    kubeflow.scenes = [Scene("RUNNING")]
+    kubeflow.faults = {"get_run": [503] * 1_000}
+    assert start() == run_pipeline.ERROR
+    told = capsys.readouterr()
+    assert f"--run-id {next(iter(kubeflow.runs))}" in value(told.out, "To look again")
+    assert told.err.endswith(f"error: {kubeflow.url}: 503 Service Unavailable\n")
+
+
+def test_a_token_that_is_not_accepted(kubeflow, start, tmp_path, capsys):
+    kubeflow.token = "another"
+    (tmp_path / "token").write_text("s3cret")
+    assert start("--token-file", "token", "--junit", "gates.xml") == run_pipeline.ERROR
+    told = capsys.readouterr()
+    assert re.fullmatch(r"error: .*401 Unauthorized.*write a fresh token into token\n", told.err)
+    assert "s3cret" not in told.out + told.err + (tmp_path / "gates.xml").read_text()
+    assert not kubeflow.runs
+
+
+def test_images_that_are_only_here_are_refused(kubeflow, start, capsys, monkeypatch):
+    monkeypatch.setattr(components.container, "IMAGES", ROOT / "images" / "digests.yaml")
+    kubeflow.scenes = [Scene("FAILED")]
+    assert start() == run_pipeline.ERROR
+    assert "no digest for posttrain-cpu:local and posttrain-train:local yet" in capsys.readouterr().err
+    assert kubeflow.calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sft-dataset", "data/sft.jsonl"], "sft_dataset='{here}/data/sft.jsonl': on this machine"),
+        (["--base-model", "./model"], "base_model='{here}/model': on this machine"),
+        (["--storage-root", "runs"], "storage_root='{here}/runs': on this machine"),
+        (["--set", "publish_root=models"], "publish_root='{here}/models': on this machine"),
+        (["--set", "validation.red_team_prompts=r.jsonl"], "validation.red_team_prompts='{here}/r.jsonl': on this"),
+        (["--base-model", "./a", "--storage-root", "b"], "base_model='{here}/a', storage_root='{here}/b': on this"),
+        (["--sft-dataset", "gs://elsewhere/sft.jsonl"], "none of the allowed prefixes"),
+        (["--set", 'sft_dataset=""'], "sft_dataset is empty; give it with --sft-dataset"),
+    ],
+)
+def test_what_no_pod_could_read_is_refused_before_anything_is_sent(
+    kubeflow, start, tmp_path, capsys, arguments, message
+):
+    assert start(*arguments) == run_pipeline.ERROR
+    told = capsys.readouterr()
+    assert re.fullmatch(r"error: .*\n", told.err)
+    assert message.format(here=tmp_path) in told.err
+    assert kubeflow.calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--no-such-flag"], "--no-such-flag"),
+        (["--namespace", "n"], "give --endpoint URL"),
+        (["--endpoint", "http://localhost", "--fresh"], "--fresh is for this machine"),
+    ],
+)
+def test_a_wrong_command_line_is_no_gate_that_stopped_the_run(capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        run_pipeline.main(arguments)
+    assert caught.value.code == run_pipeline.ERROR
+    assert message in capsys.readouterr().err
+
+
+def test_the_lines_of_the_readme_run_with_kfps_own_command(kubeflow):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^kfp .*?[^\\]$", text, re.MULTILINE | re.DOTALL)
+    kubeflow.scenes = [Scene("FAILED")]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | {"KFP_ENDPOINT": kubeflow.url, "PATH": path}
+    done = subprocess.run(["bash", "-euc", command], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr.lower()
+    (run,) = kubeflow.runs.values()
+    assert run.display_name.startswith("task-api ")
+    assert run.runtime_config.parameters == {
+        "sft_dataset": "gs://my-bucket/datasets/task_api/sft.jsonl",
+        "preference_dataset": "gs://my-bucket/datasets/task_api/preferences.jsonl",
+        "overrides": {"sft": {"epochs": 2}},
+    }
+    assert run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] == "post-training"
+
+
+def test_the_example_for_ci_gives_flags_that_there_are_and_pins_its_actions():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "train.yaml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["train"]["steps"]
+    script = "\n".join(step.get("run", "") for step in steps).replace("\\\n", " ")
+    (ours,) = re.findall(r"^python run_pipeline\.py (.*)$", script, re.MULTILINE)
+    (check,) = re.findall(r"^python compile\.py (.*)$", script, re.MULTILINE)
+    args = run_pipeline.build_parser().parse_args(shlex.split(ours))
+    assert (args.endpoint, args.token_file, args.junit) == ("$KFP_ENDPOINT", "$RUNNER_TEMP/token", "gates.xml")
+    assert compile_command.build_parser().parse_args(shlex.split(check)).check
+    assert "${{" not in script
+    assert all(re.search(r"@[0-9a-f]{40}$", step["uses"]) for step in steps if "uses" in step)
