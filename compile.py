@@ -2,6 +2,7 @@
 
 python compile.py                                        write post_training.yaml
 python compile.py --check                                exit 1 if post_training.yaml is stale
+python compile.py --allow-tags                           images that have no digest yet are meant
 python compile.py --config F --set validation.max_loss=1.5 --output other.yaml
 """
 
@@ -11,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipelines.compiler import compile_graph, warn_of_unpushed_images
+from pipelines.compiler import compile_graph, unpushed_images
 from posttrain.config import load_config
 
 
@@ -21,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
     parser.add_argument("--output", default="post_training.yaml", metavar="FILE")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the output file is stale")
+    parser.add_argument("--allow-tags", action="store_true", help="say nothing of images that have no digest yet")
     return parser
 
 
@@ -35,7 +37,12 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    warn_of_unpushed_images()
+    if not args.allow_tags and (images := unpushed_images()):
+        print(
+            f"{args.output} runs on this machine only: images/digests.yaml has no digest for {' and '.join(images)}; "
+            "push and compile again, or give --allow-tags if that is meant",
+            file=sys.stderr,
+        )
     print(f"{args.output}: {Path(args.output).stat().st_size / 1e3:.0f} kB")
     return 0
 

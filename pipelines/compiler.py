@@ -1,26 +1,31 @@
 """A configuration -> the compiled graph as YAML."""
 
-import logging
+import shutil
+import tempfile
 from pathlib import Path
 
 from kfp import compiler
 
-from components.container import IMAGES, image_reference
+from components.container import IMAGES, check_digests, image_reference
+from pipelines import lint
 from pipelines.post_training import post_training
-from posttrain.config import PipelineConfig, check_run_parameters
-
-logger = logging.getLogger(__name__)
+from posttrain.config import PipelineConfig
 
 
 def compile_graph(config: PipelineConfig, path: str | Path) -> None:
-    """Writes the graph of `config` to `path`.
+    """Writes the graph of `config` to `path`. Images may have tags: who submits the graph to a cluster refuses them.
 
     Raises:
-        ValueError: a gate is asked for something that it could not judge.
+        ValueError: a gate is asked for something that it could not judge, or the graph breaks a rule of the platform;
+            nothing is written.
     """
     check_gates_can_judge(config)
-    check_run_parameters({"base_model": config.base_model, "storage_root": config.storage_root})
-    compiler.Compiler().compile(post_training(config), str(path))
+    check_digests()
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "graph.yaml"
+        compiler.Compiler().compile(post_training(config), str(package))
+        lint.check(package, allow_tags=True, shown_as=path)
+        shutil.copyfile(package, path)
 
 
 def check_gates_can_judge(config: PipelineConfig) -> None:
@@ -66,14 +71,4 @@ def check_images_are_pushed() -> None:
         raise ValueError(
             f"{IMAGES.relative_to(IMAGES.parents[1])}: no digest for {' and '.join(unpushed_images())} yet, and a "
             "cluster cannot pull what is only here: push the images and write their digests into that file"
-        )
-
-
-def warn_of_unpushed_images() -> None:
-    """Says that a graph with local tags runs here and in Docker, but is no package for a cluster."""
-    if unpushed_images():
-        logger.warning(
-            "%s: no digest for %s yet: this graph runs on this machine; push the images before submitting it",
-            IMAGES.relative_to(IMAGES.parents[1]),
-            " and ".join(unpushed_images()),
         )

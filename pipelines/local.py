@@ -43,10 +43,10 @@ from kfp.local import (
 from kfp.local.orchestrator import enhanced_dag_orchestrator as orchestrator
 from kfp.local.status import Status
 
+from pipelines.package import CONDITION
 from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV
 
 ROOT = Path(__file__).parents[1]
-CONDITION = re.compile(r"inputs\.parameter_values\['(?P<channel>[^']+)'\] == (?P<wanted>true|false)")
 PROGRESS = re.compile(r"step (\d+)/(\d+)(?: (loss \S+))?")
 GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL: a training stage saves a checkpoint
 

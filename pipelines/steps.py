@@ -66,12 +66,12 @@ class Steps:
             minutes, retries = stage.timeout_minutes, stage.retry_count
         elif name.startswith("check_"):
             minutes = self.config.validation.timeout_minutes
-        elif name.startswith("reject_"):
-            retries = 0  # it fails on purpose
         if placement.timeout_minutes is not None:
             minutes = placement.timeout_minutes
         if placement.retry_count is not None:
             retries = placement.retry_count
+        if name.startswith("reject_") or name == "report_run":
+            retries = 0  # whatever its pool has: one fails on purpose, the other is a hook that may not be retried
         place(task, placement, timeout_minutes=minutes, retry_count=retries)
 
     def _config_of(self, component: str) -> dict[str, Any]:

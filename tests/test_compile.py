@@ -1,6 +1,8 @@
 import pytest
+import yaml
 
 import compile as command
+from components import container
 
 
 def test_writes_the_graph_and_finds_it_up_to_date(tmp_path, capsys):
@@ -28,3 +30,48 @@ def test_bad_configuration_is_one_line_and_exit_1(tmp_path, capsys, setting):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert not output.exists()
+
+
+def test_a_graph_with_local_images_is_written_and_says_where_it_runs(tmp_path, capsys):
+    output = str(tmp_path / "graph.yaml")
+    assert command.main(["--output", output]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{output} runs on this machine only: images/digests.yaml has no digest for ")
+    assert "posttrain-cpu:local and posttrain-train:local; push and compile again, or give --allow-tags" in line
+
+
+def test_allow_tags_says_that_this_is_meant(tmp_path, capsys):
+    assert command.main(["--output", str(tmp_path / "graph.yaml"), "--allow-tags"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_graph_that_breaks_a_rule_is_not_written(tmp_path, capsys):
+    output = tmp_path / "graph.yaml"
+    assert command.main(["--output", str(output), "--set", "sft_dataset=gs://b/{{run}}.jsonl"]) == 1
+    head, finding = capsys.readouterr().err.splitlines()
+    assert head.startswith(f"error: {output} breaks rules of the platform")
+    assert finding.strip().startswith("expanded_value: run parameter sft_dataset: 'gs://b/{{run}}.jsonl'")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "digest", ["sha256:12", "0a" * 32, f"sha256:{'0A' * 32}", f"sha256:{'0a' * 32}\n", "latest", 12]
+)
+def test_a_digest_that_no_registry_gives_is_one_error(tmp_path, capsys, monkeypatch, digest):
+    images = {name: {"repository": name, "digest": None} for name in ("cpu", "train")}
+    images["train"]["digest"] = digest
+    (tmp_path / "digests.yaml").write_text(yaml.safe_dump(images))
+    monkeypatch.setattr(container, "IMAGES", tmp_path / "digests.yaml")
+    assert command.main(["--output", str(tmp_path / "graph.yaml")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: images/digests.yaml: train.digest {digest!r} is not sha256: and 64 hex digits; ")
+    assert not (tmp_path / "graph.yaml").exists()
+
+
+def test_images_that_were_pushed_are_taken_by_their_digest(tmp_path, capsys, monkeypatch):
+    images = {name: {"repository": f"r/{name}", "digest": f"sha256:{'0a' * 32}"} for name in ("cpu", "train")}
+    (tmp_path / "digests.yaml").write_text(yaml.safe_dump(images))
+    monkeypatch.setattr(container, "IMAGES", tmp_path / "digests.yaml")
+    assert container.image_reference("cpu") == f"r/cpu@sha256:{'0a' * 32}"
+    assert command.main(["--output", str(tmp_path / "graph.yaml")]) == 0
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,217 @@
+"""Rules of the platform for the graph as a whole: its run parameters and values, its gates, its exit task, its loops.
+
+`Package` -> (where, what, remedy) of each place that breaks a rule
+
+Files named as sources are those of kubeflow/pipelines 2.17.0.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.package import CONDITION, Package, Spec, Task
+from pipelines.step_rules import RUN_DEPENDENT, Breaches
+from posttrain.config import MAX_RUN_PARAMETERS_BYTES
+from posttrain.masking import TOKENS
+
+REJECT, PUBLISH = "posttrain.reject", "posttrain.publish"
+
+
+def secret_value(package: Package) -> Breaches:
+    """What stands in a package is read by whoever may list pipelines: a token or key there has leaked.
+
+    Source: Kubernetes, "Good practices for Kubernetes Secrets"
+    """
+    for document in (package.spec, package.platform):
+        for where, text in _texts(document):
+            if TOKENS.search(text):
+                remedy = "revoke it, and take the new one from a Kubernetes secret: placement.*.secrets"
+                yield where, "holds what looks like a token, a key or a password, not repeated here", remedy
+
+
+def expanded_value(package: Package) -> Breaches:
+    """The backend expands what looks like a placeholder, inside a value too.
+
+    Source: kubeflow/pipelines#11035; backend/src/v2/component/launcher_v2.go, compileCmdAndArgs
+    """
+    for where, value in package.values.items():
+        for _, text in _texts(value):
+            if "{{" in text and RUN_DEPENDENT not in text:
+                remedy = "take the braces out; put text together in the container, not in the graph"
+                yield where, f"{text[:80]!r} holds '{{{{'", remedy
+
+
+def parameter_bytes(package: Package) -> Breaches:
+    """The backend refuses a run whose parameters are over 10,000 bytes in all, and a run's own values need room.
+
+    Source: backend/src/common/util/consts.go, MAX_PARAMETER_BYTES
+    """
+    defaults = {name: parameter.get("defaultValue") for name, parameter in package.parameters.items()}
+    size = len(json.dumps(defaults).encode())
+    if size > MAX_RUN_PARAMETERS_BYTES:
+        what = f"the defaults are {size} bytes in all, at most {MAX_RUN_PARAMETERS_BYTES} are safe"
+        yield "run parameters", what, "compile what is long into the config of a step"
+
+
+def parameter_default(package: Package) -> Breaches:
+    """An optional run parameter without a default is null, and a step that is given it fails.
+
+    Source: kubeflow/pipelines#11667
+    """
+    for name, parameter in package.parameters.items():
+        if parameter.get("isOptional") and "defaultValue" not in parameter:
+            yield f"run parameter {name}", "its default is null", 'give it a default, such as "", or make it required'
+
+
+def struct_default(package: Package) -> Breaches:
+    """A run that gives one key of a struct parameter replaces the whole default: the other keys are lost in silence.
+
+    Source: backend/src/v2/compiler/argocompiler/argo.go, "fill root component default parameters"
+    """
+    for name, parameter in package.parameters.items():
+        if parameter["parameterType"] == "STRUCT" and parameter.get("defaultValue"):
+            remedy = "make the default {} and merge a run's values over a compiled constant in the container"
+            yield f"run parameter {name}", f"its default has keys: {', '.join(parameter['defaultValue'])}", remedy
+
+
+def boolean_condition(package: Package) -> Breaches:
+    """Only `<boolean> == true` and `== false` mean the same here and on the cluster; what cannot be compared, such as
+    NaN or a quote in a text, skips every branch and leaves the run green.
+
+    Source: kubeflow/pipelines#13313; backend/src/v2/expression/expression.go
+    """
+    for task in package.tasks:
+        match = CONDITION.fullmatch(task.condition)
+        channel = match["channel"] if match else ""
+        kind = task.declared("inputs", "parameters").get(channel, {}).get("parameterType")
+        if task.condition and kind != "BOOLEAN":
+            what = f"{channel} is {kind}, not BOOLEAN" if match else f"{task.condition[:120]!r} is another form"
+            remedy = "compare a boolean output with True and with False, each in a dsl.Condition; no dsl.Else"
+            yield f"{task.name}: triggerPolicy.condition", what, remedy
+
+
+def gate_branches(package: Package) -> Breaches:
+    """A gate exits 0, for a task that fails uploads no verdict, and a skipped branch leaves the run green: so what
+    goes on stands behind `passed == true`, and behind `passed == false` a reject that fails the run.
+
+    Source: kubeflow/pipelines#12425
+    """
+    for gate in package.gates:
+        where = f"{gate.name}: passed"
+        for wanted in (True, False):
+            branches = [t for t in package.inside(gate.group) if package.branch(t) == (gate, "passed", wanted)]
+            if len(branches) != 1:
+                what = f"{len(branches)} branches wait for passed == {str(wanted).lower()}, not 1"
+                yield where, what, "open the gate with pipelines.gate.gate, which writes both"
+            rejects = [t for branch in branches for t in package.inside(branch) if t.runs(REJECT) and not t.condition]
+            if branches and not wanted and not rejects:
+                yield where, "nothing rejects the run if it is false", "put components.reject into that branch"
+
+
+def publish_behind_gates(package: Package) -> Breaches:
+    """What is published without having passed every gate was not judged; beside a gate it would not even wait for it.
+
+    Source: kubeflow/pipelines#12425
+    """
+    for step in package.steps:
+        if not step.runs(PUBLISH):
+            continue
+        behind = [package.branch(task) for task in (step, *step.groups)]
+        for gate in package.gates:
+            if (gate, "passed", True) not in behind:
+                what = f"it does not wait for {gate.name} to pass"
+                yield f"{step.name}: its place in the graph", what, "put it below that gate, into its branch"
+
+
+def exit_task(package: Package) -> Breaches:
+    """An exit task becomes a hook of the outermost group: it runs whatever failed, so that no output is sure to exist.
+
+    Source: kubeflow/pipelines#10187; backend/src/v2/compiler/argocompiler/dag.go
+    """
+    for task in package.tasks:
+        if not task.is_exit_task:
+            continue
+        if task.group:
+            remedy = "open dsl.ExitHandler around the whole graph; do not ignore an upstream failure"
+            yield f"{task.name}: triggerPolicy.strategy", f"it is an exit task inside {task.group.name}", remedy
+        for kind, source in (("parameters", "taskOutputParameter"), ("artifacts", "taskOutputArtifact")):
+            for name, value in task.given(kind).items():
+                if source in value:
+                    what = f"takes an output of {value[source]['producerTask']}, which may not have run"
+                    yield f"{task.name}: inputs.{kind}.{name}", what, "let it read the run record instead"
+
+
+def never_retried(package: Package) -> Breaches:
+    """A reject fails on purpose; an exit task is a hook of Argo's, whose retry can leave the run in Running for good.
+
+    Source: argoproj/argo-workflows#12120
+    """
+    for task in package.tasks:
+        retries = task.spec.get("retryPolicy", {}).get("maxRetryCount", 0)
+        if retries and (task.is_exit_task or task.runs(REJECT)):
+            where = f"{task.name}: retryPolicy.maxRetryCount"
+            yield where, f"it is tried {retries} times more", "take the task's set_retry out"
+
+
+def loop_in_exit_handler(package: Package) -> Breaches:
+    """A loop inside an exit handler fails when the run starts.
+
+    Source: kubeflow/pipelines#12390
+    """
+    handled = [name for task in package.tasks if task.is_exit_task for name in task.spec.get("dependentTasks", [])]
+    for task in package.tasks:
+        if task.is_loop and any(group.key in handled for group in task.groups):
+            yield f"{task.name}: iterator", "it loops inside an exit handler", "make the loop a pipeline of its own"
+
+
+def importer_in_loop(package: Package) -> Breaches:
+    """An importer does not know in which iteration it is: inside a loop it fails.
+
+    Source: kubeflow/pipelines#10860
+    """
+    for task in package.tasks:
+        if "importer" in task.executor and any(group.is_loop for group in (task, *task.groups)):
+            yield f"{task.name}: importer", "it stands in a loop", "import before the loop, or pass the address"
+
+
+def artifact_loop(package: Package) -> Breaches:
+    """The backend does not know a loop over artifacts.
+
+    Source: backend/src/v2/compiler/argocompiler/dag.go, "artifact iterator not implemented yet"
+    """
+    for task in package.tasks:
+        if "artifactIterator" in task.spec:
+            yield f"{task.name}: artifactIterator", "it loops over artifacts", "loop over their addresses, as a list"
+
+
+def collected_condition(package: Package) -> Breaches:
+    """What is collected from a condition has no value where the branch was skipped, and fails who takes it.
+
+    Source: backend/src/v2/driver/resolve.go, resolveUpstreamParameters
+    """
+    for group in package.tasks:
+        conditional = {task.key for task in package.inside(group) if task.condition}
+        for name, producer in _handed_out(group):
+            if producer in conditional:
+                remedy = "let a step outside the condition write it, with a value for a skipped branch"
+                yield f"{group.name}: outputs.{name}", f"comes from {producer}, which may be skipped", remedy
+
+
+def _handed_out(group: Task) -> Iterator[tuple[str, str]]:
+    """The outputs of a group that come from one of its tasks, and from which. `dsl.OneOf` names several."""
+    outputs = group.component.get("dag", {}).get("outputs", {})
+    for name, output in outputs.get("parameters", {}).items():
+        if "valueFromParameter" in output:
+            yield name, output["valueFromParameter"]["producerSubtask"]
+    for name, output in outputs.get("artifacts", {}).items():
+        if len(output.get("artifactSelectors", [])) == 1:
+            yield name, output["artifactSelectors"][0]["producerSubtask"]
+
+
+def _texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a value, with the path to it."""
+    if isinstance(value, str):
+        yield where, value
+    inner: Spec = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+    for key, part in inner.items():
+        yield from _texts(part, f"{where}.{key}".removeprefix("."))
