@@ -28,7 +28,7 @@ from pipelines.compiler import check_images_are_pushed, compile_graph
 from pipelines.local import LocalRun, run_graph
 from pipelines.steps import step_names
 from pipelines.view import CheckRow, LiveView, PlainView, print_checks, print_pairs, view_of
-from posttrain import junit, masking, plan, preflight, record, report, sources, storage, wording
+from posttrain import junit, masking, plan, preflight, prompts, record, report, sources, storage, wording
 from posttrain.config import PipelineConfig, ReportStep, check_overrides, check_run_parameters, load_config
 from posttrain.verdict import Check, Verdict
 from validators import custom
@@ -333,8 +333,9 @@ def run_parameters(config: PipelineConfig, args: argparse.Namespace) -> dict[str
 
 def absolute_paths(config: PipelineConfig) -> PipelineConfig:
     """The configuration with local paths made absolute: the steps run in another working directory."""
-    red_team = config.validation.red_team_prompts
-    validation = config.validation.model_copy(update={"red_team_prompts": red_team and absolute_path(red_team)})
+    asked = {key: absolute_path(uri) for key, uri in prompts.given(config.validation).items()}
+    judge_model = config.validation.judge_model and absolute(config.validation.judge_model)
+    validation = config.validation.model_copy(update=asked | {"judge_model": judge_model})
     changes = {
         "validation": validation,
         "storage_root": absolute_path(config.storage_root),

@@ -23,6 +23,11 @@ ACCEPTED = {
     "preference": "'chosen' and 'rejected', with 'prompt' or as whole conversations",
 }
 SURROGATE = re.compile("[\ud800-\udfff]")
+# Default_Ignorable_Code_Point: https://www.unicode.org/reports/tr44/#Default_Ignorable_Code_Point
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
@@ -81,8 +86,10 @@ def user_text(prompt: list[dict]) -> str:
 
 
 def normalise(text: str) -> str:
-    """Case, width, whitespace and the punctuation around words taken away. Text of punctuation alone stays."""
-    words = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split()
+    """Case, width, whitespace, what is invisible and the punctuation around words taken away. Text of punctuation alone
+    stays.
+    """
+    words = unicodedata.normalize("NFKC", _plain(text).casefold()).split()
     return " ".join(filter(None, map(_without_punctuation, words))) or " ".join(words)
 
 
@@ -93,6 +100,21 @@ def _without_punctuation(word: str) -> str:
     while end > start and unicodedata.category(word[end - 1]).startswith("P"):
         end -= 1
     return word[start:end]
+
+
+def as_seen(text: str) -> str:
+    """What the eye sees of a text: case, punctuation and indentation stay, other blanks count as one."""
+    lines = (re.sub(r"(?<=\S)\s+", " ", line).rstrip() for line in _plain(text).splitlines())
+    return "\n".join(lines).strip()
+
+
+def is_blank(text: str) -> bool:
+    return not _plain(text).strip()
+
+
+def _plain(text: str) -> str:
+    """Width and ligatures as in plain letters, and no invisible characters."""
+    return INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
 
 
 def prompt_key(row: dict) -> str:
@@ -125,7 +147,7 @@ def check_row(row: dict, kind: str) -> None:
 def empty_key(row: dict, kind: str) -> str | None:
     """The first key whose user or assistant text is blank; None if there is text everywhere."""
     for key in ("prompt", *ANSWER_KEYS[kind]):
-        if any(not message["content"].strip() for message in row[key] if message["role"] in ("user", "assistant")):
+        if any(is_blank(message["content"]) for message in row[key] if message["role"] in ("user", "assistant")):
             return key
     return None
 

@@ -58,13 +58,13 @@ def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
 
 @pytest.fixture(scope="session")
 def task_api_rows() -> dict[str, list[dict]]:
-    """Rows of the Task API example by file: sft (48), preferences (32), eval (8), red_team (8). Read only."""
-    return generate(num_sft=48, num_preferences=32, num_eval=8, num_red_team=8, seed=0)
+    """Rows of the Task API example by file: sft (48), preferences (32) and 8 of each other file. Read only."""
+    return generate(num_sft=48, num_preferences=32, num_eval=8, num_red_team=8, num_off_topic=8, seed=0)
 
 
 @pytest.fixture(scope="session")
 def task_api_files(tmp_path_factory: pytest.TempPathFactory, task_api_rows: dict[str, list[dict]]) -> Path:
-    """Folder with those rows as sft.jsonl, preferences.jsonl, eval.jsonl, red_team.jsonl."""
+    """Folder with those rows as sft.jsonl and so on."""
     path = tmp_path_factory.mktemp("task_api")
     write(task_api_rows, path)
     return path

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 import run_pipeline
 from pipelines.local import ROOT
 from posttrain import record
+from posttrain.config import PipelineConfig
 from posttrain.verdict import Verdict
 
 # Stands for every module that fetches, trains, merges or judges: instant work inside the real run record.
@@ -274,6 +275,15 @@ def test_bad_input_is_one_line_before_anything_runs(project, capsys, arguments, 
     assert re.fullmatch(r"error: .*\n", told.err)
     assert message in told.err
     assert not list(project.glob("store/*/*"))
+
+
+def test_what_a_gate_asks_is_found_from_the_steps_own_folder():
+    keys = {"red_team_prompts": "r.jsonl", "off_topic_prompts": "gs://b/o.jsonl", "judge_model": "./judge"}
+    found = run_pipeline.absolute_paths(PipelineConfig(validation=keys)).validation
+    assert (found.red_team_prompts, found.off_topic_prompts) == (str(Path("r.jsonl").absolute()), "gs://b/o.jsonl")
+    assert (found.judge_model, found.benign_prompts) == (str(Path("judge").absolute()), None)
+    on_the_hub = PipelineConfig(validation={"judge_model": "meta-llama/Llama-Guard-3-8B"})
+    assert run_pipeline.absolute_paths(on_the_hub).validation.judge_model == "meta-llama/Llama-Guard-3-8B"
 
 
 def test_a_run_id_with_a_record_is_refused(project, capsys):

@@ -11,7 +11,7 @@ TRAINING = {"learning_rate": 5e-3, "batch_size": 8, "gradient_accumulation": 1, 
 
 def write_line(folder: Path, model: Path, **changes) -> Path:
     """Writes data and `pipeline.yaml` to a folder, whose storage root is `root`; gives the configuration's path."""
-    write(generate(num_sft=160, num_preferences=96, num_red_team=8, seed=0), folder)
+    write(generate(num_sft=160, num_preferences=96, num_red_team=8, num_off_topic=8, seed=0), folder)
     config = {
         "pipeline_id": "tiny",
         "base_model": str(model),
@@ -29,6 +29,8 @@ def write_line(folder: Path, model: Path, **changes) -> Path:
             },
             "judge": "closed_form",
             "red_team_prompts": str(folder / "red_team.jsonl"),
+            "off_topic_prompts": str(folder / "off_topic.jsonl"),
+            "max_off_topic_call_rate": 1.0,
             "num_generated_answers": 16,
             "max_new_tokens": 64,
             "min_format_valid_rate": 0.5,

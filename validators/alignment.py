@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from posttrain import config, kfp_io, prompts
-from posttrain.data import ANSWER_KEYS, prompt_key, read_jsonl, write_jsonl
+from posttrain.data import ANSWER_KEYS, prompt_key, read_jsonl
 from posttrain.inference import Answer
 from posttrain.verdict import Check, finite
 from validators import answers, checks, custom, judges, measuring, observe, preferences, safety
@@ -126,13 +126,6 @@ def numbers_of(measured: Measured, questions: Questions) -> dict[str, float]:
     return finite(numbers)
 
 
-def worst_answers(model: Observed) -> tuple:
-    """For the page: some of each kind."""
-    harmful = answers.worst(_red_team(model).faulty(), source="red-team prompt")
-    malformed = answers.worst(model.held_out, source="held-out prompt")
-    return (harmful[:3] + malformed + harmful[3:])[: answers.NUM_SHOWN]
-
-
 def confusion(model: Observed, rows: list[dict], limits: config.AlignmentLimits) -> dict:
     """The prompts by what was wanted, against what the model gave."""
     sides = wanted(model, rows, limits)
@@ -177,20 +170,15 @@ def main(argv: list[str] | None = None) -> None:
         inputs = {name: getattr(args, name) for name in INPUTS} | bring_inputs(step, Path(folder))
         checks.run_gate(
             args, inputs=inputs, config=step, work=partial(decide, args, inputs, step),
-            outputs={"confusion": args.confusion},
+            outputs={"confusion": args.confusion}, reusable=not custom.own(step.validation.custom_checks),
         )  # fmt: skip
 
 
 def bring_inputs(step: config.CheckAlignmentStep, folder: Path) -> dict[str, str]:
-    """Local copies of the prompts, and the judge model: as inputs their content, not their address, is what the
-    verdict binds. What nothing asks for is left out.
-    """
-    limits, inputs = step.validation, {}
-    for key, uri in prompts.given(limits).items():
-        if key == "off_topic_prompts" or ASK_FOR_HARM in limits.custom_checks:
-            found = prompts.read_prompts(uri, step.allowed_prefixes, key=key)
-            inputs[key] = str(folder / f"{key}.jsonl")
-            write_jsonl(inputs[key], [{"prompt": prompt} for prompt in found])
+    """Local copies of the prompts, and the judge model. What nothing asks for is left out."""
+    limits = step.validation
+    keys = prompts.KEYS if ASK_FOR_HARM in limits.custom_checks else ("off_topic_prompts",)
+    inputs = prompts.bring(limits, folder, step.allowed_prefixes, keys=keys)
     if "red_team_prompts" in inputs and limits.judge == "model" and limits.judge_model:
         inputs["judge_model"] = judges.fetch(limits.judge_model, folder, step.allowed_prefixes)
     return inputs
@@ -219,7 +207,7 @@ def decide(
         numbers=numbers_of(measured, questions),
         confidence=limits.confidence,
         seconds=measured.seconds | seconds,
-        answers=worst_answers(model),
+        answers=answers.worst({"red-team prompt": _red_team(model).faulty(), "held-out prompt": model.held_out}),
     )
 
 

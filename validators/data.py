@@ -1,31 +1,27 @@
 """Gate check_data: are the prepared rows fit to train and to judge on? Loads a tokenizer, never a model.
 
-tokenizer folder, SFT and preference rows (train, eval; a shorter graph has two of the four files) -> verdict, manifest
-of the prompts' hashes
+tokenizer folder, SFT and preference rows (train, eval; a shorter graph has two of the four files), the prompts that a
+later gate asks -> verdict, manifest of the prompts' hashes
 
 Each check looks at every row of every file; its value is that of the worst file, and its detail names rows to look at.
 """
 
 import argparse
-import json
 import re
+import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 
-from posttrain import chat, config, kfp_io
-from posttrain.rows import ANSWER_KEYS, check_row, content_key, empty_key, prompt_key, read_jsonl, user_text
+from posttrain import chat, config, kfp_io, prompts
+from posttrain.rows import ANSWER_KEYS, as_seen, check_row, empty_key, read_jsonl
 from posttrain.verdict import Check, at_least, at_most, finite, holds
-from validators import checks, duplicates, measuring, personal_data
+from validators import checks, measuring, overlap, personal_data
+from validators.overlap import Rows, kind_of, repeated
 
 FILES = ("sft_train", "sft_eval", "preference_train", "preference_eval")
-MANIFEST_VERSION = 1
-HASHED = (
-    "SHA-256 of the user turns before the first answer, joined by line feeds: NFKC and case folded, words joined by "
-    "one space, punctuation around a word taken away"
-)
 
 # Which role may follow which; None is the start.
 FOLLOWERS = {
@@ -53,7 +49,7 @@ FORBIDDEN = (
 DISTINCT = "Remove the rows that repeat others."
 UNEQUAL = "Remove the pairs that prefer nothing."
 SHORT = "Shorten or remove the rows, or raise max_seq_length."
-DISJOINT = "Prepare both data sets with the same data.eval_fraction, and move no rows between the sides."
+DISJOINT = "Split both data sets with the same data.eval_fraction, move no rows over, and train on no prompt of a gate."
 APART = "Remove these rows from one side, or raise validation.near_duplicate_similarity if they ask different things."
 
 
@@ -76,14 +72,13 @@ class FileNumbers:
     empty: list[str]
     unrenderable: list[str]  # refused by the chat template
     duplicates: list[str]  # repeats of an earlier row
-    same_answers: list[str]  # chosen is rejected
+    same_answers: list[str]  # chosen is rejected, but for what the eye does not see
     too_long: list[str]
     untrainable: list[str]
     endless: list[str]  # without end of turn
     max_tokens: int
 
 
-Rows = dict[str, list[dict]]  # by the file's name in `FILES`
 Files = dict[str, FileNumbers | None]  # None: could not be measured
 Lists = dict[str, list[str] | None]
 
@@ -95,7 +90,7 @@ class Numbers:
     files: Files
     near_duplicates: dict[str, list[str]] | None = None
     personal_data: dict[str, dict[str, list[str]]] | None = None  # by pattern: ids of the rows
-    prompts: dict[str, list[dict]] | None = None  # id and hash of each row's prompt
+    prompts: dict[str, list[dict]] | None = None  # id and hash of each row's prompt, those that are asked too
     shared_prompts: dict[str, list[str]] | None = None  # evaluation with training file -> ids of the evaluation rows
     near_shared_prompts: dict[str, list[str]] | None = None  # by evaluation file
 
@@ -107,19 +102,23 @@ class Numbers:
         return cls(files=files, **{key: measured.get(key) for key in keys})
 
 
-def measure(tokenizer, rows: Rows, step: config.CheckDataStep) -> measuring.Measured:
-    """Looks at every row, in processes of their own: one for each file, three for what is asked of all of them."""
+def measure(tokenizer, rows: Rows, asked: Rows, step: config.CheckDataStep) -> measuring.Measured:
+    """Looks at every row, in processes of their own: one for each file, three for what is asked of all of them.
+
+    Args:
+        asked: prompts that a later gate asks; no training row may hold one of them.
+    """
     lengths = {"sft": step.sft.max_seq_length, "preference": step.dpo.max_seq_length}
-    sound = {name: [row for row in found if _problem(row, _kind(name)) is None] for name, found in rows.items()}
+    sound = {name: [row for row in found if _problem(row, kind_of(name)) is None] for name, found in rows.items()}
 
     def file(name: str) -> dict[str, FileNumbers]:
-        return {name: measure_file(tokenizer, rows[name], kind=_kind(name), max_length=lengths[_kind(name)])}
+        return {name: measure_file(tokenizer, rows[name], kind=kind_of(name), max_length=lengths[kind_of(name)])}
 
     parts = {name: partial(file, name) for name in rows} | {
-        "prompts": lambda: prompts(sound),
-        "near_duplicates": lambda: alike(sound, step.validation.near_duplicate_similarity),
+        "prompts": lambda: overlap.compare_prompts(sound | asked),
+        "near_duplicates": lambda: overlap.alike(sound, asked, step.validation.near_duplicate_similarity),
         "personal_data": lambda: {
-            "personal_data": {name: with_personal_data(found, _kind(name)) for name, found in rows.items()}
+            "personal_data": {name: with_personal_data(found, kind_of(name)) for name, found in rows.items()}
         },
     }
     return measuring.side_by_side(parts, checks.timeouts(step.validation))
@@ -136,8 +135,8 @@ def measure_file(tokenizer, rows: list[dict], *, kind: str, max_length: int) -> 
         misordered=[f"{row['id']}: {problem}" for row in sound if (problem := order_problem(row["prompt"]))],
         empty=[f"{row['id']}: {key!r}" for row in sound if (key := empty_key(row, kind))],
         unrenderable=unrenderable,
-        duplicates=[row["id"] for row in _repeated(sound)],
-        same_answers=[row["id"] for row in sound if kind == "preference" and row["chosen"] == row["rejected"]],
+        duplicates=[row["id"] for row in repeated(sound)],
+        same_answers=[row["id"] for row in sound if kind == "preference" and _prefers_nothing(row)],
         too_long=[f"{row_id}: {found.num_tokens} tokens" for row_id, found in tokens if found.num_tokens > max_length],
         untrainable=[row_id for row_id, found in tokens if found.num_trainable == 0],
         endless=[row_id for row_id, found in tokens if not found.ends],
@@ -163,22 +162,6 @@ def row_tokens(tokenizer, row: dict, *, kind: str, max_length: int) -> RowTokens
     )
 
 
-def alike(rows: Rows, similarity: float) -> dict[str, dict[str, list[str]]]:
-    """What nearly repeats something, within a file and between training and evaluation files."""
-    return {
-        "near_duplicates": {name: near_duplicates(found, _kind(name), similarity) for name, found in rows.items()},
-        "near_shared_prompts": near_shared_prompts(rows, similarity),
-    }
-
-
-def near_duplicates(rows: list[dict], kind: str, similarity: float) -> list[str]:
-    """Rows whose turns, answers and system text are each nearly those of an earlier row. Exact repeats are not here."""
-    repeated = {id(row) for row in _repeated(rows)}
-    rows = [row for row in rows if id(row) not in repeated]
-    found = duplicates.near_earlier([_texts(row, kind) for row in rows], similarity)
-    return [f"{rows[number]['id']} like {rows[earlier]['id']}" for number, earlier in found.items()]
-
-
 def with_personal_data(rows: list[dict], kind: str) -> dict[str, list[str]]:
     """Ids of rows by pattern. A row whose id is itself such a thing is called by its number."""
     found = defaultdict(list)
@@ -190,37 +173,10 @@ def with_personal_data(rows: list[dict], kind: str) -> dict[str, list[str]]:
     return dict(found)
 
 
-def prompts(rows: Rows) -> dict[str, dict]:
-    """Hashes of all prompts, and which prompts an evaluation file shares with a training file."""
-    hashes = {
-        name: [{"id": row["id"], "prompt_sha256": prompt_key(row)} for row in found] for name, found in rows.items()
-    }
-    trained = {name: {one["prompt_sha256"] for one in hashes[name]} for name in _side(rows, "train")}
-    shared = {
-        f"{held_out} with {train}": [one["id"] for one in hashes[held_out] if one["prompt_sha256"] in trained[train]]
-        for held_out, train in product(_side(rows, "eval"), trained)
-    }
-    return {"prompts": hashes, "shared_prompts": shared}
-
-
-def near_shared_prompts(rows: Rows, similarity: float) -> dict[str, list[str]]:
-    """Evaluation prompts that are nearly, but not exactly, a training prompt. Only what the user says counts."""
-    first = {name: {prompt_key(row): row for row in reversed(found)} for name, found in rows.items()}
-    trained = {key: (name, row) for name in _side(rows, "train") for key, row in first[name].items()}
-    asked = [(name, row) for name in _side(rows, "eval") for key, row in first[name].items() if key not in trained]
-    others = [*trained.values()]
-    texts, other_texts = ([user_text(row["prompt"]) for _, row in some] for some in (asked, others))
-    found = {name: [] for name in _side(rows, "eval")}
-    for number, other in duplicates.near_others(texts, other_texts, similarity).items():
-        (name, row), (train, like) = asked[number], others[other]
-        found[name].append(f"{row['id']} like {like['id']} of {train}")
-    return found
-
-
 def judge(numbers: Numbers, limits: config.DataLimits) -> list[Check]:
     """Pure: the same numbers and limits give the same checks."""
     files = numbers.files
-    preferences = {name: file for name, file in files.items() if _kind(name) == "preference"}
+    preferences = {name: file for name, file in files.items() if kind_of(name) == "preference"}
     return [
         *(_none(name, _lists(files, attribute), remedy) for attribute, name, remedy in FORBIDDEN),
         *([_none("equal_answers", _lists(preferences, "same_answers"), UNEQUAL)] if preferences else []),
@@ -245,12 +201,9 @@ def numbers_of(numbers: Numbers) -> dict[str, float]:
     return finite(found | {f"rows_with_{re.sub('[^a-z]', '_', name.lower())}": n for name, n in personal.items()})
 
 
-def _kind(file: str) -> str:
-    return file.split("_")[0]
-
-
-def _side(rows: Rows, side: str) -> list[str]:
-    return [name for name in rows if name.endswith(f"_{side}")]
+def _prefers_nothing(row: dict) -> bool:
+    chosen, rejected = ([as_seen(message["content"]) for message in row[key]] for key in ("chosen", "rejected"))
+    return chosen == rejected
 
 
 def _problem(row: dict, kind: str) -> str | None:
@@ -284,25 +237,6 @@ def _ends(tokenizer, answer: list[int]) -> bool:
     if tokenizer.eos_token_id not in answer:
         return False
     return not tokenizer.decode(answer[len(answer) - answer[::-1].index(tokenizer.eos_token_id) :]).strip()
-
-
-def _repeated(rows: list[dict]) -> list[dict]:
-    """Rows that are, but for the id, an earlier one."""
-    seen, repeated = set(), []
-    for row in rows:
-        key = content_key(row)
-        if key in seen:
-            repeated.append(row)
-        seen.add(key)
-    return repeated
-
-
-def _texts(row: dict, kind: str) -> duplicates.Text:
-    """What the row says, in the parts that must each be alike. What tells rows apart soonest comes first."""
-    said = "\n".join(message["content"] for message in row["prompt"] if message["role"] != "system")
-    told = "\n".join(message["content"] for message in row["prompt"] if message["role"] == "system")
-    answers = [row[key][0]["content"] for key in ANSWER_KEYS[kind]]
-    return said, *answers, told
 
 
 def _lists(files: Files, attribute: str) -> Lists:
@@ -358,12 +292,6 @@ def _size(name: str, files: Files, side: str, limit: int) -> Check:
     return at_least(name, value, limit, detail=detail, remedy=remedy)
 
 
-def write_manifest(path: str, hashes: dict[str, list[dict]] | None) -> None:
-    """With which anybody can see later whether other rows were part of this data."""
-    manifest = {"schema_version": MANIFEST_VERSION, "hashed": HASHED, "files": hashes or {}}
-    Path(path).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__doc__)
     parser.add_argument("--tokenizer", required=True, help="folder of the base model's tokenizer")
@@ -380,23 +308,30 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = config.parse_step(config.CheckDataStep, args.config, args.overrides)
     paths = {name: path for name in FILES if (path := getattr(args, name))}
-    inputs = {"tokenizer": args.tokenizer, **paths}
+    with tempfile.TemporaryDirectory() as folder:
+        asked = prompts.bring(step.validation, Path(folder), step.allowed_prefixes)
+        checks.run_gate(
+            args, inputs={"tokenizer": args.tokenizer, **paths, **asked}, config=step,
+            work=partial(decide, args, paths, asked, step), outputs={"manifest": args.manifest},
+        )  # fmt: skip
 
-    def work() -> checks.GateVerdict:
-        rows = {name: read_jsonl(path) for name, path in paths.items()}
-        measured = measure(chat.ChatTokenizer(args.tokenizer), rows, step)
-        numbers = Numbers.of(measured.numbers, list(rows))
-        write_manifest(args.manifest, numbers.prompts)
-        return checks.GateVerdict(
-            gate=args.step,
-            subject=checks.subject(inputs),
-            checks=(*judge(numbers, step.validation), *measured.failures),
-            numbers=numbers_of(numbers),
-            confidence=step.validation.confidence,
-            seconds=measured.seconds,
-        )
 
-    checks.run_gate(args, inputs=inputs, config=step, work=work, outputs={"manifest": args.manifest})
+def decide(
+    args: argparse.Namespace, paths: dict[str, str], asked: dict[str, str], step: config.CheckDataStep
+) -> checks.GateVerdict:
+    """Measures and judges; writes the manifest."""
+    rows, asked_rows = ({name: read_jsonl(path) for name, path in some.items()} for some in (paths, asked))
+    measured = measure(chat.ChatTokenizer(args.tokenizer), rows, asked_rows, step)
+    numbers = Numbers.of(measured.numbers, list(rows))
+    overlap.write_manifest(args.manifest, numbers.prompts)
+    return checks.GateVerdict(
+        gate=args.step,
+        subject=checks.subject({"tokenizer": args.tokenizer, **paths, **asked}),
+        checks=(*judge(numbers, step.validation), *measured.failures),
+        numbers=numbers_of(numbers),
+        confidence=step.validation.confidence,
+        seconds=measured.seconds,
+    )
 
 
 if __name__ == "__main__":

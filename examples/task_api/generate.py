@@ -1,7 +1,7 @@
 """Generate the Task API data: requests in plain English and the one JSON object, or fixed sentence, that answers each.
 
 seed, numbers of rows -> sft.jsonl, preferences.jsonl, eval.jsonl (held-out requests with their answers), red_team.jsonl
-(prompts to be declined)
+and off_topic.jsonl (prompts to be declined)
 
 The same seed gives the same bytes. No request appears in two of the files.
 """
@@ -238,8 +238,26 @@ def red_team_rows(rng: random.Random, num: int) -> list[dict]:
     return [{"id": f"red-team-{index:04}", "prompt": prompt_messages(text)} for index, text in enumerate(chosen)]
 
 
+def off_topic_rows(rng: random.Random, num: int, *, used: set[str]) -> list[dict]:
+    texts = []
+    for _ in range(num * 50):
+        text = off_topic_request(rng)
+        if len(texts) < num and text not in used:
+            used.add(text)
+            texts.append(text)
+    if len(texts) < num:
+        raise ValueError(f"{num} off-topic prompts asked for, {len(texts)} different ones were found: ask for fewer")
+    return [{"id": f"off-topic-{index:04}", "prompt": prompt_messages(text)} for index, text in enumerate(texts)]
+
+
 def generate(
-    *, num_sft: int = 200, num_preferences: int = 100, num_eval: int = 40, num_red_team: int = 40, seed: int = 0
+    *,
+    num_sft: int = 200,
+    num_preferences: int = 100,
+    num_eval: int = 40,
+    num_red_team: int = 40,
+    num_off_topic: int = 40,
+    seed: int = 0,
 ) -> dict:
     """The rows of each file, by its name without `.jsonl`."""
     rng = random.Random(seed)
@@ -249,6 +267,7 @@ def generate(
         "preferences": preference_rows(examples(rng, num_preferences, used=used), rng),
         "eval": sft_rows("eval", examples(rng, num_eval, used=used)),
         "red_team": red_team_rows(rng, num_red_team),
+        "off_topic": off_topic_rows(rng, num_off_topic, used=used),
     }
 
 
@@ -261,11 +280,12 @@ def write(files: dict[str, list[dict]], output: Path) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.task_api.generate", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", required=True, type=Path, help="folder for the four files")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the five files")
     parser.add_argument("--num-sft", type=int, default=200)
     parser.add_argument("--num-preferences", type=int, default=100)
     parser.add_argument("--num-eval", type=int, default=40)
     parser.add_argument("--num-red-team", type=int, default=40)
+    parser.add_argument("--num-off-topic", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     return parser
 

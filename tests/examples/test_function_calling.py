@@ -11,6 +11,7 @@ from examples.function_calling.evaluate import named_model, rate, summarise
 from examples.function_calling.model import weight_name
 from examples.function_calling.prepare import fetch_wheel, write_jsonl
 from examples.function_calling.scoring import DECLINE, equal, score
+from validators import overlap
 
 INVENTS = "call schema function invents"
 RIGHT = "call schema function arguments"
@@ -114,6 +115,15 @@ def test_files_are_the_same_twice_and_share_no_question(files, wheel, harmful_wh
         assert len(texts(rows)) == len(rows) == len({row["id"] for row in rows}) > 0
         assert not seen & texts(rows)
         seen |= texts(rows)
+
+
+def test_training_gate_and_final_report_share_no_prompt_not_even_nearly(files):
+    trained = {"sft_train": files["sft.jsonl"], "preference_train": files["preferences.jsonl"]}
+    gate = {"red_team": files["red_team.jsonl"], "off_topic": files["off_topic.jsonl"]}
+    final = {"heldout": files["heldout.jsonl"]}
+    for learned, asked in ((trained, gate | final), ({f"{name}_train": rows for name, rows in gate.items()}, final)):
+        assert not any(overlap.compare_prompts(learned | asked)["shared_prompts"].values())
+        assert not any(overlap.near_shared_prompts(learned | asked, 0.9).values())
 
 
 def test_pairs_decline_what_is_harmful_and_answer_what_is_not(files):

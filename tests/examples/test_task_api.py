@@ -73,7 +73,7 @@ def test_no_request_is_in_two_files_or_twice(files):
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         generate.main(["--output", str(tmp_path / name), "--num-sft", "20", "--num-preferences", "10", "--seed", "3"])
-    for file in ("sft", "preferences", "eval", "red_team"):
+    for file in ("sft", "preferences", "eval", "red_team", "off_topic"):
         assert (tmp_path / "a" / f"{file}.jsonl").read_bytes() == (tmp_path / "b" / f"{file}.jsonl").read_bytes()
     assert generate.generate(seed=3) != generate.generate(seed=4)
 
@@ -81,6 +81,8 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 def test_more_prompts_than_there_are_is_refused():
     with pytest.raises(ValueError, match="at most"):
         generate.generate(num_red_team=1000)
+    with pytest.raises(ValueError, match="ask for fewer"):
+        generate.generate(num_off_topic=1000)
 
 
 def test_rows_are_short_for_the_tiny_tokenizer(files, tiny_model):

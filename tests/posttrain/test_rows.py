@@ -1,6 +1,6 @@
 import pytest
 
-from posttrain.rows import check_row, convert, normalise, prompt_key, read_jsonl, write_jsonl
+from posttrain.rows import as_seen, check_row, convert, normalise, prompt_key, read_jsonl, write_jsonl
 
 USER = {"role": "user", "content": "Add a task."}
 ANSWER = {"role": "assistant", "content": "Done."}
@@ -123,6 +123,8 @@ def test_long_values_are_shortened():
         ("¿Qué?", "qué"),
         ("don't", "DON'T"),
         ("Cafe\u0301", "café"),
+        ("\ufeffad\u200bd\u00a0a ta\u00adsk\u2060", "add a task"),
+        ("❤\ufe0f", "❤"),
     ],
 )
 def test_normalise_takes_case_width_space_and_punctuation_away(text, same):
@@ -132,6 +134,18 @@ def test_normalise_takes_case_width_space_and_punctuation_away(text, same):
 @pytest.mark.parametrize(("text", "other"), [("task 1", "task 2"), ("?!", "!?"), ("3+4", "3*4"), ("कि", "की")])
 def test_normalise_keeps_what_is_different_apart(text, other):
     assert normalise(text) != normalise(other)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"), [(" a  b \r\nc\n", "a b\nc"), ("ca\u200bfe\u0301\u00a0?", "café ?"), ("  x = 1", "x = 1")]
+)
+def test_what_the_eye_does_not_see_does_not_count(text, same):
+    assert as_seen(text) == as_seen(same)
+
+
+@pytest.mark.parametrize(("text", "other"), [("Yes", "yes"), ("No.", "No"), ("if a:\n  b", "if a:\nb"), ("ab", "a b")])
+def test_what_it_sees_counts(text, other):
+    assert as_seen(text) != as_seen(other)
 
 
 def test_prompt_key_ignores_the_system_turn_and_what_follows_the_first_answer():

@@ -9,7 +9,7 @@ from posttrain import data as rows
 from posttrain.chat import ChatTokenizer
 from posttrain.config import CheckDataStep, DataLimits
 from posttrain.verdict import Verdict
-from validators import data
+from validators import data, overlap
 
 LIMITS = DataLimits(min_train_rows=4, min_eval_rows=2)
 LENGTH = {"max_seq_length": 128}
@@ -38,19 +38,19 @@ def change(path, edit):
     rows.write_jsonl(path, edit(rows.read_jsonl(path)))
 
 
-def measured(tokenizer, paths, limits=LIMITS):
+def measured(tokenizer, paths, limits=LIMITS, asked=None):
     found = {name: rows.read_jsonl(path) for name, path in paths.items()}
-    told = data.measure(tokenizer, found, CheckDataStep(validation=limits, sft=LENGTH, dpo=LENGTH))
+    told = data.measure(tokenizer, found, asked or {}, CheckDataStep(validation=limits, sft=LENGTH, dpo=LENGTH))
     assert told.failures == []
     return data.Numbers.of(told.numbers, list(found))
 
 
-def judged(tokenizer, paths, limits=LIMITS):
-    return {check.name: check for check in data.judge(measured(tokenizer, paths, limits), limits)}
+def judged(tokenizer, paths, limits=LIMITS, asked=None):
+    return {check.name: check for check in data.judge(measured(tokenizer, paths, limits, asked), limits)}
 
 
-def failed(tokenizer, paths, limits=LIMITS):
-    return {name: check for name, check in judged(tokenizer, paths, limits).items() if check.status != "passed"}
+def failed(tokenizer, paths, limits=LIMITS, asked=None):
+    return {name: check for name, check in judged(tokenizer, paths, limits, asked).items() if check.status != "passed"}
 
 
 def edited(row, key, content):
@@ -73,8 +73,9 @@ def test_a_malformed_row_is_named(tokenizer, files):
     assert "sft_train has 1: row 2: 'completion' is 'text'" in found["malformed_rows"].detail
 
 
-def test_an_empty_answer_is_named(tokenizer, files):
-    change(files["preference_eval"], lambda found: [edited(found[0], "rejected", " \n"), *found[1:]])
+@pytest.mark.parametrize("empty", [" \n", "\u200b\ufeff"])
+def test_an_empty_answer_is_named(tokenizer, files, empty):
+    change(files["preference_eval"], lambda found: [edited(found[0], "rejected", empty), *found[1:]])
     assert "preference_eval has 1: preference-" in failed(tokenizer, files)["empty_turns"].detail
 
 
@@ -87,8 +88,12 @@ def test_duplicates_over_the_limit(tokenizer, files):
     assert failed(tokenizer, files, LIMITS.model_copy(update={"max_duplicate_share": 0.5})) == {}
 
 
-def test_equal_answers_prefer_nothing(tokenizer, files):
-    change(files["preference_train"], lambda found: [{**found[0], "rejected": found[0]["chosen"]}, *found[1:]])
+@pytest.mark.parametrize("unseen", ["", " \n", "\u200b"])
+def test_equal_answers_prefer_nothing(tokenizer, files, unseen):
+    def prefer_nothing(found):
+        return [edited(found[0], "rejected", found[0]["chosen"][0]["content"] + unseen), *found[1:]]
+
+    change(files["preference_train"], prefer_nothing)
     assert list(failed(tokenizer, files)) == ["equal_answers"]
 
 
@@ -114,7 +119,8 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_is_named(tokenizer, files):
     assert f"sft_train has 1: {rows.read_jsonl(files['sft_train'])[0]['id']}" in found["untrainable_rows"].detail
 
 
-def test_a_template_that_leaves_the_answer_out(tokenizer, files, monkeypatch):
+def test_poisoned_all_masked_data(tokenizer, files, monkeypatch):
+    """A chat template that leaves the answer out: nothing is left to learn."""
     content = "{% if message['role'] != 'assistant' %}{{ message['content'] }}{% endif %}"
     template = f"{{% for message in messages %}}{content}{{% endfor %}}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
@@ -184,14 +190,12 @@ def test_roles_that_the_template_refuses(tokenizer, files, monkeypatch):
     assert "no system turns" in found["rows_refused_by_template"].detail
 
 
-def test_a_prompt_on_both_sides_is_found_across_data_sets(tokenizer, files):
-    leaked = rows.read_jsonl(files["preference_eval"])[0]
-    told = {**leaked["prompt"][-1], "content": f"  {leaked['prompt'][-1]['content'].upper()}!!"}
-    row = {"id": "leaked", "prompt": [*leaked["prompt"][:-1], told], "completion": leaked["chosen"]}
-    change(files["sft_train"], lambda found: [*found, row])
+@pytest.mark.parametrize("disguise", [str, "  {}!! ".format, str.upper, "\u200b{}\u00a0".format])
+def test_poisoned_leaked_evaluation_prompts(tokenizer, files, disguise):
+    leaked = leak(files, of="preference_eval", into="sft_train", text=disguise)
     found = failed(tokenizer, files)
     assert list(found) == ["shared_prompts"]
-    assert f"preference_eval with sft_train has 1: {leaked['id']}" in found["shared_prompts"].detail
+    assert f"preference_eval with sft_train has 1: {leaked}" in found["shared_prompts"].detail
 
 
 def leak(files, *, of, into, text):
@@ -212,6 +216,24 @@ def test_a_prompt_that_is_nearly_a_held_out_one_is_found_across_data_sets(tokeni
     assert found["near_shared_prompts"].detail == f"preference_eval has 1: {leaked} like leaked of sft_train"
     allowed = LIMITS.model_copy(update={"max_share_too_long": 1.0, "max_near_shared_prompts": 1})
     assert list(failed(tokenizer, files, allowed)) == ["untrainable_rows"]
+
+
+def test_poisoned_training_on_the_prompts_of_a_gate(tokenizer, files, task_api_rows):
+    *before, user = rows.read_jsonl(files["sft_train"])[0]["prompt"]
+    asked = {"red_team_prompts": task_api_rows["red_team"][:2]}
+    assert failed(tokenizer, files, asked=asked) == {}
+    asked["red_team_prompts"][1] = {"id": "prompt 2", "prompt": [{**user, "content": f"{user['content']}?"}]}
+    found = failed(tokenizer, files, asked=asked)
+    assert list(found) == ["shared_prompts"]
+    assert found["shared_prompts"].detail == "red_team_prompts with sft_train has 1: prompt 2"
+
+
+def test_a_gate_s_prompt_that_is_nearly_a_training_prompt(tokenizer, files):
+    words = " ".join(f"word{number}" for number in range(20))
+    change(files["sft_train"], lambda found: [with_user_text(found[0], words), *found[1:]])
+    asked = {"benign_prompts": [{"id": "prompt 1", "prompt": [{"role": "user", "content": f"{words} now"}]}]}
+    [check] = failed(tokenizer, files, asked=asked).values()
+    assert check.name == "near_shared_prompts" and "benign_prompts has 1: prompt 1 like sft-" in check.detail
 
 
 def test_training_files_may_share_prompts(tokenizer, files):
@@ -319,9 +341,9 @@ def test_every_problem_is_reported_at_once(tokenizer, files):
     assert names == {"empty_turns", "untrainable_rows", "train_rows"}
 
 
-def command(files, tiny_model, folder):
+def command(files, tiny_model, folder, **limits):
     names = ("verdict", "report", "summary", "metrics", "passed", "manifest")
-    limits = json.dumps({"validation": {"min_train_rows": 4, "min_eval_rows": 2}})
+    limits = json.dumps({"validation": {"min_train_rows": 4, "min_eval_rows": 2} | limits})
     return [
         "--step=check_data",
         f"--storage-root={folder / 'runs'}",
@@ -364,8 +386,15 @@ def test_the_manifest_shows_to_anybody_which_prompts_were_used(files, tiny_model
     ]
 
 
+def test_the_verdict_binds_the_prompts_of_a_later_gate(files, tiny_model, task_api_files, tmp_path):
+    data.main(command(files, tiny_model, tmp_path, red_team_prompts=str(task_api_files / "red_team.jsonl")))
+    verdict = Verdict.read((tmp_path / "verdict").read_text())
+    assert verdict.passed and set(verdict.subject) == {"tokenizer", *files, "red_team_prompts"}
+    assert len(json.loads((tmp_path / "manifest").read_text())["files"]["red_team_prompts"]) == 8
+
+
 def test_a_measurement_that_breaks_fails_the_gate_and_hides_no_other(files, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "near_duplicates", lambda *_: 1 / 0)
+    monkeypatch.setattr(overlap, "near_duplicates", lambda *_: 1 / 0)
     data.main(command(files, tiny_model, tmp_path))
     verdict = Verdict.read((tmp_path / "verdict").read_text())
     assert {check.name: check.status for check in verdict.failed_checks} == {
