@@ -8,7 +8,7 @@ type, which publishing, reports and the record share.
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 Status = Literal["passed", "failed", "undecided", "timed out", "not run"]
 Outcome = Literal["passed", "failed", "undecided"]
@@ -31,13 +31,26 @@ class Check(BaseModel):
     detail: str = ""
     remedy: str = ""
 
+    @model_validator(mode="after")
+    def _what_passed_keeps_its_limit(self):
+        """Whoever wrote it, a check that says so passed only if its value and its whole interval do."""
+        numbers = (self.value, *(self.interval or ()))
+        if (self.limit is None) != (self.relation == ""):
+            raise ValueError(f"{self.name}: limit {self.limit}, relation {self.relation!r}: give both or neither")
+        if self.status == "passed" and self.limit is not None and not all(self._keeps(number) for number in numbers):
+            raise ValueError(f"{self.name}: {numbers} is not {self.relation} {self.limit}, so it has not passed")
+        return self
+
+    def _keeps(self, number: float | None) -> bool:
+        return number is not None and _holds(number, self.limit, self.relation)
+
     @property
     def sentence(self) -> str:
         """`held-out loss: 2.41, not < 2 (detail). Remedy`: one line for logs and terminals."""
         number = ""
         if self.limit is not None:
-            held = self.value is not None and _holds(self.value, self.limit, self.relation)
-            number = f": {_number(self.value)}{'' if held else ', not'} {self.relation} {_number(self.limit)}"
+            held = "" if self._keeps(self.value) else ", not"
+            number = f": {_number(self.value)}{held} {self.relation} {_number(self.limit)}"
         if self.status == "undecided" and self.interval:
             number += f" but from {_number(self.interval[0])} to {_number(self.interval[1])}"
         detail = f" ({self.detail})" if self.detail else ""
@@ -135,11 +148,17 @@ def _compare(
     interval: Interval | None = None,
     more_rows: int | None = None,
 ) -> Check:
-    """`interval` decides where there is one: the check passes or fails only as a whole interval."""
+    """`interval` decides where there is one: the check passes or fails only as a whole interval.
+
+    `more_rows` without an interval: so many are missing to tell one, and nothing is decided.
+    """
     measured = value is not None and math.isfinite(value)
     if not measured:
         detail = "; ".join(filter(None, ["not measured" if value is None else f"measured {value}", detail]))
-    status = _status(value, limit, relation, interval) if measured else "not run" if value is None else "failed"
+    status = "not run" if value is None else "failed"
+    if measured:
+        unsure = more_rows and interval is None
+        status = "undecided" if unsure else _status(value, limit, relation, interval)
     if status == "undecided":
         rows = f"about {more_rows:,} more held-out rows" if more_rows else "no number of held-out rows"
         remedy = f"{rows[0].upper()}{rows[1:]} would decide, if the value stays. {remedy}".strip()

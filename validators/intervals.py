@@ -25,12 +25,19 @@ def wilson(count: float, total: int, confidence: float = CONFIDENCE) -> Interval
     return float(low) if count else 0.0, float(high) if count < total else 1.0  # rounding can miss the ends
 
 
+def fewest_rows(confidence: float) -> int:
+    """Rows below which a bootstrap says nothing: it never leaves the range of its rows, so that chance alone, as in the
+    sign test, puts a whole interval on one side of the truth more often than the confidence allows.
+    """
+    return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
+
+
 def ratio_interval(values: list[float], weights: list[float], confidence: float = CONFIDENCE) -> Interval | None:
-    """Percentile bootstrap over rows of sum(values) / sum(weights). None where rows or finite values are too few."""
+    """Percentile bootstrap over rows of sum(values) / sum(weights). None where rows are too few, or not all finite."""
     import numpy as np
     from scipy.stats import bootstrap
 
-    if len(values) < 2 or not all(map(math.isfinite, values)) or not all(weight > 0 for weight in weights):
+    if len(values) < fewest_rows(confidence) or not _sound(values, weights):
         return None
     found = bootstrap(
         (np.asarray(values, float), np.asarray(weights, float)),
@@ -75,16 +82,18 @@ def ratio(
 ) -> Check:
     """sum(values) / sum(weights) over rows against a limit, with its bootstrap interval.
 
-    Fewer than two rows, or values that are not finite, have no interval and fail: nothing is known of their spread.
+    Values that are not finite fail. Too few rows for an interval are undecided: nothing is known of their spread.
     """
     if not values or not weights:
         return BUILDERS[relation](name, None, limit, **words)
-    interval = ratio_interval(values, weights, confidence)
-    if interval is None:
-        words["detail"] = "; ".join(filter(None, [f"no interval from {len(values)} rows", words.get("detail", "")]))
+    if not _sound(values, weights):
         return BUILDERS[relation](name, math.nan, limit, **words)
-    value = sum(values) / sum(weights)
-    more = more_rows_of_mean(value, interval, len(values), limit)
+    value, interval = sum(values) / sum(weights), ratio_interval(values, weights, confidence)
+    if interval is None:
+        words["detail"] = "; ".join(filter(None, [f"{len(values)} rows give no interval", words.get("detail", "")]))
+        more = fewest_rows(confidence) - len(values)
+    else:
+        more = more_rows_of_mean(value, interval, len(values), limit)
     return BUILDERS[relation](name, value, limit, interval=interval, more_rows=more, **words)
 
 
@@ -123,3 +132,8 @@ def more_rows_of_mean(value: float, interval: Interval, num_rows: int, limit: fl
     width = value - low if limit < value else high - value
     needed = math.inf if distance == 0 else num_rows * (width / distance) ** 2
     return math.ceil(needed - num_rows) + 1 if needed < MAX_ROWS else None
+
+
+def _sound(values: list[float], weights: list[float]) -> bool:
+    """Whether there is a number behind every row, and every row counts."""
+    return all(map(math.isfinite, values)) and all(weight > 0 for weight in weights)

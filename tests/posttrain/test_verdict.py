@@ -100,6 +100,24 @@ def test_another_status_is_refused(status):
         Check(name="x", status=status)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"value": 9.0}, {"value": None}, {"value": 1.0, "interval": (0.5, 2.5)}, {"value": 1.0, "relation": ""},
+        {"value": 1.0, "limit": None},
+    ],
+)  # fmt: skip
+def test_a_check_cannot_say_that_it_passed_where_its_number_says_otherwise(wrong):
+    sound = {"name": "loss", "status": "passed", "value": 1.0, "limit": 2.0, "relation": "<", "interval": (0.5, 1.5)}
+    assert Check(**sound).status == "passed"
+    with pytest.raises(ValueError, match="loss"):
+        Check(**sound | wrong)
+    forged = Verdict(gate="g", subject={}, checks=[Check(**sound)]).model_dump(mode="json")
+    forged["checks"] = [sound | wrong]
+    with pytest.raises(ValueError, match="loss"):
+        Verdict.read(json.dumps(forged))
+
+
 def test_an_empty_verdict_is_an_error():
     with pytest.raises(ValidationError):
         Verdict(gate="g", subject=SUBJECT, checks=())

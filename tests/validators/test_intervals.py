@@ -2,7 +2,16 @@ import math
 
 import pytest
 
-from validators.intervals import mean, mean_interval, more_rows_of_share, ratio, ratio_interval, share, wilson
+from validators.intervals import (
+    fewest_rows,
+    mean,
+    mean_interval,
+    more_rows_of_share,
+    ratio,
+    ratio_interval,
+    share,
+    wilson,
+)
 
 SURE = {"confidence": 0.95}
 
@@ -28,9 +37,10 @@ def test_the_bootstrap_is_near_the_normal_interval_of_many_rows():
 
 
 def test_a_ratio_weighs_rows_by_their_tokens():
-    low, high = ratio_interval([10.0, 10.0, 200.0], [10, 10, 100])
+    values, weights = [10.0, 10.0, 200.0] * 2, [10, 10, 100] * 2
+    low, high = ratio_interval(values, weights)
     assert 1.0 <= low < 220 / 120 < high <= 2.0
-    check = ratio("loss", [10.0, 10.0, 200.0], [10, 10, 100], "<", 3.0, **SURE)
+    check = ratio("loss", values, weights, "<", 3.0, **SURE)
     assert (check.value, check.status) == (220 / 120, "passed")
 
 
@@ -38,7 +48,7 @@ def test_equal_rows_have_no_spread():
     assert mean_interval([0.5] * 8) == (0.5, 0.5)
 
 
-@pytest.mark.parametrize("values", [[], [1.0], [1.0, float("nan")], [1.0, float("inf")]])
+@pytest.mark.parametrize("values", [[], [1.0] * 5, [1.0] * 8 + [math.nan], [1.0] * 8 + [math.inf]])
 def test_no_interval_without_numbers(values):
     assert mean_interval(values) is None
 
@@ -106,11 +116,25 @@ def test_a_mean_of_nothing_is_not_measured(values):
     assert mean("gain", values, ">", 0.0, **SURE).status == "not run"
 
 
-@pytest.mark.parametrize("values", [[1.0], [1.0, math.nan], [1.0, math.inf]])
-def test_a_mean_without_spread_or_number_fails(values):
-    check = mean("gain", values, ">", 0.0, **SURE)
-    assert (check.status, check.value) == ("failed", None)
-    assert f"no interval from {len(values)} rows" in check.detail
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_mean_without_a_number_fails(bad):
+    check = mean("gain", [1.0] * 8 + [bad], ">", 0.0, **SURE)
+    assert (check.status, check.value, check.detail) == ("failed", None, "measured nan")
+
+
+@pytest.mark.parametrize("num_rows", [1, 5])
+@pytest.mark.parametrize("limit", [0.0, 2.0])
+def test_a_handful_of_rows_decides_nothing_however_alike_they_are(num_rows, limit):
+    check = mean("gain", [1.0] * num_rows, ">", limit, **SURE, detail="nats")
+    assert (check.status, check.value, check.interval, check.more_rows) == ("undecided", 1.0, None, 6 - num_rows)
+    assert check.detail == f"{num_rows} rows give no interval; nats"
+    assert mean("gain", [1.0] * 6, ">", limit, **SURE).status == ("passed" if limit == 0 else "failed")
+
+
+@pytest.mark.parametrize(("confidence", "num_rows"), [(0.5, 2), (0.8, 4), (0.95, 6), (0.99, 8)])
+def test_rows_that_agree_by_chance_are_rarer_than_the_confidence_allows(confidence, num_rows):
+    assert fewest_rows(confidence) == num_rows
+    assert 2 * 0.5**num_rows <= 1 - confidence + 1e-9 < 4 * 0.5**num_rows
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0, -1.0]])

@@ -31,7 +31,7 @@ def test_a_model_that_learned_passes():
         (moved(-5.5), moved(-20), ["chosen_drop"]),
         (moved(0.01), moved(-0.01), ["preference_shift"]),
         (moved(-1), moved(1), ["reward_accuracy", "reward_accuracy_above_chance", "reward_margin", "preference_shift"]),
-        (moved(1, 3), moved(-5, 3), ["reward_accuracy", "reward_accuracy_above_chance"]),
+        (moved(1, 6), moved(-5, 6), ["reward_accuracy"]),
     ],
 )
 def test_each_check_can_stop(chosen, rejected, expected):

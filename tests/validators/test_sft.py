@@ -32,8 +32,8 @@ GOOD = gate.Numbers(
     zero_tensors=[],
     non_finite_metrics=[],
     max_gradient_norm=3.0,
-    base_logprobs=[(-40.0, 10), (-30.0, 10)],
-    logprobs=[(-10.0, 10), (-12.0, 10)],
+    base_logprobs=[(-40.0, 10), (-30.0, 10)] * 3,
+    logprobs=[(-10.0, 10), (-12.0, 10)] * 3,
     answers=[VALID] * 40,
     num_rows_too_long=0,
 )
@@ -276,10 +276,10 @@ def test_good_numbers_pass():
         ({"max_gradient_norm": 100.1}, "gradient_norm", "failed"),
         ({"max_gradient_norm": float("inf")}, "gradient_norm", "failed"),
         ({"max_gradient_norm": None}, "gradient_norm", "not run"),
-        ({"logprobs": [(-29.0, 10), (-29.0, 10)]}, "held_out_loss", "failed"),
-        ({"logprobs": [(-19.0, 10), (-22.0, 10)]}, "held_out_loss", "undecided"),
-        ({"base_logprobs": [(-9.0, 10), (-9.0, 10)]}, "held_out_loss_below_base", "failed"),
-        ({"base_logprobs": [(-9.0, 10), (-29.0, 10)]}, "held_out_loss_below_base", "undecided"),
+        ({"logprobs": [(-29.0, 10), (-29.0, 10)] * 3}, "held_out_loss", "failed"),
+        ({"logprobs": [(-19.0, 10), (-22.0, 10)] * 3}, "held_out_loss", "undecided"),
+        ({"base_logprobs": [(-9.0, 10), (-9.0, 10)] * 3}, "held_out_loss_below_base", "failed"),
+        ({"base_logprobs": [(-9.0, 10), (-15.0, 10)] * 3}, "held_out_loss_below_base", "undecided"),
         ({"answers": [BROKEN] * 13 + [VALID] * 27}, "output_format_valid", "failed"),
         ({"answers": [BROKEN] * 2 + [VALID] * 38}, "output_format_valid", "undecided"),
         ({"answers": [ENDLESS] * 20 + [VALID] * 20}, "answers_stop", "failed"),
@@ -301,7 +301,7 @@ def test_what_was_not_measured_does_not_pass():
 
 
 def test_nan_log_probabilities_do_not_pass():
-    nan = [(float("nan"), 10), (-12.0, 10)]
+    nan = [(float("nan"), 10), (-12.0, 10)] * 3
     assert judged(replace(GOOD, logprobs=nan)) == {"held_out_loss": "failed", "held_out_loss_below_base": "failed"}
     assert "held_out_loss" not in gate.numbers_of(replace(GOOD, logprobs=nan))
 
