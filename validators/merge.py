@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import config, data, kfp_io, record
-from posttrain.model import TOKENIZER_FILES
+from posttrain.model import TOKENIZER_FILES, side_files
 from posttrain.verdict import Check, at_least, at_most, finite, holds
 from posttrain.weights import (
     FLOAT_BYTES,
+    INDEX,
     Place,
     first_non_finite,
     is_zero,
@@ -25,6 +26,7 @@ from posttrain.weights import (
     read_places,
     read_weight_file,
     read_weights,
+    weight_file_names,
 )
 from validators import checks, measuring, parity
 from validators.intervals import ratio
@@ -86,6 +88,7 @@ def judge_files(numbers: dict[str, Any]) -> list[Check]:
         _none(numbers, "changed_chat_template", "chat_template_unchanged", MERGE_AGAIN),
         _none(numbers, "changed_generation_config", "generation_config_unchanged", MERGE_AGAIN),
         _none(numbers, "changed_eos", "eos_unchanged", MERGE_AGAIN),
+        _none(numbers, "strange_files", "no_other_files", "Leave nothing but the merged model in its folder."),
     ]
 
 
@@ -128,13 +131,20 @@ def compare_weights(base: Path, adapter: Path, model: Path) -> dict[str, Any]:
 
 
 def targets(adapter: Path) -> tuple[set[str], set[str]]:
-    """Names of the tensors that the adapter must change (its update is not zero), and of all that it may change."""
+    """Names of the tensors that the adapter must change (its update is not zero), and of all that it may change.
+
+    Whole tensors may change only if `modules_to_save` says that they were trained.
+    """
     file = read_weight_file(adapter / "adapter_model.safetensors")
+    saved = read_json(adapter / "adapter_config.json").get("modules_to_save") or []
     zero, low_rank, whole = set(), set(), set()
     for key, tensor in file.tensors.items():
         name = key.removeprefix("base_model.model.")
         target = re.sub(r"\.lora_[AB]\.weight$", ".weight", name)
-        (whole if target == name else low_rank).add(target)
+        if target != name:
+            low_rank.add(target)
+        elif any(f".{module}." in f".{name}" for module in saved):
+            whole.add(target)
         if is_zero((file.path, tensor)):
             zero.add(target)
     return low_rank - zero, low_rank | whole
@@ -154,7 +164,17 @@ def compare_files(base: Path, model: Path) -> dict[str, list[str]]:
         "changed_chat_template": _changed(base, model, templates),
         "changed_generation_config": _changed(base, model, {"generation_config.json"}),
         "changed_eos": [f"{place} {old} -> {new}" for place, old, new in _ends(base, model) if old != new],
+        "strange_files": strange_files(base, model),
     }
+
+
+def strange_files(base: Path, model: Path) -> list[str]:
+    """What a loader could take for part of the model: files neither weights nor the base's, or not as in the base."""
+    theirs, ours = set(side_files(base)), {file.relative_to(model).as_posix() for file in record.files_of(model)}
+    named = {INDEX} if (model / INDEX).is_file() else set()
+    strangers = ours - theirs - named.union(weight_file_names(model))
+    compared = {"config.json", "generation_config.json"}.union(*(_matches(base, name) for name in TOKENIZER_FILES))
+    return sorted(strangers.union(_changed(base, model, theirs - compared)))
 
 
 def compare_size(model: Path) -> dict[str, float]:

@@ -23,9 +23,9 @@ GOOD = {
     "wrong_names": [], "wrong_shapes": [], "wrong_dtypes": [], "non_finite": [], "num_targets": 14,
     "num_changed_targets": 14, "unchanged_targets": [], "wrong_updates": [], "changed_others": [], "quantised": [],
     "changed_config": [], "changed_tokenizer": [], "changed_chat_template": [], "changed_generation_config": [],
-    "changed_eos": [], "num_bytes": 100, "implied_bytes": 100, "size_deviation": 0.0, "kl_of_rows": [0.01, 0.02],
-    "num_agreeing_of_rows": [500, 498], "loss_difference_of_rows": [0.0, 1.0], "num_positions_of_rows": [500, 500],
-    "num_positions": 1000, "not_loaded": [], "logits_finite": True,
+    "changed_eos": [], "strange_files": [], "num_bytes": 100, "implied_bytes": 100, "size_deviation": 0.0,
+    "kl_of_rows": [0.01, 0.02] * 3, "num_agreeing_of_rows": [500, 498] * 3, "loss_difference_of_rows": [0.0, 1.0] * 3,
+    "num_positions_of_rows": [500] * 6, "num_positions": 3000, "not_loaded": [], "logits_finite": True,
 }  # fmt: skip
 FILE_PARTS = ["weights_compared", "files_compared", "size_compared"]
 MODEL_PARTS = ["adapter_loads", "updates_compared", "adapter_measured", "merged_measured", "loads_without_peft"]
@@ -179,7 +179,7 @@ def test_poisoned_nan_model_is_not_loaded(tiny_model, tiny_adapter, copy):
 
 
 @pytest.mark.parametrize("kind", ["self_attn.q_proj", "mlp.down_proj"])
-def test_poisoned_targets_of_one_shape_exchanged(tiny_model, tiny_adapter, copy, kind):
+def test_poisoned_one_tensor_swapped(tiny_model, tiny_adapter, copy, kind):
     swap(copy, *(f"model.layers.{layer}.{kind}.weight" for layer in (0, 1)))
     assert found(tiny_model, tiny_adapter, copy)["updates_exact"] == "failed"
 
@@ -205,7 +205,7 @@ def test_poisoned_zero_adapter(tmp_path, tiny_model, tiny_adapter):
     assert found(tiny_model, adapter, tmp_path / "merged") == {"num_changed_targets": "failed"}
 
 
-def test_poisoned_end_of_answer(tiny_model, tiny_adapter, copy):
+def test_poisoned_wrong_eos(tiny_model, tiny_adapter, copy):
     for name in ("config.json", "generation_config.json"):
         settings = json.loads((copy / name).read_text())
         (copy / name).write_text(json.dumps(settings | {"eos_token_id": 0}))
@@ -261,6 +261,45 @@ def test_changed_files_fail(name, key, value, check, tiny_model, copy):
     assert failed(GOOD | gate.compare_files(tiny_model, copy)) == check
 
 
+@pytest.mark.parametrize("name", ["modeling_own.py", "pytorch_model.bin", "model-00002.safetensors", "more/notes.txt"])
+def test_a_file_that_is_not_the_base_s_fails(name, tiny_model, copy):
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_bytes(b"x")
+    assert gate.compare_files(tiny_model, copy)["strange_files"] == [name]
+    assert failed(GOOD | gate.compare_files(tiny_model, copy)) == ["no_other_files"]
+
+
+def test_poisoned_second_weights_beside_the_judged_ones(tiny_model, copy):
+    """What the index names would be judged, and a loader that looks for one file first would serve another."""
+    (copy / WEIGHTS).rename(copy / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(load_file(tiny_model / WEIGHTS), "model-00001-of-00001.safetensors")}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert gate.compare_files(tiny_model, copy)["strange_files"] == []
+    shutil.copy(tiny_model / WEIGHTS, copy)
+    assert gate.compare_files(tiny_model, copy)["strange_files"] == [WEIGHTS]
+
+
+def test_a_licence_that_changed_fails(tiny_model, tmp_path, copy):
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    (base / "LICENSE").write_text("yours")
+    assert gate.compare_files(base, copy)["strange_files"] == ["LICENSE"]
+
+
+def test_poisoned_adapter_with_an_extra_tensor(tmp_path, tiny_model, tiny_adapter):
+    """The merge takes it in; no training of the configured targets could have made it."""
+    adapter = Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    norm = load_file(tiny_model / WEIGHTS)["model.norm.weight"]
+    tensors["base_model.model.model.norm.weight"] = norm * 1.01
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    merge(tiny_model, adapter, tmp_path / "merged")
+    numbers = gate.compare_weights(tiny_model, adapter, tmp_path / "merged")
+    assert numbers["changed_others"] == ["model.norm.weight"]
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"modules_to_save": ["norm"]}))
+    assert gate.compare_weights(tiny_model, adapter, tmp_path / "merged")["changed_others"] == []
+
+
 def test_lost_chat_template_fails(tiny_model, copy):
     (copy / "chat_template.jinja").unlink()
     assert failed(GOOD | gate.compare_files(tiny_model, copy)) == ["chat_template_unchanged"]
@@ -271,14 +310,14 @@ def test_lost_chat_template_fails(tiny_model, copy):
     [
         ({"size_deviation": 0.021}, "size_deviation", "failed"),
         ({"wrong_updates": ["x"]}, "updates_exact", "failed"),
-        ({"kl_of_rows": [5.5, 5.6]}, "merge_kl", "failed"),
-        ({"kl_of_rows": [1.0, 6.0]}, "merge_kl", "undecided"),
-        ({"kl_of_rows": [float("nan"), 0.0]}, "merge_kl", "failed"),
+        ({"kl_of_rows": [5.5, 5.6] * 3}, "merge_kl", "failed"),
+        ({"kl_of_rows": [1.0, 6.0] * 3}, "merge_kl", "undecided"),
+        ({"kl_of_rows": [float("nan"), 0.0] * 3}, "merge_kl", "failed"),
         ({"kl_of_rows": None}, "merge_kl", "not run"),
-        ({"num_agreeing_of_rows": [470, 480]}, "merge_agreement", "failed"),
-        ({"num_agreeing_of_rows": [480, 500]}, "merge_agreement", "undecided"),
+        ({"num_agreeing_of_rows": [470, 480] * 3}, "merge_agreement", "failed"),
+        ({"num_agreeing_of_rows": [480, 500] * 3}, "merge_agreement", "undecided"),
         ({"num_agreeing_of_rows": None}, "merge_agreement", "not run"),
-        ({"loss_difference_of_rows": [11.0, 12.0]}, "merge_loss_difference", "failed"),
+        ({"loss_difference_of_rows": [11.0, 12.0] * 3}, "merge_loss_difference", "failed"),
         ({"not_loaded": ["lm_head.weight"]}, "loads_whole", "failed"),
         ({"logits_finite": False}, "logits_finite", "failed"),
         ({"logits_finite": None}, "logits_finite", "not run"),
