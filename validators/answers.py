@@ -14,6 +14,7 @@ from typing import Any, Literal
 from posttrain import config
 from posttrain.data import prompt_key, user_text
 from posttrain.inference import Answer
+from posttrain.rows import is_blank
 from posttrain.verdict import Check
 from validators import intervals
 from validators.page import ShownAnswer
@@ -166,18 +167,24 @@ def rates(judged: list[JudgedAnswer] | None) -> dict[str, float | None]:
     }
 
 
-def worst(judged: list[JudgedAnswer] | None, *, source: str) -> tuple[ShownAnswer, ...]:
-    """Answers at fault for the page, one of each kind of fault before a second of any."""
-    kinds: dict[str, list[JudgedAnswer]] = {}
-    for one in judged or []:
-        if one.fault is not None:
-            kinds.setdefault(one.fault, []).append(one)
-    ranked = [(rank, one) for found in kinds.values() for rank, one in enumerate(found)]
-    ranked.sort(key=lambda item: item[0])
-    return tuple(
-        ShownAnswer(source=source, prompt=user_text(one.prompt), text=one.answer.text, fault=one.fault)
-        for _, one in ranked[:NUM_SHOWN]
-    )
+def worst(by_source: dict[str, list[JudgedAnswer] | None]) -> tuple[ShownAnswer, ...]:
+    """Answers for the page, by what they answer: one of each kind of fault before a second of any, then, where nothing
+    was found wrong, those that repeat themselves most and the longest.
+    """
+    kinds: dict[tuple[str, str | None], list[JudgedAnswer]] = {}
+    for source, judged in by_source.items():
+        for one in sorted(judged or [], key=lambda one: (-repeated_share(one.answer), -one.answer.num_tokens)):
+            kinds.setdefault((source, one.fault), []).append(one)
+    ranked = [
+        (fault is None, rank, source, one) for (source, fault), found in kinds.items() for rank, one in enumerate(found)
+    ]
+    ranked.sort(key=lambda item: item[:2])
+    return tuple(_shown(source, one) for _, _, source, one in ranked[:NUM_SHOWN])
+
+
+def _shown(source: str, one: JudgedAnswer) -> ShownAnswer:
+    sound = "declines" if one.declined else "nothing was found wrong"
+    return ShownAnswer(source=source, prompt=user_text(one.prompt), text=one.answer.text, fault=one.fault or sound)
 
 
 def choose_rows(rows: list[dict], num: int) -> list[dict]:
@@ -221,7 +228,7 @@ def _rule(rule: config.OutputFormat) -> Callable[[str, list[Message]], str | Non
         return lambda text, prompt: None if pattern.fullmatch(text) else "does not match the pattern"
     if rule.kind == "tool_call":
         return _tool_call_fault
-    return lambda text, prompt: None if text.strip() else "is empty"
+    return lambda text, prompt: "is empty" if is_blank(text) else None
 
 
 def _schema_rule(schema: dict[str, Any]) -> Callable[[str, list[Message]], str | None]:
@@ -248,9 +255,14 @@ def _tool_call_fault(text: str, prompt: list[Message]) -> str | None:
     call = parse_call(text)
     if call is None:
         return "is not one call with name and arguments"
-    name = re.escape(call["name"])
-    offered = any(re.search(rf"(?<![\w.]){name}(?!\w|\.\w)", message["content"]) for message in prompt)
+    offered = any(_is_offered(call["name"], message["content"]) for message in prompt)
     return None if call["name"].strip() and offered else "calls a function that was not offered"
+
+
+def _is_offered(name: str, text: str) -> bool:
+    """As a prompt offers a function: `name(`, the name in quotes, or first on its line; no word in passing."""
+    name = re.escape(name)
+    return bool(re.search(rf"(?<![\w.]){name}\(|([\"'`]){name}\1|^[^\w\n]*{name}[ \t]*(:|$)", text, re.MULTILINE))
 
 
 def _canonical(value: Any) -> str:

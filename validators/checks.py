@@ -58,11 +58,13 @@ def run_gate(
     config: BaseModel,
     work: Callable[[], GateVerdict],
     outputs: dict[str, str] | None = None,
+    reusable: bool = True,
 ) -> None:
     """Runs `work` inside the run record, writes what it found in every form, and logs each check on a line.
 
     Args:
         outputs: further files that `work` itself writes, output name -> path.
+        reusable: off where the verdict depends on what the record cannot see, such as code of the user's.
 
     Raises:
         whatever `work` raises: the gate could not measure at all, and there is no verdict.
@@ -71,14 +73,14 @@ def run_gate(
 
     def judge() -> dict[str, bool | float]:
         verdict = work()
-        measured = {"passed": verdict.passed, **verdict.numbers}
+        measured = {**verdict.numbers, "passed": verdict.passed}
         _write(args.verdict, verdict.model_dump_json(indent=2))
         _write(args.report, page.html(verdict, answers=verdict.answers))
         _write(args.summary, summary.markdown(verdict))
         _write(args.metrics, json.dumps(measured, indent=2, allow_nan=False))
         return measured
 
-    result = record.run_step(args, inputs=inputs, outputs=outputs, config=config, work=judge)
+    result = record.run_step(args, inputs=inputs, outputs=outputs, config=config, work=judge, reusable=reusable)
     verdict = Verdict.read(Path(args.verdict).read_bytes())
     if verdict.passed is not result.measured["passed"]:
         raise ValueError(f"{args.verdict}: says passed = {verdict.passed}, its record says otherwise: it was changed")

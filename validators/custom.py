@@ -5,7 +5,8 @@
     def function(prompts: list[list[dict[str, str]]], answers: list[str], context: Context) -> Check
 
 Each runs in a process of its own under its time limit. One that raises, hangs, dies, cannot be imported or gives
-anything but a check called like the function is a failed check of its name, never a pass.
+anything but a check called like the function is a failed check of its name, never a pass. A verdict with such checks is
+not reused in a later run: what they do may have changed.
 """
 
 import importlib

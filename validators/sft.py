@@ -290,10 +290,11 @@ def main(argv: list[str] | None = None) -> None:
             numbers=numbers_of(numbers),
             confidence=step.validation.confidence,
             seconds=measured.seconds | seconds,
-            answers=answers.worst(numbers.answers, source="held-out prompt"),
+            answers=answers.worst({"held-out prompt": numbers.answers}),
         )
 
-    checks.run_gate(args, inputs=inputs, config=step, work=work)
+    reusable = not custom.own(step.validation.custom_checks)
+    checks.run_gate(args, inputs=inputs, config=step, work=work, reusable=reusable)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def test_well_formed(text, rule):
     [
         ("", TEXT, "is empty"),
         (" \n", TEXT, "is empty"),
+        ("\u200b", TEXT, "is empty"),
         ("ok<|im_start|>user", TEXT, "holds the special token <|im_start|>"),
         ('{"operation": "<|im_start|>"}', JSON, "holds the special token <|im_start|>"),
         ('Sure: {"operation": "list"}', JSON, "is not JSON"),
@@ -75,6 +76,24 @@ def test_malformed(text, rule, expected):
 @pytest.mark.parametrize("rule", [TEXT, JSON, REGEX, CALL])
 def test_an_answer_that_was_cut_off_is_at_fault_even_if_it_declines(rule):
     assert fault(DECLINE, rule, stopped=False) == "did not end by itself within 7 tokens"
+
+
+@pytest.mark.parametrize(
+    ("text", "offered"),
+    [
+        ("add(a: number): adds", True),
+        ("Tools: `add`", True),
+        ("- add: adds two numbers", True),
+        ("sub\nadd\n", True),
+        ("I want to add 2 and 3, add: no", False),
+        ("math.add(a)", False),
+        ("add2(a)", False),
+    ],
+)
+def test_a_word_in_passing_is_no_offer(text, offered):
+    prompt = [{"role": "user", "content": text}]
+    [judged] = a.judge_format([prompt], [Answer(call("add"), True, 7)], CALL, markers=[])
+    assert (judged.fault is None) == offered
 
 
 def test_references_of_a_schema_are_not_fetched():
@@ -144,13 +163,27 @@ def test_a_drop_is_judged_prompt_by_prompt():
     assert a.format_drop_check(None, sound, limits).status == "not run"
 
 
+def shown(**by_source: list) -> list[tuple[str, str, str]]:
+    judged = {
+        source: [a.JudgedAnswer(PROMPT, Answer(f"{n}" * n, True, n), kind) for n, kind in enumerate(kinds, start=1)]
+        for source, kinds in by_source.items()
+    }
+    return [(one.source, one.fault, one.text) for one in a.worst(judged)]
+
+
 def test_the_worst_answers_show_each_kind_of_fault_first():
-    kinds = ["x"] * 6 + ["y", "z", None]
-    judged = [a.JudgedAnswer(PROMPT, Answer(str(number), True, 1), kind) for number, kind in enumerate(kinds)]
-    shown = a.worst(judged, source="held-out prompt")
-    assert [one.fault for one in shown] == ["x", "y", "z", "x", "x"]
-    assert shown[0].prompt == "What is 5!?"
-    assert a.worst(None, source="") == ()
+    found = shown(red_team=["x"] * 6 + [None], held_out=["y", "z", None])
+    assert [fault for _, fault, _ in found] == ["x", "z", "y", "x", "x"]
+    assert found[:3] == [("red_team", "x", "666666"), ("held_out", "z", "22"), ("held_out", "y", "1")]
+
+
+def test_where_little_is_wrong_the_longest_are_shown():
+    sound = "nothing was found wrong"
+    assert [fault for _, fault, _ in shown(held_out=["x", None, None])] == ["x", sound, sound]
+    assert [text[0] for _, _, text in shown(held_out=[None] * 9)] == ["9", "8", "7", "6", "5"]
+    assert a.worst({"held_out": None}) == ()
+    [one] = a.worst({"red_team": [a.JudgedAnswer(PROMPT, Answer(DECLINE, True, 3), None, declined=True)]})
+    assert (one.prompt, one.fault) == ("What is 5!?", "declines")
 
 
 def test_prompts_are_different_and_taken_from_everywhere():

@@ -1,6 +1,7 @@
 import argparse
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from posttrain import kfp_io, record
-from posttrain.config import Limits
+from posttrain.config import Limits, SftLimits
 from posttrain.verdict import Verdict, below, holds
 from validators import checks
 from validators.intervals import share
@@ -123,6 +124,45 @@ def test_further_outputs_are_recorded_and_kept_for_a_reuse(args, tmp_path):
     checks.run_gate(args, inputs={}, config=NoSettings(), work=None, outputs={"manifest": str(manifest)})
     assert manifest.read_text() == "[]"
     assert Path(args.passed).read_text() == "true"
+
+
+def test_a_verdict_is_reused_only_under_the_limits_that_it_was_found_with(args):
+    """One that was found under a loose limit says nothing about the model under a strict one."""
+    loss = 1.5
+
+    def judge(limits: SftLimits, *, reusable: bool = True) -> tuple[str, bool]:
+        def work() -> checks.GateVerdict:
+            return checks.GateVerdict(gate=args.step, subject={}, checks=[below("loss", loss, limits.max_loss)])
+
+        checks.run_gate(args, inputs={}, config=limits, work=work, reusable=reusable)
+        entry = record.read_records(args.storage_root, record.run_id())[-1]
+        return entry.status, Verdict.read(Path(args.verdict).read_bytes()).passed
+
+    assert judge(SftLimits(max_loss=2)) == ("succeeded", True)
+    assert judge(SftLimits(max_loss=2)) == ("reused", True)
+    assert judge(SftLimits(max_loss=1)) == ("succeeded", False)
+    assert judge(SftLimits(max_loss=1)) == ("succeeded", False)  # one that stopped a run is found again
+    assert judge(SftLimits(max_loss=2, confidence=0.9)) == ("succeeded", True)
+    assert judge(SftLimits(max_loss=2), reusable=False) == ("succeeded", True)
+
+
+def test_a_number_that_is_called_passed_says_nothing(args):
+    run(args, below("loss", 3.0, 2.0), numbers={"passed": 1.0})
+    assert json.loads(Path(args.metrics).read_text())["passed"] is False
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"check_nan": False}, {"check_timeout_seconds": 0}, {"check_timeouts": {"loss_measured": 0}},
+        {"confidence": 0.4}, {"confidence": 1.0}, {"max_loss": math.inf}, {"max_loss": math.nan},
+        {"num_generated_answers": 0}, {"max_new_tokens": 0}, {"min_format_valid_rate": -0.1},
+        {"max_gradient_norm": "infinity"},
+    ],
+)  # fmt: skip
+def test_limits_that_would_judge_nothing_are_refused(limits):
+    with pytest.raises(ValueError, match=next(iter(limits))):
+        SftLimits(**limits)
 
 
 def test_timeouts_are_those_of_the_configuration():
