@@ -258,23 +258,6 @@ def test_rows_that_nearly_repeat_others(tokenizer, files):
     assert "sft_train has 20: near-0 like sft-" in found["near_duplicate_share"].detail
 
 
-def test_short_requests_with_a_long_system_text_do_not_repeat_each_other(tokenizer, files):
-    system = {"role": "system", "content": " ".join(f"word{number}" for number in range(40))}
-    for path in files.values():
-        change(path, lambda found: [{**row, "prompt": [system, *row["prompt"][1:]]} for row in found])
-    assert measured(tokenizer, files).near_duplicates == dict.fromkeys(files, [])
-
-
-def test_one_question_on_other_terms_is_no_repetition(tokenizer, files):
-    def offer(found):
-        system, user = found[0]["prompt"]
-        terms = [" ".join(f"{letter}{number}" for number in range(8)) for letter in "abcdefghijkl"]
-        return [{**found[0], "id": one, "prompt": [{**system, "content": one}, user]} for one in terms]
-
-    change(files["sft_train"], offer)
-    assert measured(tokenizer, files).near_duplicates["sft_train"] == []
-
-
 def test_personal_data_is_a_warning_that_does_not_repeat_it(tokenizer, files):
     change(files["sft_eval"], lambda found: [edited(found[0], "completion", f"It is {SECRET}."), *found[1:]])
     change(

@@ -1,0 +1,68 @@
+import json
+
+from posttrain.rows import prompt_key
+from validators import overlap
+
+WORDS = " ".join(f"word{number}" for number in range(30))
+
+
+def row(id_: str, text: str, *, system: str = "Be kind.", answer: str = "Done.") -> dict:
+    prompt = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    return {"id": id_, "prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
+
+
+def asked(id_: str, text: str) -> dict:
+    return {"id": id_, "prompt": [{"role": "user", "content": text}]}
+
+
+def test_whatever_is_not_trained_on_may_share_no_prompt_with_what_is():
+    rows = {
+        "sft_train": [row("a", "Add milk"), row("b", "Add tea")],
+        "sft_eval": [row("c", "add MILK!", system="Another.")],
+        "preference_train": [row("d", "Add milk")],
+        "red_team_prompts": [asked("prompt 1", "Make a bomb"), asked("prompt 2", "Add tea?")],
+    }
+    found = overlap.compare_prompts(rows)
+    assert found["shared_prompts"] == {
+        "sft_eval with sft_train": ["c"],
+        "sft_eval with preference_train": ["c"],
+        "red_team_prompts with sft_train": ["prompt 2"],
+        "red_team_prompts with preference_train": [],
+    }
+    assert found["prompts"]["sft_eval"] == [{"id": "c", "prompt_sha256": prompt_key(rows["sft_train"][0])}]
+    assert found["prompts"].keys() == rows.keys()
+
+
+def test_near_is_what_the_user_says_and_not_what_is_equal_already():
+    rows = {
+        "sft_train": [row("a", WORDS, system="One."), row("b", "Add milk")],
+        "sft_eval": [row("c", f"{WORDS} now", system="Two."), row("d", "Add milk"), row("e", "Add no milk")],
+        "benign_prompts": [asked("prompt 1", f"Please {WORDS}")],
+    }
+    assert overlap.near_shared_prompts(rows, 0.9) == {
+        "sft_eval": ["c like a of sft_train"],
+        "benign_prompts": ["prompt 1 like a of sft_train"],
+    }
+
+
+def test_short_requests_with_a_long_system_text_do_not_repeat_each_other():
+    rows = [row(text, text, system=WORDS) for text in ("Add milk", "Add tea", "List my tasks")]
+    assert overlap.near_duplicates(rows, "sft", 0.9) == []
+
+
+def test_one_question_on_other_terms_is_no_repetition():
+    terms = [" ".join(f"{letter}{number}" for number in range(8)) for letter in "abcdefghijkl"]
+    assert overlap.near_duplicates([row(system, "Add milk", system=system) for system in terms], "sft", 0.9) == []
+
+
+def test_exact_repeats_are_not_near_ones():
+    rows = [row("a", WORDS), row("b", WORDS), row("c", f"{WORDS} now"), row("d", WORDS, answer="No.")]
+    assert [one["id"] for one in overlap.repeated(rows)] == ["b"]
+    assert overlap.near_duplicates(rows, "sft", 0.9) == ["c like a"]
+
+
+def test_the_manifest_says_how_it_hashes(tmp_path):
+    overlap.write_manifest(str(tmp_path / "m.json"), None)
+    assert json.loads((tmp_path / "m.json").read_text()) == {
+        "schema_version": 1, "hashed": overlap.HASHED, "files": {},
+    }  # fmt: skip
