@@ -161,7 +161,7 @@ class DataLimits(PromptFiles):
     """Limits of the data gate."""
 
     min_train_rows: Count = 16  # rows to train on, per data set
-    min_eval_rows: Count = 4  # rows held out, per data set
+    min_eval_rows: Count = 4  # rows held out, per data set; never fewer than an interval needs
     max_duplicate_share: Fraction = 0.05  # share of exact duplicates among the rows of one file
     near_duplicate_similarity: Annotated[float, Field(gt=0, lt=1)] = (
         0.9  # Jaccard, of the neighbouring word pairs of two texts

@@ -19,6 +19,7 @@ from posttrain import chat, config, kfp_io, prompts
 from posttrain.rows import ANSWER_KEYS, as_seen, check_row, empty_key, read_jsonl
 from posttrain.verdict import Check, at_least, at_most, finite, holds
 from validators import checks, measuring, overlap, personal_data
+from validators.intervals import fewest_rows
 from validators.overlap import Rows, kind_of, repeated
 
 FILES = ("sft_train", "sft_eval", "preference_train", "preference_eval")
@@ -177,6 +178,7 @@ def judge(numbers: Numbers, limits: config.DataLimits) -> list[Check]:
     """Pure: the same numbers and limits give the same checks."""
     files = numbers.files
     preferences = {name: file for name, file in files.items() if kind_of(name) == "preference"}
+    fewest = {"train": limits.min_train_rows, "eval": max(limits.min_eval_rows, fewest_rows(limits.confidence))}
     return [
         *(_none(name, _lists(files, attribute), remedy) for attribute, name, remedy in FORBIDDEN),
         *([_none("equal_answers", _lists(preferences, "same_answers"), UNEQUAL)] if preferences else []),
@@ -186,7 +188,7 @@ def judge(numbers: Numbers, limits: config.DataLimits) -> list[Check]:
         _none("shared_prompts", numbers.shared_prompts, DISJOINT),
         _none("near_shared_prompts", numbers.near_shared_prompts, APART, limit=limits.max_near_shared_prompts),
         _personal_data(numbers.personal_data, refuse=limits.refuse_personal_data),
-        *(_size(f"{side}_rows", files, side, getattr(limits, f"min_{side}_rows")) for side in ("train", "eval")),
+        *(_size(f"{side}_rows", files, side, limit) for side, limit in fewest.items()),
     ]
 
 
@@ -288,8 +290,8 @@ def _size(name: str, files: Files, side: str, limit: int) -> Check:
     least = min(known, default=None)
     value = None if None in sizes.values() and (least or 0) >= limit else least
     detail = ", ".join(f"{file} {size}" for file, size in sizes.items())
-    remedy = f"Give more rows, or lower validation.min_{side}_rows."
-    return at_least(name, value, limit, detail=detail, remedy=remedy)
+    way_out = {"train": "lower validation.min_train_rows", "eval": "raise data.eval_fraction"}[side]
+    return at_least(name, value, limit, detail=detail, remedy=f"Give more rows, or {way_out}.")
 
 
 def build_parser() -> argparse.ArgumentParser:

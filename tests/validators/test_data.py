@@ -284,6 +284,13 @@ def test_too_few_rows(tokenizer, files):
     assert found["train_rows"].value == 3
 
 
+def test_as_many_rows_are_held_out_as_an_interval_needs(tokenizer, files):
+    change(files["sft_eval"], lambda found: found[:5])
+    [check] = failed(tokenizer, files).values()
+    assert (check.name, check.value, check.limit) == ("eval_rows", 5, 6)
+    assert failed(tokenizer, files, LIMITS.model_copy(update={"confidence": 0.9})) == {}
+
+
 def test_an_empty_file_does_not_pass(tokenizer, files):
     change(files["sft_train"], lambda found: [])
     assert "train_rows" in failed(tokenizer, files)
