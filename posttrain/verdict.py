@@ -132,6 +132,11 @@ def holds(name: str, condition: bool | None, *, detail: str = "", remedy: str = 
     return Check(name=name, status=status, detail=detail, remedy=remedy)
 
 
+def rows_more(number: int) -> str:
+    """`1 more held-out row`, `1,200 more held-out rows`."""
+    return f"{number:,} more held-out row{'s' if number > 1 else ''}"
+
+
 def finite(numbers: dict[str, float | None]) -> dict[str, float]:
     """The finite ones of measured numbers: neither JSON nor the backend's metadata can hold the others."""
     return {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
@@ -160,7 +165,7 @@ def _compare(
         unsure = more_rows and interval is None
         status = "undecided" if unsure else _status(value, limit, relation, interval)
     if status == "undecided":
-        rows = f"about {more_rows:,} more held-out rows" if more_rows else "no number of held-out rows"
+        rows = f"about {rows_more(more_rows)}" if more_rows else "no number of held-out rows"
         remedy = f"{rows[0].upper()}{rows[1:]} would decide, if the value stays. {remedy}".strip()
     return Check(
         name=name,

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 
-from posttrain.verdict import Check, Verdict
+from posttrain.verdict import Check, Verdict, rows_more
 
 MAX_CHARS = 2_000  # of one hostile text
 
@@ -66,7 +66,7 @@ def rows_that_would_decide(verdict: Verdict) -> str:
     needed = [check.more_rows for check in verdict.checks if check.status == "undecided"]
     if not all(needed):
         return "more held-out rows alone would not decide"
-    return f"about {max(needed):,} more held-out rows would decide"
+    return f"about {rows_more(max(needed))} would decide"
 
 
 def reason(verdict: Verdict) -> str:

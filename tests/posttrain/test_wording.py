@@ -39,6 +39,8 @@ def test_an_outcome_in_words(checks, headline, conclusion):
 def test_rows_that_would_decide_are_those_of_the_check_that_needs_most():
     more = UNSURE.model_copy(update={"more_rows": 1200})
     assert wording.rows_that_would_decide(verdict(more, UNSURE)) == "about 1,200 more held-out rows would decide"
+    one = UNSURE.model_copy(update={"more_rows": 1})
+    assert wording.rows_that_would_decide(verdict(one)) == "about 1 more held-out row would decide"
     assert wording.rows_that_would_decide(verdict(UNSURE, NEVER)) == "more held-out rows alone would not decide"
 
 
