@@ -48,6 +48,7 @@ test-docker: install  ## both images from nothing and real containers; needs doc
 
 chaos: install  ## kills the line at random moments and compares the weights: make chaos KILLS=50 SEED=1
 	$(BIN)/python -m tests.chaos --kills $(or $(KILLS),20) --seed $(or $(SEED),0)
+	$(BIN)/python -m pytest -m chaos
 
 clean:
 	rm -rf $(VENV) build runs

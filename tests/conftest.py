@@ -15,6 +15,20 @@ pytest_plugins = ["tests.storage_servers"]
 # Before torch is imported, and not `torch.set_num_threads`: a process forked after that cannot load a model.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+MARKERS = {"docker": "needs a Docker engine", "chaos": "takes minutes"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, reason in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {reason}; runs with -m {name} alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [name for name in MARKERS if name not in config.getoption("markexpr")]
+    deselected = [item for item in items if any(item.get_closest_marker(name) for name in left_out)]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if item not in deselected]
+
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:

@@ -3,11 +3,13 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 STAGES = sorted(path.stem for path in Path("posttrain").glob("*.py") if path.stem != "__init__")
+STORES = sorted(path.stem for path in Path("posttrain/stores").glob("*.py") if path.stem != "__init__")
 GATES = sorted(path.stem for path in Path("validators").glob("*.py") if path.stem != "__init__")
 TRAINING_LIBRARIES = ["torch", "transformers", "trl", "peft", "datasets", "unsloth"]
 
@@ -31,17 +33,18 @@ def test_the_graph_compiles_without_torch(tmp_path):
 
 def test_the_image_side_imports_without_kfp_and_without_torch():
     modules = [f"posttrain.{name}" for name in STAGES] + [f"validators.{name}" for name in GATES]
+    modules += [f"posttrain.stores.{name}" for name in STORES]
     result = run(without("kfp", *TRAINING_LIBRARIES) + f"import {', '.join(modules)}")
     assert result.returncode == 0, result.stderr
 
 
 def test_posttrain_never_imports_validators_nor_the_graph():
-    for name in STAGES:
-        tree = ast.parse(Path(f"posttrain/{name}.py").read_text())
+    for path in Path("posttrain").rglob("*.py"):
+        tree = ast.parse(path.read_text())
         imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         assert not {module.split(".")[0] for module in imported} & {"validators", "pipelines", "components", "kfp"}, (
-            name
+            path
         )
 
 
@@ -64,3 +67,17 @@ def test_submitting_needs_no_torch():
     result = run(without(*TRAINING_LIBRARIES) + "import run_pipeline as r; r.build_parser().print_help()")
     assert result.returncode == 0, result.stderr
     assert "--endpoint" in result.stdout
+
+
+def test_a_storage_client_is_imported_where_it_is_needed():
+    result = run(without("google.cloud", "s3fs", "requests") + "import posttrain.storage, posttrain.record")
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_wheel_holds_every_package():
+    found = {
+        path.parent.as_posix().replace("/", ".")
+        for top in ("posttrain", "validators")
+        for path in Path(top).rglob("__init__.py")
+    }
+    assert set(tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["packages"]) == found

@@ -1,0 +1,32 @@
+"""The three places where files lie, behind one interface: plain paths, `gs://` and `s3://`.
+
+`posttrain.storage` is what everybody else imports.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Store(Protocol):
+    """What `posttrain.storage` asks of a place; every problem is an `OSError` on one line that names the URI."""
+
+    num_repeats: int  # requests that were sent once more because of no answer, or a bad one
+
+    def read(self, uri: str) -> bytes: ...
+
+    def write(self, uri: str, data: bytes, *, if_absent: bool) -> None:
+        """With `if_absent` one of several writers wins; the others get `FileExistsError`."""
+
+    def size(self, uri: str) -> int | None:
+        """Bytes of a file, as a download gives them; None: not known before."""
+
+    def sizes(self, uri: str) -> dict[str, int | None]:
+        """Name relative to `uri` -> size, for all files below it."""
+
+    def put(self, files: list[tuple[Path, str]]) -> None:
+        """Uploads (path, URI) in parallel; each is whole when it appears."""
+
+    def get(self, files: list[tuple[str, Path, int | None]]) -> None:
+        """Downloads (URI, path, expected size) in parallel, straight to the paths, and checks the checksums."""
+
+    def remove(self, uri: str) -> None: ...
