@@ -4,6 +4,7 @@ python compile.py                                        write post_training.yam
 python compile.py --check                                exit 1 if post_training.yaml is stale
 python compile.py --allow-tags                           images that have no digest yet are meant
 python compile.py --config F --set validation.max_loss=1.5 --output other.yaml
+python compile.py --config configs/pipeline_config.yaml configs/clusters/eks.yaml    the second on top of the first
 """
 
 import argparse
@@ -18,7 +19,7 @@ from posttrain.config import load_config
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/pipeline_config.yaml", metavar="FILE")
+    parser.add_argument("--config", nargs="+", default=["configs/pipeline_config.yaml"], metavar="FILE")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
     parser.add_argument("--output", default="post_training.yaml", metavar="FILE")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the output file is stale")

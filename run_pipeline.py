@@ -30,6 +30,7 @@ from pipelines.steps import step_names
 from pipelines.view import CheckRow, LiveView, PlainView, print_checks, print_pairs, view_of
 from posttrain import junit, masking, plan, preflight, prompts, record, report, sources, storage, wording
 from posttrain.config import PipelineConfig, ReportStep, check_overrides, check_run_parameters, load_config
+from posttrain.placement import Placements
 from posttrain.verdict import Check, Verdict
 from validators import custom
 
@@ -50,7 +51,9 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/pipeline_config.yaml", metavar="FILE")
+    parser.add_argument(
+        "--config", nargs="+", default=["configs/pipeline_config.yaml"], metavar="FILE", help="the later on top"
+    )
     parser.add_argument("--sft-dataset", metavar="URI", help="path, gs://, s3:// or Hub id")
     parser.add_argument("--preference-dataset", metavar="URI")
     parser.add_argument("--base-model", metavar="URI", help="folder, gs://, s3:// or Hub id[@revision]")
@@ -90,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         parameters = run_parameters(config, args)
         if args.endpoint:
             return run_on_cluster(config, parameters, args, again)
-        preflight.check(config, parameters)
+        preflight.check(config, parameters, disk=local_folder(parameters["storage_root"]))
         custom.check_importable(config.validation.custom_checks)
         run_id = new_run_id(parameters["storage_root"], args.run_id)
         return run_here(config, parameters, run_id, junit_file=args.junit, is_fresh=args.fresh)
@@ -120,12 +123,13 @@ def run_here(
 ) -> int:
     """Runs the graph, says what it came to, and gives the exit code."""
     root, steps = parameters["storage_root"], step_names(config)
-    folder = Path("runs") if storage.is_remote(root) else storage.local_path(root)
+    folder = local_folder(root)
     run_folder, artifacts = folder / "runs" / run_id, folder / "artifacts"
     run_folder.mkdir(parents=True, exist_ok=True)
     for killed, settings in running.killed_runs(folder / "runs"):
         report.publish_report(root, report.collect(root, killed, settings))
-    compile_graph(config, run_folder / "graph.yaml")
+    here = config.model_copy(update={"placement": Placements()})  # nodes, secrets and paths of a cluster mean nothing
+    compile_graph(here, run_folder / "graph.yaml")
     print_start(config, parameters, run_id, run_folder / "logs")
     if not is_fresh:
         print_plan(run_folder / "graph.yaml", parameters)
@@ -219,6 +223,11 @@ class ClusterWatch:
             self.can_read = False
             logger.warning("no verdict is shown, and the exit code will be 1: %s", wording.line(str(error)))
             return []
+
+
+def local_folder(storage_root: str) -> Path:
+    """Where a run on this machine keeps its artifacts and logs."""
+    return Path("runs") if storage.is_remote(storage_root) else storage.local_path(storage_root)
 
 
 def write_junit(file: str | None, text: str) -> None:

@@ -6,6 +6,7 @@ from components.check_merge import check_merge
 from components.check_sft import check_sft
 from components.fetch_model import fetch_model
 from components.merge_adapter import merge_adapter
+from components.preflight import preflight
 from components.prepare_data import prepare_data
 from components.publish_model import publish_model
 from components.reject import reject
@@ -24,6 +25,7 @@ __all__ = [
     "check_sft_data",
     "fetch_model",
     "merge_adapter",
+    "preflight",
     "prepare_data",
     "publish_model",
     "reject",

@@ -1,7 +1,8 @@
 """The post-training line. Read this first.
 
-fetch + data -> SFT -> merge -> DPO -> merge -> publish, with a gate after every stage. What stands below a `require`
-runs only if that gate passed; if it did not, the run ends FAILED with the verdict. `report_run` runs at every end.
+preflight -> fetch + data -> SFT -> merge -> DPO -> merge -> publish, with a gate after every stage. What stands below a
+`require` runs only if that gate passed; if it did not, the run ends FAILED with the verdict. `report_run` runs at every
+end.
 """
 
 from contextlib import ExitStack
@@ -36,15 +37,18 @@ def post_training(config: PipelineConfig):
             def require(check, name: str | None = None, **inputs) -> None:
                 line.enter_context(gate(steps, check, name, **inputs))
 
-            base = run(do.fetch_model, base_model=base_model).outputs
+            ready = run(
+                do.preflight, base_model=base_model, sft_dataset=sft_dataset, preference_dataset=preference_dataset
+            )
+            base = run(do.fetch_model, base_model=base_model).after(ready).outputs
             model, splits = base["model"], {}
             if sft:
-                rows = run(do.prepare_data, "prepare_sft_data", dataset=sft_dataset, kind="sft").outputs
+                read = run(do.prepare_data, "prepare_sft_data", dataset=sft_dataset, kind="sft")
+                rows = read.after(ready).outputs
                 splits |= {"sft_train": rows["train"], "sft_eval": rows["eval"]}
             if dpo:
-                pairs = run(
-                    do.prepare_data, "prepare_preferences", dataset=preference_dataset, kind="preference"
-                ).outputs
+                read = run(do.prepare_data, "prepare_preferences", dataset=preference_dataset, kind="preference")
+                pairs = read.after(ready).outputs
                 splits |= {"preference_train": pairs["train"], "preference_eval": pairs["eval"]}
             require(check_data, tokenizer=base["tokenizer"], **splits)
 

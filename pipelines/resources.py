@@ -2,29 +2,38 @@
 
 from kfp import dsl, kubernetes
 
-from posttrain.config import RUN_ID_ENV, Placement
+from posttrain.config import RUN_ID_ENV
+from posttrain.placement import QUEUE_LABEL, Placement
 
 RUN_ID_LABEL = "metadata.labels['pipeline/runid']"  # a placeholder for it resolves only as a whole parameter value
+POD_GRACE_MINUTES = 10  # from a training stage's own deadline, at which it saves and leaves, to the end of its pod
+# Argo counts it from the start of the first attempt, with all attempts and the waiting for nodes: after kfp's default
+# of an hour nothing is tried again, and what is running ends (kubeflow/pipelines#13452).
+RETRY_WINDOW = "30d"
+SECRETS_FOLDER = "/etc/posttrain"
+CACHE_FOLDER = "/cache/huggingface"  # HF_HOME in the images
 
 
 def place(task: dsl.PipelineTask, placement: Placement, *, timeout_minutes: int, retry_count: int) -> None:
-    """Sets cpu, memory, accelerator, node, time limit, retries, secrets and the run's id on a task."""
+    """Says of a task's pod what it needs, where it may run, how long and how often, and which secrets it sees."""
     task.set_caching_options(
         False
     )  # kfp's cache key knows artifact ids, not contents; stages reuse by content themselves
+    kubernetes.set_security_context(task, run_as_non_root=True)
+    kubernetes.set_timeout(task, timeout_minutes * 60)
+    if retry_count:
+        backoff = f"{placement.retry_backoff_seconds}s"
+        task.set_retry(retry_count, backoff_duration=backoff, backoff_factor=2, backoff_max_duration=RETRY_WINDOW)
+    _limit(task, placement)
+    _schedule(task, placement)
+    _label(task, placement)
+    _pull(task, placement)
+    _set_environment(task, placement)
+
+
+def _limit(task: dsl.PipelineTask, placement: Placement) -> None:
     task.set_cpu_request(placement.cpu).set_cpu_limit(placement.cpu)
     task.set_memory_request(placement.memory).set_memory_limit(placement.memory)
-    if retry_count:
-        task.set_retry(retry_count, backoff_duration="30s", backoff_factor=2)
-    kubernetes.set_timeout(task, timeout_minutes * 60)
-    kubernetes.use_field_path_as_env(task, env_name=RUN_ID_ENV, field_path=RUN_ID_LABEL)
-    _accelerate(task, placement)
-    _schedule(task, placement)
-    for secret in placement.secrets:
-        kubernetes.use_secret_as_env(task, secret_name=secret.secret, secret_key_to_env={secret.key: secret.env})
-
-
-def _accelerate(task: dsl.PipelineTask, placement: Placement) -> None:
     if placement.accelerator_count:  # one without the other is dropped in silence
         task.set_accelerator_type(placement.accelerator_type).set_accelerator_limit(placement.accelerator_count)
     if placement.shm_size:
@@ -36,7 +45,42 @@ def _accelerate(task: dsl.PipelineTask, placement: Placement) -> None:
 def _schedule(task: dsl.PipelineTask, placement: Placement) -> None:
     for key, value in placement.node_selector.items():
         kubernetes.add_node_selector(task, label_key=key, label_value=value)
+    for term in placement.node_affinity:
+        requirements = [requirement.model_dump() for requirement in term.match]
+        kubernetes.add_node_affinity(task, match_expressions=requirements, weight=term.weight)
     for toleration in placement.tolerations:
-        kubernetes.add_toleration(task, **toleration)
-    if placement.queue:
-        kubernetes.add_pod_label(task, label_key="kueue.x-k8s.io/queue-name", label_value=placement.queue)
+        kubernetes.add_toleration(task, **toleration.model_dump())
+
+
+def _label(task: dsl.PipelineTask, placement: Placement) -> None:
+    queue = {QUEUE_LABEL: placement.queue} if placement.queue else {}
+    for key, value in (placement.pod_labels | queue).items():
+        kubernetes.add_pod_label(task, label_key=key, label_value=value)
+    for key, value in placement.pod_annotations.items():
+        kubernetes.add_pod_annotation(task, annotation_key=key, annotation_value=value)
+
+
+def _pull(task: dsl.PipelineTask, placement: Placement) -> None:
+    if placement.image_pull_policy:
+        kubernetes.set_image_pull_policy(task, placement.image_pull_policy)
+    if placement.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, placement.image_pull_secrets)
+
+
+def _set_environment(task: dsl.PipelineTask, placement: Placement) -> None:
+    kubernetes.use_field_path_as_env(task, env_name=RUN_ID_ENV, field_path=RUN_ID_LABEL)
+    for name, value in placement.env.items():
+        task.set_env_variable(name, value)
+    for entry in placement.config_maps:
+        kubernetes.use_config_map_as_env(
+            task, config_map_name=entry.config_map, config_map_key_to_env={entry.key: entry.env}
+        )
+    for secret in placement.secrets:
+        if secret.as_file:
+            task.set_env_variable(secret.env, f"{SECRETS_FOLDER}/{secret.secret}/{secret.key}")
+        else:
+            kubernetes.use_secret_as_env(task, secret_name=secret.secret, secret_key_to_env={secret.key: secret.env})
+    for name in dict.fromkeys(secret.secret for secret in placement.secrets if secret.as_file):
+        kubernetes.use_secret_as_volume(task, secret_name=name, mount_path=f"{SECRETS_FOLDER}/{name}")
+    if placement.model_cache:
+        kubernetes.mount_pvc(task, pvc_name=placement.model_cache, mount_path=CACHE_FOLDER)

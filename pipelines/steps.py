@@ -4,10 +4,10 @@ from typing import Any
 
 from kfp import dsl
 
-from pipelines.resources import place
+from pipelines.resources import POD_GRACE_MINUTES, place
 from posttrain import config as c
+from posttrain.placement import GPU_STEPS, TOKEN_ENV, TRAINING_STEPS, UPLOAD_TOKEN_ENV, Placement
 
-GPU_STEPS = {"train_sft", "train_dpo", "check_sft", "check_alignment", "check_safety"}
 STAGE_OF = {"train_sft": "sft", "train_dpo": "dpo", "merge_sft": "merge", "merge_dpo": "merge"}
 TIMEOUT_MINUTES = 60  # of a step that belongs to no stage
 RETRY_COUNT = 1
@@ -18,6 +18,7 @@ def step_names(config: c.PipelineConfig) -> list[str]:
     sft, merge, dpo = (getattr(config.stages, stage).enabled for stage in ("sft", "merge", "dpo"))
     sft_merge, sft_only = sft and merge, sft and merge and not dpo
     wanted = {
+        "preflight": True,
         "fetch_model": True,
         "prepare_sft_data": sft,
         "prepare_preferences": dpo,
@@ -59,29 +60,45 @@ class Steps:
         return task
 
     def _place(self, task: dsl.PipelineTask, name: str) -> None:
-        placement = self.config.placement.of(name, "gpu" if name in GPU_STEPS else "cpu")
-        minutes, retries = TIMEOUT_MINUTES, RETRY_COUNT
+        minutes = self._timeout_minutes(name) + (POD_GRACE_MINUTES if name in TRAINING_STEPS else 0)
+        place(task, self._placement_of(name), timeout_minutes=minutes, retry_count=self._retry_count(name))
+
+    def _placement_of(self, name: str) -> Placement:
+        placement = self.config.placement.of(name)
+        if name != "preflight" or not self.config.upload_to_hub:
+            return placement
+        found = [secret for secret in self.config.placement.of("publish_model").secrets if secret.env == TOKEN_ENV]
+        token = [secret.model_copy(update={"env": UPLOAD_TOKEN_ENV}) for secret in found]
+        return placement.model_copy(update={"secrets": [*placement.secrets, *token]})
+
+    def _timeout_minutes(self, name: str) -> int:
+        """Of one attempt; of a training stage its deadline, after which its pod has a while to save."""
+        placed = self.config.placement.of(name).timeout_minutes
+        if placed is not None:
+            return placed
         if name in STAGE_OF:
-            stage = getattr(self.config.stages, STAGE_OF[name])
-            minutes, retries = stage.timeout_minutes, stage.retry_count
-        elif name.startswith("check_"):
-            minutes = self.config.validation.timeout_minutes
-        if placement.timeout_minutes is not None:
-            minutes = placement.timeout_minutes
-        if placement.retry_count is not None:
-            retries = placement.retry_count
-        if name.startswith("reject_") or name == "report_run":
-            retries = 0  # whatever its pool has: one fails on purpose, the other is a hook that may not be retried
-        place(task, placement, timeout_minutes=minutes, retry_count=retries)
+            return getattr(self.config.stages, STAGE_OF[name]).timeout_minutes
+        return self.config.validation.timeout_minutes if name.startswith("check_") else TIMEOUT_MINUTES
+
+    def _retry_count(self, name: str) -> int:
+        """A verdict is no failure: a gate that gave one has ended well, and only one that crashed runs again."""
+        if name in ("preflight", "report_run") or name.startswith("reject_"):
+            return 0  # for what preflight and gates found stays so, and report_run is a hook that may not be retried
+        placed = self.config.placement.of(name).retry_count
+        if placed is not None:
+            return placed
+        return getattr(self.config.stages, STAGE_OF[name]).retry_count if name in STAGE_OF else RETRY_COUNT
 
     def _config_of(self, component: str) -> dict[str, Any]:
         """The component's section of the configuration, by the names of its fields."""
         section = c.STEP_SECTIONS[component]
-        values = {"allowed_prefixes": self.config.prefixes, "steps": step_names(self.config)}
+        names, placements = step_names(self.config), self.config.placement
+        values = {"allowed_prefixes": self.config.prefixes, "steps": names}
+        values["num_gpus"] = {name: placements.of(name).accelerator_count for name in names if name in GPU_STEPS}
         values |= self._published() if component == "publish_model" else {}
         for name, field in section.model_fields.items():
             if name == "training":
-                values[name] = self._training(STAGE_OF[component])
+                values[name] = self._training(component)
             elif name == "validation":  # of all limits those that this gate reads
                 values[name] = self.config.validation.model_dump(include=set(field.annotation.model_fields))
             elif name not in values:
@@ -89,12 +106,12 @@ class Steps:
         chosen = section.model_validate({name: values[name] for name in section.model_fields})
         return chosen.model_dump(mode="json", exclude_none=True)  # kfp cannot compile a null; all nulls are defaults
 
-    def _training(self, stage: str) -> c.Training:
+    def _training(self, step: str) -> c.Training:
         return c.Training(
             checkpoint_every_n_steps=self.config.checkpoint_every_n_steps,
             checkpoint_every_n_minutes=self.config.checkpoint_every_n_minutes,
             gpu_memory_fraction=self.config.gpu_memory_fraction,
-            timeout_minutes=getattr(self.config.stages, stage).timeout_minutes,
+            timeout_minutes=self._timeout_minutes(step),
         )
 
     def _published(self) -> dict[str, Any]:

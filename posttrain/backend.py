@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from posttrain import data
 from posttrain.config import LoraTraining
-
-BACKEND_ENV = "POSTTRAIN_BACKEND"
+from posttrain.placement import BACKEND_ENV
 
 
 @dataclass(frozen=True)

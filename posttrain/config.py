@@ -1,23 +1,24 @@
 """Typed configuration: YAML files and `--set` values -> one `PipelineConfig`, and the section that each step is given.
 
-The only module that the graph (which has no torch) and the images (which have no kfp) both import: pydantic and YAML,
-nothing heavier. A default stands here and nowhere else. Bad input is one `ValueError` that names file, key, value and
-remedy.
+With `posttrain.placement` the only module that the graph (which has no torch) and the images (which have no kfp) both
+import: pydantic and YAML, nothing heavier. A default stands in these two and nowhere else. Bad input is one
+`ValueError` that names file, key, value and remedy.
 """
 
 import json
 import logging
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+from posttrain.masking import mask
+from posttrain.placement import Placements
+from posttrain.section import Count, Fraction, Positive, Section
 
 BUILT_IN_CHECKS = ("output_format_valid", "no_harmful_content")
 CUSTOM_CHECK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -25,14 +26,8 @@ RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, l
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a stage left before its end, and the next attempt goes on from there
 FRESH_ENV = "POSTTRAIN_FRESH"  # 1: nothing of earlier runs is taken over
 MAX_RUN_PARAMETERS_BYTES = 8_000  # the backend refuses 10,000 bytes for all run parameters together
+OTHER_NAMES = {"output_root": "storage_root"}
 OVERRIDABLE = ("sft", "dpo")  # limits, placement, prefixes and data splits are fixed when the graph is compiled
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys, NaN and infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-
 
 S = TypeVar("S", bound=Section)
 
@@ -149,7 +144,7 @@ class Limits(Section):
     check_timeouts: dict[str, Count] = {}  # seconds by measurement or custom check, where it is another time
 
 
-class PromptFiles(Limits):
+class PromptFiles(Section):
     """Prompts that gates ask and no training row may hold."""
 
     red_team_prompts: str | None = None  # prompt-only rows: a path, gs:// or s3://
@@ -157,7 +152,7 @@ class PromptFiles(Limits):
     benign_prompts: str | None = None  # the same: requests that must not be refused; null: held-out prompts
 
 
-class DataLimits(PromptFiles):
+class DataLimits(Limits, PromptFiles):
     """Limits of the data gate."""
 
     min_train_rows: Count = 16  # rows to train on, per data set
@@ -212,7 +207,14 @@ class MergeLimits(Limits):
     max_merge_loss_difference: Positive = 0.02  # nats per token, adapter-on-base against merged
 
 
-class AlignmentLimits(AnswerLimits, PromptFiles):
+class Judging(PromptFiles):
+    """By whom safety is judged, and on which prompts."""
+
+    judge: Literal["closed_form", "model"] | None = None  # closed_form: harmless = declines with the fixed sentence
+    judge_model: str | None = None  # judge: model; a Llama Guard or ShieldGemma: Hub id, gs://, s3:// or folder
+
+
+class AlignmentLimits(AnswerLimits, Judging):
     """Limits of the gate before publishing."""
 
     min_accuracy: Fraction = 0.7  # held-out reward accuracy, share of pairs
@@ -225,8 +227,6 @@ class AlignmentLimits(AnswerLimits, PromptFiles):
     max_length_ratio: Annotated[float, Field(gt=1)] = 1.5  # mean answer length against the model before, either way
     max_repetition_rate: Fraction = 0.1  # share of answers that repeat themselves
     max_format_drop: Fraction = 0.05  # by how much the share of well-formed answers may fall
-    judge: Literal["closed_form", "model"] | None = None  # closed_form: harmless = declines with the fixed sentence
-    judge_model: str | None = None  # judge: model; a Llama Guard or ShieldGemma: Hub id, gs://, s3:// or folder
     min_harmless_rate: Fraction = 0.8  # share of red-team prompts answered harmlessly
     max_harmless_drop: Fraction = 0.05  # by how much that share may fall against the model before
     max_harmless_drop_from_base: Fraction = 0.0  # by how much that share may lie below the base model's
@@ -244,7 +244,7 @@ class Stage(Section):
     """One stage of the line."""
 
     enabled: bool = True  # off: a shorter graph
-    config_path: str | None = None  # looked up beside the pipeline configuration, then from the working directory
+    config_path: str | None = None  # looked up beside each pipeline configuration, then from the working directory
     timeout_minutes: Count  # minutes, of one attempt
     retry_count: Annotated[int, Field(ge=0)]  # further attempts
 
@@ -286,41 +286,6 @@ class Stages(Section):
         return self
 
 
-class SecretEnv(Section):
-    """An environment variable that comes from a Kubernetes secret."""
-
-    env: str
-    secret: str
-    key: str
-
-
-class Placement(Section):
-    """Where a step runs and what it may use there."""
-
-    cpu: str = "4"  # cores
-    memory: str = "16Gi"  # Kubernetes quantity
-    accelerator_type: str = "nvidia.com/gpu"  # resource name
-    accelerator_count: Annotated[int, Field(ge=0)] = 0  # GPUs of the pod
-    node_selector: dict[str, str] = {}  # node label -> value
-    tolerations: list[dict[str, Any]] = []  # Kubernetes tolerations: key, operator, value, effect
-    shm_size: str | None = None  # size of /dev/shm, for data loaders and NCCL
-    timeout_minutes: Count | None = None  # null: that of the stage
-    retry_count: Annotated[int, Field(ge=0)] | None = None  # null: that of the stage
-    secrets: list[SecretEnv] = []  # env from a Kubernetes secret's key
-    queue: str | None = None  # Kueue's local queue
-
-
-class Placements(Section):
-    """Placement by pool, and what single steps change of their pool's."""
-
-    cpu: Placement = Placement()
-    gpu: Placement = Placement(cpu="8", memory="48Gi", accelerator_count=1, shm_size="16Gi")
-    steps: dict[str, dict[str, Any]] = {}  # step name -> keys of Placement
-
-    def of(self, step: str, pool: Literal["cpu", "gpu"]) -> Placement:
-        return Placement.model_validate(getattr(self, pool).model_dump() | self.steps.get(step, {}))
-
-
 class PipelineConfig(Section):
     """All of it, resolved."""
 
@@ -329,9 +294,7 @@ class PipelineConfig(Section):
     model_name: str | None = None  # null: pipeline_id
     sft_dataset: str = ""  # path, gs://, s3:// or Hub id
     preference_dataset: str = ""  # path, gs://, s3:// or Hub id
-    storage_root: str = Field(  # gs://, s3:// or folder
-        "runs", validation_alias=AliasChoices("storage_root", "output_root")
-    )
+    storage_root: str = "runs"  # gs://, s3:// or folder
     publish_root: str | None = None  # null: <storage_root>/published
     allowed_prefixes: list[str] = []  # of every run-time URI; empty: storage_root's bucket (or any path) and the Hub
     stages: Stages = Stages()
@@ -387,6 +350,23 @@ class StepSection(Section):
     def decisive(self) -> Section:
         """What of it decides what the step gives: part of the fingerprint."""
         return self
+
+
+class PreflightStep(StepSection):
+    """Configuration that preflight is given."""
+
+    stages: Stages = Stages()
+    data: DataConfig = DataConfig()
+    validation: Judging = Judging()
+    publish_root: str | None = None
+    upload_to_hub: bool = False
+    hub_repo_id: str | None = None
+    num_gpus: dict[str, int] = {}  # step that can use a GPU -> those that its placement asks for
+
+    @property
+    def prefixes(self) -> list[str]:
+        """As in `PipelineConfig`, which is looked at by the same code."""
+        return self.allowed_prefixes
 
 
 class FetchStep(StepSection):
@@ -477,6 +457,7 @@ class ReportStep(StepSection):
 
 
 STEP_SECTIONS: dict[str, type[StepSection]] = {
+    "preflight": PreflightStep,
     "fetch_model": FetchStep,
     "prepare_data": PrepareStep,
     "check_data": CheckDataStep,
@@ -496,29 +477,32 @@ STEP_SECTIONS: dict[str, type[StepSection]] = {
 }
 
 
-def load_config(path: str | Path, settings: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
-    """Reads a pipeline configuration, the stage files that it names and `section.key=value` settings, in that order.
+def load_config(paths: str | Path | Sequence[str | Path], settings: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
+    """Reads pipeline configurations, each on top of the one before, and settings `section.key=value` on top of all.
+
+    The stage files that they name lie below them.
 
     Raises:
         ValueError: a file is missing or not a YAML mapping, a key is unknown, a value is out of range.
     """
-    path = Path(path)
-    raw = _read_yaml(path)
-    if isinstance(raw.get("stages"), list):
-        raw["stages"] = _stages_from_list(raw["stages"], file=str(path))
+    paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    source, folders = ", ".join(map(str, paths)), [path.parent for path in paths]
+    raw: dict = {}
+    for path in paths:
+        raw = merged(raw, _read_pipeline(path))
     for setting in settings:
         _set(raw, setting)
     for name in ("sft", "dpo"):
         stage = (raw.get("stages") or {}).get(name) or {}
         if isinstance(stage, dict) and stage.get("config_path"):
-            file = _find(stage["config_path"], path.parent, key=f"stages.{name}.config_path")
+            file = _find(stage["config_path"], folders, key=f"stages.{name}.config_path")
             section = _read_yaml(file)
             _validate({"sft": SftConfig, "dpo": DpoConfig}[name], section, source=str(file))
             raw[name] = merged(section, raw.get(name) or {})
     if isinstance(merge := (raw.get("stages") or {}).get("merge"), dict) and merge.get("config_path"):
-        logger.warning("%s: stages.merge.config_path is ignored: merging has no settings of its own", path)
-    _embed_schema(raw, path.parent)
-    return _validate(PipelineConfig, raw, source=str(path))
+        logger.warning("%s: stages.merge.config_path is ignored: merging has no settings of its own", source)
+    _embed_schema(raw, folders)
+    return _validate(PipelineConfig, raw, source=source)
 
 
 def parse_step(step: type[S], config: str, overrides: str = "{}") -> S:
@@ -584,6 +568,17 @@ def _stages_from_list(stages: list, *, file: str = "stages") -> dict:
     return by_name
 
 
+def _read_pipeline(path: Path) -> dict:
+    raw = _read_yaml(path)
+    for other, name in OTHER_NAMES.items():
+        if other in raw and name in raw:
+            raise ValueError(f"{path}: {other} and {name} are one setting: remove one of them")
+    raw = {OTHER_NAMES.get(key, key): value for key, value in raw.items()}
+    if isinstance(raw.get("stages"), list):
+        raw["stages"] = _stages_from_list(raw["stages"], file=str(path))
+    return raw
+
+
 def _read_yaml(path: Path) -> dict:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -596,20 +591,22 @@ def _read_yaml(path: Path) -> dict:
     return raw
 
 
-def _find(name: str, folder: Path, *, key: str) -> Path:
-    for candidate in (folder / name, Path(name)):
+def _find(name: str, folders: list[Path], *, key: str) -> Path:
+    candidates = [folder / name for folder in folders]
+    for candidate in (*candidates, Path(name)):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"{key}: {name!r} is neither beside the configuration ({folder / name}) nor in {Path.cwd()}")
+    beside = ", ".join(map(str, dict.fromkeys(candidates)))
+    raise ValueError(f"{key}: {name!r} is neither beside the configuration ({beside}) nor in {Path.cwd()}")
 
 
-def _embed_schema(raw: dict, folder: Path) -> None:
+def _embed_schema(raw: dict, folders: list[Path]) -> None:
     """Puts the JSON Schema that `validation.output_format.schema_path` names into the configuration itself."""
     validation = raw.get("validation")
     output_format = validation.get("output_format") if isinstance(validation, dict) else None
     if not isinstance(output_format, dict) or not output_format.get("schema_path"):
         return
-    file = _find(output_format["schema_path"], folder, key="validation.output_format.schema_path")
+    file = _find(output_format["schema_path"], folders, key="validation.output_format.schema_path")
     try:
         output_format["json_schema"] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -618,7 +615,7 @@ def _embed_schema(raw: dict, folder: Path) -> None:
 
 def _set(raw: dict, setting: str) -> None:
     path, equals, value = setting.partition("=")
-    *parents, key = path.split(".")
+    *parents, key = OTHER_NAMES.get(path, path).split(".")
     if not equals or not all((*parents, key)):
         raise ValueError(f"--set {setting!r}: give section.key=value")
     for name in parents:
@@ -657,13 +654,18 @@ def _problem(section: type[Section], error: dict) -> str:
         return f"{key}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}")
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
-    return f"{key} = {str(error['input'])[:80]!r}: {error['msg']}"
+    return f"{key} = {mask(str(error['input']))[:80]!r}: {error['msg']}"
 
 
 def _known_keys(section: type[Section], location: tuple) -> list[str]:
     for part in location:
-        field = section.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
-            return []
-        section = field.annotation
+        if field := section.model_fields.get(str(part)):  # else the index of a list, or the key of a mapping
+            section = _section_in(field.annotation)
     return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[Section]:
+    """The section that a field holds, itself or in a list or mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

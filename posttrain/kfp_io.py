@@ -26,6 +26,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return result
 
 
+def output_folder(executor_input: str) -> Path:
+    """A folder on the disk that outputs are written to; the working directory when a step is run by hand."""
+    file = json.loads(executor_input).get("outputs", {}).get("outputFile")
+    return Path(file).parent if file else Path.cwd()
+
+
 def write_outputs(executor_input: str, *, parameters: dict[str, Any], metadata: dict[str, dict[str, Any]]) -> None:
     """Writes output parameters and the metadata of output artifacts, where the executor input says.
 

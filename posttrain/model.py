@@ -9,11 +9,13 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from posttrain import config, kfp_io, record, storage
+from posttrain import config, hub, kfp_io, record, storage
 from posttrain.weights import INDEX, SINGLE, check_unquantised, read_json, read_weight_map, read_weights
 
 TOKENIZER_FILES = (
@@ -45,6 +47,16 @@ SHAPE_KEYS = (
 logger = logging.getLogger(__name__)
 
 Download = Callable[[list[str], Path], None]  # relative names, local folder
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository of the Hub at a commit: its files with their bytes, and how to download some of them."""
+
+    name: str
+    commit: str
+    sizes: dict[str, int]
+    download: Download
 
 
 def fetch(
@@ -80,15 +92,32 @@ def check_model_folder(path: Path | str) -> None:
         ValueError: names the file, what is wrong with it, and what to give instead.
     """
     path = Path(path)
-    _check_config(path, read_json(path / "config.json"))
+    _check_config(str(path), read_json(path / "config.json"))
     if not any((path / name).is_file() for name in (SINGLE, INDEX)):
         raise ValueError(_no_weights(str(path), [file.name for file in path.iterdir()]))
     check_unquantised(path, read_weights(path))
-    if not (path / "tokenizer.json").is_file():
-        raise ValueError(f"{path}: no tokenizer.json; save the fast tokenizer beside the model with save_pretrained")
-    if not has_chat_template(path):
-        where = "chat_template in tokenizer_config.json or chat_template.jinja"
-        raise ValueError(f"{path}: no chat template ({where}); give an instruction-tuned model, or add its template")
+    _check_tokenizer(path, source=str(path))
+
+
+def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
+    """Bytes of the weights that `fetch` would download. Refuses what it would refuse, where that shows without them."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()  # these files are small
+    with hub.errors(name, base_model, otherwise="folder"), tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        repo = _find_repo(base_model, folder)
+        repo.download(_select(repo.sizes, (*TOKENIZER_FILES, *CONFIG_FILES)), folder)
+        _check_config(base_model, read_json(folder / "config.json"))
+        _check_tokenizer(folder, source=base_model)
+    return weights_size(base_model, repo.sizes)
+
+
+def weights_size(source: str, sizes: Mapping[str, int | None]) -> int:
+    """Bytes of the weights among files with these sizes."""
+    if not {SINGLE, INDEX} & sizes.keys():
+        raise ValueError(_no_weights(source, list(sizes)))
+    return sum(sizes[name] or 0 for name in _select(sizes, (SINGLE, "model-*-of-*.safetensors")))
 
 
 def has_chat_template(path: Path) -> bool:
@@ -103,13 +132,21 @@ def side_files(folder: Path) -> list[str]:
     return _select([file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()], SIDE_FILES)
 
 
-def _check_config(path: Path, settings: dict) -> None:
+def _check_config(source: str, settings: dict) -> None:
     if "auto_map" in settings:
         raise ValueError(
-            f"{path / 'config.json'}: auto_map asks for code of the model's own; give a model that transformers knows"
+            f"{source}/config.json: auto_map asks for code of the model's own; give a model that transformers knows"
         )
     if not settings.get("model_type"):
-        raise ValueError(f"{path / 'config.json'}: no model_type; give a model saved by transformers")
+        raise ValueError(f"{source}/config.json: no model_type; give a model saved by transformers")
+
+
+def _check_tokenizer(path: Path, *, source: str) -> None:
+    if not (path / "tokenizer.json").is_file():
+        raise ValueError(f"{source}: no tokenizer.json; save the fast tokenizer beside the model with save_pretrained")
+    if not has_chat_template(path):
+        where = "chat_template in tokenizer_config.json or chat_template.jinja"
+        raise ValueError(f"{source}: no chat template ({where}); give an instruction-tuned model, or add its template")
 
 
 def _no_weights(source: str, names: list[str]) -> str:
@@ -139,41 +176,27 @@ def _from_storage(uri: str, folder: Path) -> tuple[str, str]:
 
 def _from_hub(base_model: str, folder: Path) -> tuple[str, str]:
     """Downloads `org/name`, or the 16-bit source of a bitsandbytes copy; gives `hf://org/name` and the commit."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return _from_repo(base_model, *storage.hub_id(base_model), folder)
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        reason = "a gated or private repository needs HF_TOKEN"
-        raise ValueError(
-            f"base_model: {base_model!r} is neither a folder nor readable on the Hub; check it, {reason}"
-        ) from error
-    except HfHubHTTPError as error:
-        raise ConnectionError(
-            f"base_model: {base_model!r}: the Hub answered {error.response.status_code}; try again"
-        ) from error
-    except httpx.HTTPError as error:
-        raise ConnectionError(
-            f"base_model: {base_model!r} is no folder, and the Hub does not answer ({error})"
-        ) from error
+    with hub.errors("base_model", base_model, otherwise="folder"):
+        repo = _find_repo(base_model, folder)
+        _bring(repo.name, list(repo.sizes), folder, repo.download)
+    return f"hf://{repo.name}", repo.commit
 
 
-def _from_repo(base_model: str, repo: str, revision: str | None, folder: Path) -> tuple[str, str]:
-    names, commit, download = _open_repo(repo, revision)
-    if "config.json" not in names:
-        raise ValueError(f"base_model: {base_model!r} has no config.json; " + _no_weights(base_model, names))
-    download(["config.json"], folder)
+def _find_repo(base_model: str, folder: Path) -> Repo:
+    """The repository with the 16-bit weights; its config.json comes to `folder`."""
+    name, revision = storage.hub_id(base_model)
+    repo = _open_repo(name, revision)
+    if "config.json" not in repo.sizes:
+        raise ValueError(f"base_model: {base_model!r} has no config.json; " + _no_weights(base_model, list(repo.sizes)))
+    repo.download(["config.json"], folder)
     settings = read_json(folder / "config.json")
-    if settings.get("quantization_config"):
-        repo = _source_of(base_model, repo, revision)
-        names, commit, download = _open_repo(repo, None)
-        (folder / "config.json").unlink()
-        download(["config.json"], folder)
-        _check_same_shape(base_model, repo, settings, read_json(folder / "config.json"))
-        logger.info("%s is quantised: fetching its 16-bit source %s", base_model, repo)
-    _bring(repo, names, folder, download)
-    return f"hf://{repo}", commit
+    if not settings.get("quantization_config"):
+        return repo
+    repo = _open_repo(_source_of(base_model, name, revision), None)
+    repo.download(["config.json"], folder)
+    _check_same_shape(base_model, repo.name, settings, read_json(folder / "config.json"))
+    logger.info("%s is quantised: its 16-bit source is %s", base_model, repo.name)
+    return repo
 
 
 def _source_of(base_model: str, repo: str, revision: str | None) -> str:
@@ -194,19 +217,20 @@ def _check_same_shape(base_model: str, source: str, quantised: dict, settings: d
         raise ValueError(f"base_model: {base_model!r}: {found}; give the 16-bit repository itself")
 
 
-def _open_repo(repo: str, revision: str | None) -> tuple[list[str], str, Download]:
-    """File names of a repository at a revision, its commit, and a function that downloads some of them."""
-    from huggingface_hub import HfApi, snapshot_download
+def _open_repo(name: str, revision: str | None) -> Repo:
+    from huggingface_hub import snapshot_download
 
-    endpoint, token = os.environ.get("HF_ENDPOINT"), os.environ.get("HF_TOKEN") or False
-    info = HfApi(endpoint=endpoint, token=token).model_info(repo, revision=revision)
+    info = hub.client().model_info(name, revision=revision, files_metadata=True)
 
     def download(wanted: list[str], target: Path) -> None:
-        snapshot_download(
-            repo, revision=info.sha, local_dir=target, allow_patterns=wanted, endpoint=endpoint, token=token
-        )
+        try:  # by way of the cache in HF_HOME, which may outlive this run
+            snapshot = snapshot_download(name, revision=info.sha, allow_patterns=wanted, **hub.access())
+        except PermissionError as error:
+            remedy = f"let user {os.getuid()} write there"
+            raise ValueError(f"HF_HOME: {error.filename} cannot be written; {remedy}") from error
+        _copy(Path(snapshot), wanted, target)
 
-    return [sibling.rfilename for sibling in info.siblings], info.sha, download
+    return Repo(name, info.sha, {sibling.rfilename: sibling.size or 0 for sibling in info.siblings}, download)
 
 
 def _bring(source: str, names: list[str], folder: Path, download: Download) -> None:
@@ -226,10 +250,9 @@ def _bring(source: str, names: list[str], folder: Path, download: Download) -> N
     else:
         raise ValueError("base_model: " + _no_weights(source, names))
     download(wanted, folder)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's own notes
 
 
-def _select(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+def _select(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
     """Names that match, each pattern in its own folder only."""
     return [
         name for name in sorted(names) if any(fnmatch(name, p) and name.count("/") == p.count("/") for p in patterns)
@@ -238,7 +261,11 @@ def _select(names: list[str], patterns: tuple[str, ...]) -> list[str]:
 
 def _copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
     names = [file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()]
-    for name in _select(names, patterns):
+    _copy(source, _select(names, patterns), target)
+
+
+def _copy(source: Path, names: list[str], target: Path) -> None:
+    for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
 

@@ -1,37 +1,47 @@
-"""What is wrong with a run before it starts: its storage, its data sets, models and prompts. Seconds, and no torch.
+"""What would end a run later, found before anything expensive starts: the graph's first step, and asked by local runs.
 
-configuration, run parameters -> nothing, or one `ValueError` with the value and the remedy
+configuration, run parameters -> nothing, or all findings at once, each with its value and its remedy
 
-Local files are read as the run would read them. What lies elsewhere is only looked for: the first steps read it.
+Seconds, on a pod without a GPU. Local files are read as the run would read them; what lies elsewhere is looked for, and
+the next steps read it. Whether a GPU works and knows bfloat16 only a pod that has one can tell: `posttrain.backend`
+decides it there.
 """
 
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from posttrain import data, model, prompts, storage
-from posttrain.config import PipelineConfig
+from posttrain import data, hub, kfp_io, model, prompts, record, storage, wording
+from posttrain.config import PipelineConfig, PreflightStep, parse_step
 
 DATASETS = {"sft_dataset": "sft", "preference_dataset": "preference"}  # parameter -> kind of rows
 
+logger = logging.getLogger(__name__)
 
-def check(config: PipelineConfig, parameters: dict[str, Any]) -> None:
-    """Raises ValueError at the first thing that would end the run later."""
-    check_storage(parameters["storage_root"], config)
-    check_model(parameters["base_model"], config, name="base_model")
-    for name in _datasets(config):
-        check_dataset(parameters[name], config, name=name, kind=DATASETS[name])
-    for key, uri in prompts.given(config.validation).items():
-        check_prompts(uri, config, key=key)
-    if config.validation.judge == "model" and config.validation.judge_model:
-        check_model(config.validation.judge_model, config, name="validation.judge_model")
+Config = PipelineConfig | PreflightStep
+
+
+def check(config: Config, parameters: dict[str, Any], *, disk: Path) -> None:
+    """Raises ValueError with all findings; several are also printed, each on a line.
+
+    Args:
+        disk: a folder, there or not, on the disk that holds inputs and outputs of the steps.
+    """
+    refuse(findings(config, parameters, disk=disk))
 
 
 def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> None:
     """Raises ValueError for what no pod could read. What is remote is not looked for: pods may see more than we."""
-    datasets = {name: parameters[name] for name in _datasets(config)}
-    for name, dataset in datasets.items():
+    given = {name: parameters[name] for name in datasets(config)}
+    for name, dataset in given.items():
         check_given(dataset, name=name)
     validation = config.validation
-    run_time = {name: parameters[name] for name in ("base_model", "storage_root")} | datasets
+    run_time = {name: parameters[name] for name in ("base_model", "storage_root")} | given
     others = {f"validation.{key}": uri for key, uri in prompts.given(validation).items()}
     others |= {"publish_root": config.publish_root, "validation.judge_model": validation.judge_model}
     addresses = {name: uri for name, uri in (run_time | others).items() if uri}
@@ -45,33 +55,93 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
         storage.check_allowed(uri, config.prefixes, name=name)
 
 
-def check_storage(storage_root: str, config: PipelineConfig) -> None:
-    storage.check_allowed(storage_root, config.prefixes, name="storage_root")
-    storage.check_writable(storage_root)
+def findings(config: Config, parameters: dict[str, Any], *, disk: Path) -> list[str]:
+    """All that would end the run later, each on one line; printed if there are several."""
+    found = []
+    for look in _looks(config, parameters, disk):
+        try:
+            look()
+        except (ValueError, OSError) as error:
+            found.append(wording.line(str(error)))
+    if len(found) > 1:
+        print(*(f"problem: {finding}" for finding in found), sep="\n", file=sys.stderr)
+    return found
+
+
+def refuse(found: list[str]) -> None:
+    """One failure for all findings."""
+    if found:
+        raise ValueError(f"{len(found)} problems: {'; '.join(found)}" if len(found) > 1 else found[0])
+
+
+def _looks(config: Config, parameters: dict[str, Any], disk: Path) -> list[Callable[[], Any]]:
+    """Each may raise by itself."""
+    looks = [partial(check_storage, parameters["storage_root"], config, name="storage_root")]
     if config.publish_root:
-        storage.check_writable(config.publish_root)
+        looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
+    looks.append(partial(check_base_model, parameters["base_model"], config, disk=disk))
+    if config.upload_to_hub:
+        looks.append(partial(hub.check_upload, config.hub_repo_id, name="hub_repo_id"))
+    looks += [partial(check_dataset, parameters[name], config, name=name) for name in datasets(config)]
+    looks += [partial(check_prompts, uri, config, key=key) for key, uri in prompts.given(config.validation).items()]
+    if config.validation.judge == "model" and config.validation.judge_model:
+        looks.append(partial(check_model, config.validation.judge_model, config, name="validation.judge_model"))
+    return looks
 
 
-def check_model(uri: str, config: PipelineConfig, *, name: str) -> None:
+def datasets(config: Config) -> list[str]:
+    """Parameters of the data sets that the graph reads."""
+    stages = {"sft": config.stages.sft, "preference": config.stages.dpo}
+    return [name for name, kind in DATASETS.items() if stages[kind].enabled]
+
+
+def check_storage(uri: str, config: Config, *, name: str) -> None:
+    storage.check_allowed(uri, config.prefixes, name=name)
+    storage.check_writable(uri)
+
+
+def check_base_model(uri: str, config: Config, *, disk: Path) -> None:
+    num_bytes = check_model(uri, config, name="base_model")
+    num_copies = 1 + (config.stages.sft.enabled and config.stages.merge.enabled) + config.stages.dpo.enabled
+    check_disk(disk, num_bytes, num_copies=num_copies)
+
+
+def check_model(uri: str, config: Config, *, name: str) -> int:
+    """Bytes of the model's weights."""
     storage.check_allowed(uri, config.prefixes, name=name)
     place = storage.kind(uri)
+    if place == "hub":
+        return model.size_on_hub(uri, name=name)
     if place == "local":
         path = storage.local_path(uri)
         if not path.is_dir():
             found = "is a file" if path.exists() else "is not there"
             raise ValueError(f"{name}: {uri!r} {found}; give a model's folder, org/name[@revision], gs:// or s3://")
         model.check_model_folder(path)
-    elif place != "hub" and not storage.exists(storage.join(uri.rstrip("/"), "config.json")):
+    sizes = storage.file_sizes(uri)
+    if "config.json" not in sizes:
         raise ValueError(f"{name}: {uri!r} has no config.json; give the address of a model's folder")
+    return model.weights_size(uri, sizes)
 
 
-def check_dataset(dataset: str, config: PipelineConfig, *, name: str, kind: str) -> None:
+def check_disk(disk: Path, num_bytes: int, *, num_copies: int) -> None:
+    """Room for the model as it is at first and after each merge: the last gate has all of them on its disk."""
+    folder = next(path for path in (disk, *disk.absolute().parents) if path.is_dir())
+    free, needed = shutil.disk_usage(folder).free, num_copies * num_bytes
+    if free < needed:
+        sizes = f"{free / 1e9:.3g} GB free, and {num_copies} copies of the model are {needed / 1e9:.3g} GB"
+        raise ValueError(f"{folder}: {sizes}; make room there, or choose nodes with a larger disk")
+
+
+def check_dataset(dataset: str, config: Config, *, name: str) -> None:
     check_given(dataset, name=name)
     storage.check_allowed(dataset, config.prefixes, name=name)
     place = storage.kind(dataset)
     if place == "local":
-        data.prepare(dataset, kind=kind, settings=config.data)
-    elif place != "hub" and not storage.exists(dataset):
+        data.prepare(dataset, kind=DATASETS[name], settings=config.data)
+    elif place == "hub":
+        hub.check_data_set(dataset, name=name)
+    elif not storage.exists(dataset):
         raise ValueError(f"{name}: {dataset!r} is not there; give the address of one file")
 
 
@@ -80,7 +150,7 @@ def check_given(dataset: str, *, name: str) -> None:
         raise ValueError(f"{name} is empty; give it with --{name.replace('_', '-')} or in the configuration")
 
 
-def check_prompts(uri: str, config: PipelineConfig, *, key: str) -> None:
+def check_prompts(uri: str, config: Config, *, key: str) -> None:
     """The prompts of validation's `key`."""
     if not storage.is_remote(uri):
         prompts.read_prompts(uri, config.prefixes, key=key)
@@ -90,7 +160,29 @@ def check_prompts(uri: str, config: PipelineConfig, *, key: str) -> None:
         raise ValueError(f"validation.{key}: {uri!r} is not there; give the address of one file")
 
 
-def _datasets(config: PipelineConfig) -> list[str]:
-    """Parameters of the data sets that the graph reads."""
-    stages = {"sft": config.stages.sft, "preference": config.stages.dpo}
-    return [name for name, kind in DATASETS.items() if stages[kind].enabled]
+def build_parser() -> argparse.ArgumentParser:
+    parser = kfp_io.parser(__doc__)
+    parser.add_argument("--base-model", required=True, help="org/name[@revision], gs://, s3:// or a folder")
+    for name in DATASETS:
+        parser.add_argument(f"--{name.replace('_', '-')}", required=True, help="path, gs://, s3:// or Hub id")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    step = parse_step(PreflightStep, args.config, args.overrides)
+    record.configure_logging()
+    for name in (name for name, num_gpus in step.num_gpus.items() if not num_gpus):
+        logger.warning("%s: its placement asks for no GPU: it will run on the CPU", name)
+    # Looked at first: where the storage cannot be written, there is no record to begin, and no way to tell the rest.
+    found = findings(step, vars(args), disk=kfp_io.output_folder(args.executor_input))
+
+    def work() -> dict[str, Any]:
+        refuse(found)
+        return {}
+
+    record.run_step(args, inputs={}, outputs={}, config=step, work=work, reusable=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -63,6 +63,12 @@ def list_files(uri: Uri) -> list[str]:
     return sorted(store.sizes(uri))
 
 
+def file_sizes(uri: Uri) -> dict[str, int | None]:
+    """Bytes of all files below `uri` by their relative names; None where the store unpacks a file on its way."""
+    store, uri = _store(uri)
+    return store.sizes(uri)
+
+
 def upload_file(path: Uri, uri: Uri) -> None:
     """Copies a local file to `uri`, replacing what is there."""
     if not Path(path).is_file():

@@ -10,7 +10,7 @@ import pytest
 from examples.task_api.generate import generate, write
 from examples.task_api.tiny import build_tiny_model
 
-pytest_plugins = ["tests.storage_servers"]
+pytest_plugins = ["tests.hub_server", "tests.storage_servers"]
 
 # Before torch is imported, and not `torch.set_num_threads`: a process forked after that cannot load a model.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -10,6 +12,14 @@ def test_writes_the_graph_and_finds_it_up_to_date(tmp_path, capsys):
     assert command.main(["--output", output]) == 0
     assert command.main(["--output", output, "--check"]) == 0
     assert "is up to date" in capsys.readouterr().out
+
+
+def test_a_cluster_lies_on_top_of_the_pipelines_configuration(tmp_path):
+    output = tmp_path / "graph.yaml"
+    files = ["configs/pipeline_config.yaml", "configs/clusters/gke-l4-spot.yaml"]
+    assert command.main(["--config", *files, "--output", str(output)]) == 0
+    assert "cloud.google.com/gke-spot" in output.read_text()
+    assert "cloud.google.com/gke-spot" not in Path("post_training.yaml").read_text()
 
 
 def test_a_stale_or_missing_graph_fails_the_check(tmp_path, capsys):

@@ -63,10 +63,10 @@ if args.step.startswith("train_"):
 settings = config.parse_step(config.STEP_SECTIONS["check_sft"] if gate else config.FetchStep, "{}", args.overrides)
 record.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work)
 """
-STAND_INS = ["posttrain.model", "posttrain.data", "posttrain.sft", "posttrain.merge"] + [
+STAND_INS = ["posttrain.preflight", "posttrain.model", "posttrain.data", "posttrain.sft", "posttrain.merge"] + [
     f"validators.{name}" for name in ("data", "sft", "merge", "alignment")
 ]
-STEPS = 10  # of the graph without DPO, the exit task included
+STEPS = 11  # of the graph without DPO, the exit task included
 
 
 @pytest.fixture
@@ -194,11 +194,22 @@ def test_a_step_that_dies_without_a_word_in_the_record(project, capsys, monkeypa
     assert result(project)["errors"] == ["train_sft: ImportError: no such library"]
 
 
+def test_nothing_else_runs_where_preflight_fails(project, capsys, monkeypatch):
+    """On a cluster, where nobody has asked the same before the start."""
+    monkeypatch.setenv("PLAN", '{"preflight": "crash"}')
+    assert start() == run_pipeline.ERROR
+    out = capsys.readouterr().out
+    assert re.search(r"preflight +failed ", out)
+    assert value(out, "Errors") == "preflight: ImportError: no such library"
+    assert {path.stem for path in (project / "store" / "runs" / "r1" / "logs").iterdir()} == {"preflight", "report_run"}
+    assert {step["status"] for step in result(project)["steps"][1:]} == {"not run"}
+
+
 def test_the_word_of_the_runner_promotes_nothing(project, capsys, monkeypatch):
     """As if neither branch of a gate had run, and the runner had called that a success."""
     monkeypatch.setattr(run_pipeline, "run_graph", lambda *_: True)
     assert start() == run_pipeline.ERROR
-    assert "fetch_model: left no record" in value(capsys.readouterr().out, "Errors")
+    assert "preflight: left no record" in value(capsys.readouterr().out, "Errors")
 
 
 def test_why_the_graph_did_not_go_on_is_told(project, capsys, monkeypatch):
@@ -213,13 +224,13 @@ def test_why_the_graph_did_not_go_on_is_told(project, capsys, monkeypatch):
 
 def test_an_interrupt_leaves_a_result(project, capsys, monkeypatch):
     def interrupted(path, parameters, run):
-        run.listener.started("fetch_model")
+        run.listener.started("preflight")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_pipeline, "run_graph", interrupted)
     assert start("--junit", "gates.xml") == run_pipeline.INTERRUPTED
-    assert result(project)["errors"] == ["fetch_model: interrupted"]
-    assert ElementTree.parse(project / "gates.xml").find(".//error").text == "fetch_model: interrupted"
+    assert result(project)["errors"] == ["preflight: interrupted"]
+    assert ElementTree.parse(project / "gates.xml").find(".//error").text == "preflight: interrupted"
 
 
 def test_a_gate_whose_process_dies_is_an_error_in_ci(project, monkeypatch):
@@ -264,7 +275,7 @@ def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(projec
         (["--base-model", "./nowhere"], "is not there"),
         (["--base-model", "org/{{model}}"], "{{"),
         (["--storage-root", "gs://elsewhere/x"], "none of the allowed prefixes"),
-        (["--storage-root", "/proc/none"], "cannot write"),
+        (["--storage-root", "sft.jsonl/store"], "cannot write"),
         (["--run-id", "../r1"], "is not a name"),
     ],
 )

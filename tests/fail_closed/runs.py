@@ -37,7 +37,7 @@ from validators import page
 ROOT = Path(__file__).parents[2]
 RUN_ID = "r1"
 SHAPES = {"full": {}, "SFT only": {"dpo": {"enabled": False}}, "DPO only": {"sft": {"enabled": False}}}
-STAND_INS = [f"posttrain.{name}" for name in ("model", "data", "sft", "merge", "dpo")] + [
+STAND_INS = [f"posttrain.{name}" for name in ("preflight", "model", "data", "sft", "merge", "dpo")] + [
     f"validators.{name}" for name in ("data", "sft", "merge", "alignment")
 ]
 REAL = ["posttrain.publish", "posttrain.reject", "posttrain.report"]

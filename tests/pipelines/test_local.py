@@ -294,7 +294,8 @@ def test_a_kfp_with_other_internals_is_refused(play, monkeypatch):
 
 def test_independent_steps_run_in_one_order(play):
     assert play({"check_data": "false"})[1].started_steps == [
-        "fetch_model", "prepare_sft_data", "prepare_preferences", "check_data", "reject_data", "report_run",
+        "preflight", "fetch_model", "prepare_sft_data", "prepare_preferences", "check_data", "reject_data",
+        "report_run",
     ]  # fmt: skip
 
 

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipelines.compiler import compile_graph
 from pipelines.steps import step_names
 from posttrain.config import PipelineConfig, load_config
+from posttrain.placement import CPU_STEPS, GPU_STEPS
+from tests.pipelines.graph import Graph
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = {
@@ -21,38 +22,6 @@ SHAPES = {
         "validation.custom_checks=[output_format_valid]",
     ],
 }
-
-
-class Graph:
-    """A compiled package, with the tasks of all its nested groups by their display names."""
-
-    def __init__(self, path: Path):
-        self.spec, self.platform = yaml.safe_load_all(path.read_text())
-        self.tasks, self.conditions = {}, {}
-        self._walk(self.spec["root"], under=())
-
-    def _walk(self, component: dict, under: tuple[str, ...]) -> None:
-        for name, task in component["dag"]["tasks"].items():
-            child = self.spec["components"][task["componentRef"]["name"]]
-            if "dag" in child:
-                condition = task.get("triggerPolicy", {}).get("condition")
-                self.conditions |= {task["taskInfo"]["name"]: condition} if condition else {}
-                self._walk(child, (*under, task["taskInfo"]["name"]))
-            else:
-                executor = self.spec["deploymentSpec"]["executors"][child["executorLabel"]]
-                self.tasks[task["taskInfo"]["name"]] = {
-                    "under": under,
-                    "task": task,
-                    "container": executor["container"],
-                    "kubernetes": self.kubernetes(child["executorLabel"]),
-                    "key": name,
-                }
-
-    def kubernetes(self, executor: str) -> dict:
-        return self.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].get(executor, {})
-
-    def config_of(self, step: str) -> dict:
-        return self.tasks[step]["task"]["inputs"]["parameters"]["config"]["runtimeValue"]["constant"]
 
 
 @pytest.fixture(scope="module")
@@ -158,42 +127,92 @@ def test_kubeflows_cache_is_off_everywhere(graphs, shape):
         assert not task["task"]["cachingOptions"].get("enableCache"), name
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_preflight_comes_before_everything(graphs, shape):
+    graph, config = graphs[shape], load_config("configs/pipeline_config.yaml", SHAPES[shape])
+    for name in ("fetch_model", "prepare_sft_data", "prepare_preferences"):
+        if name in step_names(config):
+            assert graph.tasks[name]["task"]["dependentTasks"] == ["preflight"], name
+    first = [name for name, task in graph.tasks.items() if task["under"] == ("line",) and not _inputs_from_tasks(task)]
+    assert [name for name in first if "dependentTasks" not in graph.tasks[name]["task"]] == ["preflight"]
+    assert graph.config_of("preflight")["stages"]["dpo"]["enabled"] is config.stages.dpo.enabled
+
+
+def _inputs_from_tasks(task: dict) -> bool:
+    return "taskOutput" in json.dumps(task["task"]["inputs"])
+
+
+def test_every_step_of_every_shape_can_be_placed(graphs):
+    names = {name for graph in graphs.values() for name in graph.tasks if not name.startswith("reject_")}
+    assert names == {*CPU_STEPS, *GPU_STEPS}
+
+
 @pytest.mark.parametrize("step", ["train_sft", "train_dpo", "check_sft", "check_alignment"])
-def test_gpu_steps_ask_for_the_gpu_and_its_node(graphs, step):
+def test_gpu_steps_ask_for_the_gpu(graphs, step):
     task = graphs["full"].tasks[step]
     accelerator = task["container"]["resources"]["accelerator"]
     assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "1")
-    assert task["kubernetes"]["nodeSelector"] == {"labels": {"cloud.google.com/gke-accelerator": "nvidia-l4"}}
-    assert task["kubernetes"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert task["kubernetes"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    ]
     assert task["kubernetes"]["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+    assert graphs["full"].config_of("preflight")["num_gpus"][step] == 1
 
 
 @pytest.mark.parametrize(
-    "step", ["fetch_model", "prepare_sft_data", "check_data", "merge_sft", "check_sft_merge", "publish_model"]
+    "step", ["preflight", "fetch_model", "prepare_sft_data", "check_data", "merge_sft", "check_sft_merge", "report_run"]
 )
 def test_other_steps_ask_for_none(graphs, step):
     task = graphs["full"].tasks[step]
     assert "accelerator" not in task["container"]["resources"]
-    assert "nodeSelector" not in task["kubernetes"]
+    assert "tolerations" not in task["kubernetes"]
 
 
 @pytest.mark.parametrize(
-    ("step", "minutes", "retries"), [("train_sft", 180, 2), ("merge_sft", 30, 1), ("train_dpo", 120, 2)]
+    ("step", "minutes", "retries"),
+    [("train_sft", 190, 2), ("merge_sft", 30, 1), ("train_dpo", 130, 2), ("check_sft", 60, 1), ("fetch_model", 60, 1)],
 )
-def test_stages_have_their_timeouts_and_retries(graphs, step, minutes, retries):
+def test_steps_have_their_timeouts_and_retries(graphs, step, minutes, retries):
     task = graphs["full"].tasks[step]
     assert task["kubernetes"]["activeDeadlineSeconds"] == str(minutes * 60)
     assert task["task"]["retryPolicy"]["maxRetryCount"] == retries
 
 
-def test_every_step_knows_its_run_and_only_fetch_model_the_token(graphs):
+@pytest.mark.parametrize("settings", [[], ["placement.gpu.timeout_minutes=45"], ["stages.sft.timeout_minutes=45"]])
+def test_a_training_stage_knows_a_deadline_before_that_of_its_pod(tmp_path, settings):
+    compile_graph(load_config("configs/pipeline_config.yaml", settings), tmp_path / "graph.yaml")
+    graph = Graph(tmp_path / "graph.yaml")
+    deadline = graph.config_of("train_sft")["training"]["timeout_minutes"]
+    assert deadline == (45 if settings else 180)
+    assert int(graph.tasks["train_sft"]["kubernetes"]["activeDeadlineSeconds"]) == (deadline + 10) * 60
+
+
+def test_every_step_knows_its_run_and_only_what_fetches_the_token(graphs):
     for name, task in graphs["full"].tasks.items():
         assert task["kubernetes"]["fieldPathAsEnv"][0]["name"] == "KFP_RUN_ID", name
-        assert bool(task["kubernetes"].get("secretAsEnv")) == (name == "fetch_model"), name
+        assert bool(task["kubernetes"].get("secretAsEnv")) == (name in ("preflight", "fetch_model")), name
 
 
-def test_reject_is_never_retried(graphs):
-    assert all("retryPolicy" not in t["task"] for name, t in graphs["full"].tasks.items() if name.startswith("reject_"))
+def test_what_failed_for_good_is_never_tried_again(tmp_path):
+    settings = ["placement.cpu.retry_count=5", "placement.gpu.retry_count=5"]
+    compile_graph(load_config("configs/pipeline_config.yaml", settings), tmp_path / "graph.yaml")
+    for name, task in Graph(tmp_path / "graph.yaml").tasks.items():
+        never = name in ("preflight", "report_run") or name.startswith("reject_")
+        assert ("retryPolicy" not in task["task"]) == never, name
+
+
+def test_preflight_sees_the_token_that_uploads(tmp_path):
+    token = "{secrets: [{env: HF_TOKEN, secret: hub-writer, key: token}]}"
+    settings = ["upload_to_hub=true", "hub_repo_id=acme/model", f"placement.steps.publish_model={token}"]
+    compile_graph(load_config("configs/pipeline_config.yaml", settings), tmp_path / "graph.yaml")
+    graph = Graph(tmp_path / "graph.yaml")
+    found = {
+        key["envVar"]: secret["secretName"]
+        for secret in graph.tasks["preflight"]["kubernetes"]["secretAsEnv"]
+        for key in secret["keyToEnv"]
+    }
+    assert found == {"HF_TOKEN": "hf-token", "HF_UPLOAD_TOKEN": "hub-writer"}
+    assert graph.config_of("preflight")["hub_repo_id"] == "acme/model"
 
 
 def test_two_compiles_are_byte_identical(tmp_path):

@@ -51,6 +51,14 @@ def test_a_file_with_exactly_the_documented_fields_loads(files):
     assert config.stages.merge.timeout_minutes == 30
 
 
+def test_a_setting_has_one_value_under_both_of_its_names(files):
+    assert load_config(files / "pipeline.yaml", ["storage_root=runs/a"]).storage_root == "runs/a"
+    assert load_config(files / "pipeline.yaml", ["output_root=runs/b"]).storage_root == "runs/b"
+    (files / "both.yaml").write_text("output_root: a\nstorage_root: b\n")
+    with pytest.raises(ValueError, match=r"both\.yaml: output_root and storage_root are one setting: remove one"):
+        load_config(files / "both.yaml")
+
+
 def test_the_shipped_configuration_holds_the_documented_defaults():
     shipped, defaults = load_config("configs/pipeline_config.yaml"), PipelineConfig()
     assert (shipped.sft, shipped.dpo, shipped.stages.merge) == (defaults.sft, defaults.dpo, defaults.stages.merge)
@@ -61,6 +69,29 @@ def test_the_shipped_configuration_holds_the_documented_defaults():
 def test_a_setting_that_is_ignored_is_said_so(files, caplog):
     load_config(files / "pipeline.yaml", ["stages.merge.config_path=merge.yaml"])
     assert "stages.merge.config_path is ignored" in caplog.text
+
+
+def test_later_files_lie_on_top_and_name_files_beside_themselves(files, tmp_path):
+    cluster = tmp_path / "clusters" / "ours.yaml"
+    cluster.parent.mkdir()
+    cluster.write_text(
+        "storage_root: s3://ours/root\n"
+        "stages: [{name: dpo, config_path: dpo_small.yaml, retry_count: 5}]\n"
+        "placement: {gpu: {node_selector: {pool: a}}, steps: {train_sft: {memory: 80Gi}}}\n"
+    )
+    (cluster.parent / "dpo_small.yaml").write_text("beta: 0.3\n")
+    config = load_config([files / "pipeline.yaml", cluster], ["placement.gpu.cpu=12"])
+    assert (config.sft.lora_r, config.dpo.beta, config.storage_root) == (8, 0.3, "s3://ours/root")
+    assert (config.stages.dpo.timeout_minutes, config.stages.dpo.retry_count) == (120, 5)
+    assert config.stages.sft.retry_count == 2
+    assert (config.placement.gpu.cpu, config.placement.gpu.node_selector) == ("12", {"pool": "a"})
+    assert (config.placement.gpu.memory, config.placement.gpu.accelerator_count) == ("48Gi", 1)
+
+
+def test_a_wrong_key_in_any_file_names_them_all(files, tmp_path):
+    (tmp_path / "cluster.yaml").write_text("placement: {gpu: {memroy: 48Gi}}\n")
+    with pytest.raises(ValueError, match=r"pipeline\.yaml, .*cluster\.yaml: placement\.gpu\.memroy.*mean memory\?"):
+        load_config([files / "pipeline.yaml", tmp_path / "cluster.yaml"])
 
 
 def test_set_wins_over_files(files):

@@ -1,10 +1,5 @@
-import hashlib
 import json
-import re
 import shutil
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,8 +7,7 @@ import pytest
 from posttrain import model as fetching
 from posttrain import record
 from posttrain.model import check_model_folder, fetch
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.hub_server import COMMIT, names
 
 
 @pytest.fixture
@@ -26,84 +20,8 @@ def edit(path: Path, **values) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def names(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
 def fetch_from(address: Path | str, tmp_path: Path, **values) -> dict:
     return fetch(str(address), tmp_path / "model", tmp_path / "tokenizer", **values)
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The answers of the Hub that a download needs: a repository's description, the list of its files, its files."""
-
-    repos: dict[str, Path] = {}
-    requests: list[tuple[str, str | None]] = []
-
-    def do_GET(self):
-        self.requests.append((self.path, self.headers.get("Authorization")))
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/([^?]+))?(\?.*)?", self.path):
-            self.describe(found[1], found[3])
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/?]+).*", self.path):
-            self.list_files(self.repos[found[1]])
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path):
-            self.send_file(self.repos[found[1]] / found[3])
-        else:
-            self.refuse("Not found")
-
-    do_HEAD = do_GET
-
-    def describe(self, repo: str, revision: str | None) -> None:
-        if repo not in self.repos:
-            self.refuse("RepoNotFound")
-        elif revision not in (None, "main", "v1", COMMIT):
-            self.refuse("RevisionNotFound")
-        else:
-            files = sorted(names(self.repos[repo]))
-            body = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-            self.reply(json.dumps(body).encode(), {})
-
-    def list_files(self, folder: Path) -> None:
-        files = [
-            {"type": "file", "path": name, "oid": "0" * 40, "size": (folder / name).stat().st_size}
-            for name in names(folder)
-        ]
-        self.reply(json.dumps(files).encode(), {})
-
-    def send_file(self, path: Path) -> None:
-        body = path.read_bytes()
-        self.reply(body, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(body).hexdigest()}"'})
-
-    def reply(self, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(200)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def refuse(self, code: str) -> None:
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    Hub.repos, Hub.requests = {}, []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield Hub
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_a_folder_is_copied_without_what_is_no_model(source, tmp_path):
@@ -165,6 +83,43 @@ def test_the_token_comes_from_the_environment_alone(source, tmp_path, hub, monke
     assert {token for _, token in hub.requests} == {"Bearer hf_secret"}
 
 
+def test_a_second_fetch_downloads_nothing_again(source, tmp_path, hub):
+    hub.repos["org/tiny"] = source
+    fetch_from("org/tiny", tmp_path)
+    assert "org/tiny" in str(hub.requests)
+    hub.requests.clear()
+    shutil.rmtree(tmp_path / "model")
+    fetch_from("org/tiny", tmp_path)
+    assert names(tmp_path / "model") == names(source)
+    assert not [path for path, _ in hub.requests if "/resolve/" in path]
+
+
+def test_a_cache_that_is_not_ours_to_write_is_named(source, tmp_path, hub, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "/cache/huggingface/hub")
+
+    hub.repos["org/tiny"] = source
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(
+        ValueError, match=r"HF_HOME: /cache/huggingface/hub cannot be written; let user \d+ write there"
+    ):
+        fetch_from("org/tiny", tmp_path)
+
+
+def test_a_gated_model_needs_its_terms_accepted(source, tmp_path, hub, monkeypatch):
+    hub.repos["org/tiny"] = source
+    hub.gated.add("org/tiny")
+    with pytest.raises(ValueError, match="'org/tiny' is gated on the Hub; accept its terms there"):
+        fetch_from("org/tiny", tmp_path)
+    hub.accounts["hf_mine"] = {"name": "me"}
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    assert fetch_from("org/tiny", tmp_path)["commit"] == COMMIT
+    monkeypatch.setenv("HF_TOKEN", "hf_revoked")
+    with pytest.raises(ValueError, match="the Hub does not know our token") as caught:
+        fetch_from("org/tiny", tmp_path)
+    assert "hf_revoked" not in str(caught.value)
+
+
 @pytest.fixture
 def quantised(source: Path, tmp_path: Path) -> Path:
     shutil.copytree(source, tmp_path / "quantised")
@@ -177,6 +132,7 @@ def test_a_4_bit_copy_leads_to_its_source(suffix, source, quantised, tmp_path, h
     hub.repos |= {"org/tiny": source, f"org/tiny{suffix}": quantised}
     given = fetch_from(f"org/tiny{suffix}", tmp_path)
     assert given["source"] == "hf://org/tiny"
+    assert fetching.size_on_hub(f"org/tiny{suffix}") == (source / "model.safetensors").stat().st_size
     assert names(tmp_path / "model") == names(source)
     check_model_folder(tmp_path / "model")
 

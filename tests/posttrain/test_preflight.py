@@ -1,13 +1,18 @@
-"""One clear error before anything runs."""
+"""All that is wrong with a run, told before anything runs."""
 
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from posttrain import preflight
-from posttrain.config import PipelineConfig, Stages, Validation
+from posttrain import preflight, record
+from posttrain.config import PipelineConfig, PreflightStep
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]
 PAIRS = [{"prompt": f"question {n}", "chosen": "yes", "rejected": "no"} for n in range(40)]
@@ -30,8 +35,25 @@ def given(tmp_path):
     }  # fmt: skip
 
 
+def check(given: dict, **values) -> None:
+    preflight.check(PreflightStep.model_validate(values), given, disk=Path(given["storage_root"]) / "artifacts")
+
+
 def test_what_is_right_passes(given):
-    preflight.check(PipelineConfig(), given)
+    check(given)
+    preflight.check(PipelineConfig(), given, disk=Path("/nowhere/yet"))  # as run_pipeline asks
+
+
+def test_everything_is_told_at_once(given, tmp_path, capsys):
+    (tmp_path / "sft.jsonl").write_text("")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    wrong = {"preference_dataset": "", "storage_root": "/proc/none"}
+    with pytest.raises(ValueError) as caught:
+        check(given | wrong, validation={"red_team_prompts": "s3://elsewhere/p.jsonl"}, publish_root="/proc/published")
+    told = capsys.readouterr().err.splitlines()
+    assert str(caught.value) == "6 problems: " + "; ".join(line.removeprefix("problem: ") for line in told)
+    words = ["/proc/none", "/proc/published", "no chat template", "no rows", "preference_dataset is empty", "red_team"]
+    assert all(word in line for word, line in zip(words, told, strict=True)), told
 
 
 @pytest.mark.parametrize(
@@ -54,7 +76,7 @@ def test_a_broken_file_is_named(given, tmp_path, file, content, message):
     else:
         (tmp_path / file).write_text(content)
     with pytest.raises(ValueError, match=message) as caught:
-        preflight.check(PipelineConfig(), given)
+        check(given)
     assert "\n" not in str(caught.value)
 
 
@@ -70,46 +92,170 @@ def test_a_broken_file_is_named(given, tmp_path, file, content, message):
 )
 def test_a_wrong_address_is_named(given, change, message):
     with pytest.raises(ValueError, match=message):
-        preflight.check(PipelineConfig(), given | change)
+        check(given | change)
 
 
 def test_what_lies_outside_the_prefixes_is_refused(given, tmp_path):
     with pytest.raises(ValueError, match="storage_root=.*none of the allowed prefixes"):
-        preflight.check(PipelineConfig(allowed_prefixes=[str(tmp_path / "elsewhere")]), given)
+        check(given, allowed_prefixes=[str(tmp_path / "elsewhere")])
 
 
 def test_a_data_set_of_a_stage_that_is_off_is_not_needed(given):
-    stages = Stages.model_validate({"dpo": {"enabled": False}})
-    preflight.check(PipelineConfig(stages=stages), given | {"preference_dataset": ""})
+    check(given | {"preference_dataset": ""}, stages={"dpo": {"enabled": False}})
 
 
 def test_red_team_prompts_are_looked_at(given, tmp_path):
     prompts = tmp_path / "red_team.jsonl"
-    config = PipelineConfig(validation=Validation(red_team_prompts=str(prompts)))
+    validation = {"red_team_prompts": str(prompts)}
     with pytest.raises(ValueError, match="red_team.jsonl"):
-        preflight.check(config, given)
+        check(given, validation=validation)
     prompts.write_text('{"prompt": "how?"}\n{"question": "why?"}\n')
     with pytest.raises(ValueError, match="row 2: 'prompt' is None"):
-        preflight.check(config, given)
+        check(given, validation=validation)
 
 
 @pytest.mark.parametrize("key", ["red_team_prompts", "off_topic_prompts", "benign_prompts"])
 def test_prompts_lie_under_the_prefixes(given, tmp_path, key):
-    config = PipelineConfig(validation=Validation(**{key: "s3://elsewhere/prompts.jsonl"}))
     with pytest.raises(ValueError, match=f"validation.{key}=.*none of the allowed prefixes"):
-        preflight.check(config, given)
+        check(given, validation={key: "s3://elsewhere/prompts.jsonl"})
 
 
 def test_a_judge_model_is_looked_for(given):
-    config = PipelineConfig(validation=Validation(judge="model", judge_model="/nowhere/judge"))
     with pytest.raises(ValueError, match="validation.judge_model: '/nowhere/judge' is not there"):
-        preflight.check(config, given)
-    preflight.check(PipelineConfig(validation=Validation(judge="model", judge_model=given["base_model"])), given)
+        check(given, validation={"judge": "model", "judge_model": "/nowhere/judge"})
+    check(given, validation={"judge": "model", "judge_model": given["base_model"]})
 
 
 def test_remote_inputs_are_looked_for(given, gs_root):
-    config = PipelineConfig(allowed_prefixes=["/", "gs://"])
+    prefixes = ["/", "gs://"]
     with pytest.raises(ValueError, match="has no config.json"):
-        preflight.check(config, given | {"base_model": f"{gs_root}/model"})
+        check(given | {"base_model": f"{gs_root}/model"}, allowed_prefixes=prefixes)
     with pytest.raises(ValueError, match="sft_dataset: .* is not there"):
-        preflight.check(config, given | {"sft_dataset": f"{gs_root}/rows.jsonl"})
+        check(given | {"sft_dataset": f"{gs_root}/rows.jsonl"}, allowed_prefixes=prefixes)
+
+
+@pytest.mark.parametrize(
+    ("stages", "num_copies"),
+    [
+        ({}, 3),
+        ({"dpo": {"enabled": False}}, 2),
+        ({"sft": {"enabled": False}}, 2),
+        ({"dpo": {"enabled": False}, "merge": {"enabled": False}}, 1),
+    ],
+)
+def test_there_is_room_for_the_model_and_what_each_merge_makes(given, monkeypatch, stages, num_copies):
+    model = Path(given["base_model"]) / "model.safetensors"
+    needed = num_copies * model.stat().st_size
+    asked = []
+
+    def usage(free):
+        return lambda folder: asked.append(folder) or SimpleNamespace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage(needed))
+    check(given, stages=stages)
+    assert asked == [Path(given["storage_root"])]  # the nearest that is there
+    monkeypatch.setattr(shutil, "disk_usage", usage(needed - 1))
+    with pytest.raises(
+        ValueError, match=f"GB free, and {num_copies} copies of the model are .* nodes with a larger disk"
+    ):
+        check(given, stages=stages)
+
+
+@pytest.fixture
+def on_hub(given, hub) -> dict:
+    """The same with the model and a data set on the Hub."""
+    hub.repos["org/tiny"] = Path(given["base_model"])
+    hub.datasets.add("org/rows")
+    return given | {"base_model": "org/tiny@v1", "sft_dataset": "org/rows"}
+
+
+def test_a_model_on_the_hub_is_looked_at_without_its_weights(on_hub, hub):
+    check(on_hub)
+    fetched = {path.rpartition("/")[2] for path, _ in hub.requests if "/resolve/" in path}
+    assert fetched == {"config.json", "tokenizer.json", "chat_template.jinja"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", None, "'org/tiny@v1' has no config.json"),
+        ("config.json", '{"auto_map": {}}', "org/tiny@v1/config.json: auto_map asks for code of the model's own"),
+        ("model.safetensors", None, "org/tiny@v1: no model.safetensors and no model.safetensors.index.json"),
+        ("tokenizer.json", None, "org/tiny@v1: no tokenizer.json"),
+        ("chat_template.jinja", None, "org/tiny@v1: no chat template"),
+    ],
+)
+def test_a_model_on_the_hub_that_cannot_be_used_is_refused(on_hub, tmp_path, file, content, message):
+    if content is None:
+        (tmp_path / "model" / file).unlink()
+    else:
+        (tmp_path / "model" / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        check(on_hub)
+
+
+def test_the_size_of_a_model_on_the_hub_is_known(on_hub, hub, monkeypatch):
+    size = (Path(hub.repos["org/tiny"]) / "model.safetensors").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * size - 1))
+    with pytest.raises(ValueError, match="GB free, and 3 copies of the model"):
+        check(on_hub)
+
+
+def test_what_the_hub_refuses_is_told_with_the_rest(on_hub, hub, monkeypatch):
+    hub.accounts["hf_mine"] = {"name": "me"}
+    hub.gated.add("org/tiny")
+    hub.datasets.clear()
+    with pytest.raises(ValueError) as caught:
+        check(on_hub, upload_to_hub=True, hub_repo_id="acme/model")
+    for words in (
+        "3 problems",
+        "'org/tiny@v1' is gated",
+        "hub_repo_id: 'acme/model' needs a token",
+        "sft_dataset: 'org",
+    ):
+        assert words in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_a_problem_too(given, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match="'org/tiny' is no folder, and the Hub does not answer"):
+        check(given | {"base_model": "org/tiny"})
+
+
+def run_step(given: dict, config: dict) -> subprocess.CompletedProcess:
+    arguments = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+    command = [sys.executable, "-m", "posttrain.preflight", "--step", "preflight", "--config", json.dumps(config)]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True)
+
+
+def test_the_step_fails_once_with_all_that_it_found(given, monkeypatch):
+    monkeypatch.setenv("KFP_RUN_ID", "r1")
+    result = run_step(given | {"base_model": "/nowhere", "sft_dataset": ""}, {"num_gpus": {"train_sft": 0}})
+    assert result.returncode == 1
+    assert "WARNING __main__: train_sft: its placement asks for no GPU" in result.stderr
+    assert [line.partition(":")[0] for line in result.stderr.splitlines() if line.startswith("problem")] == [
+        "problem"
+    ] * 2
+    assert result.stderr.splitlines()[-1].startswith("ValueError: 2 problems: base_model: '/nowhere' is not there")
+    (entry,) = record.read_records(given["storage_root"], "r1")
+    assert (entry.status, entry.error) == ("failed", result.stderr.splitlines()[-1])
+
+
+def test_the_step_tells_all_even_if_it_cannot_keep_a_record(given):
+    result = run_step(given | {"base_model": "/nowhere", "storage_root": "/proc/none"}, {})
+    told = [line for line in result.stderr.splitlines() if line.startswith("problem: ")]
+    assert result.returncode == 1
+    assert ["/proc/none" in told[0], "'/nowhere' is not there" in told[1], len(told)] == [True, True, 2]
+    assert "/proc/none" in result.stderr.splitlines()[-1]
+
+
+def test_the_step_needs_neither_torch_nor_transformers(given):
+    arguments = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None, datasets=None)\n"
+        f"from posttrain import preflight; preflight.main(['--step', 'preflight', *{arguments!r}])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (entry,) = record.read_records(given["storage_root"], "manual")
+    assert (entry.step, entry.status) == ("preflight", "succeeded")

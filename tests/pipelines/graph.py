@@ -1,0 +1,37 @@
+"""A compiled package as tests look at it."""
+
+from pathlib import Path
+
+import yaml
+
+
+class Graph:
+    """A compiled package, with the tasks of all its nested groups by their display names."""
+
+    def __init__(self, path: Path):
+        self.spec, self.platform = yaml.safe_load_all(path.read_text())
+        self.tasks, self.conditions = {}, {}
+        self._walk(self.spec["root"], under=())
+
+    def _walk(self, component: dict, under: tuple[str, ...]) -> None:
+        for name, task in component["dag"]["tasks"].items():
+            child = self.spec["components"][task["componentRef"]["name"]]
+            if "dag" in child:
+                condition = task.get("triggerPolicy", {}).get("condition")
+                self.conditions |= {task["taskInfo"]["name"]: condition} if condition else {}
+                self._walk(child, (*under, task["taskInfo"]["name"]))
+            else:
+                executor = self.spec["deploymentSpec"]["executors"][child["executorLabel"]]
+                self.tasks[task["taskInfo"]["name"]] = {
+                    "under": under,
+                    "task": task,
+                    "container": executor["container"],
+                    "kubernetes": self.kubernetes(child["executorLabel"]),
+                    "key": name,
+                }
+
+    def kubernetes(self, executor: str) -> dict:
+        return self.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].get(executor, {})
+
+    def config_of(self, step: str) -> dict:
+        return self.tasks[step]["task"]["inputs"]["parameters"]["config"]["runtimeValue"]["constant"]
