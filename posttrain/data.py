@@ -25,7 +25,7 @@ from posttrain.rows import (
     user_text,
     write_jsonl,
 )
-from posttrain.sources import read_rows
+from posttrain.sources import read_data_set, read_rows
 
 __all__ = [
     "ANSWER_KEYS",
@@ -75,12 +75,13 @@ def split(rows: list[dict], eval_fraction: float) -> tuple[list[dict], list[dict
 
 
 def prepare(dataset: str, *, kind: str, settings: config.DataConfig) -> dict:
-    """Reads, converts and splits: {"train": rows, "eval": rows, "statistics": ..., "manifest": ...}.
+    """Reads, converts and splits: {"train": rows, "eval": rows, "statistics": ..., "manifest": ..., "source": ...}.
 
     Raises:
         ValueError: on one line, naming place, row, key, value and remedy.
     """
-    raw = read_rows(dataset, hub_subset=settings.hub_subset, hub_split=settings.hub_split)
+    found = read_data_set(dataset, hub_subset=settings.hub_subset, hub_split=settings.hub_split)
+    raw = found.rows
     rows, format_name = convert(raw, kind=kind, source=dataset)
     try:
         train, held_out = split(rows, settings.eval_fraction)
@@ -103,7 +104,8 @@ def prepare(dataset: str, *, kind: str, settings: config.DataConfig) -> dict:
         "eval_fraction": settings.eval_fraction,
         **{name: sorted({prompt_key(row) for row in side}) for name, side in sides.items()},
     }
-    return {**sides, "statistics": statistics, "manifest": manifest}
+    source = {"source": dataset, "commit": found.commit, "digest": found.digest}
+    return {**sides, "statistics": statistics, "manifest": manifest, "source": source}
 
 
 def num_duplicates(rows: list[dict]) -> int:
@@ -154,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
         write(prepared, outputs)
         statistics = prepared["statistics"]
         return {
-            "dataset": args.dataset,
+            **prepared["source"],
             "format": statistics["format"],
             "num_train_rows": statistics["train"]["num_rows"],
             "num_eval_rows": statistics["eval"]["num_rows"],

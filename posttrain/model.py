@@ -16,7 +16,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from posttrain import config, hub, kfp_io, record, storage
-from posttrain.weights import INDEX, SINGLE, check_unquantised, read_json, read_weight_map, read_weights
+from posttrain.weights import (
+    INDEX,
+    SINGLE,
+    check_unquantised,
+    read_json,
+    read_weight_map,
+    read_weights,
+    weight_file_names,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -125,6 +133,13 @@ def has_chat_template(path: Path) -> bool:
         return bool((path / "chat_template.jinja").read_text(encoding="utf-8").strip())
     file = path / "tokenizer_config.json"
     return file.is_file() and bool(read_json(file).get("chat_template"))
+
+
+def source_digest(path: Path | str) -> str:
+    """SHA-256 of what `fetch` takes from a folder; what lies beside it does not count."""
+    path = Path(path)
+    names = [*side_files(path), *weight_file_names(path), *([INDEX] if (path / INDEX).is_file() else [])]
+    return record.folder_digest({name: record.digest(path / name) for name in names})
 
 
 def side_files(folder: Path) -> list[str]:

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from posttrain import kfp_io, masking, storage
 from posttrain.config import FRESH_ENV, RUN_ID_ENV
@@ -39,6 +39,20 @@ Work = Callable[[], dict[str, Any]]
 Status = Literal["running", "succeeded", "reused", "failed", "unfinished"]
 
 
+class Code(BaseModel):
+    """What ran: other source, or another release of a library that trains, may give another result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    posttrain: str  # release of this package
+    source: str  # SHA-256 of `posttrain` and `validators`, templates included
+    libraries: dict[str, str]  # name -> release; `absent` where it is not installed
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
 class StepRecord(BaseModel):
     """One attempt of one step, as written to the run record. Paths are left out: they mean nothing elsewhere."""
 
@@ -49,6 +63,7 @@ class StepRecord(BaseModel):
     started_at: str  # UTC, ISO 8601
     seconds: float
     fingerprint: str
+    code: Code | None = None
     config: dict[str, Any]
     inputs: dict[str, str]  # name -> SHA-256
     outputs: dict[str, str]  # name -> SHA-256
@@ -139,6 +154,7 @@ class Attempt:
             started_at=self.started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self.clock, 3),
             fingerprint=self.fingerprint,
+            code=code_version(),
             config=self.config.model_dump(mode="json"),
             inputs=self.inputs,
             outputs=self.result.outputs if self.result else {},
@@ -192,10 +208,20 @@ def digest(path: str | Path) -> str:
     """SHA-256 of a file; of a folder the SHA-256 of its sorted `<relative name> <SHA-256>` lines."""
     path = Path(path)
     if path.is_dir():
-        lines = [f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files_of(path)]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return folder_digest(file_digests(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(folder: str | Path) -> dict[str, str]:
+    """Relative name -> SHA-256 of each file below a folder."""
+    return {file.relative_to(folder).as_posix(): digest(file) for file in files_of(folder)}
+
+
+def folder_digest(digests: dict[str, str]) -> str:
+    """What `digest` gives for a folder of these files."""
+    lines = [f"{name} {sha256}\n" for name, sha256 in sorted(digests.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def files_of(folder: str | Path) -> list[Path]:
@@ -207,18 +233,26 @@ def files_of(folder: str | Path) -> list[Path]:
 
 def fingerprint(step: str, *, config: BaseModel, inputs: dict[str, str]) -> str:
     """SHA-256 of all that a result depends on: step, configuration, input digests, our source and the libraries."""
-    parts = {"step": step, "config": config.model_dump(mode="json"), "inputs": inputs, "code": code_version()}
+    return fingerprint_of(step, config=config.model_dump(mode="json"), inputs=inputs, code=code_version())
+
+
+def fingerprint_of(step: str, *, config: dict[str, Any], inputs: dict[str, str], code: Code) -> str:
+    """The same of what stands in a record."""
+    parts = {"step": step, "config": config, "inputs": inputs, "code": code.sha256}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @cache
-def code_version() -> str:
-    """SHA-256 of `posttrain` and `validators`, templates included, and of the releases of the libraries that train."""
+def code_version() -> Code:
+    """The code that runs here."""
     here = Path(__file__).parent
     files = [*files_of(here), *files_of(here.parent / "validators")]
     lines = [f"{file.relative_to(here.parent)} {digest(file)}" for file in files if file.suffix != ".pyc"]
-    lines += [f"{name} {_release(name)}" for name in LIBRARIES]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return Code(
+        posttrain=_release("posttrain"),
+        source=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        libraries={name: _release(name) for name in LIBRARIES},
+    )
 
 
 def write_record(storage_root: str, record: StepRecord) -> StepRecord:

@@ -1,23 +1,42 @@
 """Read a data set's raw rows, wherever it lies and in whichever of four file formats.
 
-path, gs://, s3:// (JSONL, JSON, CSV, Parquet) or Hub id -> list of dicts, in the data set's order
+path, gs://, s3:// (JSONL, JSON, CSV, Parquet) or Hub id -> list of dicts, in the data set's order; digest, commit
 """
 
 import csv
+import hashlib
 import io
 import json
+import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from posttrain import storage
+from posttrain import record, storage
 from posttrain.rows import read_jsonl_as, read_text, shown
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 MAX_CELL_CHARS = 1 << 24  # Python's default of 131,072 is shorter than some conversations
 
 
-def read_rows(uri: str, *, hub_subset: str | None = None, hub_split: str = "train") -> list[dict]:
-    """The rows of `uri`: a file, or `owner/name[@revision]` on the Hub.
+@dataclass(frozen=True)
+class DataSet:
+    """Rows as they were read, and of what."""
+
+    rows: list[dict]
+    digest: str  # SHA-256 of the file; of a data set on the Hub, of its rows as JSON Lines
+    commit: str = ""  # of the Hub
+
+
+def read_rows(uri: str) -> list[dict]:
+    """The rows of `uri`, as `read_data_set` finds them."""
+    return read_data_set(uri).rows
+
+
+def read_data_set(uri: str, *, hub_subset: str | None = None, hub_split: str = "train") -> DataSet:
+    """What lies at `uri`: a file, or `owner/name[@revision]` on the Hub.
 
     Raises:
         ValueError: naming the place, and line or row, where it is missing, unreadable or in no known format.
@@ -33,7 +52,7 @@ def read_rows(uri: str, *, hub_subset: str | None = None, hub_split: str = "trai
         raise ValueError(f"{uri}: is a folder: give one file ({', '.join(SUFFIXES)})")
     if not path.is_file():
         raise ValueError(f"{uri}: no such file: give a path, gs://, s3:// or a Hub id owner/name")
-    return read_file(path, name=uri)
+    return DataSet(read_file(path, name=uri), record.digest(path))
 
 
 def read_file(path: str | Path, *, name: str) -> list[dict]:
@@ -48,17 +67,17 @@ def read_file(path: str | Path, *, name: str) -> list[dict]:
     return rows
 
 
-def _read_remote(uri: str) -> list[dict]:
+def _read_remote(uri: str) -> DataSet:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / uri.rsplit("/", 1)[-1])
         try:
             storage.download_file(uri, path)
         except FileNotFoundError as error:
             raise ValueError(f"{uri}: no such object: check the address") from error
-        return read_file(path, name=uri)
+        return DataSet(read_file(path, name=uri), record.digest(path))
 
 
-def _read_hub(uri: str, *, subset: str | None, split: str) -> list[dict]:
+def _read_hub(uri: str, *, subset: str | None, split: str) -> DataSet:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
@@ -75,7 +94,15 @@ def _read_hub(uri: str, *, subset: str | None, split: str) -> list[dict]:
             f"{uri}: neither a file nor loadable from the Hub (subset {subset}, split {split}), {reason}: "
             "check the id, data.hub_subset and data.hub_split"
         ) from error
-    return dataset.to_list()
+    rows = dataset.to_list()
+    lines = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+    return DataSet(rows, hashlib.sha256(lines.encode()).hexdigest(), _commit(dataset))
+
+
+def _commit(dataset: Any) -> str:
+    """The commit that was loaded. Only the folder in which the library keeps the rows says it, on line and off."""
+    folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
+    return next((name for name in folders if COMMIT.fullmatch(name)), "")
 
 
 def _read_json(path: str | Path, *, name: str) -> list[dict]:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from posttrain import data
+from posttrain import data, record
 from posttrain.config import DataConfig
 
 ANSWER = {"role": "assistant", "content": "Done."}
@@ -70,6 +70,9 @@ def test_the_command_writes_four_files_and_the_same_again(task_api_files, tmp_pa
     assert first == second
     row = json.loads(first["train"].split(b"\n")[0])
     assert list(row) == ["id", "prompt", "chosen", "rejected"]
+    file = task_api_files / "preferences.jsonl"
+    measured = record.read_records(str(tmp_path / "runs"), record.run_id())[-1].measured
+    assert (measured["source"], measured["commit"], measured["digest"]) == (str(file), "", record.digest(file))
 
 
 def test_the_command_ends_with_one_line_that_says_what_is_wrong(tmp_path):

@@ -32,6 +32,7 @@ def test_a_folder_is_copied_without_what_is_no_model(source, tmp_path):
     assert names(tmp_path / "model") == expected
     assert names(tmp_path / "tokenizer") == expected - {"model.safetensors"}
     assert given == {"source": str(source), "commit": "", "digest": record.digest(tmp_path / "model")}
+    assert fetching.source_digest(source) == given["digest"]
 
 
 def test_the_tokenizer_folder_is_enough_for_tokens(source, tmp_path):
@@ -49,8 +50,9 @@ def test_shards_are_fetched_by_the_index(source, tmp_path):
     model.save_pretrained(source, max_shard_size="100KB")
     expected = names(source)
     (source / "consolidated.safetensors").write_bytes(b"another copy")
-    fetch_from(source, tmp_path)
+    given = fetch_from(source, tmp_path)
     assert names(tmp_path / "model") == expected
+    assert fetching.source_digest(source) == given["digest"]
     shutil.rmtree(tmp_path / "model")
     (source / "model-00002-of-00002.safetensors").unlink(missing_ok=True)
     last = sorted(name for name in expected if name.endswith(".safetensors"))[-1]

@@ -1,4 +1,5 @@
 import json
+from importlib import metadata
 
 import pytest
 
@@ -142,6 +143,16 @@ def test_a_step_that_raises_is_recorded_and_raises(step, args):
     assert step()[1] == 1
 
 
+def test_a_record_says_what_its_fingerprint_binds(step, args):
+    step()
+    (done,) = record.read_records(args.storage_root, "run-1")
+    bound = {"config": done.config, "inputs": done.inputs}
+    assert record.fingerprint_of(done.step, **bound, code=done.code) == done.fingerprint
+    newer = done.code.model_copy(update={"libraries": done.code.libraries | {"trl": "99"}})
+    assert record.fingerprint_of(done.step, **bound, code=newer) != done.fingerprint
+    assert done.code.posttrain == metadata.version("posttrain")
+
+
 def test_attempts_are_numbered_and_kept(step, args):
     for _ in range(3):
         step(reusable=False)
@@ -155,6 +166,7 @@ def test_a_folder_digest_follows_names_and_contents(tmp_path):
     a, b, c, d = (record.digest(tmp_path / name) for name in "abcd")
     assert a == b
     assert len({a, c, d}) == 3
+    assert record.folder_digest(record.file_digests(tmp_path / "a")) == a
 
 
 def test_outputs_reach_kubeflow(step, args, tmp_path):

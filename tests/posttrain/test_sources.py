@@ -1,10 +1,17 @@
+import hashlib
 import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from posttrain import storage
-from posttrain.sources import read_rows
+from posttrain import record, storage
+from posttrain.sources import read_data_set, read_rows
 
 TEXT = [{"prompt": 'say "hi",\nplease', "completion": "héllo"}, {"prompt": "x", "completion": "y"}]
 TURNS = [{"messages": [{"role": "user", "content": "a, b"}, {"role": "assistant", "content": 'c "d"'}]}]
@@ -36,7 +43,10 @@ def save(path, rows):
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 @pytest.mark.parametrize("rows", [TEXT, TURNS], ids=["text", "turns"])
 def test_every_file_format_gives_the_same_rows(tmp_path, suffix, rows):
-    assert read_rows(save(tmp_path / f"rows{suffix}", rows)) == rows
+    path = save(tmp_path / f"rows{suffix}", rows)
+    found = read_data_set(path)
+    assert (found.rows, found.digest, found.commit) == (rows, record.digest(path), "")
+    assert read_rows(path) == rows
 
 
 def test_a_hub_id_is_loaded_at_its_revision(monkeypatch):
@@ -49,9 +59,69 @@ def test_a_hub_id_is_loaded_at_its_revision(monkeypatch):
         return datasets.Dataset.from_list(TURNS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert read_rows("acme/rows@v1", hub_subset="chat", hub_split="train_sft") == TURNS
+    assert read_data_set("acme/rows@v1", hub_subset="chat", hub_split="train_sft").rows == TURNS
     assert read_rows("hf://acme/rows") == TURNS
     assert asked == [("acme/rows", "chat", "train_sft", "v1"), ("acme/rows", None, "train", None)]
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ROW = b'{"prompt": "a", "completion": "b"}\n'
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The answers of the Hub that loading a data set of one file needs: its description, its files, their bytes."""
+
+    def do_GET(self):
+        folder = {"type": "directory", "path": "data", "oid": "0" * 40, "size": 0}
+        file = {"type": "file", "path": "data/train.jsonl", "oid": "0" * 40, "size": len(ROW)}
+        path, _, query = self.path.partition("?")
+        if path.startswith("/api/datasets/acme/rows/tree/"):
+            self.reply([folder, file] if "recursive=true" in query else [folder])
+        elif path.startswith("/api/datasets/acme/rows"):
+            self.reply({"id": "acme/rows", "sha": COMMIT, "siblings": [{"rfilename": file["path"]}]})
+        elif path == f"/datasets/acme/rows/resolve/{COMMIT}/data/train.jsonl":
+            self.reply(ROW, ETag='"0"')
+        else:
+            self.reply(b"", 404)
+
+    do_HEAD = do_GET
+
+    def reply(self, body: bytes | list | dict, status: int = 200, **headers: str) -> None:
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        known = {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT}
+        for name, value in (known | headers | ({"X-Error-Code": "EntryNotFound"} if status == 404 else {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_data_set_of_the_hub_says_its_commit_on_line_and_off(hub, tmp_path):
+    code = (
+        "from posttrain.sources import read_data_set; f = read_data_set('acme/rows'); print(f.rows, f.commit, f.digest)"
+    )
+    environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
+    for offline in "01":
+        loaded = subprocess.run(
+            [sys.executable, "-c", code], env=environment | {"HF_HUB_OFFLINE": offline}, capture_output=True, text=True
+        )
+        digest = hashlib.sha256(ROW).hexdigest()
+        assert loaded.stdout == f"[{{'prompt': 'a', 'completion': 'b'}}] {COMMIT} {digest}\n", loaded.stderr
 
 
 def test_a_hub_id_that_is_not_there_is_refused(monkeypatch):
@@ -112,8 +182,9 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path):
         read_rows(str(tmp_path))
 
 
-def test_an_object_is_downloaded_and_called_by_its_uri(monkeypatch):
+def test_an_object_is_downloaded_and_called_by_its_uri(monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "download_file", lambda uri, path: save(Path(path), TEXT))
-    assert read_rows("gs://bucket/rows.parquet") == TEXT
+    found = read_data_set("gs://bucket/rows.parquet")
+    assert (found.rows, found.digest) == (TEXT, record.digest(save(tmp_path / "rows.parquet", TEXT)))
     with pytest.raises(ValueError, match="gs://bucket/rows.txt"):
         read_rows("gs://bucket/rows.txt")
