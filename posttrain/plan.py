@@ -20,11 +20,11 @@ from posttrain.config import STEP_SECTIONS, StepSection, parse_step
 from posttrain.record import StepRecord
 
 NUM_RUNS = 20  # the newest, by name, whose records are read
-# Steps that take something in from outside: what they measured of its address, and the run's parameter.
+# Steps that take something in from outside, and the run's parameter that is its address.
 ADDRESSES = {
-    "fetch_model": ("source", "base_model"),
-    "prepare_sft_data": ("dataset", "sft_dataset"),
-    "prepare_preferences": ("dataset", "preference_dataset"),
+    "fetch_model": "base_model",
+    "prepare_sft_data": "sft_dataset",
+    "prepare_preferences": "preference_dataset",
 }
 RECORD = re.compile(r"([^/]+)/[^/]+\.\d+\.json")
 TO_DO, REUSED = "to do", "reused"
@@ -46,10 +46,8 @@ def plan(graph: Path, parameters: dict[str, Any], records: list[StepRecord]) -> 
 
 def is_same(entry: StepRecord, section: StepSection, parameters: dict[str, Any]) -> bool:
     """Whether a step with the inputs of this record would have its fingerprint now."""
-    if entry.step in ADDRESSES:
-        measured, parameter = ADDRESSES[entry.step]
-        if entry.measured.get(measured) != parameters[parameter]:
-            return False
+    if entry.step in ADDRESSES and entry.measured.get("source") != parameters[ADDRESSES[entry.step]]:
+        return False
     return record.fingerprint(entry.step, config=section.decisive, inputs=entry.inputs) == entry.fingerprint
 
 

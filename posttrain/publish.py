@@ -1,10 +1,11 @@
 """Publish the model that was judged: if every required gate of this run passed, and on exactly these files.
 
-model folder, verdicts in the run record -> <publish_root>/<model_name>/<version>/ with the model's files, README.md
-(model card), SHA256SUMS and, last, manifest.json; receipt; optionally a Hub repository
+model folder, run record -> <publish_root>/<model_name>/<version>/ with the model's files, README.md (model card),
+provenance.json, SHA256SUMS and, last, manifest.json; receipt; optionally a Hub repository
 
 The version is the start of the model's digest unless one is given. The same model again is fine, another one under the
-same version is refused.
+same version is refused. Who publishes first claims the version and says in PUBLISHING.json every byte that will stand
+there: two at once write the same, and one that comes after a killed one finishes its work.
 """
 
 import argparse
@@ -15,18 +16,56 @@ import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
-from posttrain import checkpoints, config, kfp_io, record, storage, wording
+from pydantic import BaseModel, ConfigDict
+
+from posttrain import checkpoints, config, kfp_io, provenance, record, storage, wording
 from posttrain.config import PublishStep
-from posttrain.verdict import Verdict
+from posttrain.provenance import Link, Provenance
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-WEIGHTS = {"base", "before", "adapter", "model"}  # as inputs of gates; prompts may come from outside the run
-MANIFEST, CARD, SUMS = "manifest.json", "README.md", "SHA256SUMS"
+STEP = "publish_model"  # name in the graph
+MANIFEST, CARD, SUMS, PROVENANCE = "manifest.json", "README.md", "SHA256SUMS", "provenance.json"
+CLAIM = "PUBLISHING.json"
+WRITTEN = (CARD, PROVENANCE, SUMS, MANIFEST, CLAIM)  # here, and by nobody else
 
 CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
 logger = logging.getLogger(__name__)
+
+
+class Manifest(BaseModel):
+    """manifest.json: it is written last, so a version without it is not published yet."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    model_name: str
+    version: str
+    sha256: str  # of the model's own files, as `record.digest` gives it
+    run_id: str
+    published_at: str  # UTC, ISO 8601
+    files: dict[str, str]  # name -> SHA-256 of every file but this one and SHA256SUMS, which says the same
+
+    @property
+    def model_files(self) -> dict[str, str]:
+        """Those that the gates judged."""
+        return {name: sha256 for name, sha256 in self.files.items() if name not in WRITTEN}
+
+    @property
+    def sums(self) -> str:
+        """SHA256SUMS, as `sha256sum --check` reads it."""
+        return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(self.files.items()))
+
+
+class Claim(BaseModel):
+    """PUBLISHING.json: the manifest and the files beside the model's own, before they stand under their names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest: Manifest
+    written: dict[str, str]  # name -> text
 
 
 def publish(
@@ -41,94 +80,78 @@ def publish(
     """Publishes and gives the receipt.
 
     Raises:
-        ValueError: a gate has no verdict, did not pass or judged something else; a name is not valid; the version is
-            taken.
+        ValueError: a gate has no verdict, did not pass or judged something else; the chain from the sources to the
+            model is broken; a name is not valid; the version is taken.
     """
     model = Path(model)
-    sha256 = record.digest(model)
+    files = record.file_digests(model)
+    sha256 = record.folder_digest(files)
     version = version or sha256[:12]
     _check_names(model_name, version, settings)
-    gates = read_gates(storage_root, run_id, settings)
-    check_gates(gates, sha256, settings, made=read_made(storage_root, run_id))
-    root = settings.publish_root or storage.join(storage_root, "published")
-    target = storage.join(root, model_name, version)
+    _check_files(model, files)
+    chain = read_chain(storage_root, run_id, sha256, settings)
+    target = storage.join(settings.publish_root or storage.join(storage_root, "published"), model_name, version)
+    if read_manifest(target) is None:
+        _publish(model, target, _claim_of(chain, model_name=model_name, version=version, files=files))
+    storage.remove(storage.join(target, CLAIM))  # also that of a publisher who was killed right at the end
     manifest = read_manifest(target)
-    if manifest is None:
-        facts = {"model_name": model_name, "version": version, "sha256": sha256, "run_id": run_id}
-        manifest = _upload(model, target, facts=facts | _provenance(storage_root, run_id), gates=gates)
-    _check_same(target, manifest, sha256)
+    _check_same(target, manifest.sha256, sha256)
     hub = _upload_to_hub(target, manifest, model, settings) if settings.upload_to_hub else None
-    receipt = {key: manifest[key] for key in ("model_name", "version", "sha256")}
-    size = sum(file.stat().st_size for file in record.files_of(model))
-    receipt |= {"uri": target, "manifest_uri": storage.join(target, MANIFEST), "run_id": run_id, "gates": sorted(gates)}
-    return receipt | {"size_gb": round(size / 1e9, 6), "published_at": manifest["published_at"], "hub": hub}
+    num_bytes = sum(file.stat().st_size for file in record.files_of(model))
+    receipt = _receipt(target, manifest, num_bytes=num_bytes)
+    return receipt | {"run_id": run_id, "gates": sorted(settings.required_gates), "hub": hub}
 
 
-def read_gates(storage_root: str, run_id: str, settings: PublishStep) -> dict[str, Verdict | None]:
-    """Verdicts of the required gates in this run, by step name; None for a gate without one."""
-    return {gate: record.read_verdict(storage_root, run_id, gate) for gate in settings.required_gates}
-
-
-def read_made(storage_root: str, run_id: str) -> set[str]:
-    """SHA-256 of everything that the steps of this run gave."""
-    return {sha256 for step in record.read_records(storage_root, run_id) for sha256 in step.outputs.values()}
-
-
-def check_gates(gates: dict[str, Verdict | None], sha256: str, settings: PublishStep, *, made: set[str]) -> None:
-    """Refuses gates that do not speak for the model of this SHA-256.
+def read_chain(storage_root: str, run_id: str, sha256: str, settings: PublishStep) -> Provenance:
+    """The chain from the sources to the model of this SHA-256, by the record of this run.
 
     Raises:
-        ValueError: a gate has no verdict or did not pass, the weights it judged were not made in this run (`made`), or
-            one of the judged gates judged another model.
+        ValueError: saying everything that is wrong with it, on a line.
     """
-    if not settings.judged_gates or not set(settings.judged_gates) <= gates.keys():
-        required = sorted(gates)
-        raise ValueError(f"judged_gates: {settings.judged_gates} must name some of {required}; compile the graph again")
-    for gate, verdict in gates.items():
-        _check_passed(gate, verdict)
-        _check_subject(gate, verdict, made)
-    for gate in settings.judged_gates:
-        subject = gates[gate].subject
-        judged = subject.get("model") or subject.get("adapter")  # an adapter where nothing is merged
-        if judged != sha256:
-            raise ValueError(
-                f"gate {gate}: judged model {judged}, not {sha256}; publish the model that it judged, or run it again"
-            )
+    inputs, code = {"model": sha256}, record.code_version()
+    fingerprint = record.fingerprint(STEP, config=settings, inputs=inputs)
+    values = settings.model_dump(mode="json")
+    end = Link(step=STEP, fingerprint=fingerprint, code=code, config=values, inputs=inputs, outputs={})
+    chain = provenance.trace(record.read_records(storage_root, run_id), run_id=run_id, end=end)
+    if found := provenance.faults(chain):
+        raise ValueError(" | ".join(found))
+    return chain
 
 
-def read_manifest(target: str) -> dict | None:
+def read_manifest(target: str) -> Manifest | None:
     """The manifest of a version that is already published; None if there is none."""
     uri = storage.join(target, MANIFEST)
-    return json.loads(storage.read_bytes(uri)) if storage.exists(uri) else None
+    return Manifest.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
 
 
-def model_card(facts: dict, gates: dict[str, Verdict]) -> str:
+def model_card(chain: Provenance, *, model_name: str, version: str, is_adapter: bool) -> str:
     import jinja2
 
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"number": _number, "interval": _interval, "cell": wording.markdown}
-    return environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8")).render(facts, gates=gates)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"cell": wording.markdown, "name": wording.markdown_name, "address": _address}
+    environment.filters |= {name: getattr(wording, name) for name in ("measured", "limit", "interval")}
+    template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(chain=chain, model_name=model_name, version=version, is_adapter=is_adapter)
 
 
-def _check_passed(gate: str, verdict: Verdict | None) -> None:
-    if verdict is None:
-        raise ValueError(f"gate {gate}: no verdict in this run; publishing needs it, run the graph with this gate")
-    if verdict.gate != gate:
-        raise ValueError(f"gate {gate}: its record holds the verdict of {verdict.gate}; run the gate again")
-    if not verdict.passed:
-        reasons = "; ".join(wording.line(check.sentence) for check in verdict.failed_checks)
-        found = "is undecided" if verdict.outcome == "undecided" else "did not pass"
-        raise ValueError(f"gate {gate}: {found}: {reasons}")
+def _address(source: provenance.Source) -> str:
+    """As code, so that it can be copied, unless it holds what could end the code."""
+    text = str(source)
+    return f"`{text}`" if re.fullmatch(r"[\w.:/@+=-]+", text, re.ASCII) else wording.markdown(text)
 
 
-def _check_subject(gate: str, verdict: Verdict, made: set[str]) -> None:
-    """A verdict that says nothing of what it judged, or judged weights from elsewhere, speaks for no model here."""
-    if not verdict.subject:
-        raise ValueError(f"gate {gate}: its verdict does not say what it judged; run the gate again")
-    for name in sorted(WEIGHTS & verdict.subject.keys()):
-        sha256 = verdict.subject[name]
-        if sha256 not in made:
-            raise ValueError(f"gate {gate}: judged {name} {sha256}, which no step of this run made; run the gate again")
+def _receipt(target: str, manifest: Manifest, *, num_bytes: int) -> dict:
+    """What was published, where, and the SHA-256 of the manifest that speaks for it."""
+    uri = storage.join(target, MANIFEST)
+    return {
+        **manifest.model_dump(include={"model_name", "version", "sha256", "published_at"}),
+        "uri": target,
+        "manifest_uri": uri,
+        "manifest_sha256": hashlib.sha256(storage.read_bytes(uri)).hexdigest(),
+        "size_gb": round(num_bytes / 1e9, 6),
+    }
 
 
 def _check_names(model_name: str, version: str, settings: PublishStep) -> None:
@@ -141,69 +164,92 @@ def _check_names(model_name: str, version: str, settings: PublishStep) -> None:
         )
 
 
-def _check_same(target: str, manifest: dict, sha256: str) -> None:
-    if manifest["sha256"] != sha256:
+def _check_files(model: Path, files: dict[str, str]) -> None:
+    taken = sorted(set(WRITTEN) & files.keys())
+    if taken:
+        raise ValueError(f"{model / taken[0]}: publishing writes a file of this name itself; leave it out of the model")
+
+
+def _check_same(target: str, found: str, sha256: str) -> None:
+    if found != sha256:
         raise ValueError(
-            f"{target}: holds another model ({manifest['sha256']}, this one is {sha256}); publish under another version"
+            f"{target}: holds another model ({found}, this one is {sha256}); publish under another version"
         )
 
 
-def _provenance(storage_root: str, run_id: str) -> dict:
-    """What each finished step of the run gave, and where the base model came from."""
-    done = [step for step in record.read_records(storage_root, run_id) if step.outputs]
-    source = next((step.measured for step in done if "commit" in step.measured), {})
-    return {
-        "source": "@".join(filter(None, (source.get("source"), source.get("commit")))),
-        "provenance": {step.step: step.outputs for step in done},
+def _claim_of(chain: Provenance, *, model_name: str, version: str, files: dict[str, str]) -> Claim:
+    """Everything that will stand beside the model's own files."""
+    is_adapter = "adapter_config.json" in files
+    written = {
+        CARD: model_card(chain, model_name=model_name, version=version, is_adapter=is_adapter),
+        PROVENANCE: chain.model_dump_json(indent=2) + "\n",
     }
+    files = files | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}
+    manifest = Manifest(
+        model_name=model_name,
+        version=version,
+        sha256=chain.sha256,
+        run_id=chain.run_id,
+        published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=dict(sorted(files.items())),
+    )
+    return Claim(manifest=manifest, written=written | {SUMS: manifest.sums})
 
 
-def _upload(model: Path, target: str, *, facts: dict, gates: dict[str, Verdict]) -> dict:
-    """Files first, the manifest last and only if there is none."""
-    digests = {file.relative_to(model).as_posix(): record.digest(file) for file in record.files_of(model)}
-    written = {CARD: model_card(facts, gates).encode()}
-    digests |= {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
-    written[SUMS] = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode()
-    strangers = sorted(set(storage.list_files(target)) - digests.keys() - {SUMS})
-    if strangers:
-        found = f"holds {strangers[0]} of an unfinished upload of another model"
-        raise ValueError(f"{target}: {found}; remove the folder or give another version")
-    storage.upload_folder(model, target)
-    for name, data in written.items():
-        storage.write_bytes(storage.join(target, name), data)
-    verdicts = {gate: verdict.model_dump(mode="json") for gate, verdict in gates.items()}
-    manifest = facts | {
-        "files": digests,
-        "gates": verdicts,
-        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def _publish(model: Path, target: str, mine: Claim) -> None:
+    """Claims the version, then the files, and the manifest last. Ends early where another publisher has finished."""
+    _check_strangers(target, mine)
     try:
-        storage.write_bytes(storage.join(target, MANIFEST), json.dumps(manifest, indent=2).encode(), if_absent=True)
+        claim = _claim(target, mine)
+    except FileNotFoundError:  # it was there and is gone: who held it has finished
+        return
+    if read_manifest(target) is not None:  # of a publisher who finished before the claim
+        return
+    if claim.manifest.sha256 != mine.manifest.sha256:
+        found = f"another model ({claim.manifest.sha256}) is being published there, or was when its run was killed"
+        raise ValueError(f"{target}: {found}; give another version, or remove the folder if no run writes to it")
+    storage.upload_folder(model, target)
+    for name, text in claim.written.items():
+        storage.write_bytes(storage.join(target, name), text.encode())
+    manifest = claim.manifest.model_dump_json(indent=2).encode()
+    try:
+        storage.write_bytes(storage.join(target, MANIFEST), manifest, if_absent=True)
     except FileExistsError:
-        logger.info("%s: another run has published it meanwhile", target)
-    return read_manifest(target)
+        logger.info("%s: another publisher of the same model was faster", target)
 
 
-def _upload_to_hub(target: str, manifest: dict, model: Path, settings: PublishStep) -> dict:
+def _claim(target: str, mine: Claim) -> Claim:
+    """The claim that holds: mine, or that of who came first."""
+    uri = storage.join(target, CLAIM)
+    try:
+        storage.write_bytes(uri, mine.model_dump_json(indent=2).encode(), if_absent=True)
+    except FileExistsError:
+        logger.info("%s: another run has begun to publish there", target)
+    return Claim.model_validate_json(storage.read_bytes(uri))
+
+
+def _check_strangers(target: str, mine: Claim) -> None:
+    """Refuses a folder with files of nobody's publishing: they would stand beside the model's own for ever."""
+    found = set(storage.list_files(target))
+    strangers = sorted(found - mine.manifest.files.keys() - set(WRITTEN))
+    if strangers and not found & {CLAIM, MANIFEST}:
+        raise ValueError(
+            f"{target}: holds {strangers[0]}, which is not of this model; remove the folder or give another version"
+        )
+
+
+def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: PublishStep) -> dict:
     """One commit to a repository that is private unless somebody has made it public."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"])
     api.create_repo(settings.hub_repo_id, private=True, exist_ok=True)
     sources = {file.relative_to(model).as_posix(): str(file) for file in record.files_of(model)}
-    sources |= {name: storage.read_bytes(storage.join(target, name)) for name in (CARD, SUMS, MANIFEST)}
+    sources |= {name: storage.read_bytes(storage.join(target, name)) for name in (CARD, PROVENANCE, SUMS, MANIFEST)}
     operations = [CommitOperationAdd(name, source) for name, source in sources.items()]
-    title = f"{manifest['model_name']} {manifest['version']}"
+    title = f"{manifest.model_name} {manifest.version}"
     commit = api.create_commit(settings.hub_repo_id, operations, commit_message=title)
     return {"repo_id": settings.hub_repo_id, "commit": commit.oid}
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,12 +17,12 @@ from pydantic import BaseModel, computed_field
 
 from posttrain import config, kfp_io, record, storage, wording
 from posttrain.config import ReportStep
+from posttrain.publish import STEP as PUBLISH_STEP
 from posttrain.record import StepRecord
 from posttrain.verdict import Verdict
 
 RESULT, REPORT = "pipeline_result.json", "report.html"
 HEADLINE = ("success", "outcome", "pipeline_id", "final_model_path", "stages_completed")  # first in the result
-PUBLISH_STEP = "publish_model"
 REJECT_PREFIX = "reject_"  # such a step fails on purpose: the verdict before it says why
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.steps import step_names
 from posttrain import record
+from posttrain.config import PipelineConfig
 from tests.tiny_line import write_line
 
 GATES = {
@@ -60,8 +62,18 @@ def test_a_promoted_run_says_so_and_publishes(line, promoted):
     assert result["errors"] == []
     published = Path(result["final_model_path"])
     assert published.parent.parent == line / "root" / "published"
-    manifest = json.loads((published / "manifest.json").read_text())
-    assert manifest
+    assert json.loads((published / "manifest.json").read_text())["run_id"] == "promoted"
+
+
+def test_the_published_model_is_verified_down_to_its_sources(line, promoted, taught_model):
+    published = result_of(line, "promoted")["final_model_path"]
+    sources = ["--base", taught_model, "--data", line / "sft.jsonl", "--data", line / "preferences.jsonl"]
+    command = [sys.executable, "-m", "posttrain.verify", published, "--storage-root", line / "root", *sources]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    *links, verified = result.stdout.splitlines()[1:]
+    assert [link.split()[0] for link in links] == step_names(PipelineConfig())
+    assert verified.startswith("verified: ")
 
 
 def test_no_secret_is_in_anything_that_a_run_says_or_leaves(line, promoted):

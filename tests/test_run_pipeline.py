@@ -44,6 +44,8 @@ def work():
         Path(path).mkdir() if name == "model" else None
         file = Path(path, "weights") if name == "model" else Path(path)
         file.write_text(f"{name} of {args.step}")
+    if not inputs:
+        return {"source": f"address of {args.step}", "digest": "0" * 64}
     if not gate:
         return {"final_loss": 0.5} if args.step.startswith("train_") else {}
     unsure = {"interval": (0.1, 3.0), "more_rows": 41} if plan == "unsure" else {}
@@ -53,7 +55,7 @@ def work():
     verdict = Verdict(gate=args.step, subject=subject, checks=[holds("rows_readable", not plan, detail=detail), loss])
     if plan == "unsure":
         verdict = verdict.model_copy(update={"checks": (holds("rows_readable", True), loss)})
-    Path(outputs["verdict"]).write_text(verdict.model_dump_json())
+    Path(outputs["verdict"]).write_text(verdict.model_dump_json(indent=2))
     if args.confusion:
         Path(args.confusion).write_text('{"categories": [], "matrix": []}')
     return {"passed": verdict.passed}

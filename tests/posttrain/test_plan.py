@@ -26,8 +26,8 @@ OUTPUTS = {
 }
 MEASURED = {
     "fetch_model": {"source": "model"},
-    "prepare_sft_data": {"dataset": "sft.jsonl"},
-    "prepare_preferences": {"dataset": "pairs.jsonl"},
+    "prepare_sft_data": {"source": "sft.jsonl"},
+    "prepare_preferences": {"source": "pairs.jsonl"},
 }
 
 
@@ -124,7 +124,7 @@ def test_other_settings_are_another_training_and_the_data_gate_knows_them_too(gr
 
 def test_other_code_makes_everything_anew(graph, parameters, ran, monkeypatch):
     ran("check_sft")
-    monkeypatch.setattr(record, "code_version", lambda: "another")
+    monkeypatch.setattr(record, "code_version", lambda: record.Code(posttrain="9", source="another", libraries={}))
     assert set(planned(graph, parameters).values()) == {"to do"}
 
 

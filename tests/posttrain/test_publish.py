@@ -1,203 +1,315 @@
 import json
+import shutil
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from posttrain import publish, record
+from posttrain import publish, record, storage
 from posttrain.config import PublishStep
-from posttrain.verdict import Verdict, at_most, holds
+from posttrain.verdict import at_most, holds
+from posttrain.verify import verify
+from tests.posttrain.line import GATES, Line
+from tests.posttrain.publisher import NUM_WRITES
 
-RUN = "run-1"
-ADAPTER = "a" * 64
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
+MODEL_FILES = {"config.json", "tokenizer.json", "model.safetensors"}
+FILES = MODEL_FILES | {"README.md", "provenance.json", "SHA256SUMS", "manifest.json"}
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> str:
-    return str(tmp_path / "storage")
-
-
-def keep(root: str, step: str, outputs: dict[str, str], verdict: Verdict | None = None, run_id: str = RUN) -> Path:
-    """Writes the record of a step that gave `outputs`; gives the record's file."""
-    entry = record.StepRecord(
-        step=step, attempt=1, run_id=run_id, status="succeeded", started_at="2025-01-01T00:00:00+00:00", seconds=1.0,
-        fingerprint="f", config={}, inputs={}, outputs=outputs, measured={},
-        verdict=verdict and verdict.model_dump(mode="json"),
-    )  # fmt: skip
-    record.write_record(root, entry)
-    return max(Path(root, "runs", run_id).glob(f"{step}.*.json"))
-
-
-def judge(root: str, step: str, subject: dict[str, str], *, loss: float | None = 1.0, **words) -> Path:
-    checks = [at_most("loss", loss, 2.0, detail="a | b", remedy="Train longer.", **words), holds("finite", True)]
-    return keep(root, step, {"verdict": "0" * 64}, Verdict(gate=step, subject=subject, checks=checks))
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a line that has run to its end. Read only."""
+    return Line(tmp_path_factory.mktemp("finished")).run().folder
 
 
 @pytest.fixture
-def judged(root: str, model: Path) -> str:
-    keep(root, "train_sft", {"adapter": ADAPTER})
-    keep(root, "merge_sft", {"model": record.digest(model)})
-    judge(root, "check_sft", {"adapter": ADAPTER})
-    judge(root, "check_alignment", {"model": record.digest(model), "red_team_prompts": "d" * 64})
-    return root
+def line(finished: Path, tmp_path: Path) -> Line:
+    """The same, to be changed, and judged again."""
+    line = Line(shutil.copytree(finished, tmp_path / "line"))
+    base, model = line.path("fetch_model", "model"), line.model
+    line.taken["check_sft"] = {"base": base, "adapter": line.path("train_sft", "adapter")}
+    line.taken["check_safety"] = {"before": base, "model": model, "red_team_prompts": line.prompts}
+    return line
 
 
-def settings(tmp_path: Path, **values) -> PublishStep:
-    given = {"required_gates": ["check_sft", "check_alignment"], "judged_gates": ["check_alignment"]}
-    return PublishStep(publish_root=str(tmp_path / "published"), **given | values)
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    return str(tmp_path / "published")
 
 
-def run(model: Path, root: str, tmp_path: Path, *, version: str | None = None, **values) -> dict:
-    chosen = settings(tmp_path, **values)
-    return publish.publish(model, model_name="m", storage_root=root, run_id=RUN, settings=chosen, version=version)
+def refused(line: Line, place: str, words: str, **settings) -> None:
+    with pytest.raises(ValueError, match=words):
+        line.publish(place, **settings)
+    assert storage.list_files(place) == []
 
 
-def test_published_folder_is_the_model_with_card_sums_and_manifest(model, judged, tmp_path):
-    receipt = run(model, judged, tmp_path)
-    folder = Path(receipt["uri"])
-    sha256 = record.digest(model)
-    assert folder == tmp_path / "published" / "m" / sha256[:12]
-    assert receipt["sha256"] == sha256
+def test_published_folder_is_the_model_with_card_chain_sums_and_manifest(line, place):
+    receipt = line.publish(place)
+    folder, sha256 = Path(receipt["uri"]), record.digest(line.model)
+    assert folder == Path(place, "m", sha256[:12])
+    assert (receipt["sha256"], receipt["run_id"]) == (sha256, "run-1")
+    assert receipt["manifest_sha256"] == record.digest(folder / "manifest.json")
+    assert set(storage.list_files(folder)) == FILES
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["files"] == {
-        name: record.digest(folder / name) for name in ("README.md", "config.json", "model.safetensors")
-    }
-    assert manifest["gates"]["check_sft"]["passed"] is True
-    assert manifest["provenance"]["check_alignment"] == {"verdict": "0" * 64}
-    sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
-    assert sums == manifest["files"]
+    assert manifest["files"] == {name: record.digest(folder / name) for name in FILES - {"SHA256SUMS", "manifest.json"}}
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
-def test_card_shows_values_limits_and_digests(model, judged, tmp_path):
-    card = (Path(run(model, judged, tmp_path)["uri"]) / "README.md").read_text()
-    assert "| loss | 1 | <= 2 |  | a \\| b |" in card
-    assert record.digest(model) in card
-    assert "## check_alignment: passed" in card
+def test_the_chain_reaches_from_the_sources_to_the_model(line, place):
+    chain = json.loads(Path(line.publish(place)["uri"], "provenance.json").read_text())
+    links = {link["step"]: link for link in chain["links"]}
+    assert list(links)[-1] == "publish_model"
+    assert links.keys() == {
+        "fetch_model", "prepare_sft_data", "check_data", "train_sft", "check_sft", "merge_sft", "check_safety",
+        "publish_model",
+    }  # fmt: skip
+    assert links["fetch_model"]["source"] == {
+        "address": "hf://acme/base", "commit": "c0ffee", "sha256": links["fetch_model"]["outputs"]["model"]
+    }  # fmt: skip
+    assert links["prepare_sft_data"]["source"]["sha256"] == record.digest(line.data)
+    assert links["train_sft"]["inputs"]["train"] == links["prepare_sft_data"]["outputs"]["train"]
+    assert links["train_sft"]["config"]["epochs"] > 0
+    assert links["train_sft"]["code"]["libraries"]["trl"] == "1.14.2"
+    assert links["check_safety"]["verdict"]["passed"] is True
+    assert chain["sha256"] == links["merge_sft"]["outputs"]["model"] == record.digest(line.model)
 
 
-def test_same_model_again_is_fine(model, judged, tmp_path):
-    first = run(model, judged, tmp_path)
-    assert run(model, judged, tmp_path) == first
+def test_card_shows_sources_steps_and_what_each_gate_measured(line, place):
+    card = Path(line.publish(place)["uri"], "README.md").read_text()
+    assert "| `fetch_model` | `hf://acme/base@c0ffee` |" in card
+    assert "\nbase_model: acme/base\n" in card
+    assert f"`{record.digest(line.data)}`" in card
+    assert f"`{record.digest(line.model)}`" in card
+    assert "### check_safety: passed" in card
+    assert "| loss | 1 | ≤ 2 | 0.9 to 1.1 | a \\| b |" in card
 
 
-def test_another_model_under_the_same_version_is_refused(model, judged, tmp_path):
-    run(model, judged, tmp_path, version="v1")
-    (model / "model.safetensors").write_bytes(b"other")
-    keep(judged, "merge_sft", {"model": record.digest(model)})
-    judge(judged, "check_alignment", {"model": record.digest(model)})
-    with pytest.raises(ValueError, match="holds another model"):
-        run(model, judged, tmp_path, version="v1")
-    assert (tmp_path / "published/m/v1/model.safetensors").read_bytes() == b"weights"
+def test_an_adapter_is_called_one(line, place):
+    (line.model / "adapter_config.json").write_text("{}")
+    line.step("merge_sft", {"base": line.path("fetch_model", "model")}, ["model"])
+    line.judge("check_safety")
+    assert "library_name: peft\n" in Path(line.publish(place)["uri"], "README.md").read_text()
 
 
-def test_unfinished_upload_of_another_model_is_refused(model, judged, tmp_path):
-    stranger = tmp_path / "published/m/v1/model-00001-of-00002.safetensors"
+def test_same_model_again_is_fine(line, place):
+    first = line.publish(place)
+    assert line.publish(place) == first
+
+
+def test_another_model_under_the_same_version_is_refused(line, place, tmp_path):
+    receipt = line.publish(place, version="v1")
+    with pytest.raises(ValueError, match="m/v1: holds another model"):
+        Line(tmp_path / "other", seed="other").run().publish(place, version="v1")
+    assert (line.publish(place, version="v1"), verify(receipt["uri"]).faults) == (receipt, [])
+
+
+def test_a_folder_with_files_of_nobody_is_refused(line, place):
+    stranger = Path(place, "m/v1/model-00001-of-00002.safetensors")
     stranger.parent.mkdir(parents=True)
     stranger.write_bytes(b"x")
-    with pytest.raises(ValueError, match="model-00001-of-00002.safetensors of an unfinished upload"):
-        run(model, judged, tmp_path, version="v1")
+    with pytest.raises(ValueError, match="holds model-00001-of-00002.safetensors, which is not of this model"):
+        line.publish(place, version="v1")
+    assert storage.list_files(place) == ["m/v1/model-00001-of-00002.safetensors"]
 
 
-def test_missing_gate_is_refused(model, judged, tmp_path):
-    with pytest.raises(ValueError, match="gate check_dpo_merge: no verdict in this run"):
-        run(model, judged, tmp_path, required_gates=["check_alignment", "check_dpo_merge"])
-    assert not (tmp_path / "published").exists()
+@pytest.mark.parametrize("name", ["README.md", "manifest.json", "PUBLISHING.json"])
+def test_a_model_with_a_file_that_publishing_writes_is_refused(line, place, name):
+    (line.model / name).write_text("{}")
+    refused(line, place, f"{name}: publishing writes a file of this name itself")
 
 
-@pytest.mark.parametrize(
-    ("found", "words"),
-    [
-        ({"loss": 3.0}, r"did not pass: loss: 3, not <= 2 \(a \| b\)\. Train longer\."),
-        ({"loss": None}, r"did not pass: loss: no number, not <= 2"),
-        ({"loss": float("nan")}, r"did not pass: loss: .* \(measured nan; a \| b\)"),
-        ({"loss": 1.9, "interval": (1.5, 2.5), "more_rows": 40}, "is undecided: loss: 1.9 <= 2 but from 1.5 to 2.5"),
-    ],
-)
-def test_a_gate_that_did_not_pass_is_refused_with_its_check(found, words, model, judged, tmp_path):
-    judge(judged, "check_sft", {"adapter": ADAPTER}, **found)
-    with pytest.raises(ValueError, match=f"^gate check_sft: {words}"):
-        run(model, judged, tmp_path)
-    assert not (tmp_path / "published").exists()
+def test_missing_gate_is_refused(line, place):
+    words = "gate check_sft_merge: no verdict in this run; publishing needs it"
+    refused(line, place, words, required_gates=[*GATES, "check_sft_merge"])
+
+
+LOSS = {"detail": "a | b", "remedy": "Train longer."}
 
 
 @pytest.mark.parametrize(
-    "claim",
+    ("check", "words"),
     [
-        {"passed": True},
-        {"passed": True, "outcome": "passed"},
-        {"passed": True, "outcome": "passed", "checks": []},
-        {"passed": True, "checks": [{"name": "loss", "status": "PASS"}]},
+        (at_most("loss", 3.0, 2.0, **LOSS), r"did not pass: loss: 3, not <= 2 \(a \| b\)\. Train longer\."),
+        (at_most("loss", None, 2.0, **LOSS), r"did not pass: loss: no number, not <= 2"),
+        (at_most("loss", float("nan"), 2.0, **LOSS), r"did not pass: loss: .* \(measured nan; a \| b\)"),
+        (
+            at_most("loss", 1.9, 2.0, interval=(1.5, 2.5), more_rows=40),
+            "is undecided: loss: 1.9 <= 2 but from 1.5 to 2.5",
+        ),
     ],
 )
-def test_what_a_verdict_claims_does_not_count(claim, model, judged, tmp_path):
-    file = judge(judged, "check_sft", {"adapter": ADAPTER}, loss=3.0)
-    entry = json.loads(file.read_text())
-    entry["verdict"] |= claim
-    file.write_text(json.dumps(entry))
-    with pytest.raises(ValueError, match="gate check_sft: did not pass|checks"):
-        run(model, judged, tmp_path)
-    assert not (tmp_path / "published").exists()
+def test_a_gate_that_did_not_pass_is_refused_with_its_check(check, words, line, place):
+    line.judge("check_sft", checks=(check, holds("finite", True)))
+    refused(line, place, f"^gate check_sft: {words}")
 
 
-def test_the_verdict_of_another_gate_is_refused(model, judged, tmp_path):
-    other = Verdict(gate="check_data", subject={"adapter": ADAPTER}, checks=[holds("rows", True)])
-    keep(judged, "check_sft", {}, other)
-    with pytest.raises(ValueError, match="gate check_sft: its record holds the verdict of check_data"):
-        run(model, judged, tmp_path)
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        ({"passed": True}, "did not pass: loss: 3"),
+        ({"passed": True, "outcome": "passed"}, "did not pass: loss: 3"),
+        ({"passed": True, "outcome": "passed", "checks": []}, "does not read: .*checks"),
+        ({"passed": True, "checks": [{"name": "loss", "status": "PASS"}]}, "does not read: .*checks"),
+    ],
+)
+def test_what_a_verdict_claims_does_not_count(claim, words, line, place):
+    line.judge("check_sft", checks=(at_most("loss", 3.0, 2.0),), claims=claim)
+    refused(line, place, f"^gate check_sft: its verdict {words}" if "read" in words else f"^gate check_sft: {words}")
 
 
-def test_a_verdict_on_what_this_run_did_not_make_is_refused(model, judged, tmp_path):
-    judge(judged, "check_sft", {"adapter": "c" * 64})
-    keep(judged, "train_sft", {"adapter": "c" * 64}, run_id="another")
-    with pytest.raises(ValueError, match="gate check_sft: judged adapter c{64}, which no step of this run made"):
-        run(model, judged, tmp_path)
+def test_the_verdict_of_another_gate_is_refused(line, place):
+    line.judge("check_sft", claims={"gate": "check_data"})
+    refused(line, place, "gate check_sft: holds the verdict of check_data")
 
 
-def test_a_verdict_on_nothing_is_refused(model, judged, tmp_path):
-    judge(judged, "check_sft", {})
-    with pytest.raises(ValueError, match="gate check_sft: its verdict does not say what it judged"):
-        run(model, judged, tmp_path)
+def test_a_verdict_on_what_this_run_did_not_make_is_refused(line, place, tmp_path):
+    (tmp_path / "adapter").write_text("of another run")
+    line.judge("check_sft", {"adapter": tmp_path / "adapter"})
+    refused(line, place, "check_sft: took adapter [0-9a-f]{64}, which no earlier step of this run gave")
 
 
-def test_a_gate_that_judged_another_model_of_the_run_is_refused(model, judged, tmp_path):
-    judge(judged, "check_alignment", {"model": ADAPTER})
-    with pytest.raises(ValueError, match="gate check_alignment: judged model a{64}, not"):
-        run(model, judged, tmp_path)
+@pytest.mark.parametrize("subject", [{}, {"adapter": "c" * 64}])
+def test_a_verdict_on_something_else_than_the_gate_took_is_refused(subject, line, place):
+    line.judge("check_sft", claims={"subject": subject})
+    refused(line, place, "gate check_sft: its verdict is not on what the gate took")
 
 
-def test_model_changed_after_the_verdict_is_refused(model, judged, tmp_path):
-    (model / "model.safetensors").write_bytes(b"tampered")
-    with pytest.raises(ValueError, match="gate check_alignment: judged model"):
-        run(model, judged, tmp_path)
+def test_a_gate_that_judged_another_model_of_the_run_is_refused(line, place):
+    base = line.path("fetch_model", "model")
+    line.judge("check_safety", {"model": base})
+    refused(line, place, f"gate check_safety: judged model {record.digest(base)}, not")
+
+
+def test_model_changed_after_the_verdict_is_refused(line, place):
+    (line.model / "model.safetensors").write_bytes(b"tampered")
+    refused(line, place, r"publish_model: took model .*, which no earlier step .* \| gate check_safety: judged model")
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "words"),
+    [
+        ("train_sft", {"config": {"epochs": 9}}, "train_sft: its fingerprint is not that of its configuration"),
+        ("train_sft", {"code": None}, "train_sft: its record does not say which code ran"),
+        ("prepare_sft_data", {"measured": {}}, "prepare_sft_data: takes nothing and names no source"),
+        ("prepare_sft_data", {"status": "failed"}, "train_sft: took train [0-9a-f]{64}, which no earlier step"),
+        ("merge_sft", {"outputs": {}}, "check_safety: took model [0-9a-f]{64}, which no earlier step"),
+        ("check_data", {"outputs": {"verdict": "0" * 64}}, "gate check_data: its verdict is not the one that it gave"),
+    ],
+)
+def test_a_broken_chain_is_refused(step, changes, words, line, place):
+    line.edit(step, **changes)
+    refused(line, place, words)
 
 
 @pytest.mark.parametrize("gates", [{"required_gates": [], "judged_gates": []}, {"judged_gates": ["check_other"]}])
-def test_publishing_without_a_gate_on_the_model_is_refused(gates, model, judged, tmp_path):
-    with pytest.raises(ValueError, match="judged_gates"):
-        run(model, judged, tmp_path, **gates)
+def test_publishing_without_a_gate_on_the_model_is_refused(gates, line, place):
+    refused(line, place, "judged_gates", **gates)
 
 
-def test_names_cannot_leave_the_publish_root(model, judged, tmp_path):
-    with pytest.raises(ValueError, match="version: '../x' is not a name"):
-        run(model, judged, tmp_path, version="../x")
+def test_names_cannot_leave_the_publish_root(line, place):
+    refused(line, place, "version: '../x' is not a name", version="../x")
 
 
-def test_hub_upload_without_token_is_refused_before_anything_is_published(model, judged, tmp_path, monkeypatch):
+def test_hub_upload_without_token_is_refused_before_anything_is_published(line, place, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(ValueError, match="HF_TOKEN"):
-        run(model, judged, tmp_path, upload_to_hub=True, hub_repo_id="o/m")
-    assert not (tmp_path / "published").exists()
+    refused(line, place, "HF_TOKEN", upload_to_hub=True, hub_repo_id="o/m")
+
+
+@pytest.fixture
+def publisher() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts a publisher in a process of its own."""
+    with ExitStack() as running:
+
+        def start(line: Line, root: str, *flags: str | Path | int) -> subprocess.Popen:
+            command = [sys.executable, "-m", "tests.posttrain.publisher", line.folder, line.run_id, root, *flags]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            process = running.enter_context(subprocess.Popen(list(map(str, command)), **pipes))
+            running.callback(process.kill)
+            return process
+
+        yield start
+
+
+def whole(target: str) -> bool:
+    """Whether a reader finds a manifest there; it must be with all its files, and all as they should be."""
+    if not storage.exists(storage.join(target, "manifest.json")):
+        return False
+    assert [fault for fault in verify(target).faults if not fault.startswith("PUBLISHING.json: was added")] == []
+    return True
+
+
+KILLED = [("local", number) for number in range(1, NUM_WRITES + 1)] + [("gs", number) for number in (1, 3, 8)]
+
+
+@pytest.mark.parametrize(("root", "num_writes"), KILLED, indirect=["root"])
+def test_a_second_publisher_finishes_what_a_killed_one_began(root, num_writes, line, publisher):
+    killed = publisher(line, root, "--die-after", num_writes)
+    assert (killed.communicate()[0], killed.returncode) == ("", -9)
+    target = storage.join(root, "m", "v0")
+    assert whole(target) is (num_writes >= NUM_WRITES - 1)
+    if num_writes == NUM_WRITES - 1:
+        assert any("PUBLISHING.json: was added" in fault for fault in verify(target).faults)
+    line.publish(root, version="v0")
+    assert (verify(target).faults, set(storage.list_files(target))) == ([], FILES)
+
+
+def test_a_killed_publisher_keeps_its_version_from_another_model(line, place, publisher, tmp_path):
+    publisher(line, place, "--die-after", 3).communicate()
+    with pytest.raises(ValueError, match=r"another model \([0-9a-f]{64}\) is being published there, or was"):
+        Line(tmp_path / "other", seed="other").run().publish(place, version="v0")
+    line.publish(place, version="v0")
+    assert whole(storage.join(place, "m", "v0"))
+
+
+NUM_ROUNDS = 8
+
+
+def race(lines: list[Line], root: str, start: Callable[..., subprocess.Popen], go: Path) -> list[list[str]]:
+    """Lets the runs publish round after round at the same moment, version by version, while a reader looks on.
+
+    Gives what came to each: `published`, or the error, by round.
+    """
+    go.mkdir()
+    racing = [start(line, root, "--go", go, "--rounds", NUM_ROUNDS) for line in lines]
+    for number in range(NUM_ROUNDS):
+        wait_for(lambda n=number: all((go / f"{line.run_id}-{n}").exists() for line in lines), racing)
+        (go / str(number)).touch()
+        wait_for(lambda n=number: whole(storage.join(root, "m", f"v{n}")), racing)
+    outputs = [process.communicate() for process in racing]
+    assert [process.returncode for process in racing] == [0, 0], outputs
+    return [output.splitlines() for output, _ in outputs]
+
+
+def wait_for(condition: Callable[[], bool], racing: list[subprocess.Popen]) -> None:
+    is_racing = True
+    while not condition():
+        assert is_racing, [process.communicate() for process in racing]
+        is_racing = any(process.poll() is None for process in racing)
+
+
+def test_two_publishers_of_the_same_model_both_succeed(root, publisher, tmp_path):
+    lines = [Line(tmp_path / run_id, run_id=run_id).run() for run_id in ("run-1", "run-2")]
+    assert race(lines, root, publisher, tmp_path / "go") == [["published"] * NUM_ROUNDS] * 2
+    for number in range(NUM_ROUNDS):
+        target = storage.join(root, "m", f"v{number}")
+        assert (verify(target).faults, set(storage.list_files(target))) == ([], FILES)
+
+
+def test_of_two_publishers_of_different_models_one_is_refused(root, publisher, tmp_path):
+    lines = [Line(tmp_path / run_id, run_id=run_id, seed=run_id).run() for run_id in ("run-1", "run-2")]
+    outcomes = race(lines, root, publisher, tmp_path / "go")
+    for number, told in enumerate(zip(*outcomes, strict=True)):
+        target = storage.join(root, "m", f"v{number}")
+        found = verify(target)
+        assert (found.faults, set(storage.list_files(target))) == ([], FILES)
+        (winner,) = (line for line, outcome in zip(lines, told, strict=True) if outcome == "published")
+        assert found.manifest.sha256 == record.digest(winner.model)
+        assert sum("another model" in outcome for outcome in told) == 1
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -242,22 +354,22 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     server.server_close()
 
 
-def test_hub_gets_one_commit_in_a_private_repository(model, judged, tmp_path, hub):
-    receipt = run(model, judged, tmp_path, upload_to_hub=True, hub_repo_id="org/m")
+def test_hub_gets_one_commit_in_a_private_repository(line, place, hub):
+    receipt = line.publish(place, upload_to_hub=True, hub_repo_id="org/m")
     assert receipt["hub"] == {"repo_id": "org/m", "commit": "c0ffee"}
     created = next(body[0] for path, body in hub.requests if path == "/api/repos/create")
     assert created["visibility"] == "private"
     (commit,) = [body for path, body in hub.requests if "/commit/" in path]
-    files = {line["value"]["path"] for line in commit if line["key"] == "file"}
-    assert files == {"config.json", "model.safetensors", "README.md", "SHA256SUMS", "manifest.json"}
+    assert {line["value"]["path"] for line in commit if line["key"] == "file"} == FILES
 
 
-def test_command_writes_receipt_and_record(model, judged, tmp_path, monkeypatch):
-    monkeypatch.setenv("KFP_RUN_ID", RUN)
+def test_command_writes_receipt_and_record(line, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("KFP_RUN_ID", "run-1")
     receipt = tmp_path / "out/receipt.json"
+    settings = PublishStep(publish_root=place, required_gates=GATES, judged_gates=["check_safety"])
     publish.main([
-        "--step", "publish_model", "--storage-root", judged, "--config", settings(tmp_path).model_dump_json(),
-        "--model", str(model), "--model-name", "m", "--receipt", str(receipt),
+        "--step", "publish_model", "--storage-root", line.root, "--config", settings.model_dump_json(),
+        "--model", str(line.model), "--model-name", "m", "--receipt", str(receipt),
     ])  # fmt: skip
-    assert json.loads(receipt.read_text())["sha256"] == record.digest(model)
-    assert record.read_records(judged, RUN)[-1].status == "succeeded"
+    assert json.loads(receipt.read_text())["sha256"] == record.digest(line.model)
+    assert record.read_records(line.root, "run-1")[-1].status == "succeeded"
