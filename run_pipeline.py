@@ -286,7 +286,7 @@ class Watch:
             return entry
         entry = record.StepRecord(
             step=step, attempt=1, run_id=self.run_id, fingerprint="", config={}, inputs={}, outputs={}, measured={},
-            started_at=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"), **failed,
+            started_at=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds"), **failed,
         )  # fmt: skip
         return record.write_record(self.storage_root, entry)
 

@@ -26,7 +26,6 @@ ADDRESSES = {
     "prepare_sft_data": "sft_dataset",
     "prepare_preferences": "preference_dataset",
 }
-RECORD = re.compile(r"([^/]+)/[^/]+\.\d+\.json")
 TO_DO, REUSED = "to do", "reused"
 
 
@@ -63,8 +62,8 @@ def state_of(storage_root: str, entry: StepRecord) -> str:
 def recent_records(storage_root: str) -> list[StepRecord]:
     """Records of the newest runs, in the order in which their steps started."""
     names = storage.list_files(storage.join(storage_root, "runs"))
-    runs = sorted({match[1] for name in names if (match := RECORD.fullmatch(name))})[-NUM_RUNS:]
-    records = [entry for run in runs for entry in record.read_records(storage_root, run)]
+    runs = sorted({run for run, _, name in (name.partition("/") for name in names) if record.RECORD.fullmatch(name)})
+    records = [entry for run in runs[-NUM_RUNS:] for entry in record.read_records(storage_root, run)]
     return sorted(records, key=lambda entry: entry.started_at)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 import time
@@ -30,7 +31,7 @@ from posttrain.ends import Unfinished
 from posttrain.verdict import Verdict
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "unsloth")  # another release may train otherwise
-CHUNK_BYTES = 1 << 20
+RECORD = re.compile(r"(?P<step>[^/]+)\.\d+\.json")  # name of a record's file
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class Attempt:
             attempt=self.number or 1,
             run_id=run_id(),
             status=self.status,
-            started_at=self.started.isoformat(timespec="seconds"),
+            started_at=self.started.isoformat(timespec="milliseconds"),
             seconds=round(time.monotonic() - self.clock, 3),
             fingerprint=self.fingerprint,
             code=code_version(),
@@ -277,7 +278,7 @@ def _name(storage_root: str, record: StepRecord) -> str:
 def read_records(storage_root: str, run: str) -> list[StepRecord]:
     """All records of a run, in the order in which the steps started."""
     folder = storage.join(storage_root, "runs", run)
-    names = [name for name in storage.list_files(folder) if name.count(".") >= 2 and name.split(".")[-2].isdigit()]
+    names = [name for name in storage.list_files(folder) if RECORD.fullmatch(name)]
     records = [StepRecord.model_validate_json(storage.read_bytes(storage.join(folder, name))) for name in names]
     return sorted(records, key=lambda record: (record.started_at, record.step, record.attempt))
 

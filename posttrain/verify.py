@@ -174,7 +174,8 @@ def _receipts(storage_root: str, run_id: str, step: str) -> Iterator[str]:
     Where its publisher was killed another run may have finished its work, and has the receipt.
     """
     runs = storage.join(storage_root, "runs")
-    names = [name for name in storage.list_files(runs) if name.rpartition("/")[2].startswith(f"{step}.")]
+    found = {name: record.RECORD.fullmatch(name.partition("/")[2]) for name in storage.list_files(runs)}
+    names = [name for name, match in found.items() if match and match["step"] == step]
     for name in sorted(names, key=lambda name: not name.startswith(f"{run_id}/")):
         done = record.StepRecord.model_validate_json(storage.read_bytes(storage.join(runs, name)))
         yield done.measured.get("manifest_sha256", "")

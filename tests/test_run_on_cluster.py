@@ -31,8 +31,9 @@ from tests.kubeflow_server import Scene, serve
 
 DIGEST = "sha256:" + "0" * 64
 STEPS = {
-    "fetch-model": "fetch_model", "prepare-data": "prepare_sft_data", "check-sft-data": "check_sft_data",
-    "train-sft": "train_sft", "check-sft": "check_sft", "merge-adapter": "merge_sft",
+    "preflight": "preflight", "fetch-model": "fetch_model", "prepare-data": "prepare_sft_data",
+    "check-sft-data": "check_sft_data", "train-sft": "train_sft", "check-sft": "check_sft",
+    "merge-adapter": "merge_sft",
     "check-merge": "check_sft_merge", "check-safety": "check_safety", "publish-model": "publish_model",
 }  # fmt: skip
 
@@ -124,7 +125,7 @@ def up_to(last: str, state: str = "SUCCEEDED") -> dict[str, str]:
 
 def promoted(root: str) -> list[Scene]:
     def first_half(run_id: str) -> None:
-        leave(root, run_id, "fetch_model", "prepare_sft_data")
+        leave(root, run_id, "preflight", "fetch_model", "prepare_sft_data")
         judge(root, run_id, "check_sft_data", 0.5)
 
     def second_half(run_id: str) -> None:
@@ -175,7 +176,7 @@ def test_a_promoted_run(kubeflow, start, gs_root, capsys):
 
 def test_a_run_that_a_gate_stopped(kubeflow, start, gs_root, capsys):
     def happens(run_id: str) -> None:
-        leave(gs_root, run_id, "fetch_model", "prepare_sft_data", "train_sft")
+        leave(gs_root, run_id, "preflight", "fetch_model", "prepare_sft_data", "train_sft")
         judge(gs_root, run_id, "check_sft_data", 0.5)
         judge(gs_root, run_id, "check_sft", 9.0)
         leave(gs_root, run_id, "reject_sft", status="failed", error="held_out_loss 9, limit 2")
@@ -191,7 +192,7 @@ def test_a_run_that_a_gate_stopped(kubeflow, start, gs_root, capsys):
 
 def test_a_step_that_fails(kubeflow, start, gs_root, capsys):
     def happens(run_id: str) -> None:
-        leave(gs_root, run_id, "fetch_model", "prepare_sft_data")
+        leave(gs_root, run_id, "preflight", "fetch_model", "prepare_sft_data")
         judge(gs_root, run_id, "check_sft_data", 0.5)
         leave(gs_root, run_id, "train_sft", status="failed", error="ValueError: no rows")
 
@@ -205,6 +206,7 @@ def test_a_step_that_fails(kubeflow, start, gs_root, capsys):
 
 def test_a_step_that_dies_without_a_word(kubeflow, start, gs_root, capsys):
     def happens(run_id: str) -> None:
+        leave(gs_root, run_id, "preflight")
         leave(gs_root, run_id, "fetch_model", status="running")
 
     kubeflow.scenes = [Scene("FAILED", up_to("prepare-data", "FAILED"), happens)]

@@ -37,6 +37,7 @@ def write_line(folder: Path, model: Path, **changes) -> Path:
             "max_format_drop": 0.3,
             "min_harmless_rate": 0.0,
             "max_harmless_drop": 1.0,
+            "max_harmless_drop_from_base": 1.0,
             "min_accuracy": 0.5,
             "max_chosen_drop": 5.0,
             "max_repetition_rate": 0.3,  # the interval of none in 16 answers reaches to 0.19

@@ -243,11 +243,10 @@ def test_a_verdict_that_was_made_to_pass_is_found(tmp_path, monkeypatch):
     folder = published(line)
     assert faults(folder) == ["gate check_sft: did not pass: loss: 3, not <= 2"]
     forge(folder, lambda chain: link(chain, "check_sft")["verdict"].update(passed=True, outcome="passed"))
-    claimed = faults(folder)
-    assert claimed[0] == "gate check_sft: did not pass: loss: 3, not <= 2"
-    forge(folder, lambda chain: set_check(chain, "check_sft", status="passed"))
     changed = "gate check_sft: its verdict is not the one that it gave: it was changed; run the gate again"
-    assert claimed[1:] == faults(folder) == [changed]
+    assert faults(folder) == ["gate check_sft: did not pass: loss: 3, not <= 2", changed]
+    forge(folder, lambda chain: set_check(chain, "check_sft", status="passed"))
+    assert any("loss: (3.0,) is not <= 2.0, so it has not passed" in fault for fault in faults(folder))
 
 
 def test_only_the_run_record_knows_of_a_chain_that_is_forged_throughout(finished, folder):
