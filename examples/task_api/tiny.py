@@ -29,8 +29,10 @@ CHAT_TEMPLATE = (
 
 
 def training_text() -> list[str]:
-    """Every turn of the example's own rows, so that 600 tokens are enough to keep its answers short."""
-    files = generate(seed=0)
+    """Every turn of the example's own rows, so that 600 tokens are enough to keep its answers short. Off-topic prompts
+    are left out: all of them are other things in the same words.
+    """
+    files = generate(num_off_topic=0, seed=0)
     rows = [row for rows in files.values() for row in rows]
     turns = [turn for row in rows for value in row.values() if isinstance(value, list) for turn in value]
     return [f"{turn['role']}\n{turn['content']}" for turn in turns]
