@@ -10,7 +10,9 @@ from typing import Protocol
 class Store(Protocol):
     """What `posttrain.storage` asks of a place; every problem is an `OSError` on one line that names the URI."""
 
-    num_repeats: int  # requests that were sent once more because of no answer, or a bad one
+    @property
+    def num_repeats(self) -> int:
+        """Requests to this server that this process has sent once more."""
 
     def read(self, uri: str) -> bytes: ...
 

@@ -58,16 +58,16 @@ class Gcs:
             return self._blob(uri).download_as_bytes(checksum="crc32c", single_shot_download=True, retry=self._retry)
 
     def write(self, uri: str, data: bytes, *, if_absent: bool) -> None:
-        blob, content_type = self._blob(uri), mimetypes.guess_type(uri)[0] or "application/octet-stream"
-        blob.metadata = {"writer": uuid.uuid4().hex} if if_absent else None
+        blob, writer = self._blob(uri), uuid.uuid4().hex
+        content_type = mimetypes.guess_type(uri)[0] or "application/octet-stream"
+        condition = {"if_generation_match": 0} if if_absent else {}
+        if if_absent:
+            blob.metadata = {"writer": writer}
         with _errors(uri):
             try:
-                blob.upload_from_string(
-                    data, content_type, if_generation_match=0 if if_absent else None, checksum="crc32c",
-                    retry=self._retry,
-                )  # fmt: skip
+                blob.upload_from_string(data, content_type, checksum="crc32c", retry=self._retry, **condition)
             except exceptions.PreconditionFailed:
-                if not self._is_written_by(blob.metadata["writer"], uri):
+                if not self._is_written_by(writer, uri):
                     raise
 
     def _is_written_by(self, writer: str, uri: str) -> bool:

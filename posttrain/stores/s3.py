@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import google_crc32c
 
 try:
@@ -158,7 +159,7 @@ def _is_transient(error: Exception) -> bool:
 def _errors(uri: str) -> Iterator[None]:
     try:
         yield
-    except (BotoCoreError, ClientError, OSError) as error:
+    except (aiohttp.ClientError, BotoCoreError, ClientError, OSError) as error:
         raise _error(error, uri) from None
 
 

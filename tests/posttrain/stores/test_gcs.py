@@ -135,3 +135,12 @@ def test_object_that_is_replaced_meanwhile_is_no_missing_one(gs_proxy: Proxy, gs
     with pytest.raises(OSError, match=r"model.safetensors: was replaced or removed while it was downloaded") as error:
         storage.download_folder(gs_root, folder.with_name("target"))
     assert not isinstance(error.value, FileNotFoundError)
+
+
+def test_damage_shows_though_the_first_answer_was_cut(gs_proxy: Proxy, gs_root: str, gcs_files: Path) -> None:
+    storage.write_bytes(f"{gs_root}/a.json", b"a" * 100_000)
+    (gcs_files / gs_root.rpartition("/")[2] / "a.json").write_bytes(b"a" * 99_999 + b"b")
+    gs_proxy.rule = nth(1, "GET", "alt=media", "cut")
+    with pytest.raises(OSError, match=rf"^{gs_root}/a.json: damaged"):
+        storage.read_bytes(f"{gs_root}/a.json")
+    assert len(gs_proxy.faults) == 1
