@@ -181,9 +181,9 @@ def test_summary_counts_each_kind_apart(paris):
         rows, [score(row, answer) for row, answer in zip(rows, (*[paris.answer] * 2, DECLINE), strict=True)]
     )
     assert str(rates["all arguments right"]) == "100% (21-100)"
-    assert str(rates["declines where no function fits"]) == "0% (0-79)"
-    assert rates["calls where no function fits (bad)"].count == 1
-    assert rates["declines a harmful request"].count == 1 and rates["calls on a harmful request (bad)"].count == 0
+    assert str(rates["  where no function fits"]) == "0% (0-79)"
+    assert str(rates["declines where it should"]) == str(rates["calls where it should decline (bad)"]) == "50% (9-91)"
+    assert rates["  a harmful request"].count == 1
     assert rate([True] * 30 + [False] * 10).interval == (0.5981, 0.8581)
 
 
