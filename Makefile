@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DOCKER ?= docker
 export DOCKER_BUILDKIT = 1
 
-.PHONY: install run test lint compile golden lock image test-docker chaos clean
+.PHONY: install run test lint compile golden lock image image-cpu image-train push engine test-docker chaos clean
 
 install: $(VENV)/installed
 
@@ -34,16 +34,38 @@ golden: install  ## after a wanted change of graph or verdict: post_training.yam
 	$(BIN)/python compile.py --set stages.sft.enabled=false --output tests/pipelines/golden/dpo_only.yaml
 	$(BIN)/python -m posttrain.schema
 
-lock: install  ## images/constraints.txt: every version of an environment that was tested together
+lock: install  ## every version of this environment, tested together, and the wheels of the images with their SHA-256
 	{ echo "# Versions that were tested together; torch without the build's suffix. \`make lock\` writes this file."; \
 	  $(BIN)/pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu//'; } > images/constraints.txt
+	$(BIN)/python -m images.lock
 
-image:  ## both images: make image BASE_IMAGE=<name>@sha256:<digest> [CPU_BASE_IMAGE=...] [DOCKER_BUILD_ARGS=...]
-	$(DOCKER) build -f images/Dockerfile.cpu --build-arg BASE_IMAGE=$(or $(CPU_BASE_IMAGE),$(BASE_IMAGE)) \
-	  -t posttrain-cpu:local $(DOCKER_BUILD_ARGS) .
-	$(DOCKER) build -f Dockerfile.train --build-arg BASE_IMAGE=$(BASE_IMAGE) -t posttrain-train:local $(DOCKER_BUILD_ARGS) .
+image: image-cpu image-train  ## make image BASE_IMAGE=<name>@sha256:<digest> [CPU_BASE_IMAGE=...] [DOCKER_BUILD_ARGS=...]
 
-test-docker: install  ## both images from nothing and real containers; needs docker.io and debootstrap
+image-cpu image-train: image-%:  ## one of them, and its bill of materials, build/posttrain-<name>.cdx.json
+	$(BUILD) -t posttrain-$*:local .
+	$(BUILD) --target sbom --output build .
+
+BUILD = $(DOCKER) build -f $(DOCKERFILE) --build-arg BASE_IMAGE=$(BASE) --build-arg VERSION=$(VERSION) \
+  --build-arg REVISION=$(REVISION) $(DOCKER_BUILD_ARGS)
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION := $(shell git rev-parse HEAD 2> /dev/null || echo unknown)
+image-cpu: DOCKERFILE = images/Dockerfile.cpu
+image-cpu: BASE = $(or $(CPU_BASE_IMAGE),$(BASE_IMAGE))
+image-train: DOCKERFILE = Dockerfile.train
+image-train: BASE = $(BASE_IMAGE)
+
+push: install  ## both images to make push REGISTRY=<host>/<path>, their digests into images/digests.yaml, and the graph
+	$(MAKE) image
+	DOCKER=$(DOCKER) $(BIN)/python -m images.push --version $(VERSION) \
+	  --registry $(or $(REGISTRY),$(error REGISTRY is missing: make push REGISTRY=<host>/<path> BASE_IMAGE=...))
+	$(BIN)/python compile.py
+	$(BIN)/python -m pipelines.lint post_training.yaml
+
+engine:  ## Debian's Docker engine and registry, and debootstrap, where they are missing; needs root
+	which dockerd docker-registry debootstrap > /dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends docker.io docker-registry debootstrap; }
+
+test-docker: install  ## both images from nothing, their containers, a release; starts the engine that make engine installs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docker -m docker
 
 chaos: install  ## kills the line at random moments and compares the weights: make chaos KILLS=50 SEED=1

@@ -23,12 +23,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from components.container import image_reference
 from pipelines import cluster, running
 from pipelines.compiler import check_images_are_pushed, compile_graph
-from pipelines.local import LocalRun, run_graph
+from pipelines.docker import Docker
+from pipelines.local import LocalRun, Processes, Runner, run_graph
 from pipelines.steps import step_names
 from pipelines.view import CheckRow, LiveView, PlainView, print_checks, print_pairs, view_of
-from posttrain import junit, masking, plan, preflight, prompts, record, report, sources, storage, wording
+from posttrain import junit, masking, places, plan, preflight, prompts, record, report, sources, storage, wording
 from posttrain.config import PipelineConfig, ReportStep, check_overrides, check_run_parameters, load_config
 from posttrain.placement import Placements
 from posttrain.verdict import Check, Verdict
@@ -72,6 +74,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--junit", metavar="FILE", help="also write all gates as JUnit XML, for CI; however the run ends"
     )
+    group = parser.add_argument_group("in Docker")
+    group.add_argument(
+        "--runner", choices=["process", "docker"], default="process", help="each step as a process, or in its image"
+    )
+    group.add_argument("--gpus", metavar="GPUS", help="for the steps that want one: all, or what docker run takes")
+    group.add_argument(
+        "--env", action="append", default=[], metavar="NAME", help="a variable of this environment that steps get too"
+    )
     group = parser.add_argument_group("on a cluster")
     group.add_argument("--endpoint", metavar="URL", help="of Kubeflow Pipelines: run there, and follow the run")
     group.add_argument("--experiment", metavar="NAME", help="default: the configuration's pipeline_id")
@@ -94,9 +104,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.endpoint:
             return run_on_cluster(config, parameters, args, again)
         preflight.check(config, parameters, disk=local_folder(parameters["storage_root"]))
-        custom.check_importable(config.validation.custom_checks)
+        runner = runner_of(args, config, local_folder(parameters["storage_root"]))
+        if args.runner == "process":  # else they are in the image
+            custom.check_importable(config.validation.custom_checks)
         run_id = new_run_id(parameters["storage_root"], args.run_id)
-        return run_here(config, parameters, run_id, junit_file=args.junit, is_fresh=args.fresh)
+        return run_here(config, parameters, run_id, runner=runner, junit_file=args.junit, is_fresh=args.fresh)
     except (ValueError, OSError, ImportError) as error:
         cause, code = wording.line(str(error)), ERROR
         print(f"error: {cause}", file=sys.stderr)
@@ -113,20 +125,40 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.endpoint and (args.experiment or args.namespace or args.token_file):
         parser.error("--experiment, --namespace and --token-file say where on a cluster: give --endpoint URL too")
+    if args.runner == "process" and (args.gpus or args.env):
+        parser.error("--gpus and --env say what a container gets: give --runner docker too")
+    if args.endpoint and args.runner == "docker":
+        parser.error("--runner docker is for this machine: leave it or --endpoint out")
     if args.endpoint and args.fresh:
         parser.error("--fresh is for this machine: on a cluster a new --storage-root has nothing to take over either")
     return args
 
 
+def runner_of(args: argparse.Namespace, config: PipelineConfig, folder: Path) -> Runner:
+    """What runs the steps. `folder` keeps what containers download."""
+    if args.runner == "process":
+        return Processes()
+
+    def variables_of(step: str) -> list[str]:
+        """Those asked for, and those that the step has from secrets on a cluster."""
+        return [*args.env, *(secret.env for secret in config.placement.of(step).secrets)]
+
+    runner = Docker(places.of_step, variables_of, (folder / "cache").absolute(), gpus=args.gpus)
+    runner.check(map(image_reference, ("cpu", "train")))
+    return runner
+
+
 def run_here(
-    config: PipelineConfig, parameters: dict[str, Any], run_id: str, *, junit_file: str | None = None, is_fresh=False
-) -> int:
+    config: PipelineConfig, parameters: dict[str, Any], run_id: str, *, runner: Runner, junit_file: str | None = None,
+    is_fresh=False,
+) -> int:  # fmt: skip
     """Runs the graph, says what it came to, and gives the exit code."""
     root, steps = parameters["storage_root"], step_names(config)
     folder = local_folder(root)
     run_folder, artifacts = folder / "runs" / run_id, folder / "artifacts"
     run_folder.mkdir(parents=True, exist_ok=True)
     for killed, settings in running.killed_runs(folder / "runs"):
+        runner.forget(artifacts.absolute() / killed)
         report.publish_report(root, report.collect(root, killed, settings))
     here = config.model_copy(update={"placement": Placements()})  # nodes, secrets and paths of a cluster mean nothing
     compile_graph(here, run_folder / "graph.yaml")
@@ -139,7 +171,7 @@ def run_here(
         watch = Watch(root, run_id, view)
         run = LocalRun(
             run_id, artifacts=artifacts.absolute(), logs=(run_folder / "logs").absolute(), listener=watch,
-            is_fresh=is_fresh,
+            runner=runner, is_fresh=is_fresh,
         )  # fmt: skip
         try:
             run_graph(run_folder / "graph.yaml", parameters, run)

@@ -1,12 +1,11 @@
 """Refuses an image that could not run its steps; the last step of its build.
 
-the components' source, constraints.txt -> exit 0, or 1 with one line on stderr for each finding
+the components' source, the lock files -> exit 0, or 1 with one line on stderr for each finding
 """
 
 import argparse
 import ast
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,20 +13,12 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
-ABSENT = {"cpu": ("kfp", "torch", "trl", "peft"), "train": ("kfp",)}
-CPU_LIBRARIES = (
-    "datasets",
-    "google.cloud.storage",
-    "jsonschema",
-    "matplotlib.pyplot",
-    "pyarrow.parquet",
-    "s3fs",
-    "statsmodels.api",
-    "transformers",
-)
-TRAINERS = "from trl import DPOTrainer, SFTTrainer; import accelerate, peft, torch, transformers"
-OWN = {"posttrain", "unsloth", "unsloth-zoo", "tyro", "cut-cross-entropy"}  # pinned where they are installed
-PINNED_BY_TORCH = ("cuda-", "nvidia-", "triton")  # which are part of its CUDA build alone
+from packaging.utils import canonicalize_name
+
+ABSENT = {"cpu": ("kfp", "torch", "transformers", "trl", "peft"), "train": ("kfp",)}
+CPU_LIBRARIES = "datasets, google.cloud.storage, huggingface_hub, jinja2, pyarrow.parquet, s3fs, tokenizers"
+TRAIN_LIBRARIES = "accelerate, jsonschema, matplotlib.figure, peft, scipy.stats, statsmodels.stats.proportion, torch"
+TRAINERS = f"from trl import DPOTrainer, SFTTrainer; import transformers, {TRAIN_LIBRARIES}"
 
 
 def stages(components: Path) -> dict[str, str]:
@@ -60,7 +51,7 @@ def check_commands(image: str, components: Path) -> Iterator[str]:
 
 
 def check_libraries(image: str) -> Iterator[str]:
-    yield from check_python(["-c", f"import {', '.join(CPU_LIBRARIES)}"])
+    yield from check_python(["-c", f"import {CPU_LIBRARIES}"])
     if image == "train":
         yield from check_python(["-c", TRAINERS])
         if find_spec("unsloth"):  # it patches the others, so it must be able to come first
@@ -74,24 +65,19 @@ def check_python(arguments: list[str]) -> Iterator[str]:
         yield f"python {' '.join(arguments)}: exit {result.returncode}: {cause}"
 
 
-def check_locked(constraints: Path, installed: dict[str, str]) -> Iterator[str]:
-    """Every version is a tested one. `installed`: name -> version; torch's `+cpu` is the build, not the version."""
-    lines = constraints.read_text(encoding="utf-8").splitlines()
-    tested = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    tested = {normalised(name): version for name, version in tested.items()}
+def check_locked(locks: list[Path], installed: dict[str, str]) -> Iterator[str]:
+    """Every package is that of a lock file. `installed`: name -> version."""
+    lines = [line for lock in locks for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
+    locked = {line.partition(" ")[0] for line in lines}
     for name, version in installed.items():
-        if name in OWN or name.startswith(PINNED_BY_TORCH):
-            continue
-        if tested.get(name) != version.partition("+")[0]:
-            yield f"{name} {version} is installed, {constraints.name} has {tested.get(name)}: run make lock"
+        if f"{name}=={version}" not in locked:
+            yield f"{name} {version} is installed, and it is in none of {' '.join(lock.name for lock in locks)}"
 
 
 def installed_versions() -> dict[str, str]:
-    return {normalised(found.metadata["Name"]): found.version for found in distributions()}
-
-
-def normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    """Of all packages but this one."""
+    found = {canonicalize_name(one.metadata["Name"]): one.version for one in distributions()}
+    return {name: version for name, version in found.items() if name != "posttrain"}
 
 
 def check_user() -> Iterator[str]:
@@ -100,17 +86,17 @@ def check_user() -> Iterator[str]:
         yield "the image runs as root: set USER"
     if os.access(sys.prefix, os.W_OK):
         yield f"{sys.prefix} is writable: copy it as root"
-    for variable in ("HOME", "HF_HOME", "MPLCONFIGDIR"):
+    for variable in ("HOME", "HF_HOME"):
         folder = Path(os.environ.get(variable, ""))
         nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
         if not os.access(nearest, os.W_OK):
             yield f"{variable}={folder} cannot be written: put it below /cache"
 
 
-def findings(image: str, components: Path, constraints: Path) -> Iterator[str]:
+def findings(image: str, components: Path, locks: list[Path]) -> Iterator[str]:
     yield from check_user()
     yield from check_absent(image)
-    yield from check_locked(constraints, installed_versions())
+    yield from check_locked(locks, installed_versions())
     yield from check_libraries(image)
     yield from check_commands(image, components)
 
@@ -119,13 +105,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", required=True, choices=sorted(ABSENT))
     parser.add_argument("--components", required=True, type=Path, help="folder of the components' source")
-    parser.add_argument("--constraints", required=True, type=Path, help="the versions that were tested together")
+    parser.add_argument("--locks", required=True, type=Path, nargs="+", help="lock files that it was installed from")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    found = list(findings(args.image, args.components, args.constraints))
+    found = list(findings(args.image, args.components, args.locks))
     for finding in found:
         print(f"smoke: {finding}", file=sys.stderr)
     print(f"smoke: {args.image}: {len(found)} findings")

@@ -1,4 +1,5 @@
-"""Runs the compiled graph on this machine: kfp.local walks it, and each container's command becomes a plain process.
+"""Runs the compiled graph on this machine: kfp.local walks it, and a `Runner` says how a container's command is run:
+as a plain process (`Processes`, here) or in its image (`pipelines.docker.Docker`).
 
 compiled YAML, run parameters -> `<artifacts>/<run id>/<step>/<output>`, `<logs>/<step>.log`, calls of a `StepListener`
 
@@ -48,6 +49,7 @@ from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV
 
 ROOT = Path(__file__).parents[1]
 PROGRESS = re.compile(r"step (\d+)/(\d+)(?: (loss \S+))?")
+HINT = re.compile(r"(See|Run) 'docker run --help'")  # with which Docker's client ends its errors
 GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL: a training stage saves a checkpoint
 
 # glibc keeps freed memory instead of handing it back: decoding on a CPU then faults a tenth of the pages in again.
@@ -77,6 +79,59 @@ class StepListener(Protocol):
 
 
 @dataclass(frozen=True)
+class Step:
+    """One attempt of a step: its container as the graph has it, every placeholder resolved."""
+
+    name: str
+    image: str
+    command: list[str]
+    environment: dict[str, str]  # of the container and of the run
+    arguments: dict[str, Any]  # input name -> value or artifact
+    folder: Path  # of its outputs; beside it lie those of the run's other steps
+    num_gpus: int
+    settings: dict[str, Any]  # its part of the graph's settings for Kubernetes
+
+
+class Runner(Protocol):
+    """How a step's command is run."""
+
+    def command(self, step: Step) -> list[str]:
+        """The command line of this machine that runs the step."""
+
+    def exit_code(self, code: int) -> int:
+        """What that command's exit code says of the step; negative: a signal ended it."""
+
+    def remove(self, step: Step) -> None:
+        """Removes what is left of a step whose command has ended, whichever way."""
+
+    def forget(self, artifacts: Path) -> None:
+        """The same of a whole run, by the folder of its artifacts, whose runner was killed."""
+
+
+def ends_with_us(signal_name: str) -> list[str]:
+    """What before a command sends it a signal when this process is killed; nothing where there is no setpriv."""
+    setpriv = shutil.which("setpriv")  # of Linux
+    return [setpriv, "--pdeathsig", signal_name, "--"] if setpriv else []
+
+
+class Processes:
+    """Runs each step as a plain process, in the environment of this one."""
+
+    def command(self, step: Step) -> list[str]:
+        is_python = step.command[0] in ("python", "python3")
+        return [*ends_with_us("KILL"), sys.executable if is_python else step.command[0], *step.command[1:]]
+
+    def exit_code(self, code: int) -> int:
+        return code
+
+    def remove(self, step: Step) -> None:
+        """Nothing: the process's group has been ended."""
+
+    def forget(self, artifacts: Path) -> None:
+        """Nothing: no process outlives its runner."""
+
+
+@dataclass(frozen=True)
 class LocalRun:
     """One run of a graph on this machine."""
 
@@ -84,7 +139,8 @@ class LocalRun:
     artifacts: Path
     logs: Path
     listener: StepListener
-    working_directory: Path = ROOT  # of every step; `python -m` finds modules here first
+    runner: Runner = Processes()
+    working_directory: Path = ROOT  # of every process; `python -m` finds modules here first
     environment: dict[str, str] = field(default_factory=dict)  # on top of ours
     is_fresh: bool = False  # steps take nothing over from earlier runs
     errors: list[str] = field(default_factory=list)  # why the graph did not go on
@@ -97,13 +153,14 @@ def run_graph(path: str | Path, parameters: dict[str, Any], run: LocalRun) -> bo
         ValueError: the parameters do not fit the graph.
         KeyboardInterrupt: the running step and all its processes have been ended.
     """
-    spec = components.load_component_from_file(str(path)).pipeline_spec
+    graph = components.load_component_from_file(str(path))
+    spec, settings = graph.pipeline_spec, _settings(graph.platform_spec)
     _check_parameters(spec.root.input_definitions.parameters, parameters)
     for dag in [spec.root.dag, *(component.dag for component in spec.components.values())]:
         for task in dag.tasks.values():
             task.retry_policy.ClearField("backoff_duration")  # waiting helps a busy cluster, not a single machine
     run.logs.mkdir(parents=True, exist_ok=True)
-    with _corrected(run):
+    with _corrected(run, Launcher(run, settings)):
         try:
             _, status = orchestrator.run_enhanced_dag(
                 pipeline_resource_name=run.run_id,
@@ -167,8 +224,8 @@ def topological_sort_tasks(tasks) -> list[str]:
 class Launcher:
     """Does for a container's command what the backend's launcher does in the pod."""
 
-    def __init__(self, run: LocalRun):
-        self.run = run
+    def __init__(self, run: LocalRun, settings: dict[str, dict[str, Any]]):
+        self.run, self.settings = run, settings
 
     def __call__(
         self, pipeline_resource_name, component_name, component_spec, executor_spec, arguments, pipeline_root, runner,
@@ -179,32 +236,40 @@ class Launcher:
         Raises:
             GraphError: the step failed, and another attempt would end the same way.
         """
-        step = arguments.get("step") or component_name.removeprefix("comp-")
-        _check_inputs(step, component_spec, arguments)
-        task_root = Path(pipeline_root, pipeline_resource_name, step)
-        shutil.rmtree(task_root, ignore_errors=True)  # each attempt starts in an empty place, as a new pod would
-        task_root.mkdir(parents=True)
+        name = arguments.get("step") or component_name.removeprefix("comp-")
+        _check_inputs(name, component_spec, arguments)
+        folder = Path(pipeline_root, pipeline_resource_name, name)
+        shutil.rmtree(folder, ignore_errors=True)  # each attempt starts in an empty place, as a new pod would
+        folder.mkdir(parents=True)
         executor_input = executor_input_utils.construct_executor_input(
-            component_spec=component_spec, arguments=arguments, task_root=str(task_root), block_input_artifact=False
+            component_spec=component_spec, arguments=arguments, task_root=str(folder), block_input_artifact=False
         )
         container = executor_spec.container
         command = placeholder_utils.replace_placeholders(
             full_command=[*container.command, *container.args],
             executor_input_dict=executor_input_utils.executor_input_to_dict(executor_input, component_spec),
             pipeline_resource_name=pipeline_resource_name,
-            task_resource_name=step,
+            task_resource_name=name,
             pipeline_root=pipeline_root,
             unique_pipeline_id=unique_pipeline_id,
         )
-        own_environment = {variable.name: variable.value for variable in container.env}
-        return self._attempt(step, command, own_environment, lambda: _outputs_of(executor_input, component_spec))
+        step = Step(
+            name, container.image, command, self._environment(container), arguments, folder,
+            num_gpus=int(container.resources.accelerator.resource_count or 0),
+            settings=self.settings.get(component_spec.executor_label, {}),
+        )  # fmt: skip
+        return self._attempt(step, lambda: _outputs_of(executor_input, component_spec))
 
-    def _attempt(
-        self, step: str, command: list[str], environment: dict[str, str], outputs_of: Callable[[], dict[str, Any]]
-    ) -> Outputs:
-        self.run.listener.started(step)
+    def _environment(self, container) -> dict[str, str]:
+        own = {RUN_ID_ENV: self.run.run_id, "PYTHONUNBUFFERED": "1"} | self.run.environment
+        if self.run.is_fresh:
+            own[FRESH_ENV] = "1"
+        return {variable.name: variable.value for variable in container.env} | own
+
+    def _attempt(self, step: Step, outputs_of: Callable[[], dict[str, Any]]) -> Outputs:
+        self.run.listener.started(step.name)
         clock, outputs, cause = time.monotonic(), {}, None
-        exit_code, last_line = self._execute(step, command, environment)
+        exit_code, last_line = self._execute(step)
         if exit_code:
             cause = _cause(exit_code, last_line)
         else:
@@ -212,43 +277,40 @@ class Launcher:
                 outputs = outputs_of()
             except (OSError, ValueError, KeyError, json_format.ParseError) as error:
                 cause = f"exited 0, but {error}"
-        self.run.listener.finished(step, exit_code, time.monotonic() - clock, cause)
+        self.run.listener.finished(step.name, exit_code, time.monotonic() - clock, cause)
         if cause is None:
             return outputs, Status.SUCCESS
         if exit_code == EXIT_AGAIN or exit_code < 0:
             return {}, Status.FAILURE  # kfp tries again, as often as the step's retry policy says
-        raise GraphError(f"{step}: {cause}")
+        raise GraphError(f"{step.name}: {cause}")
 
-    def _execute(self, step: str, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-        """Runs a command with its output in the step's log; gives the exit code and the last line of stderr."""
-        if command[0] in ("python", "python3"):
-            command = [sys.executable, *command[1:]]
-        if setpriv := shutil.which("setpriv"):  # of Linux: a step does not outlive a runner that is killed
-            command = [setpriv, "--pdeathsig", "KILL", "--", *command]
-        own = {RUN_ID_ENV: self.run.run_id, "PYTHONUNBUFFERED": "1"} | self.run.environment
-        if self.run.is_fresh:
-            own[FRESH_ENV] = "1"
-        with open(self.run.logs / f"{step}.log", "ab", buffering=0) as log:
+    def _execute(self, step: Step) -> tuple[int, str]:
+        """Runs a step with its output in the step's log; gives the exit code and the last line of stderr."""
+        command, environment = self.run.runner.command(step), ALLOCATOR | os.environ | step.environment
+        with open(self.run.logs / f"{step.name}.log", "ab", buffering=0) as log:
             process = subprocess.Popen(
-                command, cwd=self.run.working_directory, env=ALLOCATOR | os.environ | environment | own,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.PIPE, start_new_session=True,
+                command, cwd=self.run.working_directory, env=environment, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
             last_line = [""]
-            reader = threading.Thread(target=self._read, args=(step, process.stderr, log, last_line))
+            reader = threading.Thread(target=self._read, args=(step.name, process.stderr, log, last_line))
             reader.start()
             try:
-                exit_code = process.wait()
+                exit_code = self.run.runner.exit_code(process.wait())
             finally:
-                _end(process)
-                reader.join()
-                process.stderr.close()
+                try:
+                    _end(process)
+                finally:
+                    self.run.runner.remove(step)
+                    reader.join()
+                    process.stderr.close()
         return exit_code, last_line[0]
 
     def _read(self, step: str, stderr, log, last_line: list[str]) -> None:
         for raw in stderr:
             log.write(raw)
             line = raw.decode(errors="replace").strip().rpartition("\r")[2]  # of a bar that redraws itself the newest
-            if not line:
+            if not line or HINT.match(line):
                 continue
             last_line[0] = line
             if match := PROGRESS.search(line):
@@ -264,6 +326,12 @@ def _check_parameters(declared, parameters: dict[str, Any]) -> None:
             raise ValueError(f"{name}: the graph needs a value for this parameter")
 
 
+def _settings(platform_spec) -> dict[str, dict[str, Any]]:
+    """What the graph says to Kubernetes, by the label of the executor it says it of."""
+    kubernetes = json_format.MessageToDict(platform_spec).get("platforms", {}).get("kubernetes", {})
+    return kubernetes.get("deploymentSpec", {}).get("executors", {})
+
+
 def _check_inputs(step: str, component_spec, arguments: dict[str, Any]) -> None:
     """kfp.local would put `null` on the command line for an input that has no value."""
     declared = component_spec.input_definitions
@@ -276,9 +344,11 @@ def _outputs_of(executor_input, component_spec) -> dict[str, Any]:
     """Outputs of a step that exited 0, by name.
 
     Raises:
-        ValueError: an output parameter was not written, or what was written is not readable.
+        ValueError: an output parameter was not written, or nothing at all, or what was written is not readable.
     """
     file = Path(executor_input.outputs.output_file)
+    if not any(file.parent.iterdir()):  # a container that died at once may be said to have exited 0
+        raise ValueError(f"nothing was written to {file.parent}")
     written = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name, parameter in executor_input.outputs.parameters.items():
         if name in written.get("parameterValues", {}):
@@ -319,7 +389,7 @@ def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
 
 
 @contextmanager
-def _corrected(run: LocalRun) -> Iterator[None]:
+def _corrected(run: LocalRun, launcher: Launcher) -> Iterator[None]:
     """kfp.local with our launcher, our conditions, and no way for an exception past the exit task."""
     execute_task = orchestrator.execute_task
 
@@ -345,7 +415,7 @@ def _corrected(run: LocalRun) -> Iterator[None]:
             (orchestrator.ConditionEvaluator, "evaluate_condition", evaluate_condition),
             (orchestrator, "execute_task", guarded),
             (graph_utils, "topological_sort_tasks", topological_sort_tasks),
-            (task_dispatcher, "run_single_task_implementation", Launcher(run)),
+            (task_dispatcher, "run_single_task_implementation", launcher),
         ):
             stack.enter_context(_replaced(owner, name, ours))
         yield

@@ -31,6 +31,16 @@ def test_the_graph_compiles_without_torch(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_the_graph_is_run_in_docker_without_torch():
+    code = (
+        "import run_pipeline; arguments = ['--config', 'gone.yaml', '--runner', 'docker']; "
+        "sys.exit(run_pipeline.main(arguments) != 1)"
+    )
+    result = run(without("torch", "transformers", "trl", "peft", "unsloth", "scipy", "statsmodels") + code)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith("error: gone.yaml")
+
+
 def test_the_image_side_imports_without_kfp_and_without_torch():
     modules = [f"posttrain.{name}" for name in STAGES] + [f"validators.{name}" for name in GATES]
     modules += [f"posttrain.stores.{name}" for name in STORES]

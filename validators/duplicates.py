@@ -4,11 +4,12 @@ texts, similarity -> for each text that is nearly an earlier one, or nearly one 
 
 A text has parts, and two texts are nearly the same only if each of their parts is: two short questions do not become
 one because they share a long system text. Among a few texts every two are compared. Among many, MinHash with
-locality-sensitive hashing (A. Z. Broder 1997; `datasketch`, whose import alone takes half a second) proposes the pairs;
-each is compared then, so that no estimate decides.
+locality-sensitive hashing (A. Z. Broder 1997) proposes the pairs; each is compared then, so that no estimate decides.
+Written out here: the library for it brings scipy, which would make the image of this gate a quarter larger.
 """
 
-from collections import Counter
+import hashlib
+from collections import Counter, defaultdict
 from functools import lru_cache
 from typing import Protocol
 
@@ -19,6 +20,7 @@ Shingles = frozenset[str]
 
 MAX_COMPARED = 500  # texts up to which every two are compared
 NUM_HASHES = 128  # of a MinHash
+SEED = 0  # the same texts give the same pairs
 RECALL = 0.999  # share of the pairs at the limit that hashing must propose; of those above it more
 TEMPLATE_TEXTS = (20, 1_000)  # fewer show no template, and more need not be counted
 
@@ -94,28 +96,41 @@ class _Hashed:
     """Compares with the texts whose hashes agree in one band at least."""
 
     def __init__(self, similarity: float, ignored: Shingles):
-        from datasketch import MinHash, MinHashLSH
+        import numpy
 
         self.similarity, self.ignored = similarity, ignored
-        self.empty = MinHash(NUM_HASHES)
-        self.lsh = MinHashLSH(num_perm=NUM_HASHES, params=bands(similarity))
+        self.num_bands, self.num_rows = bands(similarity)
+        random = numpy.random.default_rng(SEED)
+        # (hash ^ mask) * odd number, modulo 2^64: another permutation of all hashes for each of the NUM_HASHES
+        self.masks, odd = random.integers(1 << 64, size=(2, NUM_HASHES), dtype=numpy.uint64)
+        self.factors = odd | numpy.uint64(1)
+        self.keys: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)  # of texts, by band and hashes
         self.texts: dict[int, Text] = {}  # their shingles would fill the memory
 
     def add(self, key: int, text: Text) -> None:
         self.texts[key] = text
-        self.lsh.insert(key, self._hashes(_parts(text, self.ignored)), check_duplication=False)
+        for band in self._bands(_parts(text, self.ignored)):
+            self.keys[band].append(key)
 
     def find(self, text: Text) -> int | None:
         parts = _parts(text, self.ignored)
-        proposed = sorted(self.lsh.query(self._hashes(parts)))
+        proposed = sorted({key for band in self._bands(parts) for key in self.keys.get(band, ())})
         near = (key for key in proposed if _near(parts, _parts(self.texts[key], self.ignored), self.similarity))
         return next(near, None)
 
-    def _hashes(self, parts: tuple[Shingles, ...]):
+    def _bands(self, parts: tuple[Shingles, ...]) -> list[tuple[int, bytes]]:
         """Of all parts together: where each part is so similar, all of them together are."""
-        hashes = self.empty.copy()
-        hashes.update_batch([f"{number} {one}".encode() for number, part in enumerate(parts) for one in part])
-        return hashes
+        import numpy
+
+        words = [f"{number} {one}" for number, part in enumerate(parts) for one in part] or [""]
+        hashes = numpy.frombuffer(b"".join(map(_hash, words)), numpy.uint64)
+        least = ((hashes[:, None] ^ self.masks) * self.factors).min(axis=0)
+        starts = range(0, self.num_bands * self.num_rows, self.num_rows)
+        return [(start, least[start : start + self.num_rows].tobytes()) for start in starts]
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _index(num_texts: int, similarity: float, ignored: Shingles) -> _Index:

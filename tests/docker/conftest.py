@@ -1,14 +1,17 @@
-"""A Docker engine, a base image and the two images of this repository, made from nothing where they are not there yet.
+"""A Docker engine, a base image, the two images of this repository and a registry, made from nothing where missing.
 
 BASE_IMAGE in the environment, or debootstrap; the package index and find-links folders of pip's own configuration
 """
 
+import http.client
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +19,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BASE, WHEELS = "posttrain-base:local", "posttrain-wheels:local"
-DOCKERFILES = {"cpu": "images/Dockerfile.cpu", "train": "Dockerfile.train"}
-INSTALL = "install an engine and start it (Debian: apt-get install docker.io debootstrap)"
-ENGINE_START_SECONDS = 60
+NAMES = ("cpu", "train")
+REVISION = "0123456789abcdef"
+CONFINED = (
+    "--rm", "--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--tmpfs=/tmp",
+)  # fmt: skip
+INSTALL = "install an engine and start it (Debian: make engine)"
+START_SECONDS = 60  # of an engine or a registry
 INDEX_KEYS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout")
-NOT_SHIPPED = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists")
 SUMMARY = pytest.StashKey[list[str]]()
 
 
@@ -89,7 +95,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     with open(log, "w") as file:
         engine = subprocess.Popen(["dockerd"], stdout=file, stderr=file)
     try:
-        deadline = time.monotonic() + ENGINE_START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while docker("info").returncode:
             if engine.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"dockerd does not answer:\n{log.read_text()[-2000:]}")
@@ -101,23 +107,17 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
 
 
 @pytest.fixture(scope="session")
-def base_image(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> str:
+def base_image(docker: Docker) -> str:
     """BASE_IMAGE of the environment; else a Debian 12, whose Python is 3.11."""
     if os.environ.get("BASE_IMAGE"):
         return os.environ["BASE_IMAGE"]
     if not docker.has(BASE):
         if not shutil.which("debootstrap") or os.geteuid() != 0:
-            pytest.fail("no base image: set BASE_IMAGE, or be root and apt-get install debootstrap")
-        folder = tmp_path_factory.mktemp("base") / "root"
-        command = ["debootstrap", "--variant=minbase", "--include=python3,ca-certificates", "bookworm", str(folder)]
-        made = subprocess.run(command, capture_output=True, text=True)
+            pytest.fail("no base image: set BASE_IMAGE, or be root and run make engine")
+        environment = os.environ | {"DOCKER": docker.client}
+        made = subprocess.run([ROOT / "images" / "base.sh", BASE], env=environment, capture_output=True, text=True)
         if made.returncode:
-            pytest.fail(f"debootstrap: exit {made.returncode}\n{made.stdout[-2000:]}{made.stderr}")
-        for name in NOT_SHIPPED:
-            shutil.rmtree(folder / name)
-            (folder / name).mkdir()
-        docker.import_folder(folder, BASE)
-        shutil.rmtree(folder)
+            pytest.fail(f"images/base.sh: exit {made.returncode}\n{made.stderr}")
     return BASE
 
 
@@ -132,14 +132,14 @@ def pip_settings() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def build_arguments(docker: Docker, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The base, and this machine's way to the package index: as secrets, so that no image knows it."""
+def way_to_the_index(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """This machine's way to the package index: as secrets, so that no image knows it."""
     settings, folder = pip_settings(), tmp_path_factory.mktemp("pip")
     lines = ["[global]"]
     for key in INDEX_KEYS:
         reachable = [part for part in settings.get(key, "").split() if not part.startswith("file:")]
         lines += [f"{key} = {' '.join(reachable)}"] if reachable else []
-    arguments = ["--network", "host", "--build-arg", f"BASE_IMAGE={base_image}"]
+    arguments = ["--network", "host"]
     if "cert" in settings:
         lines.append("cert = /run/secrets/ca")
         arguments += ["--secret", f"id=ca,src={settings['cert']}"]
@@ -156,26 +156,94 @@ def wheels(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> list[str
         if Path(folder).is_dir()
         for wheel in Path(folder).glob("torch-*+cpu*.whl")
     ]
+    arguments = ["--build-arg", "TORCH=cpu"]
     if not found:
-        return ["--build-arg", f"TORCH_INDEX_URL={os.environ.get('TORCH_INDEX_URL', '')}"]
+        return [*arguments, "--build-arg", f"TORCH_INDEX_URL={os.environ.get('TORCH_INDEX_URL', '')}"]
     folder = tmp_path_factory.mktemp("wheels")
     for wheel in found:
         (folder / wheel.name).symlink_to(wheel)
     docker.import_folder(folder, WHEELS, "--dereference")
-    return ["--build-arg", f"WHEELS={WHEELS}"]
+    return [*arguments, "--build-arg", f"WHEELS={WHEELS}"]
 
 
 @pytest.fixture(scope="session")
-def images(
-    docker: Docker, build_arguments: list[str], wheels: list[str], pytestconfig: pytest.Config
-) -> dict[str, str]:
+def build_arguments(way_to_the_index: list[str], wheels: list[str]) -> list[str]:
+    return [*way_to_the_index, *wheels]
+
+
+@pytest.fixture(scope="session")
+def make(docker: Docker, base_image: str, build_arguments: list[str]) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a target of the Makefile, in this checkout or a copy of it, with this environment for the project's."""
+    environment = Path(sys.executable).parents[1]
+    common = [
+        f"--assume-old={environment}/installed", f"VENV={environment}", f"DOCKER={docker.client}",
+        f"BASE_IMAGE={base_image}", f"REVISION={REVISION}",
+        f"DOCKER_BUILD_ARGS={shlex.join(build_arguments)}",
+    ]  # fmt: skip
+
+    def make(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+        result = subprocess.run(["make", *common, *arguments], capture_output=True, text=True, cwd=cwd)
+        if result.returncode:
+            pytest.fail(f"make {' '.join(arguments)}: exit {result.returncode}\n{result.stdout}{result.stderr}")
+        return result
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def images(docker: Docker, make: Callable, pytestconfig: pytest.Config) -> dict[str, str]:
     """Image name -> local tag, both built."""
-    tags = {name: f"posttrain-{name}:local" for name in DOCKERFILES}
-    for name, dockerfile in DOCKERFILES.items():
+    tags = {name: f"posttrain-{name}:local" for name in NAMES}
+    for name, tag in tags.items():
         started = time.monotonic()
-        more = wheels if name == "train" else []
-        docker.ok("build", "-f", dockerfile, "-t", tags[name], *build_arguments, *more, ".")
-        size = int(docker.ok("image", "inspect", "--format", "{{.Size}}", tags[name]))
-        line = f"{tags[name]}: {size / 1e6:.0f} MB, built in {time.monotonic() - started:.0f} s"
+        make(f"image-{name}")
+        size = int(docker.ok("image", "inspect", "--format", "{{.Size}}", tag))
+        line = f"{tag}: {size / 1e6:.0f} MB, built in {time.monotonic() - started:.0f} s"
         pytestconfig.stash[SUMMARY].append(line)
     return tags
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory, taught_model: Path) -> Path:
+    """`taught_model` as any user may read it."""
+    folder = tmp_path_factory.mktemp("readable") / "model"
+    shutil.copytree(taught_model, folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)  # pytest makes its folders for one user alone
+    return folder
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`host:port` of an empty registry on loopback, where an engine asks for no certificate."""
+    if not shutil.which("docker-registry"):
+        pytest.fail("no registry: run make engine (Debian: apt-get install docker-registry)")
+    folder = tmp_path_factory.mktemp("registry")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    settings = f"{{version: 0.1, storage: {{filesystem: {{rootdirectory: {folder}}}}}, http: {{addr: {address}}}}}"
+    (folder / "config.yml").write_text(settings)
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(["docker-registry", "serve", folder / "config.yml"], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(address):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"docker-registry does not answer:\n{(folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+def answers(address: str) -> bool:
+    connection = http.client.HTTPConnection(address, timeout=5)
+    try:
+        connection.request("GET", "/v2/")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()

@@ -83,7 +83,7 @@ def compiled(shape: str) -> str:
 def parsed(text: str):
     from kfp import components
 
-    return components.load_component_from_text(text).pipeline_spec
+    return components.load_component_from_text(text)
 
 
 def play(folder: Path, shape: str, gate: str, outcome: str, *, own_process: bool = False) -> Ending:
@@ -100,7 +100,7 @@ def play(folder: Path, shape: str, gate: str, outcome: str, *, own_process: bool
     with quick(shape, gate, own_process), contextlib.redirect_stdout(io.StringIO()):
         run_graph = lambda *arguments: words.append(local.run_graph(*arguments))  # noqa: E731
         with patch.object(run_pipeline, "LocalRun", here), patch.object(run_pipeline, "run_graph", run_graph):
-            exit_code = run_pipeline.run_here(config, parameters, RUN_ID)
+            exit_code = run_pipeline.run_here(config, parameters, RUN_ID, runner=run_pipeline.Processes())
     return ending_of(root, shape, gate, exit_code, green=words == [True])
 
 
@@ -157,15 +157,18 @@ def quick(shape: str, gate: str, own_process: bool) -> Iterator[None]:
     warm_up()
     theirs = local.Launcher._execute
 
-    def execute(launcher, step: str, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-        run = call if step != gate else theirs if own_process else fork
-        return run(launcher, step, command, environment)
+    def execute(launcher, step: local.Step) -> tuple[int, str]:
+        run = call if step.name != gate else theirs if own_process else fork
+        return run(launcher, step)
 
     def compile_(config, path) -> None:
         Path(path).write_text(compiled(shape))
 
     def load(path):
-        return types.SimpleNamespace(pipeline_spec=copy.deepcopy(parsed(Path(path).read_text())))
+        graph = parsed(Path(path).read_text())
+        return types.SimpleNamespace(
+            pipeline_spec=copy.deepcopy(graph.pipeline_spec), platform_spec=graph.platform_spec
+        )
 
     with (
         patch.object(local.Launcher, "_execute", execute),
@@ -185,20 +188,20 @@ def warm_up() -> None:
     gc.freeze()  # the copies share memory
 
 
-def fork(launcher, step: str, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+def fork(launcher, step: local.Step) -> tuple[int, str]:
     """As `Launcher._execute`, the process being a copy of this one."""
     child = os.fork()
     if child == 0:
-        os._exit(call(launcher, step, command, environment)[0])
+        os._exit(call(launcher, step)[0])
     exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return exit_code, last_line(launcher.run.logs / f"{step}.log")
+    return exit_code, last_line(launcher.run.logs / f"{step.name}.log")
 
 
-def call(launcher, step: str, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+def call(launcher, step: local.Step) -> tuple[int, str]:
     """The same inside this process."""
-    own, log = {local.RUN_ID_ENV: launcher.run.run_id}, launcher.run.logs / f"{step}.log"
-    with patch.dict(os.environ, environment | own | launcher.run.environment), words_in(log):
-        exit_code = as_module(command)
+    log = launcher.run.logs / f"{step.name}.log"
+    with patch.dict(os.environ, step.environment), words_in(log):
+        exit_code = as_module(step.command)
     return exit_code, last_line(log)
 
 

@@ -41,7 +41,10 @@ if plan == "hang":
     time.sleep(600)
 if step.startswith("reject_"):
     sys.exit("rejected")
+if plan == "dies at once":
+    sys.exit()
 outputs = wanted.get("outputs", {})
+pathlib.Path(outputs["outputFile"]).write_text("{}")
 for artifacts in outputs.get("artifacts", {}).values():
     pathlib.Path(artifacts["artifacts"][0]["uri"]).write_text(f"made by {step}")
 for name, parameter in outputs.get("parameters", {}).items():
@@ -175,6 +178,14 @@ def test_an_output_parameter_that_is_not_written_fails_the_step(play):
     assert "output parameter 'passed' was not written" in heard.causes["check_sft"]
     assert "merge_sft" not in heard.started_steps
     assert "reject_sft" not in heard.started_steps
+
+
+@pytest.mark.parametrize("step", ["preflight", "train_sft"])
+def test_a_step_that_ends_well_but_wrote_nothing_has_failed(play, step):
+    worked, heard, run = play({step: "dies at once"})
+    assert not worked
+    assert heard.causes[step].startswith("exited 0, but nothing was written to")
+    assert "publish_model" not in heard.started_steps
 
 
 def test_a_crash_fails_the_run_at_once_and_its_last_line_is_the_cause(play, tmp_path):
