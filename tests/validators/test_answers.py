@@ -96,6 +96,15 @@ def test_a_word_in_passing_is_no_offer(text, offered):
     assert (judged.fault is None) == offered
 
 
+def test_the_declining_sentence_is_no_function():
+    prompt = [
+        {"role": "system", "content": f"Call a function, or else:\n{DECLINE}\n{DECLINE[:-1]}\nadd(a: number): adds"}
+    ]
+    for name in (DECLINE, DECLINE[:-1]):
+        [judged] = a.judge_format([prompt], [Answer(call(name), True, 7)], CALL, markers=[])
+        assert judged.fault == "calls a function that was not offered"
+
+
 def test_references_of_a_schema_are_not_fetched():
     rule = OutputFormat(kind="json_schema", json_schema={"$ref": "http://127.0.0.1:9/schema.json"})
     with pytest.raises(Exception, match="127.0.0.1:9"):
