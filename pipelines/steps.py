@@ -112,6 +112,7 @@ class Steps:
             checkpoint_every_n_minutes=self.config.checkpoint_every_n_minutes,
             gpu_memory_fraction=self.config.gpu_memory_fraction,
             timeout_minutes=self._timeout_minutes(step),
+            num_processes=max(1, self.config.placement.of(step).accelerator_count),
         )
 
     def _published(self) -> dict[str, Any]:

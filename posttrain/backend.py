@@ -2,7 +2,8 @@
 
 model folder -> model and tokenizer, for training (with the LoRA settings) or for judging
 
-unsloth trains where it is installed and there is a GPU, or where POSTTRAIN_BACKEND=unsloth; plain peft everywhere else.
+unsloth trains where it is installed and there is one GPU, or where POSTTRAIN_BACKEND=unsloth; plain peft everywhere
+else, also on several GPUs.
 """
 
 import logging
@@ -13,9 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain import data
-from posttrain.config import LoraTraining
+from posttrain import data, ranks
+from posttrain.config import LoraTraining, SftConfig
 from posttrain.placement import BACKEND_ENV
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ def prepare(gpu_memory_fraction: float = 1.0) -> Backend:
     backend = current()
     if backend.library == "unsloth":
         import unsloth  # noqa: F401  it patches the other three, and can do so only before they are imported
+    ranks.join(backend.device)
     if backend.device == "cuda":
         import torch
 
@@ -54,7 +58,7 @@ def current() -> Backend:
     """What this process uses.
 
     Raises:
-        ValueError: POSTTRAIN_BACKEND names an unknown library, or unsloth where it is not installed.
+        ValueError: POSTTRAIN_BACKEND names an unknown library, or unsloth where that cannot train.
     """
     import torch
 
@@ -67,15 +71,24 @@ def current() -> Backend:
 
 
 def training_arguments(config: LoraTraining) -> dict[str, Any]:
-    """The trainer arguments that depend on the device. trl turns bfloat16 and gradient checkpointing on by default."""
+    """The trainer arguments that depend on the devices. trl turns bfloat16 and gradient checkpointing on by default."""
     backend = current()
-    return {
+    arguments = {
         "use_cpu": backend.device == "cpu",
         "bf16": backend.dtype == "bfloat16",
         "fp16": backend.dtype == "float16",
         "gradient_checkpointing": _checkpoints_gradients(config),
         "dataloader_pin_memory": backend.device == "cuda",
     }
+    if is_sharded(config):  # layers gather their weights once more where the trainer checkpoints, not where FSDP does
+        fsdp = {"activation_checkpointing": arguments["gradient_checkpointing"]}
+        return arguments | {"fsdp": True, "fsdp_config": fsdp, "gradient_checkpointing": False}
+    return arguments | ({"ddp_find_unused_parameters": False} if ranks.count() > 1 else {})
+
+
+def is_sharded(config: LoraTraining) -> bool:
+    """Whether the layers of the model are dealt to the ranks, by FSDP."""
+    return ranks.count() > 1 and config.parallelism == "fsdp"
 
 
 def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any | None]:
@@ -88,7 +101,36 @@ def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any 
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",
         target_modules=config.target_modules, task_type="CAUSAL_LM",
     )  # fmt: skip
-    return _load(path), lora
+    return _load(path, **(_quantisation() if quantises(config) else {})), lora
+
+
+def quantises(config: LoraTraining) -> bool:
+    """Whether the base is quantised to 4 bits at load. Without a GPU it is not, so that a laptop runs the same graph.
+
+    Raises:
+        ValueError: the GPU or what is installed cannot do it.
+    """
+    if not (isinstance(config, SftConfig) and config.load_in_4bit):
+        return False
+    backend = current()
+    if backend.device == "cpu":
+        logger.warning("sft.load_in_4bit is left out: there is no GPU, the base is trained on in %s", backend.dtype)
+        return False
+    if not find_spec("bitsandbytes"):
+        raise ValueError("sft.load_in_4bit needs bitsandbytes, which is not installed: install it, or set it to false")
+    if backend.library == "peft" and backend.dtype == "float16":  # trl makes such an adapter bfloat16
+        raise ValueError("sft.load_in_4bit: this GPU has no bfloat16: use unsloth, a newer GPU, or set it to false")
+    return True
+
+
+def adapter_weights(trainer: Any, config: LoraTraining) -> dict[str, Any] | None:
+    """Of a sharded model the whole adapter, for the first rank, put together by all; None of one that lies in each."""
+    if not is_sharded(config):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    return get_model_state_dict(trainer.model, options=options)
 
 
 def load_model(path: str | Path, adapter: str | Path | None = None) -> Any:
@@ -133,16 +175,37 @@ def _library(device: str) -> Literal["peft", "unsloth"]:
         raise ValueError(f"{BACKEND_ENV}={asked!r}: give peft or unsloth, or leave it out")
     if asked == "unsloth" and not installed:
         raise ValueError(f"{BACKEND_ENV}=unsloth: it is not installed: pip install unsloth, or leave the variable out")
-    return asked or ("unsloth" if installed and device == "cuda" else "peft")
+    if asked == "unsloth" and ranks.count() > 1:
+        raise ValueError(
+            f"{BACKEND_ENV}=unsloth, but it trains on one GPU and this step has {ranks.count()}: take one, or leave "
+            "the variable out, and peft trains on all"
+        )
+    if asked or not installed or device == "cpu":
+        return asked or "peft"
+    if ranks.count() > 1:
+        logger.info("unsloth trains on one GPU: peft trains on these %d", ranks.count())
+    return "unsloth" if ranks.count() == 1 else "peft"
 
 
-def _load(path: str | Path) -> Any:
+def _load(path: str | Path, **arguments) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, current().dtype), local_files_only=True, use_safetensors=True
+        path, dtype=getattr(torch, current().dtype), local_files_only=True, use_safetensors=True, **arguments
     )
+
+
+def _quantisation() -> dict[str, Any]:
+    """Arguments of `from_pretrained` for QLoRA (arXiv:2305.14314): NF4, its constants quantised too, on this GPU."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, current().dtype),
+    )  # fmt: skip
+    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device()}}
 
 
 def _load_with_unsloth(path: str | Path, config: LoraTraining) -> Any:
@@ -150,8 +213,8 @@ def _load_with_unsloth(path: str | Path, config: LoraTraining) -> Any:
     from unsloth import FastLanguageModel
 
     model, _ = FastLanguageModel.from_pretrained(
-        str(path), max_seq_length=config.max_seq_length, dtype=getattr(torch, current().dtype), load_in_4bit=False,
-        local_files_only=True, use_safetensors=True,
+        str(path), max_seq_length=config.max_seq_length, dtype=getattr(torch, current().dtype),
+        load_in_4bit=quantises(config), local_files_only=True, use_safetensors=True,
     )  # fmt: skip
     return FastLanguageModel.get_peft_model(
         model, r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",

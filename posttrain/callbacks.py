@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from posttrain import ranks
 from posttrain.checkpoints import Checkpoints, Diverged
 from posttrain.config import DpoConfig
 
@@ -66,16 +67,20 @@ class StopOnDivergence:
             f"diverged at step {state.global_step}/{state.max_steps}: {', '.join(broken)}, learning rate "
             f"{logs.get('learning_rate', args.learning_rate):.3g}{named}: lower learning_rate, or look at these rows"
         )
-        self.checkpoints.keep_divergence(message, step=state.global_step, row_ids=rows)
+        ranks.of_first(lambda: self.checkpoints.keep_divergence(message, step=state.global_step, row_ids=rows))
         raise Diverged(message)
 
     def row_ids_of_step(self, args, state, dataloader) -> list[str]:
-        """Ids of the rows of the step that has just been made: the sampler deals an epoch's batches again."""
+        """Ids of the rows of the step that has just been made, in all ranks: samplers deal the epoch's batches again.
+
+        Where batches run out, the last step of an epoch takes some of the first once more.
+        """
         num_batches = args.gradient_accumulation_steps
         epoch, step = divmod(state.global_step - 1, math.ceil(len(dataloader) / num_batches))
         dataloader.set_epoch(epoch)
         batches = list(dataloader.batch_sampler)[step * num_batches : (step + 1) * num_batches]
-        return [self.row_ids[index] for batch in batches for index in batch]
+        rows = [self.row_ids[index] for batch in batches for index in batch]
+        return list(dict.fromkeys(row for rows in ranks.of_each(rows) for row in rows))
 
 
 class CheckReference:

@@ -27,7 +27,7 @@ COMPLETE, DIVERGED = "COMPLETE.json", "DIVERGED.json"
 # All that resuming needs. training_args.bin is a pickle and the tokenizer comes from the model: neither is kept.
 FILES = (
     "adapter_config.json", "adapter_model.safetensors", "optimizer*.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth",
-    "trainer_state.json",
+    "trainer_state.json", "optimizer.bin", "pytorch_model_fsdp.bin",
 )  # fmt: skip
 FOLDER = re.compile(r"(step-(\d{8})/[^/]+)/")
 LOGPROBS = TypeAdapter(list[tuple[float, float]])

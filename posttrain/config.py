@@ -44,7 +44,7 @@ class LoraTraining(Section):
     target_modules: list[str] | Literal["all-linear"]  # names of linear layers
     epochs: Positive  # passes over the training rows
     batch_size: Count  # rows a device takes at once
-    gradient_accumulation: Count  # micro-batches per optimizer step
+    gradient_accumulation: Count  # micro-batches per optimizer step, dealt to the GPUs: a multiple of their number
     learning_rate: Annotated[float, Field(gt=0, lt=1)]  # peak; cosine to 0
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # AdamW's
@@ -52,11 +52,14 @@ class LoraTraining(Section):
     save_steps: Count  # optimizer steps between checkpoints
     save_total_limit: Count = 3  # checkpoints kept
     gradient_checkpointing: bool = True  # less memory, about a third slower
+    parallelism: Literal["ddp", "fsdp"] = "ddp"  # on several GPUs: ddp, a model on each; fsdp, its layers dealt to all
     seed: Annotated[int, Field(ge=0)] = 42  # of adapter, dropout and row order
 
 
 class SftConfig(LoraTraining):
     """Supervised fine-tuning with LoRA."""
+
+    load_in_4bit: bool = False  # on a GPU the base is quantised at load (QLoRA); merging uses the 16-bit weights
 
     lora_r: Count = 16
     lora_alpha: Count = 32
@@ -75,6 +78,12 @@ class SftConfig(LoraTraining):
     gradient_accumulation: Count = 4
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
     save_steps: Count = 100
+
+    @model_validator(mode="after")
+    def _four_bits_are_not_sharded(self):
+        if self.load_in_4bit and self.parallelism == "fsdp":
+            raise ValueError("load_in_4bit with parallelism fsdp is not supported: a 4-bit base fits one GPU, take ddp")
+        return self
 
 
 class DpoConfig(LoraTraining):
@@ -323,6 +332,13 @@ class PipelineConfig(Section):
             raise ValueError("upload_to_hub is on but hub_repo_id is empty: give org/name")
         return self
 
+    @model_validator(mode="after")
+    def _micro_batches_are_dealt_to_the_gpus(self):
+        for name in ("sft", "dpo"):
+            if getattr(self.stages, name).enabled:
+                check_dealt(getattr(self, name), self.placement.of(f"train_{name}").accelerator_count, section=name)
+        return self
+
     @property
     def prefixes(self) -> list[str]:
         """Prefixes under which every URI of a run must lie."""
@@ -332,7 +348,30 @@ class PipelineConfig(Section):
         return [bucket[0] if bucket else "/", "hf://"]
 
 
-class Training(Section):
+def check_dealt(config: LoraTraining, num_processes: int, *, section: str) -> None:
+    """Refuses micro-batches that GPUs cannot share evenly: an optimizer step takes as many rows on any number."""
+    if num_processes > 1 and config.gradient_accumulation % num_processes:
+        raise ValueError(
+            f"{section}.gradient_accumulation = {config.gradient_accumulation} cannot be shared by {num_processes} "
+            f"GPUs: give a multiple of {num_processes}; batch_size * gradient_accumulation rows are one optimizer step"
+        )
+
+
+class Processes(Section):
+    """How many train together; another number deals rows and dropout otherwise, and gives another result."""
+
+    num_processes: Count = 1  # one per GPU
+
+
+class SftTraining(SftConfig, Processes):
+    """What decides the result of train_sft."""
+
+
+class DpoTraining(DpoConfig, Processes):
+    """What decides the result of train_dpo."""
+
+
+class Training(Processes):
     """What a training stage needs beside its own settings."""
 
     checkpoint_every_n_steps: Count = 100
@@ -385,9 +424,14 @@ class SftStep(StepSection):
     sft: SftConfig = SftConfig()
     training: Training = Training()
 
+    @model_validator(mode="after")
+    def _micro_batches_are_dealt(self):
+        check_dealt(self.sft, self.training.num_processes, section="sft")
+        return self
+
     @property
     def decisive(self) -> Section:
-        return self.sft
+        return SftTraining(**self.sft.model_dump(), num_processes=self.training.num_processes)
 
 
 class MergeStep(StepSection):
@@ -400,9 +444,14 @@ class DpoStep(StepSection):
     dpo: DpoConfig = DpoConfig()
     training: Training = Training()
 
+    @model_validator(mode="after")
+    def _micro_batches_are_dealt(self):
+        check_dealt(self.dpo, self.training.num_processes, section="dpo")
+        return self
+
     @property
     def decisive(self) -> Section:
-        return self.dpo
+        return DpoTraining(**self.dpo.model_dump(), num_processes=self.training.num_processes)
 
 
 class CheckDataStep(StepSection):

@@ -7,9 +7,9 @@ The method is arXiv:2305.18290.
 
 import argparse
 import math
-import tempfile
+import sys
 
-from posttrain import backend, kfp_io, record, training
+from posttrain import backend, kfp_io, ranks, record, training
 from posttrain.callbacks import CheckReference
 from posttrain.checkpoints import Checkpoints
 from posttrain.config import DpoConfig, DpoStep, parse_step
@@ -51,7 +51,7 @@ def train(
     def fit(config: DpoConfig) -> dict:
         set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
-        with tempfile.TemporaryDirectory() as folder:
+        with ranks.folder() as folder:
             trainer = keeping_reference(DPOTrainer, checkpoints)(
                 model=model,
                 ref_model=None,  # the model with its adapter off
@@ -60,11 +60,12 @@ def train(
                     loss_type=config.loss_type,
                     loss_weights=config.loss_weights,
                     disable_dropout=False,  # lora_dropout says how much there is
-                    precompute_ref_log_probs=True,
-                    **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=folder),
+                    # A model that is to be sharded lies on no GPU yet.
+                    precompute_ref_log_probs=not backend.is_sharded(config),
+                    **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
                 ),
-                train_dataset=training.dataset(rows["train"], kind=kind),
-                eval_dataset=training.dataset(rows["eval"], kind=kind),
+                train_dataset=training.dataset(rows["train"], kind=kind, folder=folder / "train"),
+                eval_dataset=training.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
@@ -83,7 +84,7 @@ def train(
             "beta_used": config.beta,
             "learning_rate": config.learning_rate,
         }
-        training.write_results(trainer, outputs, metrics=metrics, title="Direct preference optimization")
+        training.write_results(trainer, config, outputs, metrics=metrics, title="Direct preference optimization")
         return metrics
 
     return training.halving_batches(fit, config)
@@ -95,10 +96,11 @@ def keeping_reference(trainer_class: type, checkpoints: Checkpoints) -> type:
     class KeepsReference(trainer_class):
         def _precompute_ref_logps(self, dataset, name: str, batch_size: int):
             columns = ("ref_chosen_logps", "ref_rejected_logps")
-            kept = checkpoints.read_reference(name, num_rows=len(dataset))
+            kept = ranks.of_first(lambda: checkpoints.read_reference(name, num_rows=len(dataset)))
             if kept is None:
                 dataset = super()._precompute_ref_logps(dataset, name, batch_size)
-                checkpoints.keep_reference(name, list(zip(*(dataset[column] for column in columns), strict=True)))
+                if ranks.is_first():
+                    checkpoints.keep_reference(name, list(zip(*(dataset[column] for column in columns), strict=True)))
                 return dataset
             for column, logprobs in zip(columns, zip(*kept, strict=True), strict=True):
                 dataset = dataset.add_column(column, list(logprobs))
@@ -119,6 +121,7 @@ def start_loss(log_history: list[dict[str, float]], config: DpoConfig) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
     step = parse_step(DpoStep, args.config, args.overrides)
     files = {"train": args.train, "eval": args.eval}
@@ -131,7 +134,8 @@ def main(argv: list[str] | None = None) -> None:
         )  # fmt: skip
         return train(args.model, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
-    record.run_step(args, inputs={"model": args.model, **files}, outputs=outputs, config=step.decisive, work=work)
+    inputs = {"model": args.model, **files}
+    training.run_step(args, ["posttrain.dpo", *argv], step=step, inputs=inputs, outputs=outputs, work=work)
 
 
 if __name__ == "__main__":

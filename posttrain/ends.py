@@ -8,15 +8,19 @@ after it, and what counts is the last checkpoint, made every so many steps or mi
 """
 
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from posttrain import ranks
 from posttrain.config import EXIT_AGAIN, Training
 
-STARTED = time.monotonic()  # of this process, nearly: a stage imports this before anything slow
+STARTED_ENV = "POSTTRAIN_STARTED"  # given to the ranks of a stage, which started before they did
+# Of this process, nearly: a stage imports this before anything slow.
+STARTED = float(os.environ.get(STARTED_ENV, time.monotonic()))
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +56,16 @@ class LeaveInTime:
         self.stepped_at = now
         if state.global_step >= state.max_steps:
             return
-        if self.is_told:
+        is_late = now + self.longest_step >= self.deadline
+        is_due = now - self.saved_at >= self.training.checkpoint_every_n_minutes * 60
+        is_told, is_late, is_due = ranks.any_of(self.is_told, is_late, is_due)
+        if is_told:
             self.reason = "SIGTERM"
-        elif now + self.longest_step >= self.deadline:
+        elif is_late:
             self.reason = f"its deadline of {self.training.timeout_minutes} minutes is near"
         if self.reason:
             control.should_save = control.should_training_stop = True
-        elif now - self.saved_at >= self.training.checkpoint_every_n_minutes * 60:
+        elif is_due:
             control.should_save = True
 
     def on_save(self, args, state) -> None:

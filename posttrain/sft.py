@@ -4,9 +4,9 @@ base model, train and eval rows -> adapter folder, metrics.json, training-curve 
 """
 
 import argparse
-import tempfile
+import sys
 
-from posttrain import backend, kfp_io, record, training
+from posttrain import backend, kfp_io, ranks, record, training
 from posttrain.checkpoints import Checkpoints
 from posttrain.config import SftConfig, SftStep, parse_step
 
@@ -46,15 +46,15 @@ def train(
     def fit(config: SftConfig) -> dict:
         set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
-        with tempfile.TemporaryDirectory() as folder:
+        with ranks.folder() as folder:
             trainer = SFTTrainer(
                 model=model,
                 args=SFTConfig(
                     completion_only_loss=True,
-                    **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=folder),
+                    **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
                 ),
-                train_dataset=training.dataset(rows["train"], kind=kind),
-                eval_dataset=training.dataset(rows["eval"], kind=kind),
+                train_dataset=training.dataset(rows["train"], kind=kind, folder=folder / "train"),
+                eval_dataset=training.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
@@ -65,13 +65,14 @@ def train(
             "eval_token_accuracy": evaluation["eval_mean_token_accuracy"],
             "learning_rate": config.learning_rate,
         }
-        training.write_results(trainer, outputs, metrics=metrics, title="Supervised fine-tuning")
+        training.write_results(trainer, config, outputs, metrics=metrics, title="Supervised fine-tuning")
         return metrics
 
     return training.halving_batches(fit, config)
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
     step = parse_step(SftStep, args.config, args.overrides)
     files = {"train": args.train, "eval": args.eval}
@@ -84,7 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         )  # fmt: skip
         return train(args.base, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
-    record.run_step(args, inputs={"base": args.base, **files}, outputs=outputs, config=step.decisive, work=work)
+    inputs = {"base": args.base, **files}
+    training.run_step(args, ["posttrain.sft", *argv], step=step, inputs=inputs, outputs=outputs, work=work)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 rows that fit, a trainer -> log history, adapter folder, metrics.json, training curve
 """
 
+import argparse
 import json
 import logging
 import math
@@ -11,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain import backend, callbacks, curve
+from posttrain import backend, callbacks, curve, ranks, record, torchrun
 from posttrain.checkpoints import Checkpoints, step_of
-from posttrain.config import LoraTraining, Training
+from posttrain.config import DpoStep, LoraTraining, SftStep, Training
 from posttrain.data import render
 from posttrain.ends import LeaveInTime
 from posttrain.rows import ANSWER_KEYS, check_row, read_jsonl
@@ -23,6 +24,33 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 T = TypeVar("T", bound=LoraTraining)
 
 logger = logging.getLogger(__name__)
+
+
+def run_step(
+    args: argparse.Namespace, command: list[str], *, step: SftStep | DpoStep, inputs: dict[str, str],
+    outputs: dict[str, str], work: record.Work,
+) -> None:  # fmt: skip
+    """`record.run_step` of a training stage. Where several processes train, they do the work and this one records it.
+
+    `command` is the stage's module and its arguments, with which each of them starts.
+    """
+
+    def in_ranks() -> dict:
+        torchrun.run(command, num_ranks=step.training.num_processes, fingerprint=args.fingerprint)
+        return json.loads(Path(outputs["metrics"]).read_text(encoding="utf-8"))
+
+    if told := torchrun.orders():
+        record.configure_logging()
+        if not ranks.is_first():
+            logging.disable(logging.ERROR)  # the first speaks for all, and what breaks another one that raises
+        args.fingerprint = told.fingerprint
+        with torchrun.reporting(told):
+            work()
+            ranks.part()
+        return
+    if step.training.num_processes > 1:
+        work = in_ranks
+    record.run_step(args, inputs=inputs, outputs=outputs, config=step.decisive, work=work)
 
 
 def read_rows(
@@ -58,18 +86,25 @@ def _fitting(path: str, rows: list[dict], tokenizer: Any, *, kind: str, max_leng
     return kept
 
 
-def dataset(rows: list[dict], *, kind: str) -> Any:
-    """What trl is given: without the ids, for which it has no use."""
-    from datasets import Dataset
+def dataset(rows: list[dict], *, kind: str, folder: Path) -> Any:
+    """What trl is given: without the ids, for which it has no use. In `folder` ranks find what another made of it."""
+    from datasets import Dataset, load_from_disk
 
-    return Dataset.from_list([{name: row[name] for name in ("prompt", *ANSWER_KEYS[kind])} for row in rows])
+    if ranks.is_first():
+        names = ("prompt", *ANSWER_KEYS[kind])
+        Dataset.from_list([{name: row[name] for name in names} for row in rows]).save_to_disk(folder)
+    ranks.wait()
+    return load_from_disk(folder)
 
 
 def arguments(config: LoraTraining, training: Training, *, num_train_rows: int, output: str) -> dict[str, Any]:
-    """The trainer arguments that SFT and DPO share."""
+    """The trainer arguments that SFT and DPO share.
+
+    An optimizer step takes batch_size * gradient_accumulation rows, whatever the number of ranks that share them.
+    """
     batch_size = min(config.batch_size, num_train_rows)
-    num_batches = math.ceil(num_train_rows / batch_size)
-    accumulation = min(config.gradient_accumulation, num_batches)
+    num_batches = math.ceil(math.ceil(num_train_rows / batch_size) / ranks.count())  # of one rank
+    accumulation = min(config.gradient_accumulation // ranks.count(), num_batches)
     num_steps = math.ceil(math.ceil(num_batches / accumulation) * config.epochs)
     return {
         "output_dir": output,
@@ -115,24 +150,31 @@ def run(
             trainer, on_log=[stop.on_log, *checks, callbacks.log_step], on_save=[uploads.on_save, leave.on_save],
             on_step_end=[leave.on_step_end],
         )  # fmt: skip
-        newest = checkpoints.newest_whole(trainer.args.output_dir)
+        newest = ranks.of_first(lambda: checkpoints.newest_whole(trainer.args.output_dir))
         uploads.kept_step = step_of(newest) if newest else None
         set_seed(trainer.args.seed)  # what came before must not decide which dropout there is
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    leave.leave(trainer.state, kept_step=uploads.kept_step)
+    leave.leave(trainer.state, kept_step=ranks.of_first(lambda: uploads.kept_step))
     return trainer.evaluate()
 
 
 def halving_batches(fit: Callable[[T], dict], config: T) -> dict:
     """`fit(config)`; where memory runs out, once more with micro-batches of half the size and twice as many of them.
 
-    An optimizer step takes the same rows as before, so the second goes on from the checkpoint of the first.
+    An optimizer step takes the same rows as before, so the second goes on from the checkpoint of the first. Of several
+    ranks the others stand in the midst of a step, and the stage ends.
     """
     try:
         return fit(config)
     except (RuntimeError, MemoryError) as error:
         if not backend.is_out_of_memory(error) or config.batch_size == 1:
             raise
+        if ranks.count() > 1:
+            smaller = _halved(config)
+            raise ValueError(
+                f"out of memory with batch_size {config.batch_size} on each of {ranks.count()} GPUs: set batch_size to "
+                f"{smaller.batch_size} and gradient_accumulation to {smaller.gradient_accumulation}"
+            ) from error
     backend.free_memory()  # here: the error held the model
     smaller = _halved(config)
     logger.warning(
@@ -178,21 +220,29 @@ def _max_gradient_norm(history: list[dict]) -> dict[str, float]:
     return {"max_gradient_norm": max(norms)} if norms else {}
 
 
-def write_results(trainer: Any, outputs: dict[str, str], *, metrics: dict[str, Any], title: str) -> None:
-    """Writes the adapter folder, metrics.json and the training curve."""
+def write_results(
+    trainer: Any, config: LoraTraining, outputs: dict[str, str], *, metrics: dict[str, Any], title: str
+) -> None:
+    """Writes the adapter folder, metrics.json and the training curve; of several ranks the first does."""
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    save_adapter(trainer.model, outputs["adapter"])
+    weights = backend.adapter_weights(trainer, config)
+    if not ranks.is_first():
+        return
+    save_adapter(trainer.model, outputs["adapter"], weights)
     Path(outputs["metrics"]).write_text(text, encoding="utf-8")
     curve.write_curve(trainer.state.log_history, outputs["curve"], title=title)
 
 
-def save_adapter(model: Any, path: str | Path) -> None:
-    """Writes the adapter folder: the same weights always give the same bytes, whatever the process and its folders."""
+def save_adapter(model: Any, path: str | Path, weights: dict[str, Any] | None = None) -> None:
+    """Writes the adapter folder: the same weights always give the same bytes, whatever the process and its folders.
+
+    `weights` are given where the model itself holds only a part of them.
+    """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     # `selected_adapters`: trl may add a frozen reference adapter, which is no result.
-    model.save_pretrained(partial, selected_adapters=["default"])
+    model.save_pretrained(partial, selected_adapters=["default"], state_dict=weights)
     for file in partial.iterdir():
         if file.name not in ADAPTER_FILES:
             file.unlink()

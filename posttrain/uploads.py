@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from posttrain import ranks
 from posttrain.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,10 @@ class Uploads:
                 future.result()  # raises what was no trouble of the storage
 
     def on_save(self, args, state) -> None:
-        """Takes over the folder that the trainer has just written."""
-        self.submit(Path(args.output_dir, f"checkpoint-{state.global_step}"), step=state.global_step)
+        """Takes over the folder that the trainer has just written; of several ranks the first takes what all wrote."""
+        ranks.wait()
+        if ranks.is_first():
+            self.submit(Path(args.output_dir, f"checkpoint-{state.global_step}"), step=state.global_step)
 
     def submit(self, folder: Path, *, step: int) -> None:
         with self._lock:
