@@ -86,7 +86,7 @@ def test_card_shows_sources_steps_and_what_each_gate_measured(line, place):
     assert f"`{record.digest(line.data)}`" in card
     assert f"`{record.digest(line.model)}`" in card
     assert "### check_safety: passed" in card
-    assert "| loss | 1 | ≤ 2 | 0.9 to 1.1 | a \\| b |" in card
+    assert "| `loss` | 1 | ≤ 2 | 0.9 to 1.1 | a \\| b |" in card
 
 
 def test_an_adapter_is_called_one(line, place):
