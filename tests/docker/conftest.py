@@ -20,6 +20,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BASE, WHEELS = "posttrain-base:local", "posttrain-wheels:local"
 NAMES = ("cpu", "train")
+SOURCES = (
+    "Makefile", "pyproject.toml", "README.md", "LICENSE", ".dockerignore", "Dockerfile.train", "compile.py",
+    "run_pipeline.py", "components", "configs", "examples", "images", "pipelines", "posttrain", "validators",
+)  # fmt: skip
 REVISION = "0123456789abcdef"
 CONFINED = (
     "--rm", "--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--tmpfs=/tmp",
@@ -188,6 +192,16 @@ def make(docker: Docker, base_image: str, build_arguments: list[str]) -> Callabl
         return result
 
     return make
+
+
+def copy_checkout(folder: Path) -> Path:
+    """What an image is built of and a graph compiled from, to be changed."""
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
 
 
 @pytest.fixture(scope="session")
