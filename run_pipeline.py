@@ -96,7 +96,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parsed(argv)
     masking.mask_output()
     again = shlex.join(["python", "run_pipeline.py", *(sys.argv[1:] if argv is None else argv)])
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends the running step too
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # both end the running step too, also where a shell ignores the first
+        signal.signal(number, signal.default_int_handler)
     try:
         write_junit(args.junit, junit.of_error("ended without a result"))  # stays if this process is killed
         config = absolute_paths(load_config(args.config, args.settings))

@@ -67,7 +67,8 @@ def component(name: str, version: str, purl: str) -> dict:
 def components() -> list[dict]:
     release = dict(line.split("=", 1) for line in RELEASE.read_text(encoding="utf-8").splitlines() if "=" in line)
     debian = debian_packages(DPKG.read_text(encoding="utf-8"), release["ID"].strip('"'))
-    return [*python_packages(), *debian]
+    found = {one["purl"]: one for one in (*python_packages(), *debian)}  # an editable install is seen twice
+    return list(found.values())
 
 
 def main(argv: list[str] | None = None) -> int:

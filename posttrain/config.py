@@ -60,7 +60,6 @@ class SftConfig(LoraTraining):
     """Supervised fine-tuning with LoRA."""
 
     load_in_4bit: bool = False  # on a GPU the base is quantised at load (QLoRA); merging uses the 16-bit weights
-
     lora_r: Count = 16
     lora_alpha: Count = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05

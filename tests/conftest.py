@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ pytest_plugins = ["tests.hub_server", "tests.storage_servers"]
 
 # Before torch is imported, and not `torch.set_num_threads`: a process forked after that cannot load a model.
 os.environ["OMP_NUM_THREADS"] = "1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 
 MARKERS = {"docker": "needs a Docker engine", "chaos": "takes minutes"}
 
