@@ -22,8 +22,9 @@ from posttrain.stores.address import Uri, check_allowed, hub_id, is_remote, join
 from posttrain.stores.local import Local, temporary
 
 __all__ = [
-    "check_allowed", "check_writable", "download_file", "download_folder", "exists", "hub_id", "is_remote", "join",
-    "kind", "list_files", "local_path", "read_bytes", "remove", "upload_file", "upload_folder", "write_bytes",
+    "check_allowed", "check_writable", "download_file", "download_folder", "exists", "file_sizes", "hub_id",
+    "is_remote", "join", "kind", "list_files", "local_path", "read_bytes", "remove", "upload_file", "upload_folder",
+    "write_bytes",
 ]  # fmt: skip
 
 GROUP_BYTES = 1 << 30  # a progress line after this many

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 NUM_WORKERS = 8  # files in flight
-NUM_LARGE_WORKERS = 4  # large files going up at once: each holds one chunk in memory
+NUM_LARGE_WORKERS = 4  # large files going up at once: the client holds two chunks of each in memory
 LARGE_FILE_BYTES = 32 << 20  # from here on files go in chunks, so that memory stays below about 300 MB
 
 # A server may be away for minutes; a pod is killed ten minutes after the deadline of its stage.
