@@ -101,7 +101,7 @@ def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any 
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",
         target_modules=config.target_modules, task_type="CAUSAL_LM",
     )  # fmt: skip
-    return _load(path, **(_quantisation() if quantises(config) else {})), lora
+    return _load(path, **_at_load(config)), lora
 
 
 def quantises(config: LoraTraining) -> bool:
@@ -196,16 +196,24 @@ def _load(path: str | Path, **arguments) -> Any:
     )
 
 
-def _quantisation() -> dict[str, Any]:
-    """Arguments of `from_pretrained` for QLoRA (arXiv:2305.14314): NF4, its constants quantised too, on this GPU."""
+def _at_load(config: LoraTraining) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a base in 4 bits (QLoRA, arXiv:2305.14314: NF4, its constants quantised too).
+
+    Ranks with a model each load it to their GPUs: the machine's memory would have to hold it once for each of them.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, current().dtype),
-    )  # fmt: skip
-    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device()}}
+    arguments: dict[str, Any] = {}
+    if quantises(config):
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, current().dtype),
+        )  # fmt: skip
+    has_own_model = ranks.count() > 1 and current().device == "cuda" and not is_sharded(config)
+    if arguments or has_own_model:
+        arguments["device_map"] = {"": torch.cuda.current_device()}
+    return arguments
 
 
 def _load_with_unsloth(path: str | Path, config: LoraTraining) -> Any:

@@ -239,3 +239,11 @@ def test_a_gate_with_nothing_to_judge_by_is_refused(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         compile_graph(PipelineConfig(validation=validation), tmp_path / "graph.yaml")
     assert not (tmp_path / "graph.yaml").exists()
+
+
+def test_a_training_has_a_process_for_each_gpu_of_its_pod(tmp_path):
+    steps = "placement.steps={train_sft: {accelerator_count: 2}, train_dpo: {accelerator_count: 0}}"
+    compile_graph(load_config("configs/pipeline_config.yaml", [steps]), tmp_path / "graph.yaml")
+    graph = Graph(tmp_path / "graph.yaml")
+    found = {name: graph.config_of(name)["training"]["num_processes"] for name in ("train_sft", "train_dpo")}
+    assert found == {"train_sft": 2, "train_dpo": 1}

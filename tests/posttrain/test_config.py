@@ -196,3 +196,33 @@ def test_a_schema_file_is_read_into_the_configuration(files):
 def test_a_configuration_survives_yaml(files):
     config = load_config(files / "pipeline.yaml")
     assert PipelineConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+FOUR_GPUS = "placement.steps={train_sft: {accelerator_count: 4}}"
+
+
+def test_micro_batches_that_gpus_cannot_share_are_refused(files):
+    assert load_config(files / "pipeline.yaml", [FOUR_GPUS, "sft.gradient_accumulation=8"])
+    words = r"pipeline.yaml: sft.gradient_accumulation = 6 cannot be shared by 4 GPUs: give a multiple of 4"
+    with pytest.raises(ValueError, match=words):
+        load_config(files / "pipeline.yaml", [FOUR_GPUS, "sft.gradient_accumulation=6"])
+    assert load_config(files / "pipeline.yaml", [FOUR_GPUS, "sft.gradient_accumulation=6", "stages.sft.enabled=false"])
+
+
+def test_a_run_cannot_ask_for_micro_batches_that_its_gpus_cannot_share():
+    compiled = json.dumps({"training": {"num_processes": 4}})
+    assert parse_step(SftStep, compiled, '{"sft": {"gradient_accumulation": 12}}')
+    with pytest.raises(ValueError, match=r"sft.gradient_accumulation = 2 cannot be shared by 4 GPUs"):
+        parse_step(SftStep, compiled, '{"sft": {"gradient_accumulation": 2}}')
+
+
+def test_what_decides_a_training_names_its_settings_and_the_number_of_its_processes():
+    alone, shared = SftStep(), SftStep(training={"num_processes": 2})
+    assert shared.decisive.model_dump() == alone.sft.model_dump() | {"num_processes": 2}
+    assert alone.decisive != shared.decisive
+    assert alone.decisive == SftStep(training={"timeout_minutes": 1}).decisive
+
+
+def test_a_base_in_four_bits_is_not_sharded(files):
+    with pytest.raises(ValueError, match=r"sft: load_in_4bit with parallelism fsdp is not supported.*take ddp"):
+        load_config(files / "pipeline.yaml", ["sft.load_in_4bit=true", "sft.parallelism=fsdp"])
