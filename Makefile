@@ -1,11 +1,13 @@
 # One way to run a thing: these lines are CI's and the README's too.
 PYTHON ?= python3
 VENV ?= .venv
+UNSLOTH_VENV ?= .venv-unsloth
 BIN := $(VENV)/bin
 DOCKER ?= docker
 export DOCKER_BUILDKIT = 1
 
-.PHONY: install run test lint compile golden lock image image-cpu image-train push engine test-docker chaos clean
+.PHONY: install run test lint compile golden lock image image-cpu image-train push engine test-docker test-unsloth \
+  chaos clean
 
 install: $(VENV)/installed
 
@@ -65,6 +67,15 @@ engine:  ## Debian's Docker engine and registry, and debootstrap, where they are
 	which dockerd docker-registry debootstrap > /dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends docker.io docker-registry debootstrap; }
 
+test-unsloth: $(UNSLOTH_VENV)/installed  ## SFT, DPO, merge and resume through unsloth and in 4 bits, on the CPU
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(UNSLOTH_VENV)/bin/python -m pytest tests/unsloth -m unsloth
+
+$(UNSLOTH_VENV)/installed: pyproject.toml images/constraints.txt images/unsloth.txt
+	$(PYTHON) -m venv $(UNSLOTH_VENV)
+	$(UNSLOTH_VENV)/bin/pip install --quiet --disable-pip-version-check -c images/constraints.txt -e '.[train,dev]'
+	$(UNSLOTH_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r images/unsloth.txt
+	touch $@
+
 test-docker: install  ## both images from nothing, their containers, a release; starts the engine that make engine installs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docker -m docker
 
@@ -73,4 +84,4 @@ chaos: install  ## kills the line at random moments and compares the weights: ma
 	$(BIN)/python -m pytest -m chaos
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) $(UNSLOTH_VENV) build runs

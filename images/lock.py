@@ -18,9 +18,7 @@ IMAGES = Path(__file__).parent
 PROJECT = IMAGES.parent / "pyproject.toml"
 PLATFORM = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": "3.11"}
 HEAD = "# {title}. `make lock` writes this file.\n"
-# Without what it asks for beside these: torchvision, triton, bitsandbytes and more, which no step uses.
-UNSLOTH = ["unsloth==2026.10.9", "unsloth_zoo==2026.10.9", "tyro==1.0.17", "cut_cross_entropy==25.1.1"]
-UNSLOTH_NEEDS = ["docstring_parser"]  # what of the rest those four import
+UNSLOTH = IMAGES / "unsloth.txt"  # without what it asks for beside that
 
 TITLES = {
     "build": "What builds the wheel of this package",
@@ -49,7 +47,7 @@ def locks() -> dict[str, Lock]:
         "train": shared,
         "torch-cpu": without(cpu, shared),
         "torch-cuda": without(cuda, shared),
-        "unsloth": without(resolve([*UNSLOTH, *UNSLOTH_NEEDS], "--no-deps"), shared),
+        "unsloth": without(resolve(pins(UNSLOTH), "--no-deps"), cuda),
     }
 
 
@@ -61,6 +59,12 @@ def requirements(extra: str) -> list[str]:
         other = re.fullmatch(rf"{project['name']}\[(\w+)\]", pin)
         found += requirements(other[1]) if other else [pin]
     return list(dict.fromkeys(found))
+
+
+def pins(path: Path) -> list[str]:
+    """Those of a requirements file, without its comments."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [pin for line in lines if (pin := line.partition("#")[0].strip())]
 
 
 def build_requirements() -> list[str]:

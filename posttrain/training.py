@@ -115,6 +115,7 @@ def arguments(config: LoraTraining, training: Training, *, num_train_rows: int, 
         "gradient_accumulation_steps": accumulation,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "cosine",
+        "optim": "adamw_torch_fused",  # where unsloth patches trl on a GPU, its default is an AdamW of 8 bits
         # Rounded down: the first step of a warm-up has learning rate 0, which a short training cannot spare.
         "warmup_steps": int(config.warmup_ratio * num_steps),
         "weight_decay": config.weight_decay,

@@ -31,6 +31,13 @@ def test_what_the_project_pins_is_what_an_image_gets(extra, names):
         assert found[canonicalize_name(name)].partition("+")[0] == version
 
 
+def test_an_image_with_unsloth_gets_what_was_tested_with_it():
+    pinned = dict(pin.split("==") for pin in lock.pins(lock.UNSLOTH))
+    tested = {canonicalize_name(name): version for name, version in pinned.items()}
+    assert tested.pop("triton") == locked("torch-cuda")["triton"]
+    assert tested == locked("unsloth")
+
+
 def test_the_images_get_what_was_tested_together():
     lines = Path("images/constraints.txt").read_text().splitlines()[1:]
     tested = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
