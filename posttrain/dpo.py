@@ -75,19 +75,26 @@ def train(
             )  # fmt: skip
         metrics = {
             **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),
-            "start_loss": start_loss(trainer.state.log_history, config),
-            "eval_loss": evaluation["eval_loss"],
-            "eval_reward_accuracy": evaluation["eval_rewards/accuracies"],
-            "eval_reward_margin": evaluation["eval_rewards/margins"],
-            "eval_reward_chosen": evaluation["eval_rewards/chosen"],
-            "eval_reward_rejected": evaluation["eval_rewards/rejected"],
-            "beta_used": config.beta,
-            "learning_rate": config.learning_rate,
+            **measured(trainer.state.log_history, evaluation, config),
         }
         training.write_results(trainer, config, outputs, metrics=metrics, title="Direct preference optimization")
         return metrics
 
     return training.halving_batches(fit, config)
+
+
+def measured(log_history: list[dict[str, float]], evaluation: dict[str, float], config: DpoConfig) -> dict[str, float]:
+    """The metrics of DPO alone."""
+    return {
+        "start_loss": start_loss(log_history, config),
+        "eval_loss": evaluation["eval_loss"],
+        "eval_reward_accuracy": evaluation["eval_rewards/accuracies"],
+        "eval_reward_margin": evaluation["eval_rewards/margins"],
+        "eval_reward_chosen": evaluation["eval_rewards/chosen"],
+        "eval_reward_rejected": evaluation["eval_rewards/rejected"],
+        "beta_used": config.beta,
+        "learning_rate": config.learning_rate,
+    }
 
 
 def keeping_reference(trainer_class: type, checkpoints: Checkpoints) -> type:

@@ -4,6 +4,18 @@ from pathlib import Path
 
 import yaml
 
+# Shape of the graph -> the settings that give it.
+SHAPES = {
+    "full": [],
+    "sft_only": ["stages.dpo.enabled=false"],
+    "dpo_only": ["stages.sft.enabled=false"],
+    "adapter": [
+        "stages.dpo.enabled=false",
+        "stages.merge.enabled=false",
+        "validation.custom_checks=[output_format_valid]",
+    ],
+}
+
 
 class Graph:
     """A compiled package, with the tasks of all its nested groups by their display names."""

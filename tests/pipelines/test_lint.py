@@ -12,18 +12,9 @@ from pipelines import lint
 from pipelines.compiler import compile_graph
 from pipelines.package import AT_ANY_END, Package, Task
 from posttrain.config import load_config
+from tests.pipelines.graph import SHAPES
 
-SHAPES = {
-    "full": [],
-    "sft_only": ["stages.dpo.enabled=false"],
-    "dpo_only": ["stages.sft.enabled=false"],
-    "adapter": [
-        "stages.dpo.enabled=false",
-        "stages.merge.enabled=false",
-        "validation.custom_checks=[output_format_valid]",
-    ],
-    "retried": ["placement.cpu.retry_count=3"],
-}
+LINTED = SHAPES | {"retried": ["placement.cpu.retry_count=3"]}
 TOKEN = "hf_" + "aB" * 17  # put together here, so that nobody takes this file for one that leaks something
 
 
@@ -293,9 +284,9 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", LINTED)
 def test_our_graphs_break_no_rule(tmp_path, shape):
-    compile_graph(load_config("configs/pipeline_config.yaml", SHAPES[shape]), tmp_path / "graph.yaml")
+    compile_graph(load_config("configs/pipeline_config.yaml", LINTED[shape]), tmp_path / "graph.yaml")
     assert lint.lint(Package.read(tmp_path / "graph.yaml"), allow_tags=True) == []
 
 

@@ -9,19 +9,9 @@ from pipelines.compiler import compile_graph
 from pipelines.steps import step_names
 from posttrain.config import PipelineConfig, load_config
 from posttrain.placement import CPU_STEPS, GPU_STEPS
-from tests.pipelines.graph import Graph
+from tests.pipelines.graph import SHAPES, Graph
 
 GOLDEN = Path(__file__).parent / "golden"
-SHAPES = {
-    "full": [],
-    "sft_only": ["stages.dpo.enabled=false"],
-    "dpo_only": ["stages.sft.enabled=false"],
-    "adapter": [
-        "stages.dpo.enabled=false",
-        "stages.merge.enabled=false",
-        "validation.custom_checks=[output_format_valid]",
-    ],
-}
 
 
 @pytest.fixture(scope="module")
