@@ -13,7 +13,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from posttrain.masking import mask
@@ -628,6 +627,8 @@ def _read_pipeline(path: Path) -> dict:
 
 
 def _read_yaml(path: Path) -> dict:
+    import yaml  # only where the files are: a step is given JSON
+
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -662,6 +663,8 @@ def _embed_schema(raw: dict, folders: list[Path]) -> None:
 
 
 def _set(raw: dict, setting: str) -> None:
+    import yaml
+
     path, equals, value = setting.partition("=")
     *parents, key = OTHER_NAMES.get(path, path).split(".")
     if not equals or not all((*parents, key)):

@@ -12,4 +12,4 @@ Positive = Annotated[float, Field(gt=0)]
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys, NaN and infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True, defer_build=True)

@@ -10,10 +10,12 @@ import argparse
 import re
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from posttrain import chat, config, kfp_io, prompts
 from posttrain.rows import ANSWER_KEYS, as_seen, check_row, empty_key, read_jsonl
@@ -103,26 +105,33 @@ class Numbers:
         return cls(files=files, **{key: measured.get(key) for key in keys})
 
 
-def measure(tokenizer, rows: Rows, asked: Rows, step: config.CheckDataStep) -> measuring.Measured:
-    """Looks at every row, in processes of their own: one for each file, three for what is asked of all of them.
+def measure(
+    load_tokenizer: Callable[[], Any], rows: Rows, asked: Rows, step: config.CheckDataStep
+) -> measuring.Measured:
+    """Looks at every row, in processes of their own: three for what is asked of all of them, one for each file.
 
     Args:
+        load_tokenizer: takes longer than many a measurement, and goes on beside those that need none.
         asked: prompts that a later gate asks; no training row may hold one of them.
     """
     lengths = {"sft": step.sft.max_seq_length, "preference": step.dpo.max_seq_length}
     sound = {name: [row for row in found if _problem(row, kind_of(name)) is None] for name, found in rows.items()}
 
-    def file(name: str) -> dict[str, FileNumbers]:
+    def file(tokenizer, name: str) -> dict[str, FileNumbers]:
         return {name: measure_file(tokenizer, rows[name], kind=kind_of(name), max_length=lengths[kind_of(name)])}
 
-    parts = {name: partial(file, name) for name in rows} | {
+    def files() -> measuring.Parts:
+        tokenizer = load_tokenizer()
+        return {name: partial(file, tokenizer, name) for name in rows}
+
+    parts = {
         "prompts": lambda: overlap.compare_prompts(sound | asked),
-        "near_duplicates": lambda: overlap.alike(sound, asked, step.validation.near_duplicate_similarity),
         "personal_data": lambda: {
             "personal_data": {name: with_personal_data(found, kind_of(name)) for name, found in rows.items()}
         },
+        "near_duplicates": lambda: overlap.alike(sound, asked, step.validation.near_duplicate_similarity),
     }
-    return measuring.side_by_side(parts, checks.timeouts(step.validation))
+    return measuring.side_by_side(parts, checks.timeouts(step.validation), more=files)
 
 
 def measure_file(tokenizer, rows: list[dict], *, kind: str, max_length: int) -> FileNumbers:
@@ -323,7 +332,7 @@ def decide(
 ) -> checks.GateVerdict:
     """Measures and judges; writes the manifest."""
     rows, asked_rows = ({name: read_jsonl(path) for name, path in some.items()} for some in (paths, asked))
-    measured = measure(chat.ChatTokenizer(args.tokenizer), rows, asked_rows, step)
+    measured = measure(partial(chat.ChatTokenizer, args.tokenizer), rows, asked_rows, step)
     numbers = Numbers.of(measured.numbers, list(rows))
     overlap.write_manifest(args.manifest, numbers.prompts)
     return checks.GateVerdict(

@@ -12,6 +12,7 @@ measures: a fork does not inherit a thread pool or a GPU.
 """
 
 import ctypes
+import gc
 import json
 import logging
 import multiprocessing
@@ -32,6 +33,7 @@ from posttrain.verdict import Check, holds
 logger = logging.getLogger(__name__)
 
 Measure = Callable[[], dict[str, Any] | None]
+Parts = dict[str, Measure]
 REPAIR = "Repair what raised."
 GRACE_SECONDS = 1.0  # from closing its end of the pipe to the end of a process
 
@@ -59,14 +61,18 @@ class Measured:
         return Measured(self.numbers | other.numbers, [*self.failures, *other.failures], self.seconds | other.seconds)
 
 
-def side_by_side(parts: dict[str, Measure], timeouts: Timeouts) -> Measured:
-    """Each measurement in its own process, as many at once as there are cores."""
-    return _measure([{name: measure} for name, measure in parts.items()], timeouts)
+def side_by_side(parts: Parts, timeouts: Timeouts, more: Callable[[], Parts] = dict) -> Measured:
+    """Each measurement in its own process, as many at once as there are cores.
+
+    `more` gives the last ones. It is called when a core is free for them: what all of them need is made ready while
+    others measure.
+    """
+    return _measure(({name: measure} for some in (lambda: parts, more) for name, measure in some().items()), timeouts)
 
 
-def in_order(parts: dict[str, Measure], timeouts: Timeouts) -> Measured:
+def in_order(parts: Parts, timeouts: Timeouts) -> Measured:
     """One after the other in one process, which can hold a model; what follows a failure is not run."""
-    return _measure([parts], timeouts)
+    return _measure(iter([parts] if parts else []), timeouts)
 
 
 def not_run(names: list[str], because: str) -> Measured:
@@ -77,7 +83,7 @@ def not_run(names: list[str], because: str) -> Measured:
 class _Worker:
     """A process that measures one part after the other, and what it has told so far."""
 
-    def __init__(self, parts: dict[str, Measure], timeouts: Timeouts):
+    def __init__(self, parts: Parts, timeouts: Timeouts):
         context = multiprocessing.get_context("fork")
         self.waiting, self.timeouts = list(parts), timeouts
         self.connection, theirs = context.Pipe(duplex=False)
@@ -147,12 +153,17 @@ class _Worker:
         self.waiting = []
 
 
-def _measure(groups: list[dict[str, Measure]], timeouts: Timeouts) -> Measured:
-    found, to_start, running = Measured(), [group for group in groups if group], []
+def _measure(groups: Iterator[Parts], timeouts: Timeouts) -> Measured:
+    """Each group in its own process. The next one is asked for when a core is free for it."""
+    found, running, order = Measured(), [], []
+    gc.freeze()  # what was read before the forks is no garbage: no process looks through it again, not even at its end
     with _no_one_left(running):
-        while to_start or running:
-            while to_start and len(running) < _num_at_once():
-                running.append(_Worker(to_start.pop(0), timeouts))
+        while True:
+            while len(running) < _num_at_once() and (group := next(groups, None)):
+                running.append(_Worker(group, timeouts))
+                order += group
+            if not running:
+                break
             patience = max(0.0, min(worker.deadline for worker in running) - time.monotonic())
             told = wait([worker.connection for worker in running], timeout=patience)
             for worker in running:
@@ -163,7 +174,6 @@ def _measure(groups: list[dict[str, Measure]], timeouts: Timeouts) -> Measured:
             for worker in [worker for worker in running if not worker.waiting]:
                 worker.end()
                 running.remove(worker)
-    order = [name for group in groups for name in group]
     found.failures.sort(key=lambda check: order.index(check.name))
     return found
 
@@ -178,7 +188,7 @@ def _no_one_left(running: list[_Worker]) -> Iterator[None]:
             worker.end()
 
 
-def _work(parts: dict[str, Measure], connection: Connection) -> None:
+def _work(parts: Parts, connection: Connection) -> None:
     """In the new process: measures and tells, part by part."""
     os.setsid()  # a group of its own: a time limit ends its children too
     _die_with_parent()

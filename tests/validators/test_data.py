@@ -40,7 +40,7 @@ def change(path, edit):
 
 def measured(tokenizer, paths, limits=LIMITS, asked=None):
     found = {name: rows.read_jsonl(path) for name, path in paths.items()}
-    told = data.measure(tokenizer, found, asked or {}, CheckDataStep(validation=limits, sft=LENGTH, dpo=LENGTH))
+    told = data.measure(lambda: tokenizer, found, asked or {}, CheckDataStep(validation=limits, sft=LENGTH, dpo=LENGTH))
     assert told.failures == []
     return data.Numbers.of(told.numbers, list(found))
 
