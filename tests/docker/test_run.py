@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,10 +64,10 @@ def containers_of(docker, line: Path, run_id: str) -> list[str]:
 
 
 def status_of(registry: str, path: str) -> int:
-    connection = http.client.HTTPConnection(registry, timeout=10)
     manifest = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
-    connection.request("HEAD", path, headers={"Accept": manifest})
-    return connection.getresponse().status
+    with closing(http.client.HTTPConnection(registry, timeout=10)) as connection:
+        connection.request("HEAD", path, headers={"Accept": manifest})
+        return connection.getresponse().status
 
 
 def test_a_release_writes_the_digests_of_the_registry(release, registry):
@@ -83,7 +83,9 @@ def test_a_release_writes_the_digests_of_the_registry(release, registry):
 def promoted(docker, release, line) -> subprocess.CompletedProcess:
     """The whole line, from a machine that has neither image under its released name."""
     for entry in digests(release).values():
-        docker.ok("image", "rm", f"{entry['repository']}:0.1.0", f"{entry['repository']}@{entry['digest']}")
+        name = f"{entry['repository']}@{entry['digest']}"
+        docker("image", "rm", f"{entry['repository']}:0.1.0", name)  # where the tag was the last, the digest goes too
+        assert not docker.has(name)
     result = run(release, line, "--run-id", "promoted")
     assert result.returncode == 0, result.stdout + result.stderr
     return result
