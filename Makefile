@@ -7,7 +7,7 @@ DOCKER ?= docker
 export DOCKER_BUILDKIT = 1
 
 .PHONY: install run test lint compile golden lock image image-cpu image-train push engine test-docker test-unsloth \
-  chaos clean
+  chaos bench clean
 
 install: $(VENV)/installed
 
@@ -82,6 +82,18 @@ test-docker: install  ## both images from nothing, their containers, a release; 
 chaos: install  ## kills the line at random moments and compares the weights: make chaos KILLS=50 SEED=1
 	$(BIN)/python -m tests.chaos --kills $(or $(KILLS),20) --seed $(or $(SEED),0)
 	$(BIN)/python -m pytest -m chaos
+
+# judge_agreement needs a judge of the user's own, and stays apart.
+BENCHMARKS = checkpointing cold_start gate_checks merge storage
+
+bench: install  ## every figure against its peers, and benchmarks/README.md; one that fails does not keep the others back
+	$(MAKE) --keep-going $(addprefix bench-,$(BENCHMARKS)) table
+
+bench-%: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.$*
+
+table: install
+	$(BIN)/python -m benchmarks.table
 
 clean:
 	rm -rf $(VENV) $(UNSLOTH_VENV) build runs

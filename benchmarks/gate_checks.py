@@ -1,23 +1,22 @@
-"""Wall time of a gate with 8 checks of which one sleeps: side by side, in order, and as plain calls.
+"""A gate with 8 checks of which one sleeps: side by side, in order, and as plain calls.
 
-number of checks, work and sleep of a check (--checks, --work, --sleep) -> a table on stdout, JSON with every round
+number of checks, work and sleep of a check -> wall time of each way
 
 Side by side each check has a process of its own, as many at once as this process may use cores; in order they share
-one. Both end a check that takes too long. Plain calls cannot, and are here as the price of that. The three take turns.
+one. Both end a check that takes too long. Plain calls cannot, and are here as the price of that. The clock begins when
+all is imported.
 
-    python benchmarks/gate_checks.py
-    python benchmarks/gate_checks.py --sleep 0 --work 0      # what the processes themselves cost
+    python -m benchmarks.gate_checks
+    python -m benchmarks.gate_checks --sleep 0 --work 0      # what the processes themselves cost
 """
 
-import argparse
 import json
-import os
-import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
+from benchmarks.measuring import Side, Table, build_parser, in_turn, report
 from validators import measuring
 from validators.measuring import Measure, Timeouts
 
@@ -55,57 +54,38 @@ def checks(num: int, work_seconds: float, sleep_seconds: float) -> dict[str, Mea
     return parts | {name: partial(work, name, work_seconds) for name in (f"works_{n}" for n in range(1, num))}
 
 
-def measure(parts: dict[str, Measure], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round, by way."""
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(rounds):
-        for way, run in WAYS.items():
-            start = time.monotonic()
-            found = run(parts, TIMEOUTS)
-            seconds[way].append(time.monotonic() - start)
-            if found.failures or found.numbers.keys() != parts.keys():
-                raise RuntimeError(f"{way}: {[check.sentence for check in found.failures]}")
+def seconds_of(way: str, parts: dict[str, Measure]) -> float:
+    start = time.monotonic()
+    found = WAYS[way](parts, TIMEOUTS)
+    seconds = time.monotonic() - start
+    if found.failures or found.numbers.keys() != parts.keys():
+        raise RuntimeError(f"{way}: {[check.sentence for check in found.failures]}")
     return seconds
 
 
-def table(seconds: dict[str, list[float]]) -> list[dict[str, float | str]]:
-    """Median, fastest, slowest, and how many times the median of side by side; ours is the divisor."""
-    ours = statistics.median(seconds["side by side"])
-    return [
-        {
-            "what": way,
-            "median_seconds": round(statistics.median(found), 3),
-            "fastest": round(min(found), 3),
-            "slowest": round(max(found), 3),
-            "times_side_by_side": round(statistics.median(found) / ours, 2),
-        }
-        for way, found in seconds.items()
-    ]
+def side(way: str, *sizes: float) -> Side:
+    """A process that runs one way and tells its seconds."""
+    return Side([sys.executable, "-m", "benchmarks.gate_checks", "--way", way, *_flags(*sizes)])
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checks", type=int, default=8, help="number of checks (default: %(default)s)")
-    parser.add_argument("--work", type=float, default=0.2, help="CPU seconds of a check (default: %(default)s)")
-    parser.add_argument("--sleep", type=float, default=2.0, help="seconds that one sleeps (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of each (default: %(default)s)")
-    parser.add_argument("--output", metavar="FILE", help="JSON with every round")
-    return parser
+def _flags(checks: int, work: float, sleep: float) -> list[str]:
+    return [f"--checks={checks}", f"--work={work}", f"--sleep={sleep}"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    seconds = measure(checks(args.checks, args.work, args.sleep), args.rounds)
-    rows, cores, load = table(seconds), len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    shape = f"{args.checks} checks, {args.work:g} s of work each, one of them sleeps {args.sleep:g} s instead"
-    print(f"{shape}; {args.rounds} rounds, {cores} cores, load {load:.1f}")
-    print(f"{'':14}{'median s':>10}{'min':>8}{'max':>8}{'x side by side':>16}")
-    for row in rows:
-        spread = f"{row['median_seconds']:>10}{row['fastest']:>8}{row['slowest']:>8}"
-        print(f"{row['what']:14}{spread}{row['times_side_by_side']:>16}")
-    if args.output:
-        report = vars(args) | {"cores": cores, "load": round(load, 2), "rows": rows, "seconds": seconds}
-        Path(args.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    parser = build_parser(__doc__, name="gate_checks", rounds=7, minutes=1)
+    parser.add_argument("--checks", type=int, default=8, help="number of checks (default: %(default)s)")
+    parser.add_argument("--work", type=float, default=0.2, help="CPU seconds of a check (default: %(default)s)")
+    parser.add_argument("--sleep", type=float, default=2.0, help="seconds that one sleeps (default: %(default)s)")
+    parser.add_argument("--way", choices=WAYS, help="run this one once, in this process")
+    args = parser.parse_args(argv)
+    sizes = (args.checks, args.work, args.sleep)
+    if args.way:
+        print(json.dumps({"seconds": seconds_of(args.way, checks(*sizes))}))
+        return
+    runs = in_turn({way: side(way, *sizes) for way in WAYS}, args)
+    note = f"{args.checks} checks, {args.work:g} s of work each, one of them sleeps {args.sleep:g} s instead."
+    report(args, note=note, tables=[Table("way", "side by side", runs)])
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Time and peak memory of a merge: ours, peft's merge_and_unload + save, and `cp -r` of the base as the floor.
+"""Merge: ours, peft's merge_and_unload + save_pretrained, and `cp -r` of the base as the limit, with and without sync.
 
-shape (--hidden, --layers), number of rounds -> a table on stdout, JSON with every run
+shapes -> time and peak memory of each, and how many elements differ between ours and peft's
 
-The base has random bf16 weights in the shape of Qwen2.5 (tied embeddings, 151,936 tokens); the adapter has r=16 on all
-linear layers. The three take turns, each in a process of its own, imports included; the base is read once before, so
-the page cache is warm.
+The base has random bf16 weights in a shape of Qwen2.5; the adapter has r=16 on all linear layers. The base is read once
+before, so as much of it as fits is in the page cache; what the side before wrote is on the disk before a side begins.
 
-    python benchmarks/merge.py                          # 0.5 GB
-    python benchmarks/merge.py --hidden 1536 --layers 28 # Qwen2.5-1.5B, 3.1 GB
+    python -m benchmarks.merge                          # 0.5B and 1.5B, 3.1 GB; twice that on the disk
+    python -m benchmarks.merge --shapes 7B --minutes 15  # 15.2 GB, and as much memory for peft
 """
 
 import argparse
@@ -15,13 +14,20 @@ import json
 import multiprocessing
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
+from benchmarks.measuring import Runs, Side, Table, build_parser, in_turn, report
+
+SHAPES = {
+    "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+    "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+}
+SHARD_BYTES = 4 << 30
 OURS = "import sys; from posttrain.merge import merge; merge(*sys.argv[1:])"
 PEFT = """
 import sys, torch
@@ -30,37 +36,82 @@ from transformers import AutoModelForCausalLM
 base = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 PeftModel.from_pretrained(base, sys.argv[2]).merge_and_unload().save_pretrained(sys.argv[3])
 """
+SYNC = 'target=$1; shift; "$@" && sync -f "$target"'
 
 
-def commands(base: Path, adapter: Path, model: Path) -> dict[str, list[str]]:
-    paths = [str(base), str(adapter), str(model)]
-    return {
-        "ours": [sys.executable, "-c", OURS, *paths],
-        "peft": [sys.executable, "-c", PEFT, *paths],
-        "cp -r": ["cp", "-r", str(base), str(model)],
+def sides(folder: Path) -> dict[str, Side]:
+    base, adapter, model = (str(folder / name) for name in ("base", "adapter", "model"))
+    commands = {
+        "ours": [sys.executable, "-c", OURS, base, adapter, model],
+        "cp -r": ["cp", "-r", base, model],
+        "peft": [sys.executable, "-c", PEFT, base, adapter, model],
     }
+    before = partial(clear, folder / "model")
+    return {name: Side(command, before=before) for name, command in commands.items()}
 
 
-def write_models(folder: Path, hidden: int, layers: int) -> None:
+def synced(folder: Path, side: Side) -> Side:
+    """The same, until what it wrote is on the disk."""
+    return Side(["sh", "-c", SYNC, "sh", str(folder), *side.command], before=side.before)
+
+
+def clear(model: Path) -> None:
+    shutil.rmtree(model, ignore_errors=True)
+    os.sync()
+
+
+def write_models(folder: Path, shape: dict) -> None:
+    """Base and adapter, a shard at a time. Each tensor is a piece of one block of random numbers."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    torch.manual_seed(0)
-    shape = Qwen2Config(
-        vocab_size=151_936, hidden_size=hidden, intermediate_size=hidden * 35 // 6, num_hidden_layers=layers,
-        num_attention_heads=hidden // 128, num_key_value_heads=2, tie_word_embeddings=True, dtype="bfloat16",
+    settings = Qwen2Config(
+        vocab_size=151_936, num_key_value_heads=2, tie_word_embeddings=shape["hidden_size"] < 3584, dtype="bfloat16",
+        **shape,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(shape)
-    model.save_pretrained(folder / "base")
-    settings = LoraConfig(
-        r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-    )
-    get_peft_model(model, settings).save_pretrained(folder / "adapter")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
+        tied = {"lm_head.weight"} if settings.tie_word_embeddings else set()
+        tensors = {name: one for name, one in model.state_dict().items() if name not in tied}
+        lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapter = get_peft_model(model, lora)
+    write_shards(folder / "base", tensors)
+    settings.architectures = ["Qwen2ForCausalLM"]
+    settings.save_pretrained(folder / "base")
+    write_shards(folder / "adapter", get_peft_model_state_dict(adapter), name="adapter_model")
+    adapter.peft_config["default"].save_pretrained(folder / "adapter")
+
+
+def write_shards(folder: Path, shapes: dict, *, name: str = "model") -> None:
+    """Random tensors of these shapes and dtypes; an index where one file does not hold them."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    shards: list[dict] = [{}]
+    for key, one in shapes.items():
+        if sum(other.nbytes for other in shards[-1].values()) + one.nbytes > SHARD_BYTES:
+            shards.append({})
+        shards[-1][key] = one
+    files = [f"{name}-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = [f"{name}.safetensors"]
+    else:
+        weight_map = {key: file for file, shard in zip(files, shards, strict=True) for key in shard}
+        index = {"metadata": {"total_size": sum(one.nbytes for one in shapes.values())}, "weight_map": weight_map}
+        (folder / f"{name}.safetensors.index.json").write_text(json.dumps(index))
+    block = torch.randn(max(one.numel() for one in shapes.values()), generator=torch.Generator().manual_seed(0)) * 0.02
+    for file, shard in zip(files, shards, strict=True):
+        filled = {
+            key: block[: one.numel()].roll(n).to(one.dtype).view(one.shape)
+            for n, (key, one) in enumerate(shard.items())
+        }
+        save_file(filled, folder / file, metadata={"format": "pt"})
 
 
 def in_child(work, *arguments) -> None:
-    """Runs `work` in a new process: a child's peak memory starts at what its parent holds, so this one stays small."""
+    """Runs `work` in a new process: this one must stay small."""
     child = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
     child.start()
     child.join()
@@ -68,71 +119,59 @@ def in_child(work, *arguments) -> None:
         raise RuntimeError(f"{work.__name__} exited {child.exitcode}")
 
 
-def run(command: list[str], log: Path) -> dict[str, float]:
-    """Seconds and peak resident memory of one process."""
-    start = time.monotonic()
-    with open(log, "wb") as stderr:
-        child = subprocess.Popen(command, stdout=stderr, stderr=stderr)
-        _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{command[:3]} exited {child.returncode}: {log.read_text()[-500:]}")
-    return {"seconds": time.monotonic() - start, "peak_mb": usage.ru_maxrss / 1e3}
+def compare(folder: Path, found: dict[str, float]) -> None:
+    """Merges once more, with ours and with peft, and counts the elements that differ."""
+    import numpy as np
+
+    from posttrain.weights import pieces, read_places
+
+    both = []
+    for name in ("ours", "peft"):
+        subprocess.run(sides(folder)[name].command, check=True, capture_output=True)
+        (folder / "model").rename(folder / name)
+        both.append(read_places(folder / name))
+    ours, peft = both
+    assert ours.keys() == peft.keys()
+    found.update(elements=0, differ=0, most=0.0)
+    for name, place in ours.items():
+        for mine, theirs in zip(pieces(place), pieces(peft[name]), strict=True):
+            mine, theirs = (np.frombuffer(piece, np.uint16) for piece in (mine, theirs))
+            where = mine != theirs
+            found["elements"] += mine.size
+            if where.any():
+                values = [(piece[where].astype(np.uint32) << 16).view(np.float32) for piece in (mine, theirs)]
+                found["differ"] += int(where.sum())
+                found["most"] = max(found["most"], float(np.abs(values[0] - values[1]).max()))
 
 
-def measure(folder: Path, base: Path, adapter: Path, *, rounds: int) -> dict[str, list[dict[str, float]]]:
-    subprocess.run(["cat", *map(str, base.iterdir())], stdout=subprocess.DEVNULL, check=True)
-    runs: dict[str, list[dict[str, float]]] = {}
-    for _ in range(rounds):
-        for name, command in commands(base, adapter, folder / "model").items():
-            shutil.rmtree(folder / "model", ignore_errors=True)
-            runs.setdefault(name, []).append(run(command, folder / "log"))
-    return runs
-
-
-def table(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, float | str]]:
-    ours = statistics.median(one["seconds"] for one in runs["ours"])
-    rows = []
-    for name, results in runs.items():
-        seconds = [one["seconds"] for one in results]
-        median, peak = statistics.median(seconds), max(one["peak_mb"] for one in results)
-        rows.append(
-            {
-                "what": name,
-                "median_seconds": round(median, 2),
-                "fastest": round(min(seconds), 2),
-                "slowest": round(max(seconds), 2),
-            }
-        )
-        rows[-1] |= {"times_ours": round(median / ours, 2), "peak_mb": round(peak)}
-    return rows
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=768, help="hidden size, a multiple of 256 (default: %(default)s)")
-    parser.add_argument("--layers", type=int, default=12, help="number of layers (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each (default: %(default)s)")
-    parser.add_argument("--output", default="benchmarks/merge.json", help="JSON with every run (default: %(default)s)")
-    return parser
+def measure(folder: Path, shape: str, args: argparse.Namespace) -> tuple[Runs, Runs, str]:
+    """Without sync, with sync, and how far ours and peft's agree."""
+    in_child(write_models, folder, SHAPES[shape])
+    subprocess.run(["cat", *map(str, (folder / "base").iterdir())], stdout=subprocess.DEVNULL, check=True)
+    plain = in_turn(sides(folder), args)
+    with_sync = in_turn({name: synced(folder, side) for name, side in sides(folder).items()}, args)
+    clear(folder / "model")
+    num_bytes = sum(path.stat().st_size for path in (folder / "base").iterdir())
+    if shutil.disk_usage(folder).free < 2.2 * num_bytes:
+        return plain, with_sync, f"{shape}: not compared element by element, the disk holds no three copies."
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        in_child(compare, folder, found := manager.dict())
+        said = f"{shape}: of {found['elements']:,} elements {found['differ']:,} differ from peft's"
+        return plain, with_sync, f"{said}, by {found['most']:.2g} at most."
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        in_child(write_models, folder, args.hidden, args.layers)
-        base, adapter = folder / "base", folder / "adapter"
-        size_gb = sum(path.stat().st_size for path in base.iterdir()) / 1e9
-        runs = measure(folder, base, adapter, rounds=args.rounds)
-    rows = table(runs)
-    print(f"base {size_gb:.2f} GB, {args.rounds} rounds, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':8}{'median s':>10}{'min':>8}{'max':>8}{'x ours':>8}{'peak MB':>9}")
-    for row in rows:
-        seconds = f"{row['median_seconds']:>10}{row['fastest']:>8}{row['slowest']:>8}"
-        print(f"{row['what']:8}{seconds}{row['times_ours']:>8}{row['peak_mb']:>9}")
-    report = {"hidden": args.hidden, "layers": args.layers, "size_gb": round(size_gb, 3), "rows": rows, "runs": runs}
-    Path(args.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    parser = build_parser(__doc__, name="merge", rounds=3, minutes=1.5)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.5B", "1.5B"])
+    args = parser.parse_args(argv)
+    tables, agreement = [], []
+    for shape in args.shapes:
+        with tempfile.TemporaryDirectory() as name:
+            plain, with_sync, said = measure(Path(name), shape, args)
+        agreement.append(said)
+        tables += [Table(shape, "ours", plain), Table(f"{shape}, until it is on the disk", "ours", with_sync)]
+    note = "Random bf16 weights in shapes of Qwen2.5, LoRA r=16 on all linear layers, page cache warm. "
+    report(args, note=note + " ".join(agreement), tables=tables)
 
 
 if __name__ == "__main__":

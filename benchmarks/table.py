@@ -1,0 +1,67 @@
+"""Makes benchmarks/README.md of the figures in benchmarks/results.
+
+benchmarks/results/*.json, which the scripts here write -> a table for each comparison
+
+    python -m benchmarks.table
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent / "README.md"
+HEAD = """# Benchmarks
+
+`make bench` runs all of them and writes this page; `make bench-<name>` runs one, `python -m benchmarks.table` writes
+the page again. In each script the sides take turns in one go on the same input, each in a process of its own, its start
+and imports included unless the text says otherwise. The figure is the median over the rounds, with the least and the
+most behind it; the ratio is the median of the rounds' ratios, each to the side without one. Memory is that of the
+largest process. Every single figure is in `results/`.
+"""
+LABELS = {"seconds": "seconds", "cpu_seconds": "CPU s", "peak_mb": "peak MB"}
+
+
+def section(found: dict) -> str:
+    """All tables of one script, as Markdown."""
+    where = f"{found['date']}, {found['machine']}; load at the end {found['load']}. `{found['command']}`"
+    tables = "\n\n".join(render(one) for one in found["tables"])
+    return f"## {found['title']}\n\n{found['note']}\n\n{tables}\n\n{where}"
+
+
+def render(one: dict) -> str:
+    """A row for each side, a column for each number."""
+    runs, compared = one["runs"], one["compared"]
+    others = [key for key in dict.fromkeys(key for found in runs.values() for key in found[0]) if key != compared]
+    heads = [one["title"], LABELS.get(compared, compared.replace("_", " ")), "least to most", "ratio"]
+    heads += [LABELS.get(key, key.replace("_", " ")) for key in others]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for name, found in runs.items():
+        values = [run[compared] for run in found]
+        ratio = "" if name == one["ours"] else f"{_ratio(values, [run[compared] for run in runs[one['ours']]]):.2f}"
+        cells = [name, shown(statistics.median(values)), f"{shown(min(values))} to {shown(max(values))}", ratio]
+        lines.append(cells + [_median(found, key) for key in others])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _median(found: list[dict], key: str) -> str:
+    return shown(statistics.median(run[key] for run in found)) if key in found[0] else ""
+
+
+def _ratio(values: list[float], ours: list[float]) -> float:
+    """The sides of a round stand under the same load: their ratio says more than that of the medians."""
+    return statistics.median(value / our for value, our in zip(values, ours, strict=True))
+
+
+def shown(value: float) -> str:
+    """Three digits, or all of a large number."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def main() -> None:
+    sections = [section(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))]
+    README.write_text("\n".join([HEAD, *(f"{one}\n" for one in sections)]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
