@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain import data, ranks
+from posttrain import data, packing, ranks
 from posttrain.config import LoraTraining, SftConfig
 from posttrain.placement import BACKEND_ENV
 
@@ -101,7 +101,15 @@ def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any 
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",
         target_modules=config.target_modules, task_type="CAUSAL_LM",
     )  # fmt: skip
-    return _load(path, **_at_load(config)), lora
+    model = _load(path, **_at_load(config))
+    if current().device == "cpu" and leaves_trainer_alone(config):  # what packing gains has been measured there alone
+        packing.turn_on(model)
+    return model, lora
+
+
+def leaves_trainer_alone(config: LoraTraining) -> bool:
+    """Whether the trainer is as trl made it and each rank has the whole model: not with unsloth, not with FSDP."""
+    return current().library == "peft" and not is_sharded(config)
 
 
 def quantises(config: LoraTraining) -> bool:

@@ -9,7 +9,7 @@ import argparse
 import math
 import sys
 
-from posttrain import backend, kfp_io, ranks, record, training
+from posttrain import backend, kfp_io, packing, ranks, record, training
 from posttrain.callbacks import CheckReference
 from posttrain.checkpoints import Checkpoints
 from posttrain.config import DpoConfig, DpoStep, parse_step
@@ -51,8 +51,13 @@ def train(
     def fit(config: DpoConfig) -> dict:
         set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
+        trainer_class = keeping_reference(DPOTrainer, checkpoints)
+        if packing.is_on(model):
+            trainer_class = packing.sharing_prompts(trainer_class)
+        if backend.leaves_trainer_alone(config):
+            trainer_class = sparing_logits(trainer_class)
         with ranks.folder() as folder:
-            trainer = keeping_reference(DPOTrainer, checkpoints)(
+            trainer = trainer_class(
                 model=model,
                 ref_model=None,  # the model with its adapter off
                 args=DPOConfig(
@@ -95,6 +100,24 @@ def measured(log_history: list[dict[str, float]], evaluation: dict[str, float], 
         "beta_used": config.beta,
         "learning_rate": config.learning_rate,
     }
+
+
+def sparing_logits(trainer_class: type) -> type:
+    """A `DPOTrainer` that gives logits to tokens of answers alone, and never holds those of the whole vocabulary.
+
+    That is what trl does where its liger flag is on. The code is its own; only its constructor asks for the package.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from trl.models.utils import _ForwardRedirection
+
+    class SparesLogits(trainer_class):
+        def _precompute_ref_logps(self, *arguments):
+            has_adapted_head = isinstance(self.model.get_output_embeddings(), BaseTunerLayer)
+            if not (has_adapted_head or self.aux_loss_enabled):  # trl refuses both
+                self.use_liger_kernel, self._forward_redirection = True, _ForwardRedirection()
+            return super()._precompute_ref_logps(*arguments)
+
+    return SparesLogits
 
 
 def keeping_reference(trainer_class: type, checkpoints: Checkpoints) -> type:

@@ -6,7 +6,7 @@ base model, train and eval rows -> adapter folder, metrics.json, training-curve 
 import argparse
 import sys
 
-from posttrain import backend, kfp_io, ranks, record, training
+from posttrain import backend, kfp_io, packing, ranks, record, training
 from posttrain.checkpoints import Checkpoints
 from posttrain.config import SftConfig, SftStep, parse_step
 
@@ -46,8 +46,9 @@ def train(
     def fit(config: SftConfig) -> dict:
         set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
+        trainer_class = packing.without_padding(SFTTrainer) if packing.is_on(model) else SFTTrainer
         with ranks.folder() as folder:
-            trainer = SFTTrainer(
+            trainer = trainer_class(
                 model=model,
                 args=SFTConfig(
                     completion_only_loss=True,
