@@ -2,6 +2,8 @@
 
 URI (path, gs://, s3://, Hub id) -> train and eval JSONL, statistics.json, manifest.json (hashes of each side's prompts)
 
+Rows are read, converted and written one by one: of any number of them the memory holds their hashes and ids alone.
+
 Which side a row is on depends on its normalised prompt and the fraction alone. So the SFT and the preference data agree
 when split with the same fraction: no training row of one shares its prompt with an evaluation row of the other.
 """
@@ -10,6 +12,9 @@ import argparse
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain import config, kfp_io, record, storage
@@ -19,13 +24,16 @@ from posttrain.rows import (
     check_row,
     content_key,
     convert,
+    convert_rows,
     empty_key,
+    open_jsonl,
     prompt_key,
     read_jsonl,
     user_text,
     write_jsonl,
+    write_row,
 )
-from posttrain.sources import read_data_set, read_rows
+from posttrain.sources import open_data_set, read_rows
 
 __all__ = [
     "ANSWER_KEYS",
@@ -46,13 +54,14 @@ __all__ = [
     "write_jsonl",
 ]
 
+SIDES = ("train", "eval")
 SALT = "posttrain-split-1"  # another salt deals all prompts out anew
 
 
-def is_held_out(key: str, eval_fraction: float) -> bool:
-    """Whether the prompt with this key belongs to the evaluation side."""
+def side_of(key: str, eval_fraction: float) -> str:
+    """The side to which the prompt with this key belongs."""
     dealt = hashlib.sha256(f"{SALT}:{key}".encode()).digest()
-    return int.from_bytes(dealt[:8]) < eval_fraction * 2**64
+    return "eval" if int.from_bytes(dealt[:8]) < eval_fraction * 2**64 else "train"
 
 
 def split(rows: list[dict], eval_fraction: float) -> tuple[list[dict], list[dict]]:
@@ -61,70 +70,120 @@ def split(rows: list[dict], eval_fraction: float) -> tuple[list[dict], list[dict
     Raises:
         ValueError: one side would be empty.
     """
-    sides = {False: [], True: []}
+    sides: dict[str, list[dict]] = {name: [] for name in SIDES}
     for row in rows:
-        sides[is_held_out(prompt_key(row), eval_fraction)].append(row)
-    for held_out, name in ((False, "training"), (True, "evaluation")):
-        if not sides[held_out]:
-            num_prompts = len({prompt_key(row) for row in rows})
+        sides[side_of(prompt_key(row), eval_fraction)].append(row)
+    num_prompts = len({prompt_key(row) for row in rows})
+    _check_sides({name: len(side) for name, side in sides.items()}, eval_fraction, num_prompts=num_prompts)
+    return sides["train"], sides["eval"]
+
+
+def _check_sides(num_rows: dict[str, int], eval_fraction: float, *, num_prompts: int) -> None:
+    for side, name, change in (("train", "training", "lower"), ("eval", "evaluation", "raise")):
+        if not num_rows[side]:
             raise ValueError(
-                f"eval_fraction {eval_fraction} leaves no {name} rows of {len(rows)} ({num_prompts} prompts): "
-                f"{'raise' if held_out else 'lower'} data.eval_fraction or give more different prompts"
+                f"eval_fraction {eval_fraction} leaves no {name} rows of {sum(num_rows.values())} "
+                f"({num_prompts} prompts): {change} data.eval_fraction or give more different prompts"
             )
-    return sides[False], sides[True]
 
 
-def prepare(dataset: str, *, kind: str, settings: config.DataConfig) -> dict:
-    """Reads, converts and splits: {"train": rows, "eval": rows, "statistics": ..., "manifest": ..., "source": ...}.
+@dataclass
+class Side:
+    """What is counted of the rows of one side, one after the other. Of a row it keeps no more than a hash."""
+
+    keys: tuple[str, ...]  # prompt and answers
+    num_rows: int = 0
+    prompts: set[bytes] = field(default_factory=set)  # SHA-256
+    roles: Counter[str] = field(default_factory=Counter)
+    total_chars: Counter[str] = field(default_factory=Counter)
+    max_chars: dict[str, int] = field(default_factory=dict)
+
+    def add(self, row: dict, prompt: bytes) -> None:
+        self.num_rows += 1
+        self.prompts.add(prompt)
+        for key in self.keys:
+            self.roles.update(message["role"] for message in row[key])
+            num_chars = sum(len(message["content"]) for message in row[key])
+            self.total_chars[key] += num_chars
+            self.max_chars[key] = max(num_chars, self.max_chars.get(key, 0))
+
+    @property
+    def statistics(self) -> dict:
+        return {
+            "num_rows": self.num_rows,
+            "num_prompts": len(self.prompts),
+            "roles": dict(sorted(self.roles.items())),
+            "chars": {
+                key: {"mean": round(self.total_chars[key] / self.num_rows, 1), "max": self.max_chars[key]}
+                for key in self.keys
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a data set whose rows have been gone through."""
+
+    statistics: dict
+    manifest: dict  # without the prompts' hashes
+    prompts: dict[str, set[bytes]]  # SHA-256, by side
+    source: dict[str, str]
+
+
+def prepare(
+    dataset: str, *, kind: str, settings: config.DataConfig, write: Callable[[str, dict], object] = lambda *_: None
+) -> Prepared:
+    """Reads, converts and splits row by row; each goes to `write` with the name of its side.
 
     Raises:
         ValueError: on one line, naming place, row, key, value and remedy.
     """
-    found = read_data_set(dataset, hub_subset=settings.hub_subset, hub_split=settings.hub_split)
-    raw = found.rows
-    rows, format_name = convert(raw, kind=kind, source=dataset)
+    sides = {name: Side(("prompt", *ANSWER_KEYS[kind])) for name in SIDES}
+    seen, different, formats = _Seen(), set(), set()
+    with open_data_set(dataset, hub_subset=settings.hub_subset, hub_split=settings.hub_split) as found:
+        for format_name, rows in convert_rows(seen.each(found.rows), kind=kind, source=dataset):
+            formats.add(format_name)
+            for row in rows:
+                key = prompt_key(row)
+                name = side_of(key, settings.eval_fraction)
+                sides[name].add(row, bytes.fromhex(key))
+                different.add(bytes.fromhex(content_key(row)))
+                write(name, row)
+    num_rows = {name: side.num_rows for name, side in sides.items()}
+    num_prompts = sum(len(side.prompts) for side in sides.values())
     try:
-        train, held_out = split(rows, settings.eval_fraction)
+        _check_sides(num_rows, settings.eval_fraction, num_prompts=num_prompts)
     except ValueError as error:
         raise ValueError(f"{dataset}: {error}") from None
-    sides = {"train": train, "eval": held_out}
-    used = {"id", "messages", "prompt", *ANSWER_KEYS[kind]}
     statistics = {
         "kind": kind,
-        "format": format_name,
-        "num_input_rows": len(raw),
-        "num_rows": len(rows),
-        "num_duplicate_rows": num_duplicates(rows),
-        "dropped_keys": sorted({key for row in raw for key in row} - used),
-        **{name: side_statistics(side, kind) for name, side in sides.items()},
+        "format": formats.pop(),  # of all rows the same
+        "num_input_rows": seen.num_rows,
+        "num_rows": sum(num_rows.values()),
+        "num_duplicate_rows": sum(num_rows.values()) - len(different),  # word by word, whatever their ids
+        "dropped_keys": sorted(seen.keys - {"id", "messages", "prompt", *ANSWER_KEYS[kind]}),
+        **{name: side.statistics for name, side in sides.items()},
     }
-    manifest = {
-        "kind": kind,
-        "salt": SALT,
-        "eval_fraction": settings.eval_fraction,
-        **{name: sorted({prompt_key(row) for row in side}) for name, side in sides.items()},
-    }
-    source = {"source": dataset, "commit": found.commit, "digest": found.digest}
-    return {**sides, "statistics": statistics, "manifest": manifest, "source": source}
+    return Prepared(
+        statistics,
+        manifest={"kind": kind, "salt": SALT, "eval_fraction": settings.eval_fraction},
+        prompts={name: side.prompts for name, side in sides.items()},
+        source={"source": dataset, "commit": found.commit, "digest": found.digest},
+    )
 
 
-def num_duplicates(rows: list[dict]) -> int:
-    """Rows that repeat an earlier one word by word, whatever their ids."""
-    return len(rows) - len({content_key(row) for row in rows})
+class _Seen:
+    """Counts rows as they pass, and their keys."""
 
+    def __init__(self):
+        self.num_rows, self.keys = 0, set()
 
-def side_statistics(rows: list[dict], kind: str) -> dict:
-    keys = ("prompt", *ANSWER_KEYS[kind])
-    lengths = {key: [sum(len(message["content"]) for message in row[key]) for row in rows] for key in keys}
-    roles = Counter(message["role"] for row in rows for key in keys for message in row[key])
-    return {
-        "num_rows": len(rows),
-        "num_prompts": len({prompt_key(row) for row in rows}),
-        "roles": dict(sorted(roles.items())),
-        "chars": {
-            key: {"mean": round(sum(found) / len(found), 1), "max": max(found)} for key, found in lengths.items()
-        },
-    }
+    def each(self, rows: Iterable[dict]) -> Iterator[dict]:
+        for row in rows:
+            self.num_rows += 1
+            if isinstance(row, dict):
+                self.keys |= row.keys()
+            yield row
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,11 +197,30 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write(prepared: dict, outputs: dict[str, str]) -> None:
-    for name in ("train", "eval"):
-        write_jsonl(outputs[name], prepared[name])
-    for name in ("statistics", "manifest"):
-        Path(outputs[name]).write_text(json.dumps(prepared[name], indent=2) + "\n", encoding="utf-8")
+@contextmanager
+def whole_or_not(paths: dict[str, str]) -> Iterator[Callable[[str, dict], None]]:
+    """Writes rows to JSON Lines files, by their names; the files are there once all rows are."""
+    partial = {name: Path(f"{path}.partial") for name, path in paths.items()}
+    try:
+        with ExitStack() as stack:
+            opened = {name: stack.enter_context(open_jsonl(path)) for name, path in partial.items()}
+            yield lambda name, row: write_row(opened[name], row)
+        for name, path in partial.items():
+            path.replace(paths[name])
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+
+
+def write_manifest(path: str, prepared: Prepared) -> None:
+    """Line by line: a text of all hashes would be as large as the data of short rows."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(prepared.manifest, indent=2).removesuffix("\n}"))
+        for name, prompts in prepared.prompts.items():
+            file.write(f',\n  "{name}": [')
+            file.writelines(f'{"," if at else ""}\n    "{prompt.hex()}"' for at, prompt in enumerate(sorted(prompts)))
+            file.write("\n  ]")
+        file.write("\n}\n")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -152,11 +230,13 @@ def main(argv: list[str] | None = None) -> None:
 
     def work() -> dict:
         storage.check_allowed(args.dataset, step.allowed_prefixes, name="dataset")
-        prepared = prepare(args.dataset, kind=args.kind, settings=step.data)
-        write(prepared, outputs)
-        statistics = prepared["statistics"]
+        with whole_or_not({name: outputs[name] for name in SIDES}) as write:
+            prepared = prepare(args.dataset, kind=args.kind, settings=step.data, write=write)
+        write_manifest(outputs["manifest"], prepared)
+        statistics = prepared.statistics
+        Path(outputs["statistics"]).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
         return {
-            **prepared["source"],
+            **prepared.source,
             "format": statistics["format"],
             "num_train_rows": statistics["train"]["num_rows"],
             "num_eval_rows": statistics["eval"]["num_rows"],

@@ -9,12 +9,15 @@ messages | prompt, completion | [prompt,] chosen, rejected; plain text or conver
 completion, chosen and rejected hold one assistant message each.
 """
 
+import codecs
 import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ROLES = ("system", "user", "assistant", "tool")
 ANSWER_KEYS = {"sft": ("completion",), "preference": ("chosen", "rejected")}
@@ -30,42 +33,81 @@ INVISIBLE = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class JsonLines:
+    """The rows of a file, read anew each time one goes through them: of any size, and never all in memory.
+
+    Going through them raises ValueError, naming file and line, if it is missing, not UTF-8 or a line is no JSON object.
+    """
+
+    path: str | Path
+    name: str = ""  # what the user calls a downloaded file
+
+    def __iter__(self) -> Iterator[dict]:
+        name = self.name or str(self.path)
+        for number, line in enumerate(lines_of(self.path, name=name), start=1):
+            if line.strip():
+                yield _json_object(line.removesuffix("\n"), name=name, number=number)
+
+
 def read_jsonl(path: str | Path) -> list[dict]:
-    """The rows of a file. ValueError, naming file and line, if it is missing, not UTF-8 or a line is no JSON object."""
-    return read_jsonl_as(path, name=str(path))
+    """The rows of a file that fits into the memory."""
+    return [*JsonLines(path)]
 
 
-def read_jsonl_as(path: str | Path, *, name: str) -> list[dict]:
-    """`read_jsonl` of a downloaded file, `name` being what the user called it."""
-    rows = []
-    for number, line in enumerate(read_text(path, name=name).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{name}: line {number}: not valid JSON, {error.msg} at column {error.colno}: {shown(line[-60:])}: "
-                "repair the line; is the file cut off?"
-            ) from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{name}: line {number}: is {shown(row)}, not a JSON object: write one object a line")
-        rows.append(row)
-    return rows
+def _json_object(line: str, *, name: str, number: int) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{name}: line {number}: not valid JSON, {error.msg} at column {error.colno}: {shown(line[-60:])}: "
+            "repair the line; is the file cut off?"
+        ) from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{name}: line {number}: is {shown(row)}, not a JSON object: write one object a line")
+    return row
 
 
 def read_text(path: str | Path, *, name: str) -> str:
+    return "".join(lines_of(path, name=name))
+
+
+def lines_of(path: str | Path, *, name: str) -> Iterator[str]:
+    """Lines of a UTF-8 file, each with its line feed; ValueError, naming the file, if it cannot be read as such."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            yield from file
     except OSError as error:
         raise ValueError(f"{name}: cannot be read, {error.strerror}: check the path") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8 at byte {error.start}: convert the file to UTF-8") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{name}: not UTF-8 at byte {_bad_byte(path)}: convert the file to UTF-8") from None
 
 
-def write_jsonl(path: str | Path, rows: list[dict]) -> None:
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _bad_byte(path: str | Path) -> int:
+    """Where a file that is not UTF-8 stops being it."""
+    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
+    with open(path, "rb") as file:
+        while True:
+            block, held_back = file.read(1 << 20), len(decoder.getstate()[0])
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                return position - held_back + error.start
+            position += len(block)
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    with open_jsonl(path) as file:
+        for row in rows:
+            write_row(file, row)
+
+
+def open_jsonl(path: str | Path) -> TextIO:
+    return open(path, "w", encoding="utf-8", newline="\n")
+
+
+def write_row(file: TextIO, row: dict) -> None:
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def shown(value: Any) -> str:
@@ -94,6 +136,8 @@ def normalise(text: str) -> str:
 
 
 def _without_punctuation(word: str) -> str:
+    if word.isalnum():
+        return word
     start, end = 0, len(word)
     while start < end and unicodedata.category(word[start]).startswith("P"):
         start += 1
@@ -114,6 +158,8 @@ def is_blank(text: str) -> bool:
 
 def _plain(text: str) -> str:
     """Width and ligatures as in plain letters, and no invisible characters."""
+    if text.isascii():  # has neither
+        return text
     return INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
 
 
@@ -174,17 +220,21 @@ def _check_prompt(prompt: list[dict]) -> None:
         raise ValueError(f"'prompt' ends with the role {roles[-1]!r}: end it with a user turn")
 
 
-def convert(raw: list[dict], *, kind: str, source: str) -> tuple[list[dict], str]:
-    """Rows of one of TRL's formats as rows of ours, in their order, and the format's name.
+def convert(raw: Iterable[dict], *, kind: str, source: str) -> tuple[list[dict], str]:
+    """All rows that `convert_rows` gives, and the format's name."""
+    found = [*convert_rows(raw, kind=kind, source=source)]
+    return [row for _, rows in found for row in rows], found[0][0]
+
+
+def convert_rows(raw: Iterable[dict], *, kind: str, source: str) -> Iterator[tuple[str, list[dict]]]:
+    """Of each row of one of TRL's formats the format's name and the rows of ours.
 
     A conversation gives one row per assistant turn. Keys that no format has are dropped.
 
     Raises:
         ValueError: naming source, row number (from 1), key, value and remedy.
     """
-    if not raw:
-        raise ValueError(f"{source}: holds no rows: give a data set with {ACCEPTED[kind]}")
-    rows, ids, first_format = [], set(), None
+    number, ids, first_format = 0, set(), None
     for number, raw_row in enumerate(raw, start=1):
         try:
             found = format_of(raw_row, kind)
@@ -196,8 +246,9 @@ def convert(raw: list[dict], *, kind: str, source: str) -> tuple[list[dict], str
             _check_converted(converted, kind)
         except ValueError as error:
             raise ValueError(f"{source}: row {number}: {error}") from None
-        rows += converted
-    return rows, first_format
+        yield found, converted
+    if not number:
+        raise ValueError(f"{source}: holds no rows: give a data set with {ACCEPTED[kind]}")
 
 
 def format_of(raw: dict, kind: str) -> str:

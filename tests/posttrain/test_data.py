@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 
@@ -46,14 +47,14 @@ def test_prepare_counts_what_it_saw(tmp_path):
     rows = [{"prompt": f"Do thing {i}.", "completion": "Done.", "source": "web"} for i in range(40)]
     data.write_jsonl(path, [*rows, rows[0]])
     prepared = data.prepare(str(path), kind="sft", settings=DataConfig(eval_fraction=0.3))
-    statistics, manifest = prepared["statistics"], prepared["manifest"]
+    statistics, prompts = prepared.statistics, prepared.prompts
     assert statistics["num_rows"] == statistics["train"]["num_rows"] + statistics["eval"]["num_rows"] == 41
     assert statistics["num_duplicate_rows"] == 1
     assert statistics["dropped_keys"] == ["source"]
     assert statistics["train"]["chars"]["completion"] == {"mean": 5.0, "max": 5}
     assert statistics["train"]["roles"]["assistant"] == statistics["train"]["num_rows"]
-    assert len(manifest["train"]) + len(manifest["eval"]) == 40
-    assert not set(manifest["train"]) & set(manifest["eval"])
+    assert len(prompts["train"]) + len(prompts["eval"]) == 40
+    assert not prompts["train"] & prompts["eval"]
 
 
 def test_the_command_writes_four_files_and_the_same_again(task_api_files, tmp_path):
@@ -68,8 +69,11 @@ def test_the_command_writes_four_files_and_the_same_again(task_api_files, tmp_pa
 
     first, second = run("first"), run("second")
     assert first == second
-    row = json.loads(first["train"].split(b"\n")[0])
-    assert list(row) == ["id", "prompt", "chosen", "rejected"]
+    rows = [json.loads(line) for line in first["train"].splitlines()]
+    assert list(rows[0]) == ["id", "prompt", "chosen", "rejected"]
+    manifest = json.loads(first["manifest"])
+    assert manifest["train"] == sorted({data.prompt_key(row) for row in rows})
+    assert first["manifest"].decode() == json.dumps(manifest, indent=2) + "\n"
     file = task_api_files / "preferences.jsonl"
     measured = record.read_records(str(tmp_path / "runs"), record.run_id())[-1].measured
     assert (measured["source"], measured["commit"], measured["digest"]) == (str(file), "", record.digest(file))
@@ -99,7 +103,20 @@ def test_the_command_ends_with_one_line_that_says_what_is_wrong(tmp_path):
         .splitlines()[-1]
         .startswith(f"ValueError: {tmp_path / 'rows.jsonl'}: row 2: 'completion' missing")
     )
-    assert not (tmp_path / "train").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "runs"}
+
+
+def test_the_memory_does_not_hold_the_rows(tmp_path):
+    def peak_of(num_rows: int) -> int:
+        rows = ({"prompt": f"Do {i}: {'x' * 10_000}", "completion": "Done."} for i in range(num_rows))
+        data.write_jsonl(tmp_path / "rows.jsonl", rows)
+        tracemalloc.start()
+        data.prepare(str(tmp_path / "rows.jsonl"), kind="sft", settings=DataConfig(eval_fraction=0.3))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    assert peak_of(600) - peak_of(200) < 400 * 1_000
 
 
 def test_a_data_set_outside_the_allowed_prefixes_is_refused(task_api_files, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import record, storage
-from posttrain.sources import read_data_set, read_rows
+from posttrain.sources import open_data_set, read_rows
 
 TEXT = [{"prompt": 'say "hi",\nplease', "completion": "héllo"}, {"prompt": "x", "completion": "y"}]
 TURNS = [{"messages": [{"role": "user", "content": "a, b"}, {"role": "assistant", "content": 'c "d"'}]}]
@@ -44,8 +44,9 @@ def save(path, rows):
 @pytest.mark.parametrize("rows", [TEXT, TURNS], ids=["text", "turns"])
 def test_every_file_format_gives_the_same_rows(tmp_path, suffix, rows):
     path = save(tmp_path / f"rows{suffix}", rows)
-    found = read_data_set(path)
-    assert (found.rows, found.digest, found.commit) == (rows, record.digest(path), "")
+    with open_data_set(path) as found:
+        assert ([*found.rows], found.digest, found.commit) == (rows, record.digest(path), "")
+        assert [*found.rows] == rows  # anew
     assert read_rows(path) == rows
 
 
@@ -59,7 +60,8 @@ def test_a_hub_id_is_loaded_at_its_revision(monkeypatch):
         return datasets.Dataset.from_list(TURNS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert read_data_set("acme/rows@v1", hub_subset="chat", hub_split="train_sft").rows == TURNS
+    with open_data_set("acme/rows@v1", hub_subset="chat", hub_split="train_sft") as found:
+        assert [*found.rows] == TURNS
     assert read_rows("hf://acme/rows") == TURNS
     assert asked == [("acme/rows", "chat", "train_sft", "v1"), ("acme/rows", None, "train", None)]
 
@@ -113,7 +115,8 @@ def hub() -> Iterator[str]:
 
 def test_a_data_set_of_the_hub_says_its_commit_on_line_and_off(hub, tmp_path):
     code = (
-        "from posttrain.sources import read_data_set; f = read_data_set('acme/rows'); print(f.rows, f.commit, f.digest)"
+        "from posttrain.sources import open_data_set\nwith open_data_set('acme/rows') as f: "
+        "print([*f.rows], f.commit, f.digest)"
     )
     environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
     for offline in "01":
@@ -170,9 +173,10 @@ def test_a_bad_file_is_refused_on_one_line(tmp_path, name, content, expected):
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"prompt": "\xff"}\n')
-    with pytest.raises(ValueError, match=r"rows.jsonl: not UTF-8 at byte 12: convert"):
-        read_rows(str(path))
+    for before, bad, at in ((b"", b"\xff", 12), (b"x" * 3_000_000, b"\xff", 3_000_012), (b"", b"\xe2\x82", 12)):
+        path.write_bytes(b'{"prompt": "' + before + bad + b'"}\n')
+        with pytest.raises(ValueError, match=rf"rows.jsonl: not UTF-8 at byte {at}: convert"):
+            read_rows(str(path))
 
 
 def test_a_missing_file_or_a_folder_is_refused(tmp_path):
@@ -184,7 +188,7 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path):
 
 def test_an_object_is_downloaded_and_called_by_its_uri(monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "download_file", lambda uri, path: save(Path(path), TEXT))
-    found = read_data_set("gs://bucket/rows.parquet")
-    assert (found.rows, found.digest) == (TEXT, record.digest(save(tmp_path / "rows.parquet", TEXT)))
+    with open_data_set("gs://bucket/rows.parquet") as found:
+        assert ([*found.rows], found.digest) == (TEXT, record.digest(save(tmp_path / "rows.parquet", TEXT)))
     with pytest.raises(ValueError, match="gs://bucket/rows.txt"):
         read_rows("gs://bucket/rows.txt")
