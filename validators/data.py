@@ -10,19 +10,19 @@ import argparse
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from posttrain import chat, config, kfp_io, prompts
-from posttrain.rows import ANSWER_KEYS, as_seen, check_row, empty_key, read_jsonl
+from posttrain.rows import ANSWER_KEYS, JsonLines, as_seen, check_row, content_key, empty_key
 from posttrain.verdict import Check, at_least, at_most, finite, holds
 from validators import checks, measuring, overlap, personal_data
 from validators.intervals import fewest_rows
-from validators.overlap import Rows, kind_of, repeated
+from validators.overlap import Rows, kind_of
 
 FILES = ("sft_train", "sft_eval", "preference_train", "preference_eval")
 
@@ -93,7 +93,6 @@ class Numbers:
     files: Files
     near_duplicates: dict[str, list[str]] | None = None
     personal_data: dict[str, dict[str, list[str]]] | None = None  # by pattern: ids of the rows
-    prompts: dict[str, list[dict]] | None = None  # id and hash of each row's prompt, those that are asked too
     shared_prompts: dict[str, list[str]] | None = None  # evaluation with training file -> ids of the evaluation rows
     near_shared_prompts: dict[str, list[str]] | None = None  # by evaluation file
 
@@ -101,21 +100,33 @@ class Numbers:
     def of(cls, measured: dict, names: list[str]) -> "Numbers":
         """From what the measurements told."""
         files = {name: FileNumbers(**measured[name]) if name in measured else None for name in names}
-        keys = ("near_duplicates", "personal_data", "prompts", "shared_prompts", "near_shared_prompts")
+        keys = ("near_duplicates", "personal_data", "shared_prompts", "near_shared_prompts")
         return cls(files=files, **{key: measured.get(key) for key in keys})
 
 
+@dataclass(frozen=True)
+class Sound:
+    """The well-formed rows of a file."""
+
+    rows: Iterable[dict]
+    kind: str
+
+    def __iter__(self) -> Iterator[dict]:
+        return (row for row in self.rows if _problem(row, self.kind) is None)
+
+
 def measure(
-    load_tokenizer: Callable[[], Any], rows: Rows, asked: Rows, step: config.CheckDataStep
+    load_tokenizer: Callable[[], Any], rows: Rows, asked: Rows, step: config.CheckDataStep, *, manifest: str
 ) -> measuring.Measured:
     """Looks at every row, in processes of their own: three for what is asked of all of them, one for each file.
 
     Args:
         load_tokenizer: takes longer than many a measurement, and goes on beside those that need none.
         asked: prompts that a later gate asks; no training row may hold one of them.
+        manifest: the file for the hashes of all prompts.
     """
     lengths = {"sft": step.sft.max_seq_length, "preference": step.dpo.max_seq_length}
-    sound = {name: [row for row in found if _problem(row, kind_of(name)) is None] for name, found in rows.items()}
+    sound = {name: Sound(found, kind_of(name)) for name, found in rows.items()}
 
     def file(tokenizer, name: str) -> dict[str, FileNumbers]:
         return {name: measure_file(tokenizer, rows[name], kind=kind_of(name), max_length=lengths[kind_of(name)])}
@@ -125,7 +136,7 @@ def measure(
         return {name: partial(file, tokenizer, name) for name in rows}
 
     parts = {
-        "prompts": lambda: overlap.compare_prompts(sound | asked),
+        "prompts": lambda: overlap.compare_prompts(sound | asked, manifest),
         "personal_data": lambda: {
             "personal_data": {name: with_personal_data(found, kind_of(name)) for name, found in rows.items()}
         },
@@ -134,24 +145,48 @@ def measure(
     return measuring.side_by_side(parts, checks.timeouts(step.validation), more=files)
 
 
-def measure_file(tokenizer, rows: list[dict], *, kind: str, max_length: int) -> FileNumbers:
+def measure_file(tokenizer, rows: Iterable[dict], *, kind: str, max_length: int) -> FileNumbers:
     """Every list but `malformed` is about well-formed rows; those about tokens leave out what cannot be rendered."""
-    problems = {number: _problem(row, kind) for number, row in enumerate(rows, start=1)}
-    sound = [row for row, problem in zip(rows, problems.values(), strict=True) if problem is None]
-    tokens, unrenderable = _tokens(tokenizer, sound, kind=kind, max_length=max_length)
-    return FileNumbers(
-        num_rows=len(rows),
-        malformed=[f"row {number}: {problem}" for number, problem in problems.items() if problem],
-        misordered=[f"{row['id']}: {problem}" for row in sound if (problem := order_problem(row["prompt"]))],
-        empty=[f"{row['id']}: {key!r}" for row in sound if (key := empty_key(row, kind))],
-        unrenderable=unrenderable,
-        duplicates=[row["id"] for row in repeated(sound)],
-        same_answers=[row["id"] for row in sound if kind == "preference" and _prefers_nothing(row)],
-        too_long=[f"{row_id}: {found.num_tokens} tokens" for row_id, found in tokens if found.num_tokens > max_length],
-        untrainable=[row_id for row_id, found in tokens if found.num_trainable == 0],
-        endless=[row_id for row_id, found in tokens if not found.ends],
-        max_tokens=max((found.num_tokens for _, found in tokens), default=0),
-    )
+    lists: dict[str, list[str]] = {one.name: [] for one in fields(FileNumbers) if one.type == list[str]}
+    num_rows, max_tokens, contents = 0, 0, set()
+    for num_rows, row in enumerate(rows, start=1):
+        if problem := _problem(row, kind):
+            lists["malformed"].append(f"row {num_rows}: {problem}")
+            continue
+        if (content := bytes.fromhex(content_key(row))) in contents:
+            lists["duplicates"].append(row["id"])
+        contents.add(content)
+        num_tokens, found = _token_faults(tokenizer, row, kind=kind, max_length=max_length)
+        max_tokens = max(max_tokens, num_tokens)
+        for name, fault in (*_faults(row, kind), *found):
+            lists[name].append(f"{row['id']}: {fault}" if fault else row["id"])
+    return FileNumbers(num_rows=num_rows, max_tokens=max_tokens, **lists)
+
+
+def _faults(row: dict, kind: str) -> Iterator[tuple[str, str]]:
+    """List of FileNumbers, and what there is to say."""
+    if problem := order_problem(row["prompt"]):
+        yield "misordered", problem
+    if key := empty_key(row, kind):
+        yield "empty", repr(key)
+    if kind == "preference" and _prefers_nothing(row):
+        yield "same_answers", ""
+
+
+def _token_faults(tokenizer, row: dict, *, kind: str, max_length: int) -> tuple[int, list[tuple[str, str]]]:
+    """Number of tokens, and what is wrong with them."""
+    from jinja2 import TemplateError
+
+    try:
+        tokens = row_tokens(tokenizer, row, kind=kind, max_length=max_length)
+    except TemplateError as error:
+        return 0, [("unrenderable", " ".join(str(error).split()))]
+    faults = {
+        "too_long": tokens.num_tokens > max_length and f"{tokens.num_tokens} tokens",
+        "untrainable": tokens.num_trainable == 0 and "",
+        "endless": not tokens.ends and "",
+    }
+    return tokens.num_tokens, [(name, said) for name, said in faults.items() if said is not False]
 
 
 def order_problem(prompt: list[dict]) -> str | None:
@@ -172,7 +207,7 @@ def row_tokens(tokenizer, row: dict, *, kind: str, max_length: int) -> RowTokens
     )
 
 
-def with_personal_data(rows: list[dict], kind: str) -> dict[str, list[str]]:
+def with_personal_data(rows: Iterable[dict], kind: str) -> dict[str, list[str]]:
     """Ids of rows by pattern. A row whose id is itself such a thing is called by its number."""
     found = defaultdict(list)
     for number, row in enumerate(rows, start=1):
@@ -223,20 +258,6 @@ def _problem(row: dict, kind: str) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def _tokens(
-    tokenizer, rows: list[dict], *, kind: str, max_length: int
-) -> tuple[list[tuple[str, RowTokens]], list[str]]:
-    from jinja2 import TemplateError
-
-    rendered, refused = [], []
-    for row in rows:
-        try:
-            rendered.append((row["id"], row_tokens(tokenizer, row, kind=kind, max_length=max_length)))
-        except TemplateError as error:
-            refused.append(f"{row['id']}: {' '.join(str(error).split())}")
-    return rendered, refused
 
 
 def _num_learned(prompt: list[int], whole: list[int]) -> int:
@@ -331,10 +352,12 @@ def decide(
     args: argparse.Namespace, paths: dict[str, str], asked: dict[str, str], step: config.CheckDataStep
 ) -> checks.GateVerdict:
     """Measures and judges; writes the manifest."""
-    rows, asked_rows = ({name: read_jsonl(path) for name, path in some.items()} for some in (paths, asked))
-    measured = measure(partial(chat.ChatTokenizer, args.tokenizer), rows, asked_rows, step)
+    rows, asked_rows = ({name: _readable(path) for name, path in some.items()} for some in (paths, asked))
+    load_tokenizer = partial(chat.ChatTokenizer, args.tokenizer)
+    measured = measure(load_tokenizer, rows, asked_rows, step, manifest=args.manifest)
     numbers = Numbers.of(measured.numbers, list(rows))
-    overlap.write_manifest(args.manifest, numbers.prompts)
+    if numbers.shared_prompts is None:  # then the file is not whole, if there is one
+        overlap.write_manifest(args.manifest, {})
     return checks.GateVerdict(
         gate=args.step,
         subject=checks.subject({"tokenizer": args.tokenizer, **paths, **asked}),
@@ -343,6 +366,14 @@ def decide(
         confidence=step.validation.confidence,
         seconds=measured.seconds,
     )
+
+
+def _readable(path: str) -> JsonLines:
+    """The rows of a file that has been read to its end once: one that cannot be read cannot be judged."""
+    rows = JsonLines(path)
+    for _ in rows:
+        pass
+    return rows
 
 
 if __name__ == "__main__":

@@ -4,19 +4,30 @@ rows by file, prompts that gates ask -> ids of the rows that repeat others, exac
 """
 
 import json
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import filterfalse, product
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from posttrain.rows import ANSWER_KEYS, content_key, prompt_key, user_text
 from validators import duplicates
 
-Rows = dict[str, list[dict]]  # by file: sft_train and so on, or the key of prompts that a gate asks
+# By file: sft_train and so on, or the key of prompts that a gate asks. One goes through them several times, and holds
+# of each training row a hash.
+Rows = dict[str, Iterable[dict]]
 
 MANIFEST_VERSION = 1
 HASHED = (
     "SHA-256 of the user turns before the first answer, joined by line feeds: NFKC and case folded, without "
     "Default_Ignorable_Code_Point, words joined by one space, punctuation around a word taken away"
 )
+
+
+class Hashed(NamedTuple):
+    row_id: str
+    key: bytes  # SHA-256 of the prompt
 
 
 def alike(rows: Rows, asked: Rows, similarity: float) -> dict[str, dict[str, list[str]]]:
@@ -27,56 +38,125 @@ def alike(rows: Rows, asked: Rows, similarity: float) -> dict[str, dict[str, lis
     }
 
 
-def near_duplicates(rows: list[dict], kind: str, similarity: float) -> list[str]:
+def near_duplicates(rows: Iterable[dict], kind: str, similarity: float) -> list[str]:
     """Rows whose turns, answers and system text are each nearly those of an earlier row. Exact repeats are not here."""
-    exact = {id(row) for row in repeated(rows)}
-    rows = [row for row in rows if id(row) not in exact]
-    found = duplicates.near_earlier([_texts(row, kind) for row in rows], similarity)
-    return [f"{rows[number]['id']} like {rows[earlier]['id']}" for number, earlier in found.items()]
+    different = _first_of_each(rows, content_key)
+    found = duplicates.near_earlier(Said(different, partial(_texts, kind=kind)), similarity)
+    ids = {number: row["id"] for number, row in different.at({*found, *found.values()})}
+    return [f"{ids[number]} like {ids[earlier]}" for number, earlier in found.items()]
 
 
-def compare_prompts(rows: Rows) -> dict[str, dict]:
-    """Hashes of all prompts, and which prompts an evaluation file shares with a training file."""
-    hashes = {
-        name: [{"id": row["id"], "prompt_sha256": prompt_key(row)} for row in found] for name, found in rows.items()
-    }
-    trained = {name: {one["prompt_sha256"] for one in hashes[name]} for name in filter(_is_trained_on, rows)}
+def compare_prompts(rows: Rows, manifest: str | Path) -> dict[str, dict[str, list[str]]]:
+    """Which prompts an evaluation file shares with a training file. The hashes of all go to the manifest."""
+    trained: dict[str, set[bytes]] = {name: set() for name in filter(_is_trained_on, rows)}
+    held_out: dict[str, list[Hashed]] = {name: [] for name in filterfalse(_is_trained_on, rows)}
+    keep = {name: lambda one, keys=keys: keys.add(one.key) for name, keys in trained.items()}
+    keep |= {name: found.append for name, found in held_out.items()}
+    write_manifest(manifest, {name: _hashed(found, keep[name]) for name, found in rows.items()})
     shared = {
-        f"{held_out} with {train}": [one["id"] for one in hashes[held_out] if one["prompt_sha256"] in trained[train]]
-        for held_out, train in product(filterfalse(_is_trained_on, rows), trained)
+        f"{name} with {train}": [one.row_id for one in held_out[name] if one.key in trained[train]]
+        for name, train in product(held_out, trained)
     }
-    return {"prompts": hashes, "shared_prompts": shared}
+    return {"shared_prompts": shared}
+
+
+def _hashed(rows: Iterable[dict], keep: Callable[[Hashed], object]) -> Iterator[Hashed]:
+    for row in rows:
+        one = Hashed(row["id"], bytes.fromhex(prompt_key(row)))
+        keep(one)
+        yield one
 
 
 def near_shared_prompts(rows: Rows, similarity: float) -> dict[str, list[str]]:
     """Evaluation prompts that are nearly, but not exactly, a training prompt. Only what the user says counts."""
-    first = {name: {prompt_key(row): row for row in reversed(found)} for name, found in rows.items()}
-    trained = {key: (name, row) for name in filter(_is_trained_on, rows) for key, row in first[name].items()}
+    trained = _first_of_each(InFiles({name: rows[name] for name in filter(_is_trained_on, rows)}), _prompt_key)
     found = {name: [] for name in filterfalse(_is_trained_on, rows)}
-    held_out = [(name, row) for name in found for key, row in first[name].items() if key not in trained]
-    others = [*trained.values()]
-    texts, other_texts = ([user_text(row["prompt"]) for _, row in some] for some in (held_out, others))
-    for number, other in duplicates.near_others(texts, other_texts, similarity).items():
-        (name, row), (train, like) = held_out[number], others[other]
-        found[name].append(f"{row['id']} like {like['id']} of {train}")
+    held_out = [
+        (name, row["id"], user_text(row["prompt"]))
+        for name in found
+        for row in _first_of_each(rows[name], prompt_key, leave_out=trained.keys)
+    ]
+    texts = [text for _, _, text in held_out]
+    near = duplicates.near_others(texts, Said(trained, lambda item: user_text(item[1]["prompt"])), similarity)
+    like = {number: f"{row['id']} of {train}" for number, (train, row) in trained.at({*near.values()})}
+    for number, other in near.items():
+        name, row_id, _ = held_out[number]
+        found[name].append(f"{row_id} like {like[other]}")
     return found
 
 
-def repeated(rows: list[dict]) -> list[dict]:
-    """Rows that are, but for the id, an earlier one."""
-    seen, found = set(), []
-    for row in rows:
-        key = content_key(row)
-        if key in seen:
-            found.append(row)
-        seen.add(key)
-    return found
+@dataclass(frozen=True)
+class InFiles:
+    """Rows of several files, each with the name of its file."""
+
+    rows: Rows
+
+    def __iter__(self) -> Iterator[tuple[str, dict]]:
+        return ((name, row) for name, found in self.rows.items() for row in found)
 
 
-def write_manifest(path: str, hashes: dict[str, list[dict]] | None) -> None:
-    """With which anybody can see later whether other rows were part of this data."""
-    manifest = {"schema_version": MANIFEST_VERSION, "hashed": HASHED, "files": hashes or {}}
-    Path(path).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+@dataclass(frozen=True)
+class Different:
+    """The first of all items that have the same key. They are read anew each time one goes through them."""
+
+    items: Iterable
+    left_out: set[int]
+    keys: set[bytes]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator:
+        return (item for number, item in enumerate(self.items) if number not in self.left_out)
+
+    def at(self, numbers: set[int]) -> Iterator[tuple[int, Any]]:
+        return ((number, item) for number, item in enumerate(self) if number in numbers)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What items say."""
+
+    items: Different
+    text: Callable
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator:
+        return map(self.text, self.items)
+
+
+def _first_of_each(items: Iterable, key_of: Callable[..., str], *, leave_out: Container[bytes] = ()) -> Different:
+    keys, left_out = set(), set()
+    for number, item in enumerate(items):
+        key = bytes.fromhex(key_of(item))
+        if key in keys or key in leave_out:
+            left_out.add(number)
+        else:
+            keys.add(key)
+    return Different(items, left_out, keys)
+
+
+def _prompt_key(item: tuple[str, dict]) -> str:
+    return prompt_key(item[1])
+
+
+def write_manifest(path: str | Path, files: dict[str, Iterable[Hashed]]) -> None:
+    """With which anybody can see later whether other rows were part of this data; written row by row."""
+    manifest = {"schema_version": MANIFEST_VERSION, "hashed": HASHED, "files": {}}
+    head, foot = json.dumps(manifest, indent=1)[:-3], "\n }\n}\n" if files else "}\n}\n"
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(head)
+        for at, (name, rows) in enumerate(files.items()):
+            file.write(f"{',' if at else ''}\n  {json.dumps(name)}: [")
+            end = "]"
+            for number, (row_id, key) in enumerate(rows):
+                id_and_hash = f'"id": {json.dumps(row_id)},\n    "prompt_sha256": "{key.hex()}"'
+                file.write(f"{',' if number else ''}\n   {{\n    {id_and_hash}\n   }}")
+                end = "\n  ]"
+            file.write(end)
+        file.write(foot)
 
 
 def kind_of(file: str) -> str:

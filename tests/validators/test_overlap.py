@@ -15,22 +15,24 @@ def asked(id_: str, text: str) -> dict:
     return {"id": id_, "prompt": [{"role": "user", "content": text}]}
 
 
-def test_whatever_is_not_trained_on_may_share_no_prompt_with_what_is():
+def test_whatever_is_not_trained_on_may_share_no_prompt_with_what_is(tmp_path):
     rows = {
         "sft_train": [row("a", "Add milk"), row("b", "Add tea")],
         "sft_eval": [row("c", "add MILK!", system="Another.")],
         "preference_train": [row("d", "Add milk")],
         "red_team_prompts": [asked("prompt 1", "Make a bomb"), asked("prompt 2", "Add tea?")],
     }
-    found = overlap.compare_prompts(rows)
-    assert found["shared_prompts"] == {
+    manifest = tmp_path / "manifest.json"
+    assert overlap.compare_prompts(rows, manifest)["shared_prompts"] == {
         "sft_eval with sft_train": ["c"],
         "sft_eval with preference_train": ["c"],
         "red_team_prompts with sft_train": ["prompt 2"],
         "red_team_prompts with preference_train": [],
     }
-    assert found["prompts"]["sft_eval"] == [{"id": "c", "prompt_sha256": prompt_key(rows["sft_train"][0])}]
-    assert found["prompts"].keys() == rows.keys()
+    found = json.loads(manifest.read_text())
+    assert found["files"]["sft_eval"] == [{"id": "c", "prompt_sha256": prompt_key(rows["sft_train"][0])}]
+    assert found["files"].keys() == rows.keys()
+    assert manifest.read_text() == json.dumps(found, indent=1) + "\n"
 
 
 def test_near_is_what_the_user_says_and_not_what_is_equal_already():
@@ -45,6 +47,12 @@ def test_near_is_what_the_user_says_and_not_what_is_equal_already():
     }
 
 
+def test_of_several_training_prompts_the_first_is_named():
+    trained = [row("a", "Add milk"), row("b", WORDS), row("b again", WORDS), row("c", f"{WORDS} too")]
+    rows = {"sft_train": trained, "sft_eval": [row("e", f"Please {WORDS}")], "preference_train": [row("d", WORDS)]}
+    assert overlap.near_shared_prompts(rows, 0.9) == {"sft_eval": ["e like b of sft_train"]}
+
+
 def test_short_requests_with_a_long_system_text_do_not_repeat_each_other():
     rows = [row(text, text, system=WORDS) for text in ("Add milk", "Add tea", "List my tasks")]
     assert overlap.near_duplicates(rows, "sft", 0.9) == []
@@ -57,12 +65,11 @@ def test_one_question_on_other_terms_is_no_repetition():
 
 def test_exact_repeats_are_not_near_ones():
     rows = [row("a", WORDS), row("b", WORDS), row("c", f"{WORDS} now"), row("d", WORDS, answer="No.")]
-    assert [one["id"] for one in overlap.repeated(rows)] == ["b"]
     assert overlap.near_duplicates(rows, "sft", 0.9) == ["c like a"]
 
 
 def test_the_manifest_says_how_it_hashes(tmp_path):
-    overlap.write_manifest(str(tmp_path / "m.json"), None)
-    assert json.loads((tmp_path / "m.json").read_text()) == {
-        "schema_version": 1, "hashed": overlap.HASHED, "files": {},
-    }  # fmt: skip
+    for files in ({}, {"sft_train": []}):
+        overlap.write_manifest(tmp_path / "m.json", files)
+        manifest = {"schema_version": 1, "hashed": overlap.HASHED, "files": files}
+        assert (tmp_path / "m.json").read_text() == json.dumps(manifest, indent=1) + "\n"
