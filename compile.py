@@ -1,7 +1,8 @@
-"""Compiles the graph: configs/pipeline_config.yaml -> post_training.yaml. Needs kfp, not torch.
+"""Compiles the graphs: configs/pipeline_config.yaml -> post_training.yaml, and with configs/sweep_config.yaml ->
+sweep.yaml. Needs kfp, not torch.
 
-python compile.py                                        write post_training.yaml
-python compile.py --check                                exit 1 if post_training.yaml is stale
+python compile.py                                        write post_training.yaml and sweep.yaml
+python compile.py --check                                exit 1 if one of them is stale
 python compile.py --allow-tags                           images that have no digest yet are meant
 python compile.py --config F --set validation.max_loss=1.5 --output other.yaml
 python compile.py --config configs/pipeline_config.yaml configs/clusters/eks.yaml    the second on top of the first
@@ -11,18 +12,26 @@ import argparse
 import logging
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.compiler import compile_graph, unpushed_images
+from pipelines.compiler import compile_graph, compile_sweep, unpushed_images
 from posttrain.config import load_config
+from posttrain.sweep.settings import SweepConfig
+
+LINE, SWEEP = "post_training.yaml", "sweep.yaml"
+
+Write = Callable[[Path], None]
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", default=["configs/pipeline_config.yaml"], metavar="FILE")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    parser.add_argument("--output", default="post_training.yaml", metavar="FILE")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the output file is stale")
+    parser.add_argument("--output", metavar="FILE", help=f"of the line alone, instead of {LINE} and {SWEEP}")
+    parser.add_argument("--sweep", default="configs/sweep_config.yaml", metavar="FILE")
+    parser.add_argument("--sweep-output", metavar="FILE", help="of the sweep alone")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if an output file is stale")
     parser.add_argument("--allow-tags", action="store_true", help="say nothing of images that have no digest yet")
     return parser
 
@@ -31,28 +40,43 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        config = load_config(args.config, args.settings)
+        graphs = graphs_of(args)
         if args.check:
-            return check(config, Path(args.output))
-        compile_graph(config, args.output)
+            return max([check(write, output) for output, write in graphs.items()])
+        for output, write in graphs.items():
+            write(output)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    names = " and ".join(map(str, graphs)) + (" runs" if len(graphs) == 1 else " run")
     if not args.allow_tags and (images := unpushed_images()):
         print(
-            f"{args.output} runs on this machine only: images/digests.yaml has no digest for {' and '.join(images)}; "
+            f"{names} on this machine only: images/digests.yaml has no digest for {' and '.join(images)}; "
             "push and compile again, or give --allow-tags if that is meant",
             file=sys.stderr,
         )
-    print(f"{args.output}: {Path(args.output).stat().st_size / 1e3:.0f} kB")
+    print("\n".join(f"{output}: {output.stat().st_size / 1e3:.0f} kB" for output in graphs))
     return 0
 
 
-def check(config, output: Path) -> int:
+def graphs_of(args: argparse.Namespace) -> dict[Path, Write]:
+    """What is to be written, and how: both graphs, or those whose output is named."""
+    config = load_config(args.config, args.settings)
+    outputs = (args.output, args.sweep_output) if args.output or args.sweep_output else (LINE, SWEEP)
+    graphs: dict[Path, Write] = {}
+    if outputs[0]:
+        graphs[Path(outputs[0])] = lambda path: compile_graph(config, path)
+    if outputs[1]:
+        settings = SweepConfig.read(args.sweep)
+        graphs[Path(outputs[1])] = lambda path: compile_sweep(config, settings, path)
+    return graphs
+
+
+def check(write: Write, output: Path) -> int:
     """0 if `output` is what the configuration compiles to, else 1."""
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / "graph.yaml"
-        compile_graph(config, fresh)
+        write(fresh)
         if output.is_file() and output.read_bytes() == fresh.read_bytes():
             print(f"{output} is up to date")
             return 0

@@ -2,14 +2,17 @@
 
 python run_pipeline.py --config FILE --sft-dataset sft.jsonl --preference-dataset preferences.jsonl
 python run_pipeline.py --config FILE --endpoint URL --token-file FILE     on a cluster, and follow the run there
+python run_pipeline.py --config FILE --sweep configs/sweep_config.yaml    many trials, and go on with the best
 
-Exit code: 0 the model was promoted, 2 a gate stopped it, 1 anything else, 130 interrupted. It comes from what the run
-left in its storage (the publish receipt, the verdicts), never from the word of the runner.
+Exit code: 0 the model was promoted (of a sweep that ends there: a winner was found), 2 a gate stopped it, 1 anything
+else, 130 interrupted. It comes from what the run left in its storage (the publish receipt, the verdicts), never from
+the word of the runner.
 """
 
 import argparse
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -25,14 +28,19 @@ from typing import Any
 
 from components.container import image_reference
 from pipelines import cluster, running
-from pipelines.compiler import check_images_are_pushed, compile_graph
+from pipelines.compiler import check_images_are_pushed, compile_graph, compile_sweep
 from pipelines.docker import Docker
 from pipelines.local import LocalRun, Processes, Runner, run_graph
 from pipelines.steps import step_names
+from pipelines.sweep import COMPARE_TRIALS, JUDGE_WINNER, sweep_steps
 from pipelines.view import CheckRow, LiveView, PlainView, print_checks, print_pairs, view_of
 from posttrain import junit, masking, places, plan, preflight, prompts, record, report, sources, storage, wording
+from posttrain.comparison import print_terminal
 from posttrain.config import PipelineConfig, ReportStep, check_overrides, check_run_parameters, load_config
 from posttrain.placement import Placements
+from posttrain.sweep import compare
+from posttrain.sweep.settings import SweepConfig
+from posttrain.sweep.study import Study
 from posttrain.verdict import Check, Verdict
 from validators import custom
 
@@ -66,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overrides", default="{}", metavar="JSON", help='this run\'s sft and dpo settings: {"sft": {"epochs": 1}}'
     )
+    parser.add_argument("--sweep", metavar="FILE", help="try what this file says, and go on with the best")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
     parser.add_argument(
         "--run-id", metavar="ID", help="default: the time and a random part; with --endpoint: only follow this run"
@@ -111,8 +120,9 @@ def main(argv: list[str] | None = None) -> int:
         runner = runner_of(args, config, local_folder(parameters["storage_root"]))
         if args.runner == "process":  # else they are in the image
             custom.check_importable(config.validation.custom_checks)
-        run_id = new_run_id(parameters["storage_root"], args.run_id)
-        return run_here(config, parameters, run_id, runner=runner, junit_file=args.junit, is_fresh=args.fresh)
+        sweep = SweepConfig.read(args.sweep) if args.sweep else None
+        here = Here(new_run_id(parameters["storage_root"], args.run_id), runner, is_fresh=args.fresh, sweep=sweep)
+        return run_here(config, parameters, here, junit_file=args.junit)
     except (ValueError, OSError, ImportError) as error:
         cause, code = wording.line(str(error)), ERROR
         print(f"error: {cause}", file=sys.stderr)
@@ -133,6 +143,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--gpus and --env say what a container gets: give --runner docker too")
     if args.endpoint and args.runner == "docker":
         parser.error("--runner docker is for this machine: leave it or --endpoint out")
+    if args.endpoint and args.sweep:
+        parser.error("--sweep is for this machine: for a cluster compile sweep.yaml and upload it")
     if args.endpoint and args.fresh:
         parser.error("--fresh is for this machine: on a cluster a new --storage-root has nothing to take over either")
     return args
@@ -152,42 +164,98 @@ def runner_of(args: argparse.Namespace, config: PipelineConfig, folder: Path) ->
     return runner
 
 
-def run_here(
-    config: PipelineConfig, parameters: dict[str, Any], run_id: str, *, runner: Runner, junit_file: str | None = None,
-    is_fresh=False,
-) -> int:  # fmt: skip
+@dataclass(frozen=True)
+class Here:
+    """How a run is run on this machine."""
+
+    run_id: str
+    runner: Runner
+    is_fresh: bool = False
+    sweep: SweepConfig | None = None
+
+
+def run_here(config: PipelineConfig, parameters: dict[str, Any], here: Here, *, junit_file: str | None = None) -> int:
     """Runs the graph, says what it came to, and gives the exit code."""
-    root, steps = parameters["storage_root"], step_names(config)
+    root, run_id, sweep = parameters["storage_root"], here.run_id, here.sweep
+    steps = sweep_steps(config, sweep) if sweep else step_names(config)
     folder = local_folder(root)
     run_folder, artifacts = folder / "runs" / run_id, folder / "artifacts"
     run_folder.mkdir(parents=True, exist_ok=True)
     for killed, settings in running.killed_runs(folder / "runs"):
-        runner.forget(artifacts.absolute() / killed)
+        here.runner.forget(artifacts.absolute() / killed)
         report.publish_report(root, report.collect(root, killed, settings))
-    here = config.model_copy(update={"placement": Placements()})  # nodes, secrets and paths of a cluster mean nothing
-    compile_graph(here, run_folder / "graph.yaml")
-    print_start(config, parameters, run_id, run_folder / "logs")
-    if not is_fresh:
-        print_plan(run_folder / "graph.yaml", parameters)
-    interrupted = False
+    unplaced = config.model_copy(update={"placement": Placements()})  # nodes, secrets, paths of a cluster mean nothing
+    graph = run_folder / "graph.yaml"
+    compile_sweep(unplaced, sweep, graph) if sweep else compile_graph(unplaced, graph)
+    print_start(config, parameters, run_id, logs=run_folder / "logs", steps=steps)
+    if not (here.is_fresh or sweep):
+        print_plan(graph, parameters)
     settings = ReportStep(pipeline_id=config.pipeline_id, steps=steps)
-    with running.under_way(run_folder, settings), view_of(steps) as view:
-        watch = Watch(root, run_id, view)
-        run = LocalRun(
-            run_id, artifacts=artifacts.absolute(), logs=(run_folder / "logs").absolute(), listener=watch,
-            runner=runner, is_fresh=is_fresh,
-        )  # fmt: skip
-        try:
-            run_graph(run_folder / "graph.yaml", parameters, run)
-        except KeyboardInterrupt:
-            interrupted = True
-            watch.interrupt()
-    result = settle(settings, root, run_id, [*run.errors, *watch.errors])
+    errors, interrupted = walk(graph, parameters, here, settings)
+    result = settle(settings, root, run_id, errors)
     write_junit(junit_file, junit.of_run(result))
-    print_result(result, root)
+    if sweep:
+        print_sweep(result, root, sweep)
+    if not (sweep and finds_winner_alone(result, sweep)):
+        print_result(result, root)
     if result.success and not config.save_intermediate:
         shutil.rmtree(artifacts / run_id, ignore_errors=True)
-    return INTERRUPTED if interrupted else exit_code(result)
+    if interrupted:
+        return INTERRUPTED
+    return PROMOTED if sweep and finds_winner_alone(result, sweep) else exit_code(result)
+
+
+def walk(graph: Path, parameters: dict[str, Any], here: Here, settings: ReportStep) -> tuple[list[str], bool]:
+    """Runs the steps of a compiled graph; gives what went wrong beside them, and whether it was interrupted."""
+    root = parameters["storage_root"]
+    with running.under_way(graph.parent, settings), view_of(settings.steps) as view:
+        watch = Watch(root, here.run_id, view)
+        run = LocalRun(
+            here.run_id, artifacts=(local_folder(root) / "artifacts").absolute(),
+            logs=(graph.parent / "logs").absolute(), listener=watch, runner=here.runner, is_fresh=here.is_fresh,
+            environment=threads_of(here.sweep), peak_memory=watch.peak_memory,
+        )  # fmt: skip
+        try:
+            run_graph(graph, parameters, run)
+        except KeyboardInterrupt:
+            watch.interrupt()
+            return [*run.errors, *watch.errors], True
+    return [*run.errors, *watch.errors], False
+
+
+def threads_of(sweep: SweepConfig | None) -> dict[str, str]:
+    """Trials side by side share the cores: OpenMP's threads of two processes on one core are far slower than one's."""
+    if sweep is None or sweep.parallelism == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // sweep.parallelism))}
+
+
+def finds_winner_alone(result: report.PipelineResult, sweep: SweepConfig) -> bool:
+    """Whether this sweep was to end with a winner, and has done so."""
+    ended = {step.name for step in result.steps if step.is_done}
+    return not sweep.continue_with_best and {COMPARE_TRIALS, JUDGE_WINNER} <= ended
+
+
+def print_sweep(result: report.PipelineResult, storage_root: str, sweep: SweepConfig) -> None:
+    """The table of the trials, and where it lies; of a sweep without a winner too."""
+    found = [step for step in result.steps if step.name.startswith("compare_") and step.num_attempts]
+    if not found:
+        return
+    folder = storage.join(storage_root, "runs", result.run_id, found[-1].name)
+    rung = len(found) - 1
+    places = [step.measured["row"] for step in result.steps if step.measured.get("row")]
+    if places:
+        study = Study.of_place(storage_root, places[0], sweep)
+        print()
+        print_terminal(compare.compare(study, rung, "Sweep"))
+    judged = next((step for step in result.steps if step.name == JUDGE_WINNER and step.measured), None)
+    told = judged and f"{judged.measured['status']}, {sweep.objective.name} {judged.measured.get(sweep.objective.name)}"
+    print_pairs({
+        "On unseen rows": told,
+        "Table": storage.join(folder, compare.NAMES["table"]),
+        "As CSV": storage.join(folder, compare.NAMES["csv"]),
+        "Winner's settings": storage.join(folder, compare.NAMES["winner"]),
+    })  # fmt: skip
 
 
 def run_on_cluster(config: PipelineConfig, parameters: dict[str, Any], args: argparse.Namespace, again: str) -> int:
@@ -195,7 +263,7 @@ def run_on_cluster(config: PipelineConfig, parameters: dict[str, Any], args: arg
     logging.basicConfig(format="%(levelname)s: %(message)s")
     client, run_id, tasks = submitted(config, parameters, args)
     root, page = parameters["storage_root"], client.page(run_id)
-    print_start(config, parameters, run_id, page)
+    print_start(config, parameters, run_id, logs=page, steps=step_names(config))
     try:
         with view_of(step_names(config)) as view:
             watch = ClusterWatch(root, run_id, view)
@@ -285,12 +353,12 @@ class Watch:
     storage_root: str
     run_id: str
     view: PlainView | LiveView
-    running: tuple[str, datetime] | None = None
+    running: dict[str, datetime] = field(default_factory=dict)  # step -> when it started
     num_attempts: dict[str, int] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)  # of steps that are no part of the result
 
     def started(self, step: str) -> None:
-        self.running = (step, datetime.now(UTC))
+        self.running[step] = datetime.now(UTC)
         self.num_attempts[step] = self.num_attempts.get(step, 0) + 1
         self.view.started(step)
 
@@ -303,15 +371,19 @@ class Watch:
             found.append(self._record_for(step, found, seconds, cause))
         if cause and step == "report_run":
             self.errors.append(f"{step}: {cause}")
-        self.running = None
+        self.running.pop(step, None)
         state, text = outcome(found[-1] if found else None, cause)
         self.view.ended(step, state, seconds, wording.line(text))
 
     def interrupt(self) -> None:
-        """The run was interrupted: the step that was running ends here."""
-        if self.running:
-            step, started = self.running
+        """The run was interrupted: the steps that were running end here."""
+        for step, started in list(self.running.items()):
             self.finished(step, -signal.SIGINT, (datetime.now(UTC) - started).total_seconds(), "interrupted")
+
+    def peak_memory(self) -> int:
+        """Bytes that the largest trial so far has held; 0 before there was one."""
+        entries = record.read_records(self.storage_root, self.run_id)
+        return max([int(entry.measured.get("peak_memory", 0)) for entry in entries], default=0)
 
     def _record_for(self, step: str, found: list[record.StepRecord], seconds: float, cause: str) -> record.StepRecord:
         """The record of a step that was ended, or that failed before or after it kept one itself."""
@@ -414,8 +486,10 @@ def new_run_id(storage_root: str, wanted: str | None) -> str:
     return wanted
 
 
-def print_start(config: PipelineConfig, parameters: dict[str, Any], run_id: str, logs: Path | str) -> None:
-    names, stages = step_names(config), config.stages
+def print_start(
+    config: PipelineConfig, parameters: dict[str, Any], run_id: str, *, logs: Path | str, steps: list[str]
+) -> None:
+    stages = config.stages
     publish_root = config.publish_root or storage.join(parameters["storage_root"], "published")
     print_pairs({
         "Run": run_id,
@@ -427,7 +501,7 @@ def print_start(config: PipelineConfig, parameters: dict[str, Any], run_id: str,
         "Publishes to": f"{publish_root}/{parameters['model_name']}",
         "Storage": parameters["storage_root"],
         "Logs": logs,
-        "Steps": f"{len(names)}, {sum(name.startswith('check_') for name in names)} of them gates",
+        "Steps": f"{len(steps)}, {sum(name.startswith('check_') for name in steps)} of them gates",
     })  # fmt: skip
     print(flush=True)
 

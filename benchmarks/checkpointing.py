@@ -49,7 +49,7 @@ config = SftConfig(
     target_modules="all-linear",
 )
 files = {name: f"{rows}/{name}.jsonl" for name in ("train", "eval")}
-outputs = {name: f"{rows}/{name}.out" for name in ("adapter", "metrics", "curve")}
+outputs = {name: f"{rows}/{name}.out" for name in ("adapter", "metrics", "curve", "logs")}
 checkpoints = Checkpoints(root, "train_sft", "f" * 64, run_id="benchmark", limit=3)
 sft.train(base, files=files, outputs=outputs, step=SftStep(sft=config), checkpoints=checkpoints)
 """

@@ -4,13 +4,16 @@ from components.check_alignment import check_alignment, check_preference_alignme
 from components.check_data import check_data, check_preference_data, check_sft_data
 from components.check_merge import check_merge
 from components.check_sft import check_sft
+from components.compare_trials import compare_trials
 from components.fetch_model import fetch_model
+from components.hold_out import hold_out
 from components.merge_adapter import merge_adapter
 from components.preflight import preflight
 from components.prepare_data import prepare_data
 from components.publish_model import publish_model
 from components.reject import reject
 from components.report_run import report_run
+from components.run_trial import run_preference_trial, run_sft_trial, run_trial
 from components.train_dpo import train_dpo
 from components.train_sft import train_sft
 
@@ -23,13 +26,18 @@ __all__ = [
     "check_safety",
     "check_sft",
     "check_sft_data",
+    "compare_trials",
     "fetch_model",
+    "hold_out",
     "merge_adapter",
     "preflight",
     "prepare_data",
     "publish_model",
     "reject",
     "report_run",
+    "run_preference_trial",
+    "run_sft_trial",
+    "run_trial",
     "train_dpo",
     "train_sft",
 ]

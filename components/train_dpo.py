@@ -1,6 +1,6 @@
 """train_dpo: direct preference optimization with LoRA."""
 
-from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output, container_component
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output, container_component
 
 from components.container import container
 
@@ -17,6 +17,7 @@ def train_dpo(
     adapter: Output[Model],
     metrics: Output[Metrics],
     curve: Output[HTML],
+    logs: Output[Artifact],
 ):
     """Trains an adapter on a full model, which is its own reference; resumes from the newest whole checkpoint."""
     return container(
@@ -32,4 +33,5 @@ def train_dpo(
         adapter=adapter.path,
         metrics=metrics.path,
         curve=curve.path,
+        logs=logs.path,
     )

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from kfp import compiler
@@ -9,7 +10,9 @@ from kfp import compiler
 from components.container import IMAGES, check_digests, image_reference
 from pipelines import lint
 from pipelines.post_training import post_training
+from pipelines.sweep import sweep
 from posttrain.config import PipelineConfig
+from posttrain.sweep.settings import SweepConfig
 
 
 def compile_graph(config: PipelineConfig, path: str | Path) -> None:
@@ -20,10 +23,20 @@ def compile_graph(config: PipelineConfig, path: str | Path) -> None:
             nothing is written.
     """
     check_gates_can_judge(config)
+    _write(post_training(config), path)
+
+
+def compile_sweep(config: PipelineConfig, settings: SweepConfig, path: str | Path) -> None:
+    """The same of a sweep over the line of `config`."""
+    check_gates_can_judge(config)
+    _write(sweep(config, settings), path)
+
+
+def _write(pipeline: Callable, path: str | Path) -> None:
     check_digests()
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "graph.yaml"
-        compiler.Compiler().compile(post_training(config), str(package))
+        compiler.Compiler().compile(pipeline, str(package))
         lint.check(package, allow_tags=True, shown_as=path)
         shutil.copyfile(package, path)
 

@@ -3,13 +3,15 @@ as a plain process (`Processes`, here) or in its image (`pipelines.docker.Docker
 
 compiled YAML, run parameters -> `<artifacts>/<run id>/<step>/<output>`, `<logs>/<step>.log`, calls of a `StepListener`
 
-kfp.local 2.17.0 is corrected in four places, for the length of a run only:
+kfp.local 2.17.0 is corrected in five places, for the length of a run only:
 
 - `ConditionEvaluator.evaluate_condition` does not find a named output, takes that for false and skips both branches of
   a gate, which leaves the run green. Ours reads one form, `<boolean> == true|false`, and raises for all else.
 - `run_single_task_implementation` refuses container components. Ours does what the backend's launcher does: folders of
   outputs exist, an output parameter that was not written fails the step, every output artifact reaches its consumers.
 - `execute_task` lets an exception out past the exit task. Ours makes a failed task of it.
+- `ParallelExecutor.execute_parallel_tasks` runs two iterations of a loop at once, whether they fit or not, and waits
+  for them when it is interrupted. `pipelines.loops` asks for their memory, and ends them.
 - `topological_sort_tasks` leaves the order of independent tasks to chance. Ours sorts them by name.
 """
 
@@ -27,6 +29,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +47,7 @@ from kfp.local import (
 from kfp.local.orchestrator import enhanced_dag_orchestrator as orchestrator
 from kfp.local.status import Status
 
+from pipelines import loops
 from pipelines.package import CONDITION
 from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV
 
@@ -143,6 +147,7 @@ class LocalRun:
     working_directory: Path = ROOT  # of every process; `python -m` finds modules here first
     environment: dict[str, str] = field(default_factory=dict)  # on top of ours
     is_fresh: bool = False  # steps take nothing over from earlier runs
+    peak_memory: Callable[[], int] = lambda: 0  # bytes that an iteration of a loop needs; 0: not known
     errors: list[str] = field(default_factory=list)  # why the graph did not go on
 
 
@@ -226,6 +231,14 @@ class Launcher:
 
     def __init__(self, run: LocalRun, settings: dict[str, dict[str, Any]]):
         self.run, self.settings = run, settings
+        self.running: list[subprocess.Popen] = []  # several where iterations of a loop run side by side
+        self.is_interrupted = False
+
+    def end_running(self) -> None:
+        """Ends the steps that other threads run, and lets them begin none."""
+        self.is_interrupted = True
+        for process in list(self.running):
+            _end(process)
 
     def __call__(
         self, pipeline_resource_name, component_name, component_spec, executor_spec, arguments, pipeline_root, runner,
@@ -238,7 +251,7 @@ class Launcher:
         """
         name = arguments.get("step") or component_name.removeprefix("comp-")
         _check_inputs(name, component_spec, arguments)
-        folder = Path(pipeline_root, pipeline_resource_name, name)
+        folder = Path(pipeline_root, unique_pipeline_id, name)  # in a loop too: its steps have names of their own
         shutil.rmtree(folder, ignore_errors=True)  # each attempt starts in an empty place, as a new pod would
         folder.mkdir(parents=True)
         executor_input = executor_input_utils.construct_executor_input(
@@ -267,6 +280,8 @@ class Launcher:
         return {variable.name: variable.value for variable in container.env} | own
 
     def _attempt(self, step: Step, outputs_of: Callable[[], dict[str, Any]]) -> Outputs:
+        if self.is_interrupted:
+            raise GraphError(f"{step.name}: interrupted")
         self.run.listener.started(step.name)
         clock, outputs, cause = time.monotonic(), {}, None
         exit_code, last_line = self._execute(step)
@@ -292,6 +307,7 @@ class Launcher:
                 command, cwd=self.run.working_directory, env=environment, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
+            self.running.append(process)
             last_line = [""]
             reader = threading.Thread(target=self._read, args=(step.name, process.stderr, log, last_line))
             reader.start()
@@ -301,6 +317,7 @@ class Launcher:
                 try:
                     _end(process)
                 finally:
+                    self.running.remove(process)
                     self.run.runner.remove(step)
                     reader.join()
                     process.stderr.close()
@@ -406,6 +423,23 @@ def _corrected(run: LocalRun, launcher: Launcher) -> Iterator[None]:
             run.errors.append(str(error))
             return {}, Status.FAILURE
 
+    def execute_parallel_tasks(
+        self, tasks, pipeline_resource_name, components, executors, io_store, pipeline_root, runner,
+        unique_pipeline_id, fail_stack, parallelism_limit,
+    ) -> Outputs:  # fmt: skip
+        iterations = {
+            name: partial(
+                guarded, name, spec, pipeline_resource_name, components, executors, io_store, pipeline_root, runner,
+                unique_pipeline_id, fail_stack,
+            )
+            for name, spec in tasks
+        }  # fmt: skip
+        return loops.run_iterations(
+            iterations,
+            num_at_once=lambda: loops.that_fit(parallelism_limit or len(tasks), run.peak_memory()),
+            end_running=launcher.end_running,
+        )
+
     scope = io.IOStore()
     for name in ("_task_output_data", "_parent_input_data", "_parent"):
         _existing(scope, name)
@@ -414,6 +448,7 @@ def _corrected(run: LocalRun, launcher: Launcher) -> Iterator[None]:
         for owner, name, ours in (
             (orchestrator.ConditionEvaluator, "evaluate_condition", evaluate_condition),
             (orchestrator, "execute_task", guarded),
+            (orchestrator.ParallelExecutor, "execute_parallel_tasks", execute_parallel_tasks),
             (graph_utils, "topological_sort_tasks", topological_sort_tasks),
             (task_dispatcher, "run_single_task_implementation", launcher),
         ):
@@ -426,11 +461,12 @@ def _replaced(owner: Any, name: str, ours: Callable) -> Iterator[None]:
     theirs = _existing(owner, name)
     if list(inspect.signature(theirs).parameters) != list(inspect.signature(ours).parameters):
         raise RuntimeError(f"{owner.__name__}.{name} takes other arguments than in kfp 2.17.0: install kfp==2.17.0")
-    setattr(owner, name, staticmethod(ours) if isinstance(owner, type) else ours)
+    is_static = isinstance(inspect.getattr_static(owner, name), staticmethod)
+    setattr(owner, name, staticmethod(ours) if is_static else ours)
     try:
         yield
     finally:
-        setattr(owner, name, staticmethod(theirs) if isinstance(owner, type) else theirs)
+        setattr(owner, name, staticmethod(theirs) if is_static else theirs)
 
 
 def _existing(owner: Any, name: str) -> Any:

@@ -6,8 +6,10 @@ end.
 """
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from kfp import dsl
+from kfp.dsl.pipeline_channel import PipelineChannel
 
 import components as do
 from pipelines.gate import gate
@@ -17,8 +19,6 @@ from posttrain.config import PipelineConfig
 
 def post_training(config: PipelineConfig):
     """The graph for a configuration. A stage that is off gives a shorter one: SFT only, or DPO only."""
-    sft, merge, dpo = (getattr(config.stages, stage).enabled for stage in ("sft", "merge", "dpo"))
-    check_data = do.check_data if sft and dpo else do.check_sft_data if sft else do.check_preference_data
 
     @dsl.pipeline(name="post-training", description=f"{config.pipeline_id}: SFT, merge, DPO, merge, publish; gated")
     def post_training(
@@ -30,52 +30,90 @@ def post_training(config: PipelineConfig):
         overrides: dict = {},  # noqa: B006 (a pipeline's default, compiled into the YAML)
     ):
         steps = Steps(config, storage_root=storage_root, overrides=overrides)
-        run = steps.run
-
-        with dsl.ExitHandler(run(do.report_run), name="line"), ExitStack() as line:
-
-            def require(check, name: str | None = None, **inputs) -> None:
-                line.enter_context(gate(steps, check, name, **inputs))
-
-            ready = run(
-                do.preflight, base_model=base_model, sft_dataset=sft_dataset, preference_dataset=preference_dataset
+        with dsl.ExitHandler(steps.run(do.report_run), name="line"), ExitStack() as line:
+            inputs = fetch_and_check(
+                steps, line, base_model=base_model, sft_dataset=sft_dataset, preference_dataset=preference_dataset
             )
-            base = run(do.fetch_model, base_model=base_model).after(ready).outputs
-            model, splits = base["model"], {}
-            if sft:
-                read = run(do.prepare_data, "prepare_sft_data", dataset=sft_dataset, kind="sft")
-                rows = read.after(ready).outputs
-                splits |= {"sft_train": rows["train"], "sft_eval": rows["eval"]}
-            if dpo:
-                read = run(do.prepare_data, "prepare_preferences", dataset=preference_dataset, kind="preference")
-                pairs = read.after(ready).outputs
-                splits |= {"preference_train": pairs["train"], "preference_eval": pairs["eval"]}
-            require(check_data, tokenizer=base["tokenizer"], **splits)
-
-            if sft:
-                trained = run(do.train_sft, base=model, train=rows["train"], eval=rows["eval"]).outputs
-                adapter = trained["adapter"]
-                require(do.check_sft, base=model, adapter=adapter, training=trained["metrics"], eval=rows["eval"])
-                before, model = model, adapter
-            if sft and merge:
-                model = run(do.merge_adapter, "merge_sft", base=before, adapter=adapter).outputs["model"]
-                merged = {"base": before, "adapter": adapter, "model": model}
-                require(do.check_merge, "check_sft_merge", **merged, eval=rows["eval"])
-            if sft and merge and not dpo:
-                require(do.check_safety, before=before, model=model, sft_eval=rows["eval"])
-            if dpo:
-                before = model
-                trained = run(do.train_dpo, model=before, train=pairs["train"], eval=pairs["eval"]).outputs
-                adapter = trained["adapter"]
-                model = run(do.merge_adapter, "merge_dpo", base=before, adapter=adapter).outputs["model"]
-                merged = {"base": before, "adapter": adapter, "model": model}
-                require(do.check_merge, "check_dpo_merge", **merged, eval=pairs["eval"])
-                judged = {"before": before, "model": model, "training": trained["metrics"]}
-                if sft:
-                    judged |= {"base": base["model"], "sft_eval": rows["eval"]}
-                check_alignment = do.check_alignment if sft else do.check_preference_alignment
-                require(check_alignment, "check_alignment", **judged, preference_eval=pairs["eval"])
-
-            run(do.publish_model, model=model, model_name=model_name)
+            train_and_publish(steps, line, inputs, model_name=model_name)
 
     return post_training
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a data set."""
+
+    train: PipelineChannel
+    eval: PipelineChannel  # held out
+    judged: PipelineChannel  # held out, for the gates: the same, unless a sweep has used a part of them to choose by
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the line trains with, when the data gate has passed it."""
+
+    model: PipelineChannel
+    sft: Rows | None  # of a stage that is off there are none
+    preferences: Rows | None
+
+
+def fetch_and_check(
+    steps: Steps, line: ExitStack, *, base_model: str, sft_dataset: str, preference_dataset: str
+) -> Inputs:
+    """preflight -> fetch + data, with the data gate, behind which `line` goes on."""
+    run, (sft, dpo) = steps.run, steps.has("sft", "dpo")
+    check_data = do.check_data if sft and dpo else do.check_sft_data if sft else do.check_preference_data
+    ready = run(do.preflight, base_model=base_model, sft_dataset=sft_dataset, preference_dataset=preference_dataset)
+    base = run(do.fetch_model, base_model=base_model).after(ready).outputs
+    rows = pairs = None
+    splits = {}
+    if sft:
+        read = run(do.prepare_data, "prepare_sft_data", dataset=sft_dataset, kind="sft").after(ready).outputs
+        rows = Rows(read["train"], read["eval"], read["eval"])
+        splits |= {"sft_train": rows.train, "sft_eval": rows.eval}
+    if dpo:
+        read = run(do.prepare_data, "prepare_preferences", dataset=preference_dataset, kind="preference")
+        read = read.after(ready).outputs
+        pairs = Rows(read["train"], read["eval"], read["eval"])
+        splits |= {"preference_train": pairs.train, "preference_eval": pairs.eval}
+    line.enter_context(gate(steps, check_data, tokenizer=base["tokenizer"], **splits))
+    return Inputs(base["model"], rows, pairs)
+
+
+def train_and_publish(
+    steps: Steps, line: ExitStack, inputs: Inputs, *, model_name: str, after: tuple[dsl.PipelineTask, ...] = ()
+) -> None:
+    """SFT -> merge -> DPO -> merge -> publish, with a gate after every stage; `after` tasks that give it nothing."""
+    run, (sft, merge, dpo) = steps.run, steps.has("sft", "merge", "dpo")
+    base = model = inputs.model
+    rows, pairs = inputs.sft, inputs.preferences
+
+    def require(check, name: str | None = None, **judged) -> None:
+        line.enter_context(gate(steps, check, name, **judged))
+
+    if sft:
+        trained = run(do.train_sft, base=model, train=rows.train, eval=rows.eval).after(*after).outputs
+        adapter = trained["adapter"]
+        require(do.check_sft, base=model, adapter=adapter, training=trained["metrics"], eval=rows.judged)
+        before, model = model, adapter
+    if sft and merge:
+        model = run(do.merge_adapter, "merge_sft", base=before, adapter=adapter).outputs["model"]
+        merged = {"base": before, "adapter": adapter, "model": model}
+        require(do.check_merge, "check_sft_merge", **merged, eval=rows.judged)
+    if sft and merge and not dpo:
+        require(do.check_safety, before=before, model=model, sft_eval=rows.judged)
+    if dpo:
+        before = model
+        trained = run(do.train_dpo, model=before, train=pairs.train, eval=pairs.eval)
+        trained = trained.after(*(after if not sft else ())).outputs
+        adapter = trained["adapter"]
+        model = run(do.merge_adapter, "merge_dpo", base=before, adapter=adapter).outputs["model"]
+        merged = {"base": before, "adapter": adapter, "model": model}
+        require(do.check_merge, "check_dpo_merge", **merged, eval=pairs.judged)
+        judged = {"before": before, "model": model, "training": trained["metrics"]}
+        if sft:
+            judged |= {"base": base, "sft_eval": rows.judged}
+        check_alignment = do.check_alignment if sft else do.check_preference_alignment
+        require(check_alignment, "check_alignment", **judged, preference_eval=pairs.judged)
+
+    run(do.publish_model, model=model, model_name=model_name)

@@ -49,19 +49,38 @@ class Steps:
 
     def run(self, component, name: str | None = None, **inputs) -> dsl.PipelineTask:
         """Adds one task of `component`, called `name` (the component's own name unless given)."""
+        task = self.add(component, name, **inputs)
+        name = self.names[-1]
+        place(
+            task, self._placement_of(name), timeout_minutes=self.pod_minutes(name), retry_count=self.retry_count(name)
+        )
+        return task
+
+    def add(self, component, name: str | None = None, **inputs) -> dsl.PipelineTask:
+        """The same without its placement."""
         component_name = component.name.replace("-", "_")
         name = name or component_name
-        common = {"step": name, "config": self._config_of(component_name), **self.run_parameters}
+        config = inputs.get("config") or self._config_of(component_name)
         declared = component.component_spec.inputs or {}
-        task = component(**{key: value for key, value in common.items() if key in declared}, **inputs)
+        common = {"step": name, "config": config, **self.run_parameters}
+        task = component(**({key: value for key, value in common.items() if key in declared} | inputs))
         task.set_display_name(name)
-        self._place(task, name)
         self.names.append(name)
         return task
 
-    def _place(self, task: dsl.PipelineTask, name: str) -> None:
-        minutes = self._timeout_minutes(name) + (POD_GRACE_MINUTES if name in TRAINING_STEPS else 0)
-        place(task, self._placement_of(name), timeout_minutes=minutes, retry_count=self._retry_count(name))
+    def going_on(self, **run_parameters: dsl.pipeline_channel.PipelineChannel) -> "Steps":
+        """Steps that follow on these, with other parameters of the run."""
+        steps = Steps(self.config, **(self.run_parameters | run_parameters))
+        steps.names += self.names
+        return steps
+
+    def has(self, *stages: str) -> tuple[bool, ...]:
+        """Which of these stages are on."""
+        return tuple(getattr(self.config.stages, stage).enabled for stage in stages)
+
+    def pod_minutes(self, name: str) -> int:
+        """The time limit of the pod."""
+        return self._timeout_minutes(name) + (POD_GRACE_MINUTES if name in TRAINING_STEPS else 0)
 
     def _placement_of(self, name: str) -> Placement:
         placement = self.config.placement.of(name)
@@ -80,7 +99,7 @@ class Steps:
             return getattr(self.config.stages, STAGE_OF[name]).timeout_minutes
         return self.config.validation.timeout_minutes if name.startswith("check_") else TIMEOUT_MINUTES
 
-    def _retry_count(self, name: str) -> int:
+    def retry_count(self, name: str) -> int:
         """A verdict is no failure: a gate that gave one has ended well, and only one that crashed runs again."""
         if name in ("preflight", "report_run") or name.startswith("reject_"):
             return 0  # for what preflight and gates found stays so, and report_run is a hook that may not be retried
@@ -111,6 +130,7 @@ class Steps:
             checkpoint_every_n_steps=self.config.checkpoint_every_n_steps,
             checkpoint_every_n_minutes=self.config.checkpoint_every_n_minutes,
             gpu_memory_fraction=self.config.gpu_memory_fraction,
+            report_to=self.config.report_to,
             timeout_minutes=self._timeout_minutes(step),
             num_processes=max(1, self.config.placement.of(step).accelerator_count),
         )

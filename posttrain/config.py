@@ -313,6 +313,7 @@ class PipelineConfig(Section):
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9  # of the GPU's memory, for one process
     checkpoint_every_n_steps: Count = 100  # upper bound for every stage's save_steps
     checkpoint_every_n_minutes: Positive = 15  # minutes; a checkpoint is also made where steps are slow
+    report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = []  # where trainings are watched; servers by their env
     save_intermediate: bool = True  # keep the run's checkpoints after promotion
     upload_to_hub: bool = False  # also to a Hub repository, private unless it exists and is public
     hub_repo_id: str | None = None  # org/name
@@ -376,6 +377,8 @@ class Training(Processes):
     checkpoint_every_n_minutes: Positive = 15
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     timeout_minutes: Count = 180  # the stage saves and leaves before that; its pod is given longer
+    report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+    leave_at: Annotated[float, Field(gt=0, lt=1)] | None = None  # share of its steps, after which it does the same
 
 
 class StepSection(Section):
@@ -550,6 +553,15 @@ def load_config(paths: str | Path | Sequence[str | Path], settings: list[str] | 
         logger.warning("%s: stages.merge.config_path is ignored: merging has no settings of its own", source)
     _embed_schema(raw, folders)
     return _validate(PipelineConfig, raw, source=source)
+
+
+def read_section(section: type[S], path: str | Path) -> S:
+    """A section that stands in a YAML file of its own.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    return _validate(section, _read_yaml(Path(path)), source=str(path))
 
 
 def parse_step(step: type[S], config: str, overrides: str = "{}") -> S:

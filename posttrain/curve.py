@@ -4,12 +4,12 @@ log history of a trainer -> HTML, for light and dark screens
 """
 
 import html
-import io
-import re
 from pathlib import Path
 
-# Drawn in these colours and then handed to the style sheet, which knows whether the screen is dark.
-INK, MUTED, GRID, LOSS, EVAL = "#010101", "#020202", "#030303", "#040404", "#050505"
+from posttrain import drawing
+from posttrain.drawing import GRID, INK, MUTED, style_axes
+
+LOSS, EVAL = "#040404", "#050505"
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", LOSS: "loss", EVAL: "eval"}
 
 PAGE = """<!doctype html>
@@ -60,22 +60,12 @@ def _summary(steps: list[dict], evaluations: list[dict]) -> str:
 
 
 def _svg(steps: list[dict], evaluations: list[dict]) -> str:
-    import matplotlib
-
-    # svg.fonttype none: text stays text. svg.hashsalt: the same curve is the same file.
-    style = {"svg.fonttype": "none", "svg.hashsalt": "curve", "text.color": INK, "font.size": 10}
-    with matplotlib.rc_context(style):
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 5), layout="constrained")
+    def draw(figure) -> None:
         loss_axes, rate_axes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
         _draw_loss(loss_axes, steps, evaluations)
         _draw_rate(rate_axes, steps)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace("<svg", '<svg role="img" aria-label="Training curve"', 1)
-    return re.sub("|".join(VARIABLES), lambda match: f"var(--{VARIABLES[match[0]]})", svg)
+
+    return drawing.svg(draw, size=(8, 5), label="Training curve", variables=VARIABLES)
 
 
 def _draw_loss(axes, steps: list[dict], evaluations: list[dict]) -> None:
@@ -87,7 +77,7 @@ def _draw_loss(axes, steps: list[dict], evaluations: list[dict]) -> None:
     if steps or evaluations:
         axes.legend(frameon=False, labelcolor=INK)
     axes.set_ylabel("loss (nats)")
-    _style(axes)
+    style_axes(axes)
 
 
 def _draw_rate(axes, steps: list[dict]) -> None:
@@ -97,18 +87,8 @@ def _draw_rate(axes, steps: list[dict]) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("learning rate")
     axes.set_xlabel("optimizer step")
-    _style(axes)
+    style_axes(axes)
 
 
 def _points(entries: list[dict], key: str) -> tuple[list[int], list[float]]:
     return [entry["step"] for entry in entries], [entry[key] for entry in entries]
-
-
-def _style(axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=GRID, labelcolor=MUTED)
-    axes.xaxis.label.set_color(MUTED)
-    axes.yaxis.label.set_color(MUTED)

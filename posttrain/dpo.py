@@ -9,7 +9,7 @@ import argparse
 import math
 import sys
 
-from posttrain import backend, kfp_io, packing, ranks, record, training
+from posttrain import backend, kfp_io, packing, ranks, record, tracking, training
 from posttrain.callbacks import CheckReference
 from posttrain.checkpoints import Checkpoints
 from posttrain.config import DpoConfig, DpoStep, parse_step
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--adapter", required=True, help="output: adapter folder")
     parser.add_argument("--metrics", required=True, help="output: metrics, JSON")
     parser.add_argument("--curve", required=True, help="output: training curve, HTML")
+    parser.add_argument("--logs", required=True, help="output: folder of the log history, and TensorBoard's files")
     return parser
 
 
@@ -31,7 +32,7 @@ def train(
 ) -> dict:
     """Trains, writes the outputs and gives the metrics.
 
-    `files` holds the paths of train and eval, `outputs` those of adapter, metrics and curve. A model merged in memory
+    `files` holds the paths of train and eval, `outputs` those of `training.OUTPUTS`. A model merged in memory
     would not do for `base`: trl would take the one that it was merged from as the reference.
 
     Raises:
@@ -44,6 +45,7 @@ def train(
     from trl import DPOConfig, DPOTrainer
 
     checkpoints.refuse_if_diverged()
+    told = tracking.arguments(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
     config, kind = step.dpo, "preference"
     tokenizer = backend.load_tokenizer(base)
     rows, num_left_out = training.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
@@ -68,6 +70,7 @@ def train(
                     # A model that is to be sharded lies on no GPU yet.
                     precompute_ref_log_probs=not backend.is_sharded(config),
                     **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
+                    **told,
                 ),
                 train_dataset=training.dataset(rows["train"], kind=kind, folder=folder / "train"),
                 eval_dataset=training.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
@@ -155,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = parse_step(DpoStep, args.config, args.overrides)
     files = {"train": args.train, "eval": args.eval}
-    outputs = {"adapter": args.adapter, "metrics": args.metrics, "curve": args.curve}
+    outputs = {name: getattr(args, name) for name in training.OUTPUTS}
 
     def work() -> dict:
         checkpoints = Checkpoints(

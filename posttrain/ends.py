@@ -63,6 +63,8 @@ class LeaveInTime:
             self.reason = "SIGTERM"
         elif is_late:
             self.reason = f"its deadline of {self.training.timeout_minutes} minutes is near"
+        elif self.training.leave_at and state.global_step >= self.training.leave_at * state.max_steps:
+            self.reason = f"it was asked for {self.training.leave_at:.3g} of its steps"
         if self.reason:
             control.should_save = control.should_training_stop = True
         elif is_due:

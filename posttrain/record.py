@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from posttrain import kfp_io, masking, storage
+from posttrain import kfp_io, masking, storage, usage
 from posttrain.config import FRESH_ENV, RUN_ID_ENV
 from posttrain.ends import Unfinished
 from posttrain.verdict import Verdict
@@ -63,6 +63,8 @@ class StepRecord(BaseModel):
     status: Status
     started_at: str  # UTC, ISO 8601
     seconds: float
+    cpu_seconds: float = 0.0  # with those of all processes that it has started
+    peak_memory: int = 0  # bytes, of the largest of its processes
     fingerprint: str
     code: Code | None = None
     config: dict[str, Any]
@@ -114,7 +116,7 @@ def run_step(
     with _recorded(args, outputs=outputs, config=config) as attempt:
         attempt.inputs = {name: digest(path) for name, path in inputs.items() if path}
         attempt.fingerprint = fingerprint(args.step, config=config, inputs=attempt.inputs)
-        args.fingerprint = attempt.fingerprint  # `work` keeps its checkpoints under it
+        args.inputs, args.fingerprint = attempt.inputs, attempt.fingerprint  # `work` keeps its checkpoints under it
         attempt.write()
         for path in outputs.values():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +145,7 @@ class Attempt:
     error: str | None = None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     clock: float = field(default_factory=time.monotonic)
+    cpu_clock: float = field(default_factory=lambda: usage.cpu_seconds_of(*usage.here()))
     number: int | None = None  # in the run record
 
     def write(self) -> None:
@@ -154,6 +157,8 @@ class Attempt:
             status=self.status,
             started_at=self.started.isoformat(timespec="milliseconds"),
             seconds=round(time.monotonic() - self.clock, 3),
+            cpu_seconds=round(usage.cpu_seconds_of(*usage.here()) - self.cpu_clock, 3),
+            peak_memory=usage.peak_memory_of(*usage.here()),
             fingerprint=self.fingerprint,
             code=code_version(),
             config=self.config.model_dump(mode="json"),
@@ -323,14 +328,15 @@ def _reuse(args: argparse.Namespace, print_: str, outputs: dict[str, str]) -> Re
 def _keep(args: argparse.Namespace, print_: str, outputs: dict[str, str], result: Result) -> Result:
     """Keeps what a step gave: the files, then COMPLETE.json, by which later runs find it.
 
-    Without that stays what a gate gave that stopped the run: it is evidence, and the next run judges again.
+    Without that stays what a gate gave that stopped the run: it is evidence, and the next run judges again. And what
+    says of itself that it is not final: a trial of a sweep that was killed.
     """
     kept = f"results/{args.step}/{print_}/{run_id()}-{secrets.token_hex(4)}"
     for name, path in outputs.items():
         uri = storage.join(args.storage_root, kept, name)
         storage.upload_folder(path, uri) if Path(path).is_dir() else storage.upload_file(path, uri)
     result = result.model_copy(update={"kept": kept})
-    if result.measured.get("passed") is not False:
+    if result.measured.get("passed", True) and result.measured.get("is_final", True):
         receipt = _receipt(args.storage_root, args.step, print_)
         with suppress(FileExistsError):  # another run was first; its result is as good
             storage.write_bytes(receipt, result.model_dump_json(indent=2).encode(), if_absent=True)

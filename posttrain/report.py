@@ -210,18 +210,7 @@ def to_json(result: PipelineResult) -> str:
 
 def to_html(result: PipelineResult, pages: tuple[str, ...] = ()) -> str:
     """The report: self-contained, without scripts, every text escaped. `pages` lie beside it: `<step>/curve.html`."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    words = ("number", "measured", "limit", "interval", "conclusion", "tally", "duration", "line", "visible")
-    environment.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
-    template = environment.get_template("report.html")
+    template = environment().get_template("report.html")
     return template.render(
         result=result,
         headline=headline(result),
@@ -229,6 +218,22 @@ def to_html(result: PipelineResult, pages: tuple[str, ...] = ()) -> str:
         between=max(result.total_time_seconds - sum(step.seconds for step in result.steps), 0.0),
         pages={step.name: [page for page in pages if page.startswith(f"{step.name}/")] for step in result.steps},
     )
+
+
+def environment() -> Any:
+    """jinja2's, for our templates and with our words."""
+    import jinja2
+
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words = ("number", "measured", "limit", "interval", "conclusion", "tally", "duration", "line", "visible")
+    found.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
+    return found
 
 
 def headline(result: PipelineResult) -> str:

@@ -6,7 +6,7 @@ base model, train and eval rows -> adapter folder, metrics.json, training-curve 
 import argparse
 import sys
 
-from posttrain import backend, kfp_io, packing, ranks, record, training
+from posttrain import backend, kfp_io, packing, ranks, record, tracking, training
 from posttrain.checkpoints import Checkpoints
 from posttrain.config import SftConfig, SftStep, parse_step
 
@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--adapter", required=True, help="output: adapter folder")
     parser.add_argument("--metrics", required=True, help="output: metrics, JSON")
     parser.add_argument("--curve", required=True, help="output: training curve, HTML")
+    parser.add_argument("--logs", required=True, help="output: folder of the log history, and TensorBoard's files")
     return parser
 
 
@@ -27,7 +28,7 @@ def train(
 ) -> dict:
     """Trains, writes the outputs and gives the metrics.
 
-    `files` holds the paths of train and eval, `outputs` those of adapter, metrics and curve.
+    `files` holds the paths of train and eval, `outputs` those of `training.OUTPUTS`.
 
     Raises:
         ValueError: no row fits max_seq_length.
@@ -39,6 +40,7 @@ def train(
     from trl import SFTConfig, SFTTrainer
 
     checkpoints.refuse_if_diverged()
+    told = tracking.arguments(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
     config, kind = step.sft, "sft"
     tokenizer = backend.load_tokenizer(base)
     rows, num_left_out = training.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
@@ -53,6 +55,7 @@ def train(
                 args=SFTConfig(
                     completion_only_loss=True,
                     **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
+                    **told,
                 ),
                 train_dataset=training.dataset(rows["train"], kind=kind, folder=folder / "train"),
                 eval_dataset=training.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = parse_step(SftStep, args.config, args.overrides)
     files = {"train": args.train, "eval": args.eval}
-    outputs = {"adapter": args.adapter, "metrics": args.metrics, "curve": args.curve}
+    outputs = {name: getattr(args, name) for name in training.OUTPUTS}
 
     def work() -> dict:
         checkpoints = Checkpoints(

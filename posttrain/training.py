@@ -1,6 +1,6 @@
 """What SFT and DPO share: which rows are trained on, the trainer's arguments, one training from start to end.
 
-rows that fit, a trainer -> log history, adapter folder, metrics.json, training curve
+rows that fit, a trainer -> adapter folder, metrics.json, training curve, log history
 """
 
 import argparse
@@ -20,6 +20,8 @@ from posttrain.ends import LeaveInTime
 from posttrain.rows import ANSWER_KEYS, check_row, read_jsonl
 from posttrain.uploads import Uploads
 
+OUTPUTS = ("adapter", "metrics", "curve", "logs")
+HISTORY = "history.jsonl"  # in the folder of logs: every entry of the trainer's log
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 T = TypeVar("T", bound=LoraTraining)
 
@@ -125,7 +127,6 @@ def arguments(config: LoraTraining, training: Training, *, num_train_rows: int, 
         "save_steps": min(config.save_steps, training.checkpoint_every_n_steps),
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would log a NaN as 0.0
-        "report_to": "none",
         "disable_tqdm": True,
         **backend.training_arguments(config),
     }
@@ -197,6 +198,17 @@ def _halved(config: T) -> T:
 
 def summary(state: Any, *, rows: dict[str, list[dict]], num_left_out: int) -> dict[str, Any]:
     """The metrics that SFT and DPO share, from the state of the trainer."""
+    return {
+        **progress(state),
+        "samples_processed": round(state.epoch * len(rows["train"])),
+        "num_train_rows": len(rows["train"]),
+        "num_eval_rows": len(rows["eval"]),
+        "num_rows_left_out": num_left_out,
+    }
+
+
+def progress(state: Any) -> dict[str, float]:
+    """How far a training has come, and how: also of one that is not at its end, from a checkpoint's state."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     last = losses[-max(3, len(losses) // 10) :]  # trl's own train_loss is wrong after a resume
     return {
@@ -205,10 +217,6 @@ def summary(state: Any, *, rows: dict[str, list[dict]], num_left_out: int) -> di
         "first_loss": losses[0],
         "total_steps": state.global_step,
         "epochs_completed": state.epoch,
-        "samples_processed": round(state.epoch * len(rows["train"])),
-        "num_train_rows": len(rows["train"]),
-        "num_eval_rows": len(rows["eval"]),
-        "num_rows_left_out": num_left_out,
     }
 
 
@@ -224,7 +232,7 @@ def _max_gradient_norm(history: list[dict]) -> dict[str, float]:
 def write_results(
     trainer: Any, config: LoraTraining, outputs: dict[str, str], *, metrics: dict[str, Any], title: str
 ) -> None:
-    """Writes the adapter folder, metrics.json and the training curve; of several ranks the first does."""
+    """Writes the adapter folder, metrics.json, training curve and log history; of several ranks the first does."""
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     weights = backend.adapter_weights(trainer, config)
     if not ranks.is_first():
@@ -232,6 +240,9 @@ def write_results(
     save_adapter(trainer.model, outputs["adapter"], weights)
     Path(outputs["metrics"]).write_text(text, encoding="utf-8")
     curve.write_curve(trainer.state.log_history, outputs["curve"], title=title)
+    lines = [json.dumps(entry) + "\n" for entry in trainer.state.log_history]
+    Path(outputs["logs"]).mkdir(parents=True, exist_ok=True)
+    Path(outputs["logs"], HISTORY).write_text("".join(lines), encoding="utf-8")
 
 
 def save_adapter(model: Any, path: str | Path, weights: dict[str, Any] | None = None) -> None:

@@ -7,6 +7,7 @@ from google.protobuf import json_format
 
 import components
 from posttrain.config import STEP_SECTIONS
+from posttrain.sweep.settings import SWEEP_SECTIONS
 
 COMPONENTS = [getattr(components, name) for name in components.__all__]
 
@@ -40,4 +41,5 @@ def test_every_declared_input_and_output_is_passed(component):
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=components.__all__)
 def test_every_component_has_its_section_of_the_configuration(component):
-    assert component.name.replace("-", "_") in STEP_SECTIONS
+    name = component.name.replace("-", "_")
+    assert name in STEP_SECTIONS or name in SWEEP_SECTIONS

@@ -100,7 +100,7 @@ def play(folder: Path, shape: str, gate: str, outcome: str, *, own_process: bool
     with quick(shape, gate, own_process), contextlib.redirect_stdout(io.StringIO()):
         run_graph = lambda *arguments: words.append(local.run_graph(*arguments))  # noqa: E731
         with patch.object(run_pipeline, "LocalRun", here), patch.object(run_pipeline, "run_graph", run_graph):
-            exit_code = run_pipeline.run_here(config, parameters, RUN_ID, runner=run_pipeline.Processes())
+            exit_code = run_pipeline.run_here(config, parameters, run_pipeline.Here(RUN_ID, run_pipeline.Processes()))
     return ending_of(root, shape, gate, exit_code, green=words == [True])
 
 

@@ -33,7 +33,7 @@ def rows(task_api_files, tmp_path_factory) -> dict[str, str]:
 
 def outputs_in(folder: Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
-    return {name: str(folder / name) for name in ("adapter", "metrics", "curve")}
+    return {name: str(folder / name) for name in ("adapter", "metrics", "curve", "logs")}
 
 
 def train(model, rows, folder: Path, *, config: DpoConfig = CONFIG, run_id: str = "run") -> dict:

@@ -75,7 +75,7 @@ def train(model: Path, rows: Rows, folder: Path, config: Config) -> dict:
     """As a stage does: every rank is given the same folder for outputs and for storage."""
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
-    outputs = {name: str(out / name) for name in ("adapter", "metrics", "curve")}
+    outputs = {name: str(out / name) for name in ("adapter", "metrics", "curve", "logs")}
     checkpoints = Checkpoints(str(folder / "store"), "train", "f" * 64, run_id="run", limit=3)
     module, step = (sft, SftStep(sft=config)) if isinstance(config, SftConfig) else (dpo, DpoStep(dpo=config))
     return module.train(str(model), files=rows[type(config)], outputs=outputs, step=step, checkpoints=checkpoints)

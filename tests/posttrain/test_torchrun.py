@@ -96,7 +96,7 @@ def test_a_stage_in_two_ranks_is_recorded_once(tiny_model, task_api_files, tmp_p
     settings = {"max_seq_length": 256, "lora_r": 4, "batch_size": 2, "gradient_accumulation": 2, "epochs": 1}
     config = {"sft": settings | {"save_steps": 2}, "training": {"num_processes": 2}}
     paths = {"base": tiny_model, "train": tmp_path / "train.jsonl", "eval": task_api_files / "eval.jsonl"}
-    paths |= {name: tmp_path / "out" / name for name in ("adapter", "metrics", "curve")}
+    paths |= {name: tmp_path / "out" / name for name in ("adapter", "metrics", "curve", "logs")}
     flags = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
     common = ["--step", "train_sft", "--storage-root", str(tmp_path / "store"), "--config", json.dumps(config)]
 

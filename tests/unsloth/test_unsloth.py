@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 def outputs_in(folder: Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
-    return {name: str(folder / name) for name in ("adapter", "metrics", "curve")}
+    return {name: str(folder / name) for name in ("adapter", "metrics", "curve", "logs")}
 
 
 def train(kind: str, model: Path, rows, folder: Path, **changes) -> dict:

@@ -1,0 +1,29 @@
+"""hold_out: held-out rows for choosing among trials, and rows for judging the winner."""
+
+from kfp.dsl import Dataset, Input, Output, container_component
+
+from components.container import container
+
+
+@container_component
+def hold_out(
+    step: str,
+    storage_root: str,
+    config: dict,
+    overrides: dict,
+    eval: Input[Dataset],
+    selection: Output[Dataset],
+    unseen: Output[Dataset],
+):
+    """Splits held-out rows by the hash of the prompt."""
+    return container(
+        "posttrain.sweep.hold_out",
+        "cpu",
+        step=step,
+        storage_root=storage_root,
+        config=config,
+        overrides=overrides,
+        eval=eval.path,
+        selection=selection.path,
+        unseen=unseen.path,
+    )

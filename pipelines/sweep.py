@@ -1,0 +1,192 @@
+"""The sweep: many trials of the line's training stages side by side, the best of them, and the line with its settings.
+
+preflight -> fetch + data, the data gate -> a loop of trials -> compare -> the winner on unseen rows -> the line
+
+A pipeline of its own, for a loop inside an exit handler fails when the run starts. A trial is one pod that runs the
+line's own steps as child processes, so that whatever ends one of them is a row of the table: a failed iteration would
+cut its siblings. Which settings a trial tries it decides when it starts, from what the others have left in storage;
+with successive halving each rung is a loop of as many trials as go on to it, which is known when the graph is compiled.
+"""
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from kfp import compiler, dsl
+from kfp.dsl.pipeline_channel import PipelineChannel
+
+import components as do
+from pipelines.package import Package, Task
+from pipelines.post_training import Inputs, Rows, fetch_and_check, post_training, train_and_publish
+from pipelines.resources import place
+from pipelines.steps import Steps, step_names
+from posttrain.config import PipelineConfig
+from posttrain.sweep.settings import Command, CompareStep, HoldOutStep, Rung, SweepConfig, TrialStep
+
+JUDGE_WINNER, COMPARE_TRIALS = "judge_winner", "compare_trials"
+
+
+def sweep(config: PipelineConfig, settings: SweepConfig):
+    """The graph of a sweep over a line."""
+    commands = trial_commands(config, until=settings.objective.gate)
+
+    @dsl.pipeline(name="sweep", description=f"{config.pipeline_id}: trials, their table, the line with the best")
+    def sweep(
+        base_model: str = config.base_model,
+        sft_dataset: str = config.sft_dataset,
+        preference_dataset: str = config.preference_dataset,
+        storage_root: str = config.storage_root,
+        model_name: str = config.model_name or config.pipeline_id,
+        overrides: dict = {},  # noqa: B006 (a pipeline's default, compiled into the YAML)
+    ):
+        steps = Steps(config, storage_root=storage_root, overrides=overrides)
+        named = {"base_model": base_model, "sft_dataset": sft_dataset, "preference_dataset": preference_dataset}
+        with ExitStack() as line:
+            inputs = fetch_and_check(steps, line, **named)
+            selection, unseen = held_out(steps, settings, inputs)
+            trials = Trials(steps, settings, commands)
+            compared = None
+            for rung in settings.rungs:
+                rows = trials.loop(rung, selection, after=compared)
+                compared = compare(steps, settings, rung, rows=rows, model_name=model_name, **named)
+            best = compared.outputs["best"]
+            judged = trials.run(JUDGE_WINNER, unseen, overrides=best)
+            if settings.continue_with_best:
+                going_on = steps.going_on(overrides=best)
+                train_and_publish(going_on, line, unseen, model_name=model_name, after=(judged,))
+
+    return sweep
+
+
+def sweep_steps(config: PipelineConfig, settings: SweepConfig) -> list[str]:
+    """The steps of a sweep that finds a winner, in the order of the graph."""
+    names = step_names(config)
+    data_gate = next(name for name in names if name.startswith("check_"))
+    start, line = _parted(names, behind=data_gate)
+    sft, dpo = config.stages.sft.enabled, config.stages.dpo.enabled
+    parts = [f"hold_out_{kind}" for kind, is_on in (("sft", sft), ("preferences", dpo)) if is_on]
+    rungs = [name for rung in settings.rungs for name in (*settings.slots(rung), _compare_name(settings, rung))]
+    return [*start, *parts, *rungs, JUDGE_WINNER, *(line if settings.continue_with_best else [])]
+
+
+def trial_commands(config: PipelineConfig, *, until: str) -> list[Command]:
+    """The line's steps behind the data gate as far as this gate, as its own graph has them.
+
+    Raises:
+        ValueError: the line has no such gate.
+    """
+    names = step_names(config)
+    if until not in names:
+        gates = ", ".join(name for name in names[5:] if name.startswith("check_"))
+        raise ValueError(f"objective.gate {until} is no gate of this line, whose gates are {gates}")
+    data_gate = next(name for name in names if name.startswith("check_"))
+    wanted = _parted(_parted(names, behind=data_gate)[1], behind=until)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        compiler.Compiler().compile(post_training(config), str(Path(folder, "line.yaml")))
+        steps = {step.name: step for step in Package.read(Path(folder, "line.yaml")).steps}
+    made_by = {
+        f"{step.key}-{output}": f"{step.name}.{output}"
+        for step in steps.values()
+        for output in step.declared("outputs", "artifacts")
+    }
+    return [_command(steps[name], made_by) for name in wanted]
+
+
+def _command(step: Task, made_by: dict[str, str]) -> Command:
+    """A step of the graph as a trial runs it."""
+    inputs = {}
+    for name, given in step.given("artifacts").items():
+        if "taskOutputArtifact" in given:
+            source = given["taskOutputArtifact"]
+            inputs[name] = made_by[f"{source['producerTask']}-{source['outputArtifactKey']}"]
+        else:
+            inputs[name] = made_by[given["componentInputArtifact"].removeprefix("pipelinechannel--")]
+    outputs = [*step.declared("outputs", "artifacts"), *step.declared("outputs", "parameters")]
+    module = step.container["command"][-1]
+    return Command(
+        step=step.name, module=module, config=step.constants["config"], inputs=inputs, outputs=sorted(outputs)
+    )
+
+
+def held_out(steps: Steps, settings: SweepConfig, inputs: Inputs) -> tuple[Inputs, Inputs]:
+    """The inputs of the trials, and those of the line that goes on: the same but for the rows that gates judge on."""
+
+    def split(kind: str, rows: Rows | None) -> tuple[Rows | None, Rows | None]:
+        if rows is None:
+            return None, None
+        config = HoldOutStep(
+            allowed_prefixes=steps.config.prefixes, data=steps.config.data, unseen_fraction=settings.unseen_fraction
+        ).model_dump(mode="json", exclude_none=True)
+        made = steps.run(do.hold_out, f"hold_out_{kind}", config=config, eval=rows.eval).outputs
+        chosen = replace(rows, eval=made["selection"], judged=made["selection"])
+        return chosen, replace(chosen, judged=made["unseen"])
+
+    (sft, unseen_sft), (pairs, unseen_pairs) = split("sft", inputs.sft), split("preferences", inputs.preferences)
+    return replace(inputs, sft=sft, preferences=pairs), replace(inputs, sft=unseen_sft, preferences=unseen_pairs)
+
+
+class Trials:
+    """The trials of a sweep while its graph is written."""
+
+    def __init__(self, steps: Steps, settings: SweepConfig, commands: list[Command]):
+        self.steps, self.settings, self.commands = steps, settings, commands
+        self.trainings = [command.step for command in commands if command.is_training]
+
+    def loop(self, rung: Rung, inputs: Inputs, *, after: dsl.PipelineTask | None) -> dsl.Collected:
+        """A trial for each slot of a rung, when the one before has been compared; addresses of what they came to."""
+        slots = self.settings.slots(rung)
+        with dsl.ParallelFor(slots, name=f"rung-{rung.number + 1}", parallelism=self.settings.parallelism) as slot:
+            trial = self.run(f"trials_of_rung_{rung.number + 1}", inputs, step=slot)
+            if after:
+                trial.after(after)
+        return dsl.Collected(trial.outputs["row"])
+
+    def run(self, name: str, inputs: Inputs, **given) -> dsl.PipelineTask:
+        """One trial, placed as its last training is, with the time of all its steps."""
+        placement = self.steps.config.placement.of(self.trainings[-1])
+        section = TrialStep(
+            allowed_prefixes=self.steps.config.prefixes, sweep=self.settings, commands=self.commands,
+            num_gpus=placement.accelerator_count,
+        )  # fmt: skip
+        rows = {"sft": inputs.sft, "preference": inputs.preferences}
+        files = {
+            f"{kind}_{part}": getattr(found, part)
+            for kind, found in rows.items()
+            if found
+            for part in ("train", "eval", "judged")
+        }
+        config = section.model_dump(mode="json", exclude_none=True)
+        trial = self.steps.add(self._component(), name, config=config, base=inputs.model, **files, **given)
+        minutes = sum(self.steps.pod_minutes(command.step) for command in self.commands)
+        retries = self.steps.retry_count(self.trainings[-1])
+        place(trial, placement, timeout_minutes=minutes, retry_count=retries)
+        return trial
+
+    def _component(self):
+        sft, dpo = self.steps.has("sft", "dpo")
+        return do.run_trial if sft and dpo else do.run_sft_trial if sft else do.run_preference_trial
+
+
+def compare(
+    steps: Steps, settings: SweepConfig, rung: Rung, *, rows: dsl.Collected, **named: PipelineChannel
+) -> dsl.PipelineTask:
+    """The table of a rung."""
+    pipeline = steps.config.model_dump(mode="json", exclude_none=True)
+    for stage in pipeline["stages"].values():
+        stage.pop("config_path", None)  # its settings stand here
+    pipeline["validation"]["output_format"].pop("schema_path", None)
+    section = CompareStep(
+        allowed_prefixes=steps.config.prefixes, sweep=settings, pipeline=pipeline, rung=rung.number
+    ).model_dump(mode="json", exclude_none=True)
+    return steps.run(do.compare_trials, _compare_name(settings, rung), config=section, rows=rows, **named)
+
+
+def _compare_name(settings: SweepConfig, rung: Rung) -> str:
+    return COMPARE_TRIALS if rung.share == 1 else f"compare_rung_{rung.number + 1}"
+
+
+def _parted(names: list[str], *, behind: str) -> tuple[list[str], list[str]]:
+    """The list as far as a name, and what follows it."""
+    at = names.index(behind) + 1
+    return names[:at], names[at:]

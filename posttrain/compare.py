@@ -1,0 +1,113 @@
+"""Compares runs by their records: settings that differ, gate metrics with intervals, verdicts, cost.
+
+python -m posttrain.compare RUN RUN ... --storage-root DIR
+python -m posttrain.compare RUN RUN ... --objective check_sft.held_out_loss --html runs.html --csv runs.csv
+
+run records -> a table in the terminal, as Markdown, HTML or CSV
+
+A run is named by its run id; trials of a sweep are runs too: `<run id>.trial_3`.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from posttrain import comparison, masking, record, wording
+from posttrain.comparison import Comparison
+from posttrain.ranking import QUALIFIED, Candidate, Cost, Ranked, measures_of, ranked
+from posttrain.record import StepRecord
+from posttrain.report import REJECT_PREFIX, published_model
+from posttrain.verdict import Verdict
+
+SECTIONS = {"train_sft": "sft", "train_dpo": "dpo"}  # step -> the section of its settings
+FORMS = {"markdown": comparison.markdown, "html": comparison.html, "csv": comparison.to_csv}
+
+
+def candidate_of(storage_root: str, run_id: str, objective: str | None) -> Candidate:
+    """A run as its record tells it.
+
+    Raises:
+        ValueError: there is no such run.
+    """
+    records = record.read_records(storage_root, run_id)
+    if not records:
+        raise ValueError(f"{run_id}: no run of this id has a record below {storage_root}/runs: give an id from there")
+    verdicts = {entry.step: Verdict.read(json.dumps(entry.verdict)) for entry in records if entry.verdict}
+    status, reason = end_of(records, verdicts)
+    return Candidate(
+        name=run_id,
+        run_id=run_id,
+        settings={
+            f"{SECTIONS[entry.step]}.{name}": value
+            for entry in records
+            for name, value in (entry.config.items() if entry.step in SECTIONS else ())
+        },
+        status=status,
+        reason=reason,
+        measures={name: measure for verdict in verdicts.values() for name, measure in measures_of(verdict).items()},
+        cost=cost_of(records),
+        objective=objective,
+    )
+
+
+def end_of(records: list[StepRecord], verdicts: dict[str, Verdict]) -> tuple[str, str]:
+    """What became of a run, and why it went no further."""
+    stopped = next((verdict for verdict in verdicts.values() if not verdict.passed), None)
+    if stopped:
+        return f"stopped by {stopped.gate}", wording.reason(stopped)
+    latest = {entry.step: entry for entry in records if not entry.step.startswith(REJECT_PREFIX)}
+    broken = next((entry for entry in latest.values() if entry.status not in ("succeeded", "reused")), None)
+    if broken:
+        return f"{broken.status} at {broken.step}", broken.error or ""
+    return QUALIFIED, "published" if published_model(records)[0] else "not published"
+
+
+def cost_of(records: list[StepRecord]) -> Cost:
+    """What all attempts of all steps have taken."""
+    seconds = sum(entry.seconds for entry in records)
+    return Cost(
+        seconds=seconds,
+        cpu_seconds=sum(entry.cpu_seconds for entry in records),
+        peak_memory=max(entry.peak_memory for entry in records),
+    )
+
+
+def compare(storage_root: str, run_ids: list[str], *, objective: str | None, sign: int) -> Comparison:
+    """The runs in the order of the objective; without one in the order given."""
+    candidates = [candidate_of(storage_root, run_id, objective) for run_id in run_ids]
+    if objective and not any(candidate.measure for candidate in candidates):
+        known = sorted({name for candidate in candidates for name in candidate.measures})
+        raise ValueError(f"--objective {objective}: no run has measured it; measured were {', '.join(known)}")
+    rows = ranked(candidates, sign) if objective else [Ranked(candidate=found, place=None) for found in candidates]
+    return Comparison(title="Runs", rows=rows, objective=objective)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run id")
+    parser.add_argument("--storage-root", default="runs", metavar="URI", help="gs://, s3:// or folder (default: runs)")
+    parser.add_argument("--objective", metavar="GATE.METRIC", help="sort by it: check_sft.held_out_loss")
+    parser.add_argument("--maximize", action="store_true", help="a large objective is good")
+    for form in FORMS:
+        parser.add_argument(f"--{form}", metavar="FILE", help="write the table there too")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    masking.mask_output()
+    try:
+        found = compare(args.storage_root, args.runs, objective=args.objective, sign=-1 if args.maximize else 1)
+    except (ValueError, OSError) as error:
+        print(f"error: {wording.line(str(error))}", file=sys.stderr)
+        return 1
+    for form, write in FORMS.items():
+        if file := getattr(args, form):
+            Path(file).write_text(write(found), encoding="utf-8")
+    comparison.print_terminal(found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""A step of the line as a child process of a trial: however it ends, the trial goes on and knows why.
+
+a `Command`, where its inputs lie -> its outputs, how it ended, what it has cost
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain import record, usage
+from posttrain.config import EXIT_AGAIN, RUN_ID_ENV
+from posttrain.ends import Unfinished
+from posttrain.ranking import Cost
+from posttrain.sweep.settings import Command
+
+GRACE_SECONDS = 15.0  # from SIGTERM to SIGKILL: a training saves a checkpoint
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory")
+
+# How a step ended that gave nothing -> whether the same trial would end so again: then its row is not made anew.
+DIVERGED, NO_MEMORY, KILLED, NO_TIME, FAILED = "diverged", "out of memory", "killed", "out of time", "failed"
+IS_FINAL = {DIVERGED: True, NO_MEMORY: True, KILLED: False, NO_TIME: False, FAILED: False}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What all steps of a trial share."""
+
+    storage_root: str
+    run_id: str
+    overrides: dict[str, Any]
+    folder: Path  # of their outputs
+    given: dict[str, str]  # `<step>.<output>` of the graph -> local path
+    judged: dict[str, str]  # the same for gates, where they are given others
+
+    def output(self, step: str, name: str) -> Path:
+        return self.folder / step / name
+
+    def path_of(self, source: str, *, for_gate: bool) -> str:
+        """Where the output `<step>.<output>` lies, of a step that ran before the trial or in it."""
+        given = self.given | (self.judged if for_gate else {})
+        return given.get(source) or str(self.output(*source.split(".")))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A child that has ended."""
+
+    exit_code: int
+    cost: Cost
+    status: str = ""  # why it gave nothing; empty if it did
+    reason: str = ""
+
+
+def run(command: Command, trial: Trial, *, config: dict[str, Any], num_gpus: int) -> Ended:
+    """Runs the command to its end.
+
+    Raises:
+        Unfinished: SIGTERM has come, and the child has been given time to save its state.
+    """
+    environment = os.environ | {RUN_ID_ENV: trial.run_id}
+    (trial.folder / command.step).mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    process = subprocess.Popen(argv_of(command, trial, config), env=environment, stdin=subprocess.DEVNULL)
+    with _ends_with_us(process):
+        _, status, spent = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - started
+    cost = Cost(
+        seconds=seconds, cpu_seconds=usage.cpu_seconds_of(spent), peak_memory=usage.peak_memory_of(spent),
+        gpu_seconds=seconds * num_gpus if usage.has_gpu() else 0.0,
+    )  # fmt: skip
+    if process.returncode == 0:
+        return Ended(0, cost)
+    return Ended(process.returncode, cost, *why(command.step, trial, process.returncode))
+
+
+def argv_of(command: Command, trial: Trial, config: dict[str, Any]) -> list[str]:
+    """The step's command line, as its component would have it."""
+    flags = {
+        "step": command.step,
+        "storage_root": trial.storage_root,
+        "config": json.dumps(config),
+        "overrides": json.dumps(trial.overrides),
+        **{name: trial.path_of(source, for_gate=command.is_gate) for name, source in command.inputs.items()},
+        **{name: str(trial.output(command.step, name)) for name in command.outputs},
+    }
+    return [
+        sys.executable, "-m", command.module,
+        *(part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)),
+    ]  # fmt: skip
+
+
+def why(step: str, trial: Trial, exit_code: int) -> tuple[str, str]:
+    """Status and reason of a step that gave nothing: by its record, and where it could leave none by its exit code."""
+    entries = [entry for entry in record.read_records(trial.storage_root, trial.run_id) if entry.step == step]
+    error = entries[-1].error if entries and entries[-1].status in ("failed", "unfinished") else None
+    if exit_code == EXIT_AGAIN:
+        return NO_TIME, f"{step}: {error}"
+    if exit_code < 0:
+        memory = " (out of memory?)" if exit_code == -signal.SIGKILL else ""
+        return KILLED, f"{step}: ended by {signal.Signals(-exit_code).name}{memory}"
+    if error is None:
+        return FAILED, f"{step}: exit code {exit_code}; see its log"
+    kind, _, message = error.partition(": ")
+    if kind == "Diverged":
+        return DIVERGED, f"{step}: {message}"
+    return NO_MEMORY if any(words in error for words in OUT_OF_MEMORY) else FAILED, f"{step}: {error}"
+
+
+@contextmanager
+def _ends_with_us(process: subprocess.Popen) -> Iterator[None]:
+    """A SIGTERM to the trial ends the child first, in its own time; only a main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_) -> None:
+        raise Unfinished("left on SIGTERM; the next attempt goes on")
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

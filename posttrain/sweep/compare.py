@@ -1,0 +1,94 @@
+"""Compares the trials of a sweep: the table in every form, and the winner's configuration.
+
+what the trials of the newest rung came to -> comparison.html, comparison.md, trials.csv, winner.yaml, its overrides
+
+All four also lie in the run's folder, `<storage_root>/runs/<run id>/<step>/`, where they stay if no trial qualifies.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posttrain import comparison, config, kfp_io, record, storage
+from posttrain.comparison import Comparison
+from posttrain.config import PipelineConfig, merged
+from posttrain.ranking import Ranked, ranked
+from posttrain.sweep.settings import CompareStep, nested
+from posttrain.sweep.study import Study
+
+PARAMETERS = ("base_model", "sft_dataset", "preference_dataset", "storage_root", "model_name")
+NAMES = {"table": "comparison.html", "summary": "comparison.md", "csv": "trials.csv", "winner": "winner.yaml"}
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = kfp_io.parser(__doc__)
+    parser.add_argument("--rows", required=True, help="addresses of what the trials of the rung came to, a JSON list")
+    for name in PARAMETERS:
+        if name != "storage_root":
+            parser.add_argument(f"--{name.replace('_', '-')}", required=True, help="of the run, for the winner's file")
+    parser.add_argument("--table", required=True, help="output: the table with two plots, HTML")
+    parser.add_argument("--summary", required=True, help="output: the table, Markdown")
+    parser.add_argument("--csv", required=True, help="output: all numbers, CSV")
+    parser.add_argument("--winner", required=True, help="output: the winner's configuration, YAML")
+    parser.add_argument("--best", help="output: the run's overrides with the winner's settings, JSON")
+    return parser
+
+
+def compare(study: Study, rung: int, title: str) -> Comparison:
+    """The trials as they stand at a rung, the best first."""
+    rows = ranked(study.all(study.sweep.rungs[rung]), study.sweep.objective.sign)
+    return Comparison(title=title, rows=rows, objective=study.sweep.objective.name)
+
+
+def winner_config(pipeline: dict[str, Any], parameters: dict[str, str], overrides: dict[str, Any]) -> str:
+    """The configuration of the line with the winner's settings, as `run_pipeline.py --config` takes it."""
+    found = PipelineConfig.model_validate(merged(merged(pipeline, parameters), overrides))
+    return yaml.safe_dump(found.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def refuse(rows: list[Ranked]) -> None:
+    """Raises ValueError where no trial qualifies."""
+    if not rows[0].candidate.qualifies:
+        causes = [f"{row.candidate.name}: {comparison.status(row)}" for row in rows]
+        raise ValueError(f"none of {len(rows)} trials qualifies: {'; '.join(causes)}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    step = config.parse_step(CompareStep, args.config, args.overrides)
+    outputs = {name: getattr(args, name) for name in NAMES}
+
+    def work() -> dict[str, Any]:
+        place = next(filter(None, json.loads(args.rows)))
+        study = Study.of_place(args.storage_root, place, step.sweep)
+        found = compare(study, step.rung, f"Sweep {step.pipeline['pipeline_id']}: {args.step}")
+        parameters = {name: getattr(args, name) for name in PARAMETERS}
+        overrides = merged(json.loads(args.overrides), nested(found.rows[0].candidate.settings))
+        texts = {
+            "table": comparison.html(found),
+            "summary": comparison.markdown(found),
+            "csv": comparison.to_csv(found),
+            "winner": winner_config(step.pipeline, parameters, overrides),
+        }
+        for name, text in texts.items():
+            Path(outputs[name]).write_text(text, encoding="utf-8")
+            uri = storage.join(args.storage_root, "runs", record.run_id(), args.step, NAMES[name])
+            storage.write_bytes(uri, text.encode())
+        for row in found.rows:
+            logger.info("%s: %s, %s", row.candidate.name, row.candidate.value, comparison.status(row))
+        refuse(found.rows)
+        best = found.rows[0].candidate
+        return {"best": overrides, "winner": best.name, step.sweep.objective.name: best.value}
+
+    # The trials are no artifacts: their study says what they came to, and may say more the next time.
+    record.run_step(args, inputs={}, outputs=outputs, config=step, work=work, reusable=False)
+
+
+if __name__ == "__main__":
+    main()

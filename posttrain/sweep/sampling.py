@@ -1,0 +1,86 @@
+"""Which settings a trial tries: every combination of a grid, random ones, or what optuna's TPE makes of earlier trials.
+
+the space, the number of a trial, what other trials came to -> its settings
+
+Grid and random know all trials in advance. TPE (arXiv:2304.11127) is asked when a trial starts, in the trial's own
+process: a loop in Kubeflow has as many iterations as were compiled, but what each of them tries may depend on those
+that have ended before it.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from posttrain.ranking import Candidate
+from posttrain.sweep.settings import Range, Settings, SweepConfig
+
+NUM_RANDOM_TRIALS = 5  # before TPE has something to go by
+
+
+def settings_of(sweep: SweepConfig, trial: str, *, ended: Sequence[Candidate], running: Sequence[Settings]) -> Settings:
+    """The settings of a trial, by name.
+
+    Args:
+        ended: trials of this sweep that came to an end; `running`: settings of those that have not. Only TPE looks.
+    """
+    number = sweep.trials.index(trial)
+    if sweep.sampler == "grid":
+        names, values = list(sweep.choices), list(itertools.product(*sweep.choices.values()))
+        return dict(zip(names, values[number], strict=True))
+    if sweep.sampler == "random":
+        dice = random.Random(f"{sweep.seed}/{number}")
+        return {name: _random(values, dice) for name, values in sweep.space.items()}
+    return _tpe(sweep, number, ended, running)
+
+
+def _random(values: Range | list[Any], dice: random.Random) -> Any:
+    return values.at(dice.random()) if isinstance(values, Range) else dice.choice(values)
+
+
+def _tpe(sweep: SweepConfig, number: int, ended: Sequence[Candidate], running: Sequence[Settings]) -> Settings:
+    """optuna's, on a study that is put together from the trials so far: nothing but their results need be kept."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    num_random = min(NUM_RANDOM_TRIALS, math.ceil(len(sweep.trials) / 2))
+    sampler = optuna.samplers.TPESampler(
+        seed=sweep.seed * 1_000_003 + number, n_startup_trials=num_random, constant_liar=True
+    )
+    study = optuna.create_study(direction=sweep.objective.direction, sampler=sampler)
+    distributions = {name: _distribution(values) for name, values in sweep.space.items()}
+    state = optuna.trial.TrialState
+    for candidate in ended:
+        # Pruned without a value is, to TPE, worse than anything that has one: there it should not look again.
+        result = {"state": state.COMPLETE, "value": candidate.value} if candidate.qualifies else {"state": state.PRUNED}
+        study.add_trial(_frozen(sweep, candidate.settings, distributions, **result))
+    for settings in running:
+        study.add_trial(_frozen(sweep, settings, distributions, state=state.RUNNING))
+    found = study.ask(distributions).params
+    return {name: _value(values, found[name]) for name, values in sweep.space.items()}
+
+
+def _frozen(sweep: SweepConfig, settings: Settings, distributions: dict[str, Any], **result) -> Any:
+    import optuna
+
+    params = {name: _told(values, settings[name]) for name, values in sweep.space.items()}
+    return optuna.trial.create_trial(params=params, distributions=distributions, **result)
+
+
+def _distribution(values: Range | list[Any]) -> Any:
+    """A list is chosen from by position: its values may be lists themselves."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not isinstance(values, Range):
+        return CategoricalDistribution(range(len(values)))
+    kind = IntDistribution if values.is_whole else FloatDistribution
+    return kind(values.min, values.max, log=values.log)
+
+
+def _told(values: Range | list[Any], value: Any) -> Any:
+    return value if isinstance(values, Range) else values.index(value)
+
+
+def _value(values: Range | list[Any], told: Any) -> Any:
+    return told if isinstance(values, Range) else values[told]

@@ -1,0 +1,199 @@
+"""One trial of a sweep: the line's own steps with the settings that it tries, as far as the gate of the objective.
+
+base, training rows, rows to judge on -> a candidate in the sweep's study, its address as output, a page as Markdown
+
+Each step is a child process, recorded as a step of a run of its own, `<run id>.<trial>`. What goes wrong in one is the
+candidate's status and never a failure of this step: in Kubeflow one failed iteration of a loop cuts its siblings.
+Steps find finished results and checkpoints by content, as in any run: what two trials share is made once, and the line
+that goes on with the winner finds all that its trial has made.
+
+With successive halving a trial's last training leaves when it has made its rung's share of steps. The gates judge the
+adapter of the checkpoint that it left, and if it is promoted it goes on from there.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from posttrain import comparison, config, dpo, kfp_io, record, wording
+from posttrain.checkpoints import Checkpoints
+from posttrain.config import merged
+from posttrain.ranking import QUALIFIED, Candidate, measures_of
+from posttrain.sweep import children
+from posttrain.sweep.children import IS_FINAL, NO_TIME, Ended, Trial
+from posttrain.sweep.settings import Command, Constraint, Rung, SweepConfig, TrialStep, nested
+from posttrain.sweep.study import Study
+from posttrain.training import ADAPTER_FILES, progress
+from posttrain.verdict import Verdict
+
+GIVEN = {  # input of this step -> output of the graph that it is
+    "base": "fetch_model.model",
+    "sft_train": "prepare_sft_data.train",
+    "sft_eval": "prepare_sft_data.eval",
+    "preference_train": "prepare_preferences.train",
+    "preference_eval": "prepare_preferences.eval",
+}
+JUDGED = {"sft_judged": "prepare_sft_data.eval", "preference_judged": "prepare_preferences.eval"}  # to the gates
+GATE_FAILED, DISQUALIFIED, NOT_MEASURED = "gate failed", "constraint not kept", "not measured"
+WINNER = "winner"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = kfp_io.parser(__doc__)
+    parser.add_argument("--base", required=True, help="folder of the base model")
+    parser.add_argument("--sft-train", help="training rows, JSONL")
+    parser.add_argument("--sft-eval", help="held-out rows for the training's own curve, JSONL")
+    parser.add_argument("--sft-judged", help="held-out rows for the gates, JSONL")
+    parser.add_argument("--preference-train", help="the same of preferences")
+    parser.add_argument("--preference-eval")
+    parser.add_argument("--preference-judged")
+    parser.add_argument("--summary", required=True, help="output: what the trial came to, Markdown")
+    parser.add_argument("--metrics", required=True, help="output: its numbers, JSON")
+    parser.add_argument("--row", help="output: address of what the trial came to; empty if there was none")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    step = config.parse_step(TrialStep, args.config, args.overrides)
+    step = step.model_copy(update={"overrides": json.loads(args.overrides)})
+    inputs = {name: getattr(args, name) for name in (*GIVEN, *JUDGED) if getattr(args, name)}
+    outputs = {name: getattr(args, name) for name in ("summary", "metrics")}
+
+    def work() -> dict[str, Any]:
+        fingerprint = record.fingerprint("sweep", config=step.decisive, inputs=args.inputs)
+        study = Study(args.storage_root, fingerprint, step.sweep)
+        with tempfile.TemporaryDirectory(dir=kfp_io.output_folder(args.executor_input)) as folder:
+            candidate = run_slot(args, step, study, Path(folder))
+        if candidate:
+            study.keep(args.step, candidate)
+        numbers = numbers_of(candidate)
+        Path(args.metrics).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+        Path(args.summary).write_text(comparison.one_markdown(args.step, candidate), encoding="utf-8")
+        is_final = IS_FINAL.get(candidate.status, True) if candidate else True
+        return {"row": study.place_of(args.step) if candidate else "", "is_final": is_final, **numbers}
+
+    record.run_step(args, inputs=inputs, outputs=outputs, config=step.decisive, work=work)
+
+
+def run_slot(args: argparse.Namespace, step: TrialStep, study: Study, folder: Path) -> Candidate | None:
+    """What the trial in this slot comes to; None if too few trials qualify for a rung to fill it."""
+    sweep, rung = step.sweep, step.sweep.rung_of(args.step)
+    if rung is None:
+        rung, name, settings = sweep.rungs[-1], WINNER, {}  # its settings are the run's overrides
+    elif rung.number == 0:
+        name, settings = args.step, study.settings_of(args.step)
+    else:
+        promoted, rank = study.promoted(rung), sweep.slots(rung).index(args.step)
+        if rank >= len(promoted):
+            return None
+        name, settings = promoted[rank].name, promoted[rank].settings
+    trial = Trial(
+        storage_root=args.storage_root,
+        run_id=f"{record.run_id()}.{name}",
+        overrides=merged(step.overrides, nested(settings)),
+        folder=folder,
+        given={source: getattr(args, name) for name, source in GIVEN.items() if getattr(args, name)},
+        judged={source: getattr(args, name) for name, source in JUDGED.items() if getattr(args, name)},
+    )
+    candidate = Candidate(
+        name=name, run_id=trial.run_id, settings=settings, status=QUALIFIED, rung=rung.number,
+        objective=sweep.objective.name,
+    )  # fmt: skip
+    return run_commands(step, trial, rung, candidate)
+
+
+def run_commands(step: TrialStep, trial: Trial, rung: Rung, candidate: Candidate) -> Candidate:
+    """Runs the steps one after the other until one gives nothing or, on the last rung, a gate does not pass."""
+    last_training = [command for command in step.commands if command.is_training][-1]
+    for command in step.commands:
+        share = rung.share if command is last_training else 1.0
+        ended = run_command(command, trial, share=share, num_gpus=step.num_gpus)
+        candidate = candidate.model_copy(update={"cost": candidate.cost + ended.cost})
+        if ended.status:
+            return candidate.model_copy(update={"status": ended.status, "reason": ended.reason})
+        if command.is_gate:
+            verdict = Verdict.read(trial.output(command.step, "verdict").read_bytes())
+            candidate = judged(candidate, verdict, decides=rung.share == 1)
+        if not candidate.qualifies:
+            return candidate
+    return settled(candidate, step.sweep)
+
+
+def run_command(command: Command, trial: Trial, *, share: float, num_gpus: int) -> Ended:
+    """Runs one step; of a training that is cut short, what it left in its checkpoint becomes its output."""
+    if share == 1:
+        return children.run(command, trial, config=command.config, num_gpus=num_gpus)
+    cut = merged(command.config, {"training": {"leave_at": share}})
+    ended = children.run(command, trial, config=cut, num_gpus=num_gpus)
+    if ended.status != NO_TIME:
+        return ended
+    return replace(ended, status="", reason="") if take_checkpoint(command, trial, share) else ended
+
+
+def take_checkpoint(command: Command, trial: Trial, share: float) -> bool:
+    """Makes the outputs of a training out of its newest checkpoint; False if it has not come so far."""
+    entry = [entry for entry in record.read_records(trial.storage_root, trial.run_id) if entry.step == command.step][-1]
+    checkpoints = Checkpoints(trial.storage_root, entry.step, entry.fingerprint, run_id=trial.run_id, limit=1)
+    found = checkpoints.newest_whole(trial.folder / "checkpoints")
+    state = json.loads((found / "trainer_state.json").read_text(encoding="utf-8")) if found else {}
+    if not found or state["global_step"] < math.ceil(share * state["max_steps"]):
+        return False
+    adapter = trial.output(command.step, "adapter")
+    adapter.mkdir(parents=True)
+    for name in ADAPTER_FILES:
+        shutil.copyfile(found / name, adapter / name)
+    metrics = progress(SimpleNamespace(**state))
+    if command.step == "train_dpo":
+        settings = config.parse_step(config.DpoStep, json.dumps(command.config), json.dumps(trial.overrides)).dpo
+        metrics["start_loss"] = dpo.start_loss(state["log_history"], settings)
+    trial.output(command.step, "metrics").write_text(json.dumps(metrics, indent=2, allow_nan=False), encoding="utf-8")
+    return True
+
+
+def judged(candidate: Candidate, verdict: Verdict, *, decides: bool) -> Candidate:
+    """The candidate with what a gate has measured; its limits are for trainings that have come to their end."""
+    candidate = candidate.model_copy(update={"measures": candidate.measures | measures_of(verdict)})
+    if verdict.passed or not decides:
+        return candidate
+    reason = f"{verdict.gate}: {wording.reason(verdict)}"
+    return candidate.model_copy(update={"status": GATE_FAILED, "reason": reason})
+
+
+def settled(candidate: Candidate, sweep: SweepConfig) -> Candidate:
+    """The candidate after its last step: does it keep the constraints, and has the objective a value?"""
+    if candidate.measure is None:
+        known = ", ".join(sorted(candidate.measures))
+        reason = f"{candidate.objective} has no value; measured were: {known}"
+        return candidate.model_copy(update={"status": NOT_MEASURED, "reason": reason})
+    broken = [constraint.sentence for constraint in sweep.constraints if not keeps(candidate, constraint)]
+    if broken:
+        return candidate.model_copy(update={"status": DISQUALIFIED, "reason": "; ".join(broken)})
+    return candidate
+
+
+def keeps(candidate: Candidate, constraint: Constraint) -> bool:
+    measure = candidate.measures.get(constraint.name)
+    low = -math.inf if constraint.min is None else constraint.min
+    high = math.inf if constraint.max is None else constraint.max
+    return measure is not None and low <= measure.value <= high
+
+
+def numbers_of(candidate: Candidate | None) -> dict[str, float | str]:
+    """What Kubeflow shows of a trial."""
+    if candidate is None:
+        return {"status": "no trial was left for it"}
+    numbers = {name: measure.value for name, measure in candidate.measures.items()}
+    settings = {name: value for name, value in candidate.settings.items() if isinstance(value, int | float)}
+    spent = {"compute_seconds": candidate.cost.compute_seconds, "peak_memory": candidate.cost.peak_memory}
+    return {"status": candidate.status, **settings, **numbers, **spent}
+
+
+if __name__ == "__main__":
+    main()

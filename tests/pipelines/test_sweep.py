@@ -1,0 +1,114 @@
+"""The sweep's graph: loops of trials outside any exit handler, the line's own steps inside a trial."""
+
+import json
+
+import pytest
+
+from pipelines.compiler import compile_sweep
+from pipelines.lint import lint
+from pipelines.package import Package
+from pipelines.sweep import sweep_steps, trial_commands
+from posttrain.config import load_config
+from posttrain.sweep.settings import SweepConfig
+from tests.pipelines.graph import Graph
+
+SPACE = {"sft.learning_rate": [1e-4, 2e-4], "sft.lora_r": [8, 16]}
+CONFIG = "configs/pipeline_config.yaml"
+
+
+def compiled(path, settings=(), **sweep):
+    compile_sweep(load_config(CONFIG, settings), SweepConfig(space=SPACE, **sweep), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    halving = {"reduction_factor": 2, "num_rungs": 2}
+    return compiled(tmp_path_factory.mktemp("sweep") / "sweep.yaml", halving=halving, parallelism=2)
+
+
+def test_the_committed_sweep_keeps_every_rule_of_the_platform():
+    assert lint(Package.read("sweep.yaml"), allow_tags=True) == []
+
+
+def test_a_loop_for_each_rung_and_no_exit_handler_around_it(package):
+    found = Package.read(package)
+    loops = [task for task in found.tasks if task.is_loop]
+    assert [task.spec["iteratorPolicy"]["parallelismLimit"] for task in loops] == [2, 2]
+    items = [json.loads(task.spec["parameterIterator"]["items"]["raw"]) for task in loops]
+    assert items == [["trial_1", "trial_2", "trial_3", "trial_4"], ["rung_2_rank_1", "rung_2_rank_2"]]
+    assert not any(task.is_exit_task for task in found.tasks)
+    for loop in loops:
+        (trial,) = found.inside(loop)
+        assert trial.runs("posttrain.sweep.trial")
+
+
+def test_a_trial_is_placed_as_its_training_with_the_time_of_all_its_steps(package):
+    graph = Graph(package)
+    trial, training = (graph.tasks[name] for name in ("trials_of_rung_1", "train_sft"))
+    assert trial["container"]["resources"] == training["container"]["resources"]
+    seconds = [int(graph.tasks[name]["kubernetes"]["activeDeadlineSeconds"]) for name in ("train_sft", "check_sft")]
+    assert int(trial["kubernetes"]["activeDeadlineSeconds"]) == sum(seconds)
+
+
+def test_the_line_goes_on_with_the_winners_settings_and_is_judged_on_unseen_rows(package):
+    graph = Graph(package)
+    for name, output in (("train_sft", "selection"), ("check_sft", "unseen"), ("judge_winner", "unseen")):
+        given = graph.tasks[name]["task"]["inputs"]
+        artifact = given["artifacts"]["sft_judged" if name == "judge_winner" else "eval"]
+        assert output in json.dumps(artifact)
+        assert "compare-trials" in json.dumps(given["parameters"]["overrides"])
+    assert graph.config_of("publish_model")["required_gates"][:2] == ["check_data", "check_sft"]
+
+
+def test_a_sweep_that_ends_with_a_winner_has_no_line_behind_it(tmp_path):
+    names = set(Graph(compiled(tmp_path / "sweep.yaml", continue_with_best=False)).tasks)
+    assert {"compare_trials", "judge_winner"} <= names
+    assert not {"train_sft", "publish_model"} & names
+
+
+@pytest.mark.parametrize(
+    ("settings", "gate", "steps"),
+    [
+        ([], "check_sft", ["train_sft", "check_sft"]),
+        (
+            [],
+            "check_alignment",
+            [
+                "train_sft", "check_sft", "merge_sft", "check_sft_merge", "train_dpo", "merge_dpo", "check_dpo_merge",
+                "check_alignment",
+            ],
+        ),
+        (
+            ["stages.dpo.enabled=false"],
+            "check_safety",
+            ["train_sft", "check_sft", "merge_sft", "check_sft_merge", "check_safety"],
+        ),
+        (
+            ["stages.sft.enabled=false"],
+            "check_alignment",
+            ["train_dpo", "merge_dpo", "check_dpo_merge", "check_alignment"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_trial_has_the_lines_own_steps_as_far_as_the_gate(tmp_path, settings, gate, steps):
+    commands = trial_commands(load_config(CONFIG, settings), until=gate)
+    assert [command.step for command in commands] == steps
+    assert lint(Package.read(compiled(tmp_path / "s.yaml", settings, objective={"gate": gate})), allow_tags=True) == []
+    made = {f"{command.step}.{output}" for command in commands for output in command.outputs}
+    rows = {f"prepare_{kind}.{side}" for kind in ("sft_data", "preferences") for side in ("train", "eval")}
+    assert {source for command in commands for source in command.inputs.values()} <= made | rows | {"fetch_model.model"}
+
+
+def test_a_gate_that_the_line_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="check_safety is no gate of this line, whose gates are check_sft"):
+        trial_commands(load_config(CONFIG), until="check_safety")
+
+
+def test_the_steps_of_a_sweep_are_those_of_its_graph(package):
+    halving = {"reduction_factor": 2, "num_rungs": 2}
+    names = sweep_steps(load_config(CONFIG), SweepConfig(space=SPACE, halving=halving))
+    loops = {"trials_of_rung_1", "trials_of_rung_2"}
+    slots = {name for name in names if name.startswith(("trial_", "rung_"))}
+    rejects = {name for name in Graph(package).tasks if name.startswith("reject_")}
+    assert set(names) - slots == set(Graph(package).tasks) - loops - rejects

@@ -1,0 +1,63 @@
+import pytest
+
+from posttrain.sweep.settings import Range, SweepConfig, nested
+
+SPACE = {"sft.learning_rate": [1e-4, 2e-4], "sft.lora_r": [8, 16]}
+
+
+def test_the_committed_sweep_is_valid():
+    sweep = SweepConfig.read("configs/sweep_config.yaml")
+    assert [(rung.share, rung.num_trials) for rung in sweep.rungs] == [(pytest.approx(1 / 3), 12), (1, 4)]
+    assert sweep.trials[:2] == ["trial_01", "trial_02"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": {}}, "space: is empty"),
+        ({"space": {"sft.learning_rat": [1]}}, "'sft.learning_rat' is no setting of sft or dpo"),
+        ({"space": {"validation.max_loss": [1]}}, "'validation.max_loss' is no setting"),
+        ({"space": {"sft.learning_rate": []}}, "sft.learning_rate has no values"),
+        ({"space": {"sft.learning_rate": [2.0]}}, "overrides.sft: learning_rate = '2.0'"),
+        ({"space": {"sft.lora_r": {"min": 8, "max": 4}}}, "min 8 is not below max 4"),
+        ({"space": {"sft.weight_decay": {"min": 0, "max": 1.0, "log": True}}}, "log needs min above 0"),
+        ({"space": {"sft.lora_r": {"min": 4, "max": 8}}}, "is a range: give num"),
+        ({"num_trials": 3}, "the space has 4 trials, num_trials is 3"),
+        ({"sampler": "random"}, "sampler random needs num_trials"),
+        ({"halving": {"reduction_factor": 3, "num_rungs": 3}}, "leaves none of 4 trials"),
+        ({"constraints": [{"metric": "answers_stop"}]}, "check_sft.answers_stop has no bound"),
+        ({"objective": {"gate": "train_sft"}}, "objective.gate"),
+        ({"paralelism": 2}, "did you mean parallelism?"),
+    ],
+)
+def test_what_makes_no_sweep_is_one_line_with_its_key(tmp_path, changes, words):
+    import yaml
+
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"space": SPACE} | changes))
+    with pytest.raises(ValueError) as caught:
+        SweepConfig.read(file)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(file))
+
+
+def test_a_range_is_spaced_evenly_or_by_logarithm_with_both_its_ends():
+    assert Range(min=1, max=5, num=3).spaced() == [1, 3, 5]
+    assert Range(min=1e-5, max=1e-3, log=True, num=3).spaced() == [1e-5, pytest.approx(1e-4), 1e-3]
+    assert Range(min=1, max=2, num=5).spaced() == [1, 2]
+
+
+def test_rungs_say_how_many_go_on_and_how_far():
+    space = {"sft.lora_r": list(range(1, 9))}
+    sweep = SweepConfig(space=space, halving={"reduction_factor": 2, "num_rungs": 3})
+    assert [(rung.share, rung.num_trials) for rung in sweep.rungs] == [(0.25, 8), (0.5, 4), (1, 2)]
+    assert sweep.slots(sweep.rungs[2]) == ["rung_3_rank_1", "rung_3_rank_2"]
+    assert sweep.rung_of("rung_2_rank_4").number == 1
+    assert sweep.rung_of("judge_winner") is None
+
+
+def test_settings_become_overrides():
+    assert nested({"sft.lora_r": 8, "sft.epochs": 1, "dpo.beta": 0.2}) == {
+        "sft": {"lora_r": 8, "epochs": 1},
+        "dpo": {"beta": 0.2},
+    }

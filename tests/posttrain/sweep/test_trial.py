@@ -1,0 +1,132 @@
+"""A trial, its steps stood in for: every end of a child process is a candidate, and what is known stays known."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from posttrain import record
+from posttrain.config import RUN_ID_ENV
+from posttrain.ranking import Candidate
+from posttrain.sweep import trial
+from posttrain.sweep.settings import Command, SweepConfig, TrialStep
+from tests.posttrain.sweep.stand_in import RATES
+
+MODULE = "tests.posttrain.sweep.stand_in"
+COMMANDS = [
+    Command(step="train_sft", module=MODULE, config={"training": {}}, inputs={}, outputs=["adapter"]),
+    Command(
+        step="check_sft", module=MODULE, config={}, outputs=["passed", "verdict"],
+        inputs={"adapter": "train_sft.adapter", "eval": "prepare_sft_data.eval"},
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a step of the sweep `rates` and gives its record and its candidate."""
+
+    def run(slot: str, *rates: float, run_id: str = "r", overrides: str = "{}", **settings):
+        monkeypatch.setenv(RUN_ID_ENV, run_id)
+        sweep = SweepConfig(space={"sft.learning_rate": list(rates)}, **settings)
+        step = TrialStep(sweep=sweep, commands=COMMANDS)
+        files = {"base": "base", "sft-train": "train", "sft-eval": "selection", "sft-judged": "selection"}
+        files |= {"sft-judged": "unseen"} if slot == "judge_winner" else {}
+        for text in files.values():
+            Path(tmp_path, text).write_text(text)
+        flags = {name: str(tmp_path / text) for name, text in files.items()}
+        flags |= {"step": slot, "storage-root": str(tmp_path / "root"), "config": step.model_dump_json()}
+        flags |= {"summary": str(tmp_path / "summary.md"), "metrics": str(tmp_path / "metrics.json")}
+        monkeypatch.chdir(Path(__file__).parents[3])
+        trial.main(
+            [word for name, value in flags.items() for word in (f"--{name}", value)] + ["--overrides", overrides]
+        )
+        entry = [found for found in record.read_records(str(tmp_path / "root"), run_id) if found.step == slot][-1]
+        place = entry.measured["row"]
+        return entry, Candidate.model_validate_json(Path(place).read_text()) if place else None
+
+    return run
+
+
+def test_a_trial_that_passes_its_gate_qualifies_with_its_numbers_and_its_cost(run):
+    entry, candidate = run("trial_2", 0.3, 0.4)
+    assert (candidate.status, candidate.settings, candidate.name) == (
+        "qualified",
+        {"sft.learning_rate": 0.4},
+        "trial_2",
+    )
+    assert candidate.measure.model_dump() == {"value": 0.4, "interval": (pytest.approx(0.39), pytest.approx(0.41))}
+    assert candidate.cost.cpu_seconds > 0 and candidate.cost.peak_memory > 10_000_000
+    assert entry.measured["check_sft.held_out_loss"] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "reason"),
+    [
+        ("diverges", "diverged", "train_sft: diverged at step 3/9"),
+        ("runs out of memory", "out of memory", "can't allocate memory"),
+        ("is killed", "killed", "train_sft: ended by SIGKILL (out of memory?)"),
+        ("breaks", "failed", "ValueError: rows are broken"),
+        ("fails its gate", "gate failed", "check_sft: held_out_loss: 0.5, not <= 0.45"),
+    ],
+)
+def test_what_goes_wrong_is_the_candidates_status_and_never_a_failure(run, end, status, reason):
+    entry, candidate = run("trial_1", RATES[end])
+    assert entry.status == "succeeded"
+    assert candidate.status == status
+    assert reason in candidate.reason
+
+
+def test_a_constraint_disqualifies(run):
+    bound = {"metric": "num_rows", "min": 100}
+    _, candidate = run("trial_1", 0.3, constraints=[bound])
+    assert (candidate.status, candidate.reason) == ("constraint not kept", "check_sft.num_rows is not at least 100")
+
+
+def test_an_objective_that_nothing_measures_is_said(run):
+    _, candidate = run("trial_1", 0.3, objective={"metric": "held_out_los"})
+    assert candidate.status == "not measured"
+    assert "check_sft.held_out_loss" in candidate.reason
+
+
+def test_another_run_of_the_same_sweep_takes_over_what_is_final_alone(run):
+    for end, status in (("diverges", "reused"), ("is killed", "succeeded")):
+        run("trial_1", RATES[end])
+        entry, _ = run("trial_1", RATES[end], run_id="again")
+        assert entry.status == status
+
+
+def test_another_sweep_takes_over_nothing(run):
+    run("trial_1", 0.3)
+    entry, _ = run("trial_1", 0.3, run_id="again", seed=1)
+    assert entry.status == "succeeded"
+
+
+def test_parallelism_and_what_follows_make_no_other_sweep(run):
+    run("trial_1", 0.3)
+    entry, _ = run("trial_1", 0.3, run_id="again", parallelism=2, continue_with_best=False)
+    assert entry.status == "reused"
+
+
+def test_the_winner_is_judged_on_other_rows(run):
+    _, chosen = run("trial_1", 0.3)
+    _, winner = run("judge_winner", 0.3, overrides=json.dumps({"sft": {"learning_rate": 0.3}}))
+    assert chosen.measures["check_sft.num_rows"].value == len("selection")
+    assert winner.measures["check_sft.num_rows"].value == len("unseen")
+
+
+def test_the_next_rung_takes_the_best_and_leaves_the_rest(run):
+    halving = {"halving": {"reduction_factor": 2, "num_rungs": 2}}
+    for name in ("trial_1", "trial_2", "trial_3", "trial_4"):
+        _, candidate = run(name, 0.5, 0.2, 0.9, 0.3, **halving)
+    assert candidate.status == "qualified"  # 0.3; and 0.5 too: limits are for trainings that came to their end
+    names = [run(f"rung_2_rank_{rank}", 0.5, 0.2, 0.9, 0.3, **halving)[1].name for rank in (1, 2)]
+    assert names == ["trial_2", "trial_4"]
+
+
+def test_a_rung_that_too_few_qualify_for_has_empty_places(run):
+    halving = {"halving": {"reduction_factor": 2, "num_rungs": 2}}
+    for name in ("trial_1", "trial_2", "trial_3", "trial_4"):
+        run(name, 0.9, 0.2, 0.8, 0.7, **halving)
+    _, candidate = run("rung_2_rank_2", 0.9, 0.2, 0.8, 0.7, **halving)
+    assert candidate is None
