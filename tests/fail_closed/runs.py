@@ -95,8 +95,11 @@ def play(folder: Path, shape: str, gate: str, outcome: str, *, own_process: bool
     }  # fmt: skip
     code = write_stand_ins(folder / "code")
     plan = {steps.PLAN: json.dumps({"gate": gate, "outcome": outcome}), "PYTHONPATH": str(ROOT)}
-    here = functools.partial(run_pipeline.LocalRun, working_directory=code, environment=plan)
     words = []
+
+    def here(*arguments, environment, **settings) -> local.LocalRun:
+        return local.LocalRun(*arguments, working_directory=code, environment=environment | plan, **settings)
+
     with quick(shape, gate, own_process), contextlib.redirect_stdout(io.StringIO()):
         run_graph = lambda *arguments: words.append(local.run_graph(*arguments))  # noqa: E731
         with patch.object(run_pipeline, "LocalRun", here), patch.object(run_pipeline, "run_graph", run_graph):
