@@ -46,7 +46,7 @@ class Comparison:
         return UNITS["gpu" if any(row.candidate.cost.gpu_seconds for row in self.rows) else "cpu"]
 
     def header(self, measures: list[str]) -> list[str]:
-        return ["", "trial", *self.settings, *measures, self.unit, "peak memory", "status"]
+        return ["", "name", "status", *self.settings, *measures, self.unit, "peak memory"]
 
     def cells(self, row: Ranked, measures: list[str]) -> list[str]:
         """The texts of one line of the table."""
@@ -54,23 +54,29 @@ class Comparison:
         return [
             str(row.place or ""),
             candidate.name,
+            status(row),
             *(setting(candidate.settings.get(name)) for name in self.settings),
             *(measured(candidate.measures.get(name)) for name in measures),
             f"{candidate.cost.compute_seconds:.1f}",
             report.size(candidate.cost.peak_memory / 1e9) if candidate.cost.peak_memory else "",
-            status(row),
         ]
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why those do not qualify that do not."""
+        candidates = [row.candidate for row in self.rows]
+        return {found.name: found.reason for found in candidates if found.reason and not found.qualifies}
 
 
 def status(row: Ranked) -> str:
-    """What became of a candidate, and why."""
+    """What became of a candidate."""
     if row.place == 1:
         return "best"
     if row.is_level:
         return LEVEL
     if row.candidate.qualifies:
         return row.candidate.reason or row.candidate.status
-    return ": ".join(filter(None, [row.candidate.status, row.candidate.reason]))
+    return row.candidate.status
 
 
 def setting(value: Any) -> str:
@@ -104,7 +110,8 @@ def markdown(comparison: Comparison) -> str:
     lines = [
         f"# {wording.markdown(comparison.title)}", "", f"**{wording.markdown(headline(comparison))}**", "",
         _line(comparison.header(measures)), _line(["---"] * len(comparison.header(measures))),
-        *(_line(comparison.cells(row, measures)) for row in comparison.rows),
+        *(_line(comparison.cells(row, measures)) for row in comparison.rows), "",
+        *(f"- {wording.markdown(name)}: {wording.markdown(reason)}" for name, reason in comparison.reasons.items()),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -115,7 +122,7 @@ def one_markdown(title: str, candidate: Candidate | None) -> str:
         return f"# {wording.markdown(title)}\n\nToo few trials qualify for this rung: nothing was run.\n"
     pairs = {"settings of": candidate.name, **{name: setting(value) for name, value in candidate.settings.items()}}
     pairs |= {name: measured(measure) for name, measure in candidate.measures.items()}
-    pairs |= {"status": status(Ranked(candidate=candidate, place=None))}
+    pairs |= {"status": candidate.status, "why": candidate.reason}
     table = [_line(["", ""]), _line(["---", "---"]), *(_line([name, text]) for name, text in pairs.items())]
     return "\n".join([f"# {wording.markdown(title)}", "", *table]) + "\n"
 
@@ -164,15 +171,13 @@ def print_terminal(comparison: Comparison) -> None:
         table.add_column(name.replace(".", "\n", 1).replace("_", " "), overflow="fold")
     styles = {"good": "bold green", "old": "blue", "bad": "red", "none": "dim", "": ""}
     for row in comparison.rows:
-        *cells, told = comparison.cells(row, measures)
-        brief = told if row.candidate.qualifies else row.candidate.status
-        table.add_row(*map(wording.line, [*cells, brief]), style=styles[_tone(row)])
+        table.add_row(*map(wording.line, comparison.cells(row, measures)), style=styles[_tone(row)])
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
     console.print(headline(comparison), table, sep="\n", markup=False)
-    for row in [row for row in comparison.rows if row.candidate.reason and not row.candidate.qualifies]:
-        console.print(f"{row.candidate.name}: {wording.line(row.candidate.reason)}", markup=False, soft_wrap=True)
+    for name, reason in comparison.reasons.items():
+        console.print(f"{name}: {wording.line(reason)}", markup=False, soft_wrap=True)
 
 
 def _plots(comparison: Comparison) -> list[tuple[str, str]]:

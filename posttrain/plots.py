@@ -12,9 +12,9 @@ from posttrain.ranking import NOT_PROMOTED, Ranked
 
 MAX_TICKS = 5  # of an axis that shows every value
 SPAN_OF_LOG = 10  # largest value of an axis to the smallest, from which it is logarithmic
-BEST, LEVEL, OTHER, OUT = "#060606", "#070707", "#080808", "#090909"
+BEST, LEVEL, OTHER, OUT, PAGE = "#060606", "#070707", "#080808", "#090909", "#0a0a0a"
 VARIABLES = {
-    INK: "ink", MUTED: "soft", GRID: "line", BEST: "good", LEVEL: "old", OTHER: "soft", OUT: "bad",
+    INK: "ink", MUTED: "soft", GRID: "line", BEST: "good", LEVEL: "old", OTHER: "soft", OUT: "bad", PAGE: "page",
 }  # fmt: skip
 LEGEND = {  # in the order in which they are drawn: the best lies on top
     "does not qualify": OUT, NOT_PROMOTED: GRID, "qualified": OTHER, "not distinguishable from the best": LEVEL,
@@ -43,7 +43,9 @@ def parallel_coordinates(rows: list[Ranked], settings: list[str], objective: str
         for row in _best_last(rows):
             values = [_at(row, name, objective) for name in names]
             positions = [scale.position(value) for scale, value in zip(scales, values, strict=True)]
-            _draw_line(axes, [(at, y) for at, y in enumerate(positions) if y is not None], group_of(row))
+            shift = _shift(rows.index(row), len(rows))  # else lines of the same settings lie on one another
+            points = [(at, y + shift * (at < len(settings))) for at, y in enumerate(positions) if y is not None]
+            _draw_line(axes, points, group_of(row))
         axes.set(xlim=(-0.2, len(names) - 1 + 0.4), ylim=(-0.08, 1.2))
         axes.axis("off")
         _legend(figure, rows)
@@ -62,7 +64,6 @@ def metric_against_cost(rows: list[Ranked], objective: str, unit: str) -> str:
             _draw_point(axes, row)
         axes.set(xlabel=unit, ylabel=objective)
         axes.margins(x=0.08)
-        axes.set_xlim(left=0)
         style_axes(axes)
         _legend(figure, measured)
 
@@ -92,6 +93,10 @@ class _Scale:
         return (self.warp(value) - self.low) / (self.high - self.low) if self.high > self.low else 0.5
 
 
+def _shift(at: int, num: int) -> float:
+    return (at - (num - 1) / 2) * min(0.012, 0.12 / num)
+
+
 def _evenly(names: list[str]) -> dict[str, float]:
     return {name: at / max(1, len(names) - 1) for at, name in enumerate(names)}
 
@@ -107,7 +112,8 @@ def _best_last(rows: list[Ranked]) -> list[Ranked]:
 
 def _draw_scale(axes, at: int, scale: _Scale, name: str, *, weight: str) -> None:
     axes.axvline(at, ymin=0.06, ymax=0.85, color=GRID, linewidth=1, zorder=0)
-    beside = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": MUTED}
+    box = {"facecolor": PAGE, "edgecolor": "none", "pad": 0.8}
+    beside = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": MUTED, "bbox": box, "zorder": 5}
     for position, text in scale.ticks:
         axes.annotate(text, (at, position), xytext=(6, 0), **beside)
     axes.annotate(name.replace(".", "\n", 1), (at, 1.08), ha="center", color=INK, fontweight=weight, fontsize=9.5)

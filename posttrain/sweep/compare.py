@@ -55,7 +55,7 @@ def winner_config(pipeline: dict[str, Any], parameters: dict[str, str], override
 def refuse(rows: list[Ranked]) -> None:
     """Raises ValueError where no trial qualifies."""
     if not rows[0].candidate.qualifies:
-        causes = [f"{row.candidate.name}: {comparison.status(row)}" for row in rows]
+        causes = [f"{row.candidate.name}: {row.candidate.status}, {row.candidate.reason}" for row in rows]
         raise ValueError(f"none of {len(rows)} trials qualifies: {'; '.join(causes)}")
 
 

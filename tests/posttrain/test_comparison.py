@@ -42,9 +42,10 @@ def test_markdown_has_a_line_per_trial_and_marks_who_is_level(found):
     assert "**Best of 4: trial\\_2; 1 more cannot be told from it**" in text
     lines = [line for line in text.splitlines() if line.startswith("| ") and "trial\\_" in line]
     assert [line.split(" | ")[1] for line in lines] == ["trial\\_2", "trial\\_1", "trial\\_3", "trial\\_4"]
-    assert lines[0].split(" | ")[2:6] == ["2", "\\['q\\_proj'\\]", "0.42 (0.37 to 0.47)", "20.0"]
+    assert lines[0].split(" | ")[2:7] == ["best", "2", "\\['q\\_proj'\\]", "0.42 (0.37 to 0.47)", "20.0"]
     assert "not distinguishable from the best" in lines[1] and "not distinguishable" not in lines[2]
-    assert "diverged: &lt;script&gt;" in lines[3]
+    assert "| diverged |" in lines[3]
+    assert "- trial\\_4: &lt;script&gt;" in text
 
 
 def test_the_page_is_whole_escaped_and_has_both_plots(found):

@@ -34,7 +34,7 @@ def train(config: SftConfig | DpoConfig, model: Path, rows: Path, folder: Path) 
     write_jsonl(files["eval"], found[14:19])
     step = SftStep(sft=config) if kind == "sft" else DpoStep(dpo=config)
     metrics = module.train(
-        str(model), files=files, outputs={name: str(out / name) for name in ("adapter", "metrics", "curve")},
+        str(model), files=files, outputs={name: str(out / name) for name in ("adapter", "metrics", "curve", "logs")},
         step=step, checkpoints=Checkpoints(str(folder / "store"), "train", "f" * 64, run_id="run", limit=3),
     )  # fmt: skip
     (state,) = folder.glob("store/checkpoints/train/*/step-*/*/trainer_state.json")
