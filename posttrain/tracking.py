@@ -7,11 +7,12 @@ run's name there is its run id and the step. TensorBoard's files land in the ste
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from posttrain import record
+from posttrain import ranks, record
 
 LOGS_ENV = "TENSORBOARD_LOGGING_DIR"  # of transformers
 
@@ -29,3 +30,15 @@ def arguments(report_to: Sequence[str], *, step: str, logs: str) -> dict[str, An
             )
     os.environ[LOGS_ENV] = logs
     return {"report_to": list(report_to) or "none", "run_name": f"{record.run_id()} {step}"}
+
+
+@contextmanager
+def same_run(report_to: Sequence[str]) -> Iterator[None]:
+    """MLflow's run ends with the training: what is logged after it would go into another one, without a name."""
+    if "mlflow" not in report_to or not ranks.is_first():
+        yield
+        return
+    import mlflow
+
+    with mlflow.start_run(run_id=mlflow.last_active_run().info.run_id):
+        yield

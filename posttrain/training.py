@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain import backend, callbacks, curve, ranks, record, torchrun
+from posttrain import backend, callbacks, curve, ranks, record, torchrun, tracking
 from posttrain.checkpoints import Checkpoints, step_of
 from posttrain.config import DpoStep, LoraTraining, SftStep, Training
 from posttrain.data import render
@@ -157,7 +157,8 @@ def run(
         set_seed(trainer.args.seed)  # what came before must not decide which dropout there is
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     leave.leave(trainer.state, kept_step=ranks.of_first(lambda: uploads.kept_step))
-    return trainer.evaluate()
+    with tracking.same_run(trainer.args.report_to):
+        return trainer.evaluate()
 
 
 def halving_batches(fit: Callable[[T], dict], config: T) -> dict:

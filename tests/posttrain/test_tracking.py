@@ -45,6 +45,7 @@ def test_tensorboard_and_mlflow_are_told_of_a_training(tmp_path, tiny_model, tas
     assert run.read_text() == "run-7 train_sft"
     logged = (run.parents[1] / "metrics" / "loss").read_text().splitlines()
     assert [float(line.split()[1]) for line in logged] == losses
+    assert (run.parents[1] / "metrics" / "eval_loss").exists()
 
 
 def test_a_library_that_is_not_there_is_refused_before_anything_is_loaded(leave_environment):
