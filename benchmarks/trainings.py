@@ -90,7 +90,7 @@ def with_ours(kind: str, model: str, rows: dict[str, list[dict]], settings: dict
         files = {part: str(Path(name, f"{part}.jsonl")) for part in rows}
         for part, path in files.items():
             write_jsonl(path, rows[part])
-        outputs = {part: str(Path(name, part)) for part in ("adapter", "metrics", "curve")}
+        outputs = {part: str(Path(name, part)) for part in ("adapter", "metrics", "curve", "logs")}
         checkpoints = Checkpoints(str(Path(name, "store")), f"train_{kind}", "f" * 64, run_id="bench", limit=1)
         step = step_class(**{kind: config_of(kind, settings)})
         return module.train(model, files=files, outputs=outputs, step=step, checkpoints=checkpoints)["eval_loss"]
