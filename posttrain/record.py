@@ -63,6 +63,7 @@ class StepRecord(BaseModel):
     status: Status
     started_at: str  # UTC, ISO 8601
     seconds: float
+    work_seconds: float = 0.0  # of these in the step's work itself: the rest went into digests, copies and records
     cpu_seconds: float = 0.0  # with those of all processes that it has started
     peak_memory: int = 0  # bytes, of the largest of its processes
     fingerprint: str
@@ -123,7 +124,9 @@ def run_step(
         attempt.result = _reuse(args, attempt.fingerprint, outputs) if reusable and not is_fresh() else None
         attempt.status = "reused" if attempt.result else "succeeded"
         if attempt.result is None:
+            begun = time.monotonic()
             measured = work()
+            attempt.work_seconds = time.monotonic() - begun
             attempt.result = Result(outputs={name: digest(path) for name, path in outputs.items()}, measured=measured)
             if reusable:
                 attempt.result = _keep(args, attempt.fingerprint, outputs, attempt.result)
@@ -143,6 +146,7 @@ class Attempt:
     result: Result | None = None
     verdict: dict[str, Any] | None = None
     error: str | None = None
+    work_seconds: float = 0.0
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     clock: float = field(default_factory=time.monotonic)
     cpu_clock: float = field(default_factory=lambda: usage.cpu_seconds_of(*usage.here()))
@@ -157,6 +161,7 @@ class Attempt:
             status=self.status,
             started_at=self.started.isoformat(timespec="milliseconds"),
             seconds=round(time.monotonic() - self.clock, 3),
+            work_seconds=round(self.work_seconds, 3),
             cpu_seconds=round(usage.cpu_seconds_of(*usage.here()) - self.cpu_clock, 3),
             peak_memory=usage.peak_memory_of(*usage.here()),
             fingerprint=self.fingerprint,
