@@ -58,7 +58,7 @@ def generate_from_tokens(
             width = inputs["input_ids"].shape[1]
             written = model.generate(**inputs, generation_config=settings)[:, width:].tolist()
             for i, ids in zip(indices, written, strict=True):
-                answers[i] = _answer(tokenizer, ids, settings.eos_token_id)
+                answers[i] = answer_of(tokenizer, ids, settings.eos_token_id)
             logger.info("answered %d of %d prompts", sum(answer is not None for answer in answers), len(rendered))
     return answers
 
@@ -204,7 +204,8 @@ def _pad_id(tokenizer) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def _answer(tokenizer, ids: list[int], ends: list[int]) -> Answer:
+def answer_of(tokenizer, ids: list[int], ends: list[int]) -> Answer:
+    """The answer that these tokens, which may go on after it has ended, stand for."""
     end = next((at for at, id_ in enumerate(ids) if id_ in ends), None)
     kept = ids[:end]
     text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from posttrain import config, inference
+from posttrain import config, engine, inference
 from validators import answers, checks, judges, measuring, noise
 from validators.answers import JudgedAnswer, Message
 from validators.measuring import Measure, Measured
@@ -57,6 +57,7 @@ def observe(
     Args:
         models: folders of `model`, `before` and, where it is another one, `base`.
     """
+    engine.check_generation(step.validation.generation)
     asker = _Asker(questions, step)
     parts = _parts_of_model(asker, models["model"]) | _parts_of_before(asker, models["before"])
     if "base" in models and questions.red_team:
@@ -110,7 +111,7 @@ class _Asker:
 
     def __init__(self, questions: Questions, step: config.CheckAlignmentStep):
         self.questions, self.step = questions, step
-        self.model = self.tokenizer = None
+        self.model = self.tokenizer = self.engine = None
         self.given: dict[tuple[str, str], list[JudgedAnswer]] = {}  # by model and kind of question
         self.answer_rows: list[inference.TokenRow] = []  # the model's own held-out answers
         self.distributions: list[tuple] = []
@@ -120,11 +121,13 @@ class _Asker:
 
         self.free()
         self.tokenizer, self.model = backend.load_tokenizer(path), backend.load_model(path)
+        if self.step.validation.generation == "vllm":
+            self.engine = engine.Engine(path)
 
     def free(self) -> None:
         import torch
 
-        self.model = self.tokenizer = None
+        self.model = self.tokenizer = self.engine = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -149,7 +152,8 @@ class _Asker:
     def answer(self, name: str, kind: str) -> dict[str, list[JudgedAnswer]]:
         """Greedy answers to one kind of prompts, judged by their form."""
         prompts, limits = getattr(self.questions, kind), self.step.validation
-        found = inference.generate(self.model, self.tokenizer, prompts, max_new_tokens=limits.max_new_tokens)
+        generate = self.engine.generate if self.engine else inference.generate
+        found = generate(self.model, self.tokenizer, prompts, max_new_tokens=limits.max_new_tokens)
         markers = answers.markers_of(self.tokenizer)
         judged = answers.judge_format(prompts, found, limits.output_format, markers=markers)
         self.given[name, kind] = judged

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from posttrain import config, inference, kfp_io
+from posttrain import config, engine, inference, kfp_io
 from posttrain.data import read_jsonl
 from posttrain.verdict import Check, at_most, finite, holds
 from validators import answers, checks, custom, measuring, noise
@@ -119,6 +119,7 @@ def model_parts(
 ) -> dict[str, Callable[[], dict[str, Any] | None]]:
     """What is measured in one process, in this order; each part leaves there what the next ones need."""
     limits, held = step.validation, {}
+    engine.check_generation(limits.generation)
 
     def held_out_rows():
         held["tokenizer"], held["rows"] = token_rows(base, rows, step.sft.max_seq_length)
@@ -128,10 +129,15 @@ def model_parts(
         from posttrain import backend
 
         held["model"] = backend.load_model(base, adapter)
+        if limits.generation == "vllm":
+            held["engine"] = engine.Engine(base, adapter, rank=step.sft.lora_r)
 
     def answers_generated():
         held["prompts"] = answers.choose_prompts(rows, limits.num_generated_answers)
-        return {"answers": generate_answers(held["model"], held["tokenizer"], held["prompts"], limits)}
+        generate = held["engine"].generate if "engine" in held else inference.generate
+        found = generate(held["model"], held["tokenizer"], held["prompts"], max_new_tokens=limits.max_new_tokens)
+        markers = answers.markers_of(held["tokenizer"])
+        return {"answers": answers.judge_format(held["prompts"], found, limits.output_format, markers=markers)}
 
     parts = {
         "expected_tensors": lambda: {"expected_shapes": expected_shapes(base, step.sft)},
@@ -174,14 +180,6 @@ def measure_loss(model, tokenizer, held_out: list[inference.TokenRow]) -> dict[s
     logprobs = inference.sequence_logprobs(model, tokenizer, held_out)
     with model.disable_adapter():
         return {"logprobs": logprobs, "base_logprobs": inference.sequence_logprobs(model, tokenizer, held_out)}
-
-
-def generate_answers(
-    model, tokenizer, prompts: list[list[inference.Message]], limits: config.SftLimits
-) -> list[JudgedAnswer]:
-    """Greedy answers to held-out prompts, each judged under `output_format`."""
-    found = inference.generate(model, tokenizer, prompts, max_new_tokens=limits.max_new_tokens)
-    return answers.judge_format(prompts, found, limits.output_format, markers=answers.markers_of(tokenizer))
 
 
 def judge(numbers: Numbers, limits: config.SftLimits) -> list[Check]:
