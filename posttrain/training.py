@@ -21,7 +21,8 @@ from posttrain.rows import ANSWER_KEYS, check_row, read_jsonl
 from posttrain.uploads import Uploads
 
 OUTPUTS = ("adapter", "metrics", "curve", "logs")
-HISTORY = "history.jsonl"  # in the folder of logs: every entry of the trainer's log
+HISTORY = "history.jsonl"  # in the folder of logs
+NOT_KEPT = ("_runtime", "_per_second", "num_tokens")  # other each time, or after a resume: trl counts from there
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 T = TypeVar("T", bound=LoraTraining)
 
@@ -241,9 +242,15 @@ def write_results(
     save_adapter(trainer.model, outputs["adapter"], weights)
     Path(outputs["metrics"]).write_text(text, encoding="utf-8")
     curve.write_curve(trainer.state.log_history, outputs["curve"], title=title)
-    lines = [json.dumps(entry) + "\n" for entry in trainer.state.log_history]
     Path(outputs["logs"]).mkdir(parents=True, exist_ok=True)
-    Path(outputs["logs"], HISTORY).write_text("".join(lines), encoding="utf-8")
+    Path(outputs["logs"], HISTORY).write_text(history(trainer.state.log_history), encoding="utf-8")
+
+
+def history(entries: list[dict]) -> str:
+    """The trainer's log as JSON lines: losses and what belongs to them, the same however often it was killed."""
+    kept = [entry for entry in entries if "loss" in entry or "eval_loss" in entry]
+    timeless = [{key: value for key, value in entry.items() if not key.endswith(NOT_KEPT)} for entry in kept]
+    return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in timeless)
 
 
 def save_adapter(model: Any, path: str | Path, weights: dict[str, Any] | None = None) -> None:
