@@ -180,9 +180,7 @@ class AnswerLimits(Limits):
     custom_checks: list[str] = list(BUILT_IN_CHECKS)  # of generated answers; your own as package.module:function
     num_generated_answers: Count = 64  # held-out prompts answered
     max_new_tokens: Count = 256  # tokens per answer
-    generation: Literal["transformers", "vllm"] = (
-        "transformers"  # by what answers are generated; vllm is not a dependency
-    )
+    generation: Literal["transformers", "vllm"] = "transformers"  # what writes the answers; vllm is no dependency
     output_format: OutputFormat = OutputFormat()
     min_format_valid_rate: Fraction = 0.9  # share of well-formed answers
     min_stopped_rate: Fraction = 0.8  # share of answers that end by themselves
