@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import measuring
 from benchmarks.measuring import Side, Table, build_parser, in_turn, report, run
 
 
@@ -46,9 +47,17 @@ def test_sides_take_turns_and_a_warm_up_does_not_count(tmp_path):
     assert [len(found) for found in runs.values()] == [2, 2]
 
 
-def test_no_round_begins_that_would_end_after_the_time():
-    assert len(in_turn({"slow": Side(["sleep", "0.3"])}, rounds(9, minutes=0.8 / 60))["slow"]) == 2
-    assert len(in_turn({"slow": Side(["sleep", "0.3"])}, rounds(9, minutes=0))["slow"]) == 1
+@pytest.mark.parametrize(("minutes", "num_rounds"), [(0, 1), (3.5, 3), (60, 9)])
+def test_no_round_begins_that_would_end_after_the_time(minutes, num_rounds, monkeypatch):
+    clock = [0.0]
+
+    def a_minute(_) -> dict[str, float]:
+        clock[0] += 60
+        return {"seconds": 60.0}
+
+    monkeypatch.setattr(measuring.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(measuring, "run", a_minute)
+    assert len(in_turn({"slow": Side(["slow"])}, rounds(9, minutes))["slow"]) == num_rounds
 
 
 def test_the_file_holds_every_run(tmp_path, capsys):
