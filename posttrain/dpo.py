@@ -8,6 +8,7 @@ The method is arXiv:2305.18290.
 import argparse
 import math
 import sys
+from typing import Any
 
 from posttrain import backend, kfp_io, packing, ranks, record, tracking, training
 from posttrain.callbacks import CheckReference
@@ -42,7 +43,7 @@ def train(
     """
     backend.prepare(step.training.gpu_memory_fraction)
     from transformers import set_seed
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
 
     checkpoints.refuse_if_diverged()
     told = tracking.arguments(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
@@ -53,13 +54,8 @@ def train(
     def fit(config: DpoConfig) -> dict:
         set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
-        trainer_class = keeping_reference(DPOTrainer, checkpoints)
-        if packing.is_on(model):
-            trainer_class = packing.sharing_prompts(trainer_class)
-        if backend.leaves_trainer_alone(config):
-            trainer_class = sparing_logits(trainer_class)
         with ranks.folder() as folder:
-            trainer = trainer_class(
+            trainer = trainer_for(model, config, checkpoints)(
                 model=model,
                 ref_model=None,  # the model with its adapter off
                 args=DPOConfig(
@@ -89,6 +85,18 @@ def train(
         return metrics
 
     return training.halving_batches(fit, config)
+
+
+def trainer_for(model: Any, config: DpoConfig, checkpoints: Checkpoints) -> type:
+    """The `DPOTrainer` of this model: one that keeps its reference, and spares what this model and backend let it."""
+    from trl import DPOTrainer
+
+    trainer_class = keeping_reference(DPOTrainer, checkpoints)
+    if packing.is_on(model):
+        trainer_class = packing.sharing_prompts(trainer_class)
+    if backend.leaves_trainer_alone(config):
+        trainer_class = sparing_logits(trainer_class)
+    return trainer_class
 
 
 def measured(log_history: list[dict[str, float]], evaluation: dict[str, float], config: DpoConfig) -> dict[str, float]:
