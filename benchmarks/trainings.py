@@ -44,7 +44,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def compare(kind: str, args: argparse.Namespace, *, rows: str, title: str, note: str, **settings: Any) -> None:
     """Has us, trl, and trl without gradient checkpointing train in turn, and reports it."""
-    if not (args.data / "base").is_dir():
+    if not (args.data / rows).is_file():
         prepare = [sys.executable, "-m", "examples.function_calling.prepare", "--output", str(args.data)]
         subprocess.run(prepare, cwd=ROOT, check=True)
     settings = COMMON | settings

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain import data, packing, ranks
+from posttrain import data, fused, packing, ranks
 from posttrain.config import LoraTraining, SftConfig
 from posttrain.placement import BACKEND_ENV
 
@@ -102,9 +102,20 @@ def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any 
         target_modules=config.target_modules, task_type="CAUSAL_LM",
     )  # fmt: skip
     model = _load(path, **_at_load(config))
-    if current().device == "cpu" and leaves_trainer_alone(config):  # what packing gains has been measured there alone
+    if _suits_cpu(config):
         packing.turn_on(model)
     return model, lora
+
+
+def spare_passes(model: Any, config: LoraTraining) -> None:
+    """Has the model that a trainer has added LoRA to compute it in fewer passes over memory, where that pays."""
+    if _suits_cpu(config):
+        fused.turn_on(model)
+
+
+def _suits_cpu(config: LoraTraining) -> bool:
+    """Whether to spare what has been measured to cost time on a CPU; on GPUs it has not been."""
+    return current().device == "cpu" and leaves_trainer_alone(config)
 
 
 def leaves_trainer_alone(config: LoraTraining) -> bool:

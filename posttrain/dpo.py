@@ -73,6 +73,7 @@ def train(
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
+            backend.spare_passes(trainer.model, config)
             evaluation = training.run(
                 trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"],
                 checks=[CheckReference(config).on_log],

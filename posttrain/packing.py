@@ -2,7 +2,8 @@
 
 a padded batch, as the trainer deals it -> the tokens of it that count, and who attends to whom; the same loss
 
-The pair of DPO is one row in which both answers follow the one prompt, so that is computed once for both.
+What all rows of a batch begin with, a system prompt above all, is computed once and seen by each. The pair of DPO is
+one row in which both answers follow the one prompt, so that is computed once for both.
 """
 
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ def _sees_the_same(model: Any) -> bool:
 
     input_ids = torch.arange(4 * 8).view(4, 8) % model.config.vocab_size
     input_ids[2:, :4] = input_ids[:2, :4]
+    input_ids[:, 0] = 0  # of which all rows share the first
     completion_mask = (torch.arange(8) >= 4).long().expand(4, 8)
     attention_mask = (torch.arange(8) < torch.tensor([[8], [6], [7], [8]])).long()
-    packed = pack_pairs(attention_mask, completion_mask)
+    packed = pack_pairs(input_ids, attention_mask, completion_mask)
     with torch.no_grad():
         padded = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
         found = model(**packed.model_inputs(input_ids), use_cache=False).logits[0]
@@ -60,7 +62,8 @@ def _sees_the_same(model: Any) -> bool:
 
 
 def attend(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, row_lengths=None, row_masks=None, **settings
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, row_lengths=None, row_masks=None,
+    num_shared=0, **settings,
 ) -> tuple[Any, None]:  # fmt: skip
     """Attention of transformers' kind, of each row of `pack` or `pack_pairs` by itself; of padded rows as in sdpa."""
     import torch
@@ -68,7 +71,11 @@ def attend(
 
     if row_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    rows = zip(*(states.split(row_lengths, dim=2) for states in (query, key, value)), row_masks, strict=True)
+    queries, keys, values = (list(states.split(row_lengths, dim=2)) for states in (query, key, value))
+    if num_shared:
+        for states in (keys, values):
+            states[1:] = [torch.cat([states[0], own], dim=2) for own in states[1:]]
+    rows = zip(queries, keys, values, row_masks, strict=True)
     return torch.cat([sdpa_attention_forward(module, *row, **settings)[0] for row in rows], dim=1), None
 
 
@@ -85,13 +92,25 @@ class Packed:
 
     places: Any  # of each token in the padded batch, row by row: row * width + column
     row_lengths: list[int]  # tokens
-    row_masks: list[Any]  # of tokens by tokens, True where one sees the other; None: what is before it
+    row_masks: list[Any]  # of its tokens by those it is given, True where one sees the other; None: what is before it
+    num_shared: int  # tokens of the first row, which is then what all others begin with
+
+    @classmethod
+    def of_rows(cls, rows: list[Any], masks: list[Any], num_shared: int) -> "Packed":
+        """`rows` are places of each row's own tokens; `masks` say who of them sees whom, None: what is before it."""
+        import torch
+
+        if num_shared:
+            seen = [_beside_shared(mask, len(row), num_shared) for row, mask in zip(rows, masks, strict=True)]
+            rows, masks = [torch.arange(num_shared), *rows], [None, *seen]
+        shaped = [mask if mask is None else mask[None, None] for mask in masks]
+        return cls(torch.cat(rows), [len(row) for row in rows], shaped, num_shared)
 
     def model_inputs(self, input_ids: Any) -> dict[str, Any]:
         positions = self.places % input_ids.shape[1]
         return {
             "input_ids": self.take(input_ids), "position_ids": positions[None], "row_lengths": self.row_lengths,
-            "row_masks": self.row_masks,
+            "row_masks": self.row_masks, "num_shared": self.num_shared,
         }  # fmt: skip
 
     def take(self, padded: Any) -> Any:
@@ -108,15 +127,21 @@ def pack(inputs: dict[str, Any]) -> dict[str, Any]:
     """A padded batch of SFT -> the inputs of the model for the same rows end to end."""
     import torch
 
+    input_ids, width = inputs["input_ids"], inputs["input_ids"].shape[1]
+    num_shared = _num_shared(input_ids, inputs["labels"] != -100)
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
-    packed = Packed(inputs["attention_mask"].flatten().nonzero()[:, 0], lengths, [None] * len(lengths))
+    rows = [torch.arange(num_shared, length) + row * width for row, length in enumerate(lengths)]
+    packed = Packed.of_rows(rows, [None] * len(rows), num_shared)
     labels = packed.take(inputs["labels"])
-    labels[:, torch.tensor([0, *lengths[:-1]]).cumsum(0)] = -100  # the token before it is another row's
+    labels[:, torch.tensor([0, *packed.row_lengths[:-1]]).cumsum(0)] = -100  # the token before it is another row's
+    predicted = (labels[0] != -100).nonzero()[:, 0]
     others = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    return others | packed.model_inputs(inputs["input_ids"]) | {"labels": labels}
+    return others | packed.model_inputs(input_ids) | {
+        "labels": labels[:, predicted], "shift_labels": labels[:, predicted], "logits_to_keep": predicted - 1,
+    }  # fmt: skip
 
 
-def pack_pairs(attention_mask: Any, completion_mask: Any) -> Packed:
+def pack_pairs(input_ids: Any, attention_mask: Any, completion_mask: Any) -> Packed:
     """A padded batch of DPO, all chosen rows before all rejected ones -> a row for each pair: prompt, chosen, rejected.
 
     The prompt's last token stands before the rejected answer once more, at its old position, so that each token of
@@ -124,18 +149,41 @@ def pack_pairs(attention_mask: Any, completion_mask: Any) -> Packed:
     """
     import torch
 
-    half, width = len(attention_mask) // 2, attention_mask.shape[1]
+    half, width = len(input_ids) // 2, input_ids.shape[1]
+    num_shared = _num_shared(input_ids[:half], completion_mask[:half])
     starts = completion_mask.argmax(dim=1)[:half].tolist()
     ends = attention_mask.sum(dim=1).tolist()
-    places, lengths, masks = [], [], []
+    rows, masks = [], []
     for pair, (start, chosen_end, rejected_end) in enumerate(zip(starts, ends[:half], ends[half:], strict=True)):
-        offsets = (pair * width, (half + pair) * width)
-        places += [torch.arange(chosen_end) + offsets[0], torch.arange(start - 1, rejected_end) + offsets[1]]
-        lengths.append(chosen_end + rejected_end - start + 1)
-        mask = torch.ones(lengths[-1], lengths[-1], dtype=torch.bool).tril()
-        mask[chosen_end:, start - 1 : chosen_end] = False
-        masks.append(mask[None, None])
-    return Packed(torch.cat(places), lengths, masks)
+        chosen = torch.arange(num_shared, chosen_end) + pair * width
+        rejected = torch.arange(start - 1, rejected_end) + (half + pair) * width
+        rows.append(torch.cat([chosen, rejected]))
+        masks.append(_causal(len(rows[-1])))
+        masks[-1][len(chosen) :, start - 1 - num_shared : len(chosen)] = False
+    return Packed.of_rows(rows, masks, num_shared)
+
+
+def _num_shared(input_ids: Any, completion_mask: Any) -> int:
+    """Tokens that all rows begin with. The last of a prompt is not among them: an answer is predicted from it."""
+    if len(input_ids) == 1:
+        return 0
+    end = max(0, int(completion_mask.long().argmax(dim=1).min()) - 1)
+    is_same = (input_ids[:, :end] == input_ids[0, :end]).all(dim=0)
+    return int(is_same.long().cumprod(dim=0).sum())
+
+
+def _causal(num_tokens: int) -> Any:
+    import torch
+
+    return torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
+
+
+def _beside_shared(mask: Any, num_tokens: int, num_shared: int) -> Any:
+    """The mask of a row's own tokens -> that of the shared ones and its own, of which it sees the shared whole."""
+    import torch
+
+    own = _causal(num_tokens) if mask is None else mask
+    return torch.nn.functional.pad(own, (num_shared, 0), value=True)
 
 
 def without_padding(trainer_class: type) -> type:
@@ -153,7 +201,7 @@ def sharing_prompts(trainer_class: type) -> type:
 
     class SharingPrompts(trainer_class):
         def _get_per_token_logps_and_entropies(self, model, model_kwargs, input_ids, completion_mask):
-            packed = pack_pairs(model_kwargs["attention_mask"], completion_mask)
+            packed = pack_pairs(input_ids, model_kwargs["attention_mask"], completion_mask)
             others = {name: value for name, value in model_kwargs.items() if name != "attention_mask"}
             inputs = others | packed.model_inputs(input_ids)
             *found, outputs = super()._get_per_token_logps_and_entropies(

@@ -48,12 +48,14 @@ def train(
     def fit(config: SftConfig) -> dict:
         set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
-        trainer_class = packing.without_padding(SFTTrainer) if packing.is_on(model) else SFTTrainer
+        is_packed = packing.is_on(model)
+        trainer_class = packing.without_padding(SFTTrainer) if is_packed else SFTTrainer
         with ranks.folder() as folder:
             trainer = trainer_class(
                 model=model,
                 args=SFTConfig(
                     completion_only_loss=True,
+                    loss_type="nll" if is_packed else None,  # packed rows ask for the logits of answers alone
                     **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
                     **told,
                 ),
@@ -62,6 +64,7 @@ def train(
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
+            backend.spare_passes(trainer.model, config)
             evaluation = training.run(trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"])
         metrics = {
             **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),

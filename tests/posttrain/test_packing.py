@@ -89,20 +89,73 @@ def test_a_row_or_pair_computed_at_once_has_the_states_of_each_alone(name):
     prompt, chosen, rejected = [5, 6, 7], [8, 9], [10, 11, 12]
     ids = torch.tensor([[*prompt, *chosen, 0], [*prompt, *rejected]])
     attention_mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]])
+    completion_mask = torch.tensor([[0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1]])
+    labels = torch.where(completion_mask == 1, ids, -100)
     with torch.no_grad():
         alone = [model(input_ids=ids[:1, :5]).logits, model(input_ids=ids[1:]).logits]
         packing.turn_on(model)
         assert packing.is_on(model)
         padded = model(input_ids=ids, attention_mask=attention_mask).logits
-        rows = packing.pack({"input_ids": ids, "attention_mask": attention_mask, "labels": ids})
-        of_rows = model(**rows).logits
-        pair = packing.pack_pairs(attention_mask, torch.tensor([[0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1]]))
+        rows = packing.pack({"input_ids": ids, "attention_mask": attention_mask, "labels": labels})
+        of_rows = model(**rows)
+        pair = packing.pack_pairs(ids, attention_mask, completion_mask)
         of_pair = model(**pair.model_inputs(ids)).logits
     assert torch.allclose(padded[0, :5], alone[0][0], atol=1e-5) and torch.allclose(padded[1], alone[1][0], atol=1e-5)
-    assert torch.allclose(of_rows, torch.cat(alone, dim=1), atol=1e-5)
-    assert rows["labels"].tolist() == [[-100, 6, 7, 8, 9, -100, 6, 7, 10, 11, 12]]
+    assert rows["input_ids"].tolist() == [[5, 6, 7, 8, 9, 7, 10, 11, 12]]  # of the prompt all but its last token once
+    assert rows["shift_labels"].tolist() == [[8, 9, 10, 11, 12]]
+    predicting = torch.cat([alone[0][:, 2:4], alone[1][:, 2:5]], dim=1)
+    assert torch.allclose(of_rows.logits, predicting, atol=1e-5)
+    loss = torch.nn.functional.cross_entropy(predicting[0], torch.tensor([8, 9, 10, 11, 12]))
+    assert of_rows.loss == pytest.approx(loss.item(), rel=1e-5)
     assert pair.take(ids).tolist() == [[5, 6, 7, 8, 9, 7, 10, 11, 12]]
     assert torch.allclose(of_pair, torch.cat([alone[0], alone[1][:, 2:]], dim=1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (["aab|c", "aad|c"], ["aa", "bc", "dc"]),
+        (["abc|d", "abc|e"], ["ab", "cd", "ce"]),  # the answers are predicted from a `c` each
+        (["abc|d", "bbc|d"], ["abcd", "bbcd"]),
+        (["aab|c", "a|ab"], ["aabc", "aab"]),  # an answer is never shared, whatever it begins with
+        (["aab|c"], ["aabc"]),
+        (["ab|c", "ab|c", "ac|c"], ["a", "bc", "bc", "cc"]),
+    ],
+)
+def test_what_all_rows_of_a_batch_begin_with_is_there_once(rows, expected):
+    width = max(map(len, rows))
+    ids, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
+    for row, text in enumerate(rows):
+        tokens = torch.tensor([ord(letter) for letter in text.replace("|", "")])
+        ids[row, : len(tokens)] = tokens
+        labels[row, text.index("|") : len(tokens)] = tokens[text.index("|") :]
+    packed = packing.pack({"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels})
+    assert packed["row_lengths"] == [len(text) for text in expected]
+    assert "".join(map(chr, packed["input_ids"][0].tolist())) == "".join(expected)
+    assert "".join(map(chr, packed["shift_labels"][0].tolist())) == "".join(row.partition("|")[2] for row in rows)
+
+
+def test_pairs_with_one_beginning_have_the_logits_of_each_alone():
+    model = model_of("Llama")
+    pairs = [([5, 6, 7], [8, 9], [10]), ([5, 6, 11, 12], [13], [14, 15, 16])]
+    texts = [[*prompt, *pair[answer]] for answer in (0, 1) for prompt, *pair in pairs]
+    ids = torch.tensor([text + [0] * (7 - len(text)) for text in texts])
+    completion_mask = torch.tensor(
+        [[int(len(prompt) <= column < len(text)) for column in range(7)]
+         for text, (prompt, *_) in zip(texts, pairs * 2, strict=True)]
+    )  # fmt: skip
+    packed = packing.pack_pairs(ids, (ids > 0).long(), completion_mask)
+    assert packed.take(ids).tolist() == [[5, 6, 7, 8, 9, 7, 10, 11, 12, 13, 12, 14, 15, 16]]
+    assert packed.row_lengths == [2, 5, 7]
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([text])).logits[0] for text in texts]
+        packing.turn_on(model)
+        found = model(**packed.model_inputs(ids)).logits[0]
+    shared, first, second = found.split(packed.row_lengths)
+    assert torch.allclose(torch.cat([shared, first[:3]]), alone[0], atol=1e-5)
+    assert torch.allclose(first[3:], alone[2][2:], atol=1e-5)
+    assert torch.allclose(torch.cat([shared, second[:3]]), alone[1], atol=1e-5)
+    assert torch.allclose(second[3:], alone[3][3:], atol=1e-5)
 
 
 @pytest.mark.parametrize(
