@@ -1,18 +1,11 @@
-"""Runs the compiled graph on this machine: kfp.local walks it, and a `Runner` says how a container's command is run:
-as a plain process (`Processes`, here) or in its image (`pipelines.docker.Docker`).
+"""Runs the compiled graph on this machine: `pipelines.walk` says which step is next, and a `Runner` how its command is
+run: as a plain process (`Processes`, here) or in its image (`pipelines.docker.Docker`).
 
 compiled YAML, run parameters -> `<artifacts>/<run id>/<step>/<output>`, `<logs>/<step>.log`, calls of a `StepListener`
 
-kfp.local 2.17.0 is corrected in five places, for the length of a run only:
-
-- `ConditionEvaluator.evaluate_condition` does not find a named output, takes that for false and skips both branches of
-  a gate, which leaves the run green. Ours reads one form, `<boolean> == true|false`, and raises for all else.
-- `run_single_task_implementation` refuses container components. Ours does what the backend's launcher does: folders of
-  outputs exist, an output parameter that was not written fails the step, every output artifact reaches its consumers.
-- `execute_task` lets an exception out past the exit task. Ours makes a failed task of it.
-- `ParallelExecutor.execute_parallel_tasks` runs two iterations of a loop at once, whether they fit or not, and waits
-  for them when it is interrupted. `pipelines.loops` asks for their memory, and ends them.
-- `topological_sort_tasks` leaves the order of independent tasks to chance. Ours sorts them by name.
+kfp.local 2.17.0 would refuse container components. `Launcher` takes its place for the length of a run and does what the
+backend's does: folders of outputs exist, an output parameter that was not written fails the step, every output
+artifact reaches its consumers.
 """
 
 import inspect
@@ -27,28 +20,17 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from google.protobuf import json_format
 from kfp import components
-from kfp.local import (
-    executor_input_utils,
-    executor_output_utils,
-    graph_utils,
-    io,
-    placeholder_utils,
-    task_dispatcher,
-    utils,
-)
-from kfp.local.orchestrator import enhanced_dag_orchestrator as orchestrator
+from kfp.local import executor_input_utils, executor_output_utils, placeholder_utils, task_dispatcher
 from kfp.local.status import Status
 
-from pipelines import loops
-from pipelines.package import CONDITION
+from pipelines.walk import GraphError, Outputs, Walk, existing
 from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV
 
 ROOT = Path(__file__).parents[1]
@@ -62,12 +44,6 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-
-Outputs = tuple[dict[str, Any], Status]
-
-
-class GraphError(Exception):
-    """The graph cannot go on: a step failed for good, or what it refers to has no value."""
 
 
 class StepListener(Protocol):
@@ -165,65 +141,15 @@ def run_graph(path: str | Path, parameters: dict[str, Any], run: LocalRun) -> bo
         for task in dag.tasks.values():
             task.retry_policy.ClearField("backoff_duration")  # waiting helps a busy cluster, not a single machine
     run.logs.mkdir(parents=True, exist_ok=True)
-    with _corrected(run, Launcher(run, settings)):
+    launcher = Launcher(run, settings)
+    walk = Walk(spec, run.run_id, str(run.artifacts), launcher.end_running, run.peak_memory, run.errors)
+    with _replaced(task_dispatcher, "run_single_task_implementation", launcher), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Task .* no effect in the current local runner")
         try:
-            _, status = orchestrator.run_enhanced_dag(
-                pipeline_resource_name=run.run_id,
-                dag_component_spec=spec.root,
-                executors={
-                    name: utils.struct_to_executor_spec(executor)
-                    for name, executor in spec.deployment_spec["executors"].items()
-                },
-                components=dict(spec.components.items()),
-                dag_arguments=parameters,
-                pipeline_root=str(run.artifacts),
-                runner=None,
-                unique_pipeline_id=run.run_id,
-                fail_stack=[],
-            )
-        except GraphError as error:  # in the outermost scope, where there is no exit task to run
+            return walk.run(parameters)
+        except GraphError as error:
             run.errors.append(str(error))
             return False
-    return status == Status.SUCCESS
-
-
-def evaluate_condition(condition: str, io_store: io.IOStore) -> bool:
-    """Whether a branch is taken. The gates' `<boolean> == true|false` is the only form: nothing is evaluated as code.
-
-    Raises:
-        GraphError: another form, a reference that has no value, or a value that is not a boolean.
-    """
-    match = CONDITION.fullmatch(" ".join(condition.split()))
-    if not match:
-        raise GraphError(f"condition {condition!r} is not of the form <boolean> == true|false")
-    value = _value_of(match["channel"], io_store)
-    if not isinstance(value, bool):
-        raise GraphError(f"condition {condition!r}: {match['channel']} is {value!r}, not true or false")
-    return value is (match["wanted"] == "true")
-
-
-def _value_of(channel: str, io_store: io.IOStore) -> Any:
-    """The value of `pipelinechannel--<task>-<output>` in the nearest scope that knows it."""
-    scope = io_store
-    while scope is not None:
-        found = [
-            value
-            for task, outputs in scope._task_output_data.items()
-            for output, value in outputs.items()
-            if channel == f"pipelinechannel--{task}-{output}"
-        ]
-        found += [value for name, value in scope._parent_input_data.items() if name == channel]
-        if len(found) > 1:
-            raise GraphError(f"condition: {channel} names {len(found)} values")
-        if found:
-            return found[0]
-        scope = scope._parent
-    raise GraphError(f"condition: {channel} has no value: neither branch may be skipped for that")
-
-
-def topological_sort_tasks(tasks) -> list[str]:
-    """A stack of task names: the last is to run first."""
-    return graph_utils.topological_sort(dict(sorted(graph_utils.build_dependency_map(tasks).items())))
 
 
 class Launcher:
@@ -308,6 +234,8 @@ class Launcher:
                 stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
             self.running.append(process)
+            if self.is_interrupted:  # while it was started
+                _signal(process, signal.SIGKILL)
             last_line = [""]
             reader = threading.Thread(target=self._read, args=(step.name, process.stderr, log, last_line))
             reader.start()
@@ -406,70 +334,12 @@ def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
 
 
 @contextmanager
-def _corrected(run: LocalRun, launcher: Launcher) -> Iterator[None]:
-    """kfp.local with our launcher, our conditions, and no way for an exception past the exit task."""
-    execute_task = orchestrator.execute_task
-
-    def guarded(
-        task_name, task_spec, pipeline_resource_name, components, executors, io_store, pipeline_root, runner,
-        unique_pipeline_id, fail_stack,
-    ) -> Outputs:  # fmt: skip
-        try:
-            return execute_task(
-                task_name, task_spec, pipeline_resource_name, components, executors, io_store, pipeline_root, runner,
-                unique_pipeline_id, fail_stack,
-            )  # fmt: skip
-        except (GraphError, ValueError) as error:  # ValueError: kfp's word for a reference that has no value
-            run.errors.append(str(error))
-            return {}, Status.FAILURE
-
-    def execute_parallel_tasks(
-        self, tasks, pipeline_resource_name, components, executors, io_store, pipeline_root, runner,
-        unique_pipeline_id, fail_stack, parallelism_limit,
-    ) -> Outputs:  # fmt: skip
-        iterations = {
-            name: partial(
-                guarded, name, spec, pipeline_resource_name, components, executors, io_store, pipeline_root, runner,
-                unique_pipeline_id, fail_stack,
-            )
-            for name, spec in tasks
-        }  # fmt: skip
-        return loops.run_iterations(
-            iterations,
-            num_at_once=lambda: loops.that_fit(parallelism_limit or len(tasks), run.peak_memory()),
-            end_running=launcher.end_running,
-        )
-
-    scope = io.IOStore()
-    for name in ("_task_output_data", "_parent_input_data", "_parent"):
-        _existing(scope, name)
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Task .* no effect in the current local runner")
-        for owner, name, ours in (
-            (orchestrator.ConditionEvaluator, "evaluate_condition", evaluate_condition),
-            (orchestrator, "execute_task", guarded),
-            (orchestrator.ParallelExecutor, "execute_parallel_tasks", execute_parallel_tasks),
-            (graph_utils, "topological_sort_tasks", topological_sort_tasks),
-            (task_dispatcher, "run_single_task_implementation", launcher),
-        ):
-            stack.enter_context(_replaced(owner, name, ours))
-        yield
-
-
-@contextmanager
 def _replaced(owner: Any, name: str, ours: Callable) -> Iterator[None]:
-    theirs = _existing(owner, name)
+    theirs = existing(owner, name)
     if list(inspect.signature(theirs).parameters) != list(inspect.signature(ours).parameters):
         raise RuntimeError(f"{owner.__name__}.{name} takes other arguments than in kfp 2.17.0: install kfp==2.17.0")
-    is_static = isinstance(inspect.getattr_static(owner, name), staticmethod)
-    setattr(owner, name, staticmethod(ours) if is_static else ours)
+    setattr(owner, name, ours)
     try:
         yield
     finally:
-        setattr(owner, name, staticmethod(theirs) if is_static else theirs)
-
-
-def _existing(owner: Any, name: str) -> Any:
-    if not hasattr(owner, name):
-        raise RuntimeError(f"kfp has no {owner!r}.{name} any more, which local runs depend on: install kfp==2.17.0")
-    return getattr(owner, name)
+        setattr(owner, name, theirs)

@@ -1,9 +1,9 @@
-"""Runs the iterations of a loop on this machine: as many side by side as the graph allows and its memory holds.
+"""Runs tasks side by side on this machine; iterations of a loop as many as the graph allows and its memory holds.
 
-iterations -> their outputs
+tasks or iterations -> what each came to
 
-The first runs alone. What it has held at its peak is then set against what the machine has available: measured, not
-guessed. kfp.local's own would run two at once whatever they need, and could not be interrupted.
+The first iteration runs alone. What it has held at its peak is then set against what the machine has available:
+measured, not guessed. kfp.local's own would run two at once whatever they need, and could not be interrupted.
 """
 
 import os
@@ -32,38 +32,40 @@ def run_iterations(
         end_running: called when this thread is interrupted, while others run iterations.
     """
     (first, iteration), *others = iterations.items()
-    outputs, status = iteration()
-    found = {first: outputs}
-    num = num_at_once() if others else 1
+    found = {first: iteration()}
+    if _all_well(found) and others:
+        found |= side_by_side(dict(others), num_at_once(), end_running)
+    if not _all_well(found):
+        return {}, Status.FAILURE
+    return {name: outputs for name, (outputs, _) in found.items()}, Status.SUCCESS
+
+
+def side_by_side(calls: dict[str, Iteration], num: int, end_running: Callable[[], None]) -> dict[str, Outputs]:
+    """What each call came to, `num` at once; one alone in this thread. After one that fails no other is begun."""
+    found: dict[str, Outputs] = {}
     if num == 1:
-        for name, iteration in others if status == Status.SUCCESS else []:
-            found[name], status = iteration()
-            if status == Status.FAILURE:
+        for name, call in calls.items():
+            found[name] = call()
+            if not _all_well(found):
                 break
-    elif status == Status.SUCCESS:
-        status = _side_by_side(dict(others), num, found, end_running)
-    return (found, status) if status == Status.SUCCESS else ({}, status)
-
-
-def _side_by_side(
-    iterations: dict[str, Iteration], num: int, found: dict[str, dict[str, Any]], end_running: Callable[[], None]
-) -> Status:
-    status = Status.SUCCESS
-    with ThreadPoolExecutor(num, thread_name_prefix="iteration") as pool:
-        futures = {pool.submit(iteration): name for name, iteration in iterations.items()}
+        return found
+    with ThreadPoolExecutor(max(1, num), thread_name_prefix="task") as pool:
+        futures = {pool.submit(call): name for name, call in calls.items()}
         try:
             for future in as_completed(futures):
-                if future.cancelled():
-                    continue
-                found[futures[future]], ended = future.result()
-                if ended == Status.FAILURE:
-                    status = ended
+                if not future.cancelled():
+                    found[futures[future]] = future.result()
+                if not _all_well(found):
                     _cancel(futures)
         except BaseException:
             _cancel(futures)
             end_running()
             raise
-    return status
+    return found
+
+
+def _all_well(found: dict[str, Outputs]) -> bool:
+    return all(status == Status.SUCCESS for _, status in found.values())
 
 
 def _cancel(futures) -> None:

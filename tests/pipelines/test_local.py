@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from kfp import compiler, dsl
 from kfp.local import io, task_dispatcher
-from kfp.local.orchestrator import enhanced_dag_orchestrator as orchestrator
 
-from pipelines import local
+from pipelines import local, walk
 from pipelines.compiler import compile_graph
 from pipelines.steps import step_names
 from posttrain.config import PipelineConfig, Validation
@@ -43,6 +42,14 @@ if step.startswith("reject_"):
     sys.exit("rejected")
 if plan == "dies at once":
     sys.exit()
+if plan.startswith("waits for "):
+    others = [pathlib.Path(os.environ["ATTEMPTS"]) / other for other in plan.split()[2:]]
+    until = time.monotonic() + 60
+    while not all(other.exists() for other in others):
+        if time.monotonic() > until:
+            sys.exit(f"{step} was alone")
+        time.sleep(0.01)
+    plan = ""
 outputs = wanted.get("outputs", {})
 pathlib.Path(outputs["outputFile"]).write_text("{}")
 for artifacts in outputs.get("artifacts", {}).values():
@@ -168,8 +175,8 @@ def test_what_is_no_boolean_passes_no_gate(play, said):
 def test_a_condition_takes_booleans_only(value, wanted):
     scope = io.IOStore()
     scope.put_task_output("check-data", "passed", value)
-    with pytest.raises(local.GraphError, match="not true or false"):
-        local.evaluate_condition(f"inputs.parameter_values['pipelinechannel--check-data-passed'] == {wanted}", scope)
+    with pytest.raises(walk.GraphError, match="not true or false"):
+        walk.evaluate_condition(f"inputs.parameter_values['pipelinechannel--check-data-passed'] == {wanted}", scope)
 
 
 def test_an_output_parameter_that_is_not_written_fails_the_step(play):
@@ -248,17 +255,17 @@ def test_scopes_are_searched_from_the_inside_out():
     outer.put_task_output("check-data", "passed", True)
     inner = io.IOStore(parent=outer)
     condition = "inputs.parameter_values['pipelinechannel--check-data-passed'] == true"
-    assert local.evaluate_condition(condition, inner) is True
+    assert walk.evaluate_condition(condition, inner) is True
     inner.put_parent_input("pipelinechannel--check-data-passed", False)
-    assert local.evaluate_condition(condition, inner) is False
+    assert walk.evaluate_condition(condition, inner) is False
 
 
 def test_two_values_under_one_name_are_refused():
     scope = io.IOStore()
     scope.put_task_output("check", "data-passed", True)
     scope.put_task_output("check-data", "passed", False)
-    with pytest.raises(local.GraphError, match="2 values"):
-        local.evaluate_condition("inputs.parameter_values['pipelinechannel--check-data-passed'] == true", scope)
+    with pytest.raises(walk.GraphError, match="2 values"):
+        walk.evaluate_condition("inputs.parameter_values['pipelinechannel--check-data-passed'] == true", scope)
 
 
 def test_parameters_that_the_graph_does_not_have_are_refused(play):
@@ -281,33 +288,54 @@ def test_a_parameter_without_value_is_refused(play, tmp_path):
 
 
 def test_kfp_is_as_it_was_after_a_run(play):
-    before = (
-        orchestrator.ConditionEvaluator.evaluate_condition,
-        orchestrator.execute_task,
-        task_dispatcher.run_single_task_implementation,
-    )
+    before = task_dispatcher.run_single_task_implementation
     play({"check_data": "false"})
-    assert before == (
-        orchestrator.ConditionEvaluator.evaluate_condition,
-        orchestrator.execute_task,
-        task_dispatcher.run_single_task_implementation,
-    )
+    assert task_dispatcher.run_single_task_implementation is before
 
 
 def test_a_kfp_with_other_internals_is_refused(play, monkeypatch):
-    monkeypatch.setattr(orchestrator.ConditionEvaluator, "evaluate_condition", staticmethod(lambda condition: True))
-    with pytest.raises(RuntimeError, match="evaluate_condition takes other arguments.*kfp==2.17.0"):
+    monkeypatch.setattr(task_dispatcher, "run_single_task_implementation", lambda component_name: None)
+    with pytest.raises(RuntimeError, match="run_single_task_implementation takes other arguments.*kfp==2.17.0"):
         play()
-    monkeypatch.delattr(orchestrator.ConditionEvaluator, "evaluate_condition")
-    with pytest.raises(RuntimeError, match="evaluate_condition any more.*kfp==2.17.0"):
+    monkeypatch.delattr(task_dispatcher, "run_single_task_implementation")
+    with pytest.raises(RuntimeError, match="run_single_task_implementation any more.*kfp==2.17.0"):
         play()
 
 
-def test_independent_steps_run_in_one_order(play):
-    assert play({"check_data": "false"})[1].started_steps == [
-        "preflight", "fetch_model", "prepare_sft_data", "prepare_preferences", "check_data", "reject_data",
-        "report_run",
-    ]  # fmt: skip
+def test_steps_that_do_not_wait_for_each_other_run_side_by_side(play):
+    """Each of the three ends only once the other two have begun."""
+    side_by_side = ["fetch_model", "prepare_preferences", "prepare_sft_data"]
+    plan = {step: f"waits for {' '.join(side_by_side)}" for step in side_by_side}
+    worked, heard, _ = play(plan | {"check_data": "false"})
+    assert heard.started_steps[0] == "preflight"
+    assert sorted(heard.started_steps[1:4]) == side_by_side
+    assert heard.started_steps[4:] == ["check_data", "reject_data", "report_run"]
+    assert not any(heard.causes[step] for step in side_by_side)
+
+
+def test_one_of_them_that_fails_leaves_the_others_to_their_end(play):
+    worked, heard, run = play({"fetch_model": "crash"})
+    assert not worked
+    assert heard.causes == {
+        "preflight": None, "fetch_model": "ValueError: fetch_model is broken", "prepare_sft_data": None,
+        "prepare_preferences": None, "report_run": None,
+    }  # fmt: skip
+    assert run.errors == ["fetch_model: ValueError: fetch_model is broken"]
+
+
+def test_an_interrupt_ends_steps_that_run_side_by_side(play):
+    class Impatient(Heard):
+        def started(self, step):
+            super().started(step)
+            if {"fetch_model", "prepare_sft_data", "prepare_preferences"} <= set(self.started_steps):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    heard = Impatient()
+    with pytest.raises(KeyboardInterrupt):
+        play({"fetch_model": "hang", "prepare_sft_data": "hang", "prepare_preferences": "hang"}, heard=heard)
+    assert len(heard.started_steps) == 4
+    mine = subprocess.run(["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
+    assert f"{sys.executable} -m posttrain" not in mine
 
 
 def test_an_interrupt_ends_the_step_and_all_that_it_started(play):
