@@ -21,7 +21,7 @@ import sys
 import tempfile
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from components.container import image_reference
 from pipelines import cluster, running
 from pipelines.compiler import check_images_are_pushed, compile_graph, compile_sweep
 from pipelines.docker import Docker
+from pipelines.forking import forked
 from pipelines.local import LocalRun, Processes, Runner, run_graph
 from pipelines.steps import step_names
 from pipelines.sweep import COMPARE_TRIALS, JUDGE_WINNER, sweep_steps
@@ -188,10 +189,10 @@ def run_here(config: PipelineConfig, parameters: dict[str, Any], here: Here, *, 
     graph = run_folder / "graph.yaml"
     compile_sweep(unplaced, sweep, graph) if sweep else compile_graph(unplaced, graph)
     print_start(config, parameters, run_id, logs=run_folder / "logs", steps=steps)
-    if not (here.is_fresh or sweep):
-        print_plan(graph, parameters)
+    reused = set() if here.is_fresh or sweep else print_plan(graph, parameters)
     settings = ReportStep(pipeline_id=config.pipeline_id, steps=steps)
-    errors, interrupted = walk(graph, parameters, here, settings)
+    with forked(here.runner, graph, reused) as runner:
+        errors, interrupted = walk(graph, parameters, replace(here, runner=runner), settings)
     result = settle(settings, root, run_id, errors)
     write_junit(junit_file, junit.of_run(result))
     if sweep:
@@ -506,16 +507,17 @@ def print_start(
     print(flush=True)
 
 
-def print_plan(graph: Path, parameters: dict[str, Any]) -> None:
-    """What each step will do, where an earlier run has left something to go on with."""
+def print_plan(graph: Path, parameters: dict[str, Any]) -> set[str]:
+    """What each step will do, where an earlier run has left something to go on with. Gives those that it has done."""
     records = plan.recent_records(parameters["storage_root"])
     states = plan.plan(graph, parameters, records)
     if set(states.values()) == {plan.TO_DO}:
-        return
+        return set()
     if last := plan.broken_off(records):
         print_pairs({"Earlier run": f"{last.run_id} did not end with a published model; it came to {last.step}"})
     print_pairs({"Plan": "\n".join(f"{step:<20} {state}" for step, state in states.items())})
     print(flush=True)
+    return {step for step, state in states.items() if state == plan.REUSED}
 
 
 def print_result(result: report.PipelineResult, storage_root: str) -> None:

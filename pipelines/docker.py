@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.local import ALLOCATOR, HINT, Step, ends_with_us
+from pipelines.local import ALLOCATOR, HINT, Process, Step, ends_with_us, popen
 
 CONFINED = (
     "--rm", "--init", "--entrypoint=", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only",
@@ -64,6 +64,9 @@ class Docker:
         if self.gpus:
             remedy = "install NVIDIA's driver and container toolkit, or leave --gpus out"
             _ask("run", *CONFINED, f"--gpus={self.gpus}", images[-1], "python", "--version", remedy=remedy)
+
+    def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> Process:
+        return popen(self.command(step), directory, environment, stdout)
 
     def command(self, step: Step) -> list[str]:
         """The client passes SIGTERM on: a step saves its state and ends also when its runner is killed."""

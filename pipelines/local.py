@@ -75,8 +75,8 @@ class Step:
 class Runner(Protocol):
     """How a step's command is run."""
 
-    def command(self, step: Step) -> list[str]:
-        """The command line of this machine that runs the step."""
+    def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> "Process":
+        """Starts it in a session of its own; its stderr is a pipe."""
 
     def exit_code(self, code: int) -> int:
         """What that command's exit code says of the step; negative: a signal ended it."""
@@ -88,6 +88,24 @@ class Runner(Protocol):
         """The same of a whole run, by the folder of its artifacts, whose runner was killed."""
 
 
+class Process(Protocol):
+    """What of `subprocess.Popen` is used."""
+
+    pid: int
+    stderr: Any
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+def popen(command: list[str], directory: Path, environment: dict[str, str], stdout: int) -> subprocess.Popen:
+    return subprocess.Popen(
+        command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+
+
 def ends_with_us(signal_name: str) -> list[str]:
     """What before a command sends it a signal when this process is killed; nothing where there is no setpriv."""
     setpriv = shutil.which("setpriv")  # of Linux
@@ -97,9 +115,10 @@ def ends_with_us(signal_name: str) -> list[str]:
 class Processes:
     """Runs each step as a plain process, in the environment of this one."""
 
-    def command(self, step: Step) -> list[str]:
+    def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> Process:
         is_python = step.command[0] in ("python", "python3")
-        return [*ends_with_us("KILL"), sys.executable if is_python else step.command[0], *step.command[1:]]
+        command = [*ends_with_us("KILL"), sys.executable if is_python else step.command[0], *step.command[1:]]
+        return popen(command, directory, environment, stdout)
 
     def exit_code(self, code: int) -> int:
         return code
@@ -157,7 +176,7 @@ class Launcher:
 
     def __init__(self, run: LocalRun, settings: dict[str, dict[str, Any]]):
         self.run, self.settings = run, settings
-        self.running: list[subprocess.Popen] = []  # several where iterations of a loop run side by side
+        self.running: list[Process] = []  # several where iterations of a loop run side by side
         self.is_interrupted = False
 
     def end_running(self) -> None:
@@ -227,12 +246,9 @@ class Launcher:
 
     def _execute(self, step: Step) -> tuple[int, str]:
         """Runs a step with its output in the step's log; gives the exit code and the last line of stderr."""
-        command, environment = self.run.runner.command(step), ALLOCATOR | os.environ | step.environment
+        environment = ALLOCATOR | os.environ | step.environment
         with open(self.run.logs / f"{step.name}.log", "ab", buffering=0) as log:
-            process = subprocess.Popen(
-                command, cwd=self.run.working_directory, env=environment, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.PIPE, start_new_session=True,
-            )  # fmt: skip
+            process = self.run.runner.start(step, self.run.working_directory, environment, log.fileno())
             self.running.append(process)
             if self.is_interrupted:  # while it was started
                 _signal(process, signal.SIGKILL)
@@ -316,7 +332,7 @@ def _cause(exit_code: int, last_line: str) -> str:
     return f"ended by {signal.Signals(-exit_code).name}{memory}" + (f"; last line: {last_line}" if last_line else "")
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(process: Process) -> None:
     """Ends a step with all the processes that it has started; one that still runs gets time to save its state."""
     try:
         if process.poll() is None:
@@ -328,7 +344,7 @@ def _end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
+def _signal(process: Process, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):  # nobody of the step's process group is left
         os.killpg(process.pid, number)
 

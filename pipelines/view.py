@@ -82,7 +82,8 @@ class PlainView:
         self._line(step, f"{state:<9} {seconds:7.1f} s  {text}")
 
     def _line(self, step: str, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')}  {step:<{self.width}}  {text}".rstrip(), file=self.stream, flush=True)
+        line = f"{time.strftime('%H:%M:%S')}  {step:<{self.width}}  {text}".rstrip()
+        print(f"{line}\n", end="", file=self.stream, flush=True)  # in one write: steps run side by side
 
 
 class LiveView:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain import data, fused, packing, ranks
+from posttrain import data, fused, packing, ranks, usage
 from posttrain.config import LoraTraining, SftConfig
 from posttrain.placement import BACKEND_ENV
 
@@ -32,9 +32,7 @@ class Backend:
 
 def prepare(gpu_memory_fraction: float = 1.0) -> Backend:
     """Readies this process for training. Call it before anything imports trl, transformers or peft."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the log is read line by line
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    _set_environment()
     backend = current()
     if backend.library == "unsloth":
         import unsloth  # noqa: F401  it patches the other three, and can do so only before they are imported
@@ -51,6 +49,26 @@ def prepare(gpu_memory_fraction: float = 1.0) -> Backend:
     for noisy in ("accelerate", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return backend
+
+
+def import_libraries() -> None:
+    """Imports what steps with a model import, into a process from which they are forked.
+
+    Nothing where they could not use it: CUDA does not outlive a fork, and unsloth comes before the others.
+    """
+    if usage.has_gpu() or os.environ.get(BACKEND_ENV) == "unsloth":
+        return
+    _set_environment()
+    import peft  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, set_seed  # noqa: F401
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # noqa: F401
+
+
+def _set_environment() -> None:
+    """What the libraries read when they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the log is read line by line
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
 
 @cache
