@@ -21,7 +21,12 @@ def peak_memory_of(*usages: resource.struct_rusage) -> int:
 
 def here() -> tuple[resource.struct_rusage, ...]:
     """Of this process and its children so far."""
-    return resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return resource.getrusage(resource.RUSAGE_SELF), of_children()
+
+
+def of_children() -> resource.struct_rusage:
+    """Of the processes that this one has started and waited for, and theirs."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
 def has_gpu() -> bool:

@@ -13,16 +13,20 @@ from posttrain.config import load_config
 from tests.tiny_line import write_line
 
 SWEEP = {"space": {"sft.learning_rate": [0.02, 5e-3], "sft.epochs": [2]}, "continue_with_best": False}
-# Read by Python when it starts: the training with this learning rate sees a NaN at its second step.
+# Read by Python when it starts: in a trial, the training with this learning rate sees a NaN at its second step.
 FAULT = """
-import math, os, sys
-if "posttrain.sft" in sys.orig_argv and '"learning_rate": 0.02' in " ".join(sys.orig_argv):
-    sys.path.insert(0, os.getcwd())
-    from posttrain.callbacks import StopOnDivergence
-    theirs = StopOnDivergence.on_log
-    def on_log(self, args, state, logs, dataloader):
-        theirs(self, args, state, logs | ({"loss": math.nan} if state.global_step == 2 else {}), dataloader)
-    StopOnDivergence.on_log = on_log
+import math, runpy, sys
+theirs = runpy.run_module
+def run_module(name, **options):
+    if name == "posttrain.sft" and '"learning_rate": 0.02' in " ".join(sys.argv):
+        from posttrain.callbacks import StopOnDivergence
+        on_log = StopOnDivergence.on_log
+        def with_nan(self, args, state, logs, dataloader):
+            on_log(self, args, state, logs | ({"loss": math.nan} if state.global_step == 2 else {}), dataloader)
+        StopOnDivergence.on_log = with_nan
+    return theirs(name, **options)
+if "posttrain.sweep.trial" in sys.orig_argv:
+    runpy.run_module = run_module
 """
 
 

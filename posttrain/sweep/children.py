@@ -1,22 +1,31 @@
 """A step of the line as a child process of a trial: however it ends, the trial goes on and knows why.
 
 a `Command`, where its inputs lie -> its outputs, how it ended, what it has cost
+
+On a CPU a child is a fork of a trial that has imported torch, transformers, peft and trl: once, and not in each step.
+All else is as in a process of its own, our modules among it. With a GPU or unsloth nothing is imported before the fork:
+a fork does not inherit a GPU, and unsloth has to come first.
 """
 
+import atexit
+import gc
 import json
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from posttrain import record, usage
+from posttrain import backend, record, usage
 from posttrain.config import EXIT_AGAIN, RUN_ID_ENV
 from posttrain.ends import Unfinished
 from posttrain.ranking import Cost
@@ -60,31 +69,48 @@ class Ended:
     reason: str = ""
 
 
+def import_libraries() -> Cost:
+    """Imports what every child would import, where a fork may have it; what that has cost."""
+    clock, before = time.monotonic(), usage.here()
+    if not usage.has_gpu() and find_spec("unsloth") is None:
+        gc.disable()  # nothing of what an import makes is garbage: looking for it takes a sixth of the time
+        backend.prepare()
+        import peft  # noqa: F401
+        import trl.trainer.dpo_trainer
+        import trl.trainer.sft_trainer  # noqa: F401
+
+        gc.freeze()  # nor is it in a fork
+        gc.enable()
+    spent = usage.cpu_seconds_of(*usage.here()) - usage.cpu_seconds_of(*before)
+    return Cost(seconds=time.monotonic() - clock, cpu_seconds=spent)
+
+
 def run(command: Command, trial: Trial, *, config: dict[str, Any], num_gpus: int) -> Ended:
     """Runs the command to its end.
 
     Raises:
         Unfinished: SIGTERM has come, and the child has been given time to save its state.
     """
-    environment = os.environ | {RUN_ID_ENV: trial.run_id}
     (trial.folder / command.step).mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    process = subprocess.Popen(argv_of(command, trial, config), env=environment, stdin=subprocess.DEVNULL)
+    clock, before = time.monotonic(), usage.of_children()
+    process = multiprocessing.get_context("fork").Process(
+        target=_become, args=(command.module, argv_of(command, trial, config), {RUN_ID_ENV: trial.run_id})
+    )
+    process.start()
     with _ends_with_us(process):
-        _, status, spent = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.monotonic() - started
+        process.join()
+    seconds, spent = time.monotonic() - clock, usage.of_children()
     cost = Cost(
-        seconds=seconds, cpu_seconds=usage.cpu_seconds_of(spent), peak_memory=usage.peak_memory_of(spent),
-        gpu_seconds=seconds * num_gpus if usage.has_gpu() else 0.0,
+        seconds=seconds, cpu_seconds=usage.cpu_seconds_of(spent) - usage.cpu_seconds_of(before),
+        peak_memory=usage.peak_memory_of(spent), gpu_seconds=seconds * num_gpus if usage.has_gpu() else 0.0,
     )  # fmt: skip
-    if process.returncode == 0:
+    if process.exitcode == 0:
         return Ended(0, cost)
-    return Ended(process.returncode, cost, *why(command.step, trial, process.returncode))
+    return Ended(process.exitcode, cost, *why(command.step, trial, process.exitcode))
 
 
 def argv_of(command: Command, trial: Trial, config: dict[str, Any]) -> list[str]:
-    """The step's command line, as its component would have it."""
+    """The step's arguments, as its component would have them."""
     flags = {
         "step": command.step,
         "storage_root": trial.storage_root,
@@ -93,10 +119,21 @@ def argv_of(command: Command, trial: Trial, config: dict[str, Any]) -> list[str]
         **{name: trial.path_of(source, for_gate=command.is_gate) for name, source in command.inputs.items()},
         **{name: str(trial.output(command.step, name)) for name in command.outputs},
     }
-    return [
-        sys.executable, "-m", command.module,
-        *(part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)),
-    ]  # fmt: skip
+    return [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
+
+
+def _become(module: str, argv: list[str], environment: dict[str, str]) -> None:
+    """In the fork: `python -m module argv`, as in a new process."""
+    os.environ |= environment
+    atexit._clear()  # what the trial has yet to do is not the child's
+    ours = {"posttrain", "validators", module.partition(".")[0]}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        del sys.modules[name]  # they hold the trial's state: when it started, its connections
+    sys.argv = [module, *argv]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # a fork's end calls none: where trainings are watched, the last lines would be missing
 
 
 def why(step: str, trial: Trial, exit_code: int) -> tuple[str, str]:
@@ -117,7 +154,7 @@ def why(step: str, trial: Trial, exit_code: int) -> tuple[str, str]:
 
 
 @contextmanager
-def _ends_with_us(process: subprocess.Popen) -> Iterator[None]:
+def _ends_with_us(process: BaseProcess) -> Iterator[None]:
     """A SIGTERM to the trial ends the child first, in its own time; only a main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -131,11 +168,9 @@ def _ends_with_us(process: subprocess.Popen) -> Iterator[None]:
         yield
     except BaseException:
         process.terminate()
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.join(GRACE_SECONDS)
+        process.kill()
+        process.join()
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

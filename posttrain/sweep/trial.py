@@ -112,6 +112,7 @@ def run_slot(args: argparse.Namespace, step: TrialStep, study: Study, folder: Pa
 def run_commands(step: TrialStep, trial: Trial, rung: Rung, candidate: Candidate) -> Candidate:
     """Runs the steps one after the other until one gives nothing or, on the last rung, a gate does not pass."""
     last_training = [command for command in step.commands if command.is_training][-1]
+    candidate = candidate.model_copy(update={"cost": children.import_libraries()})
     for command in step.commands:
         share = rung.share if command is last_training else 1.0
         ended = run_command(command, trial, share=share, num_gpus=step.num_gpus)

@@ -1,15 +1,18 @@
 """A trial, its steps stood in for: every end of a child process is a candidate, and what is known stays known."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from posttrain import record
+from posttrain import ends, record
+from posttrain.checkpoints import Checkpoints
 from posttrain.config import RUN_ID_ENV
-from posttrain.ranking import Candidate
-from posttrain.sweep import trial
+from posttrain.ranking import Candidate, Cost
+from posttrain.sweep import children, trial
 from posttrain.sweep.settings import Command, SweepConfig, TrialStep
+from posttrain.training import ADAPTER_FILES
 from tests.posttrain.sweep.stand_in import RATES
 
 MODULE = "tests.posttrain.sweep.stand_in"
@@ -25,6 +28,7 @@ COMMANDS = [
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs a step of the sweep `rates` and gives its record and its candidate."""
+    monkeypatch.setattr(children, "import_libraries", Cost)  # stand-ins need none
 
     def run(slot: str, *rates: float, run_id: str = "r", overrides: str = "{}", **settings):
         monkeypatch.setenv(RUN_ID_ENV, run_id)
@@ -130,3 +134,43 @@ def test_a_rung_that_too_few_qualify_for_has_empty_places(run):
         run(name, 0.9, 0.2, 0.8, 0.7, **halving)
     _, candidate = run("rung_2_rank_2", 0.9, 0.2, 0.8, 0.7, **halving)
     assert candidate is None
+
+
+def test_a_step_starts_its_own_clock_and_does_what_it_has_to_at_its_end(tmp_path, monkeypatch):
+    """A fork inherits the modules of the trial: when it started, what it is to do at its end."""
+    monkeypatch.setattr(ends, "STARTED", 0.0)
+    command = Command(step="step", module="tests.posttrain.sweep.own_state", config={}, inputs={}, outputs=["found"])
+    shared = children.Trial(
+        storage_root=str(tmp_path / "root"), run_id="r.trial_1", overrides={}, folder=tmp_path, given={}, judged={}
+    )
+    ended = children.run(command, shared, config={}, num_gpus=0)
+    found = json.loads((tmp_path / "step" / "found").read_text())
+    assert ended.status == ""
+    assert found == {"run_id": "r.trial_1", "has_started_itself": True}
+    assert (tmp_path / "step" / "found.at_exit").exists()
+
+
+@pytest.mark.parametrize(("step", "is_far_enough"), [(4, False), (5, True)])
+def test_a_preference_training_that_is_cut_short_gives_what_its_checkpoint_holds(tmp_path, step, is_far_enough):
+    """So the gates of a lower rung find an adapter, and that DPO started at the start model."""
+    log = [{"loss": math.log(2), "grad_norm": 2.0}, {"loss": 0.5, "grad_norm": 1.0}]
+    state = {"global_step": step, "max_steps": 10, "epoch": 0.5, "log_history": log}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    for name in ADAPTER_FILES:
+        (tmp_path / name).write_text(name)
+    root, training = str(tmp_path / "root"), {"run_id": "r.trial_1", "fingerprint": "f" * 64}
+    Checkpoints(root, "train_dpo", limit=1, **training).publish(tmp_path, step=step)
+    entry = {"step": "train_dpo", "attempt": 1, "status": "unfinished", "started_at": "2026-01-01T00:00:00Z"}
+    entry |= training | {"seconds": 1.0} | {name: {} for name in ("config", "inputs", "outputs", "measured")}
+    record.write_record(root, record.StepRecord.model_validate(entry))
+    command = Command(step="train_dpo", module="posttrain.dpo", config={"training": {}}, inputs={}, outputs=["adapter"])
+    shared = children.Trial(
+        storage_root=root, run_id="r.trial_1", overrides={"dpo": {"beta": 0.2}}, folder=tmp_path / "out", given={},
+        judged={},
+    )  # fmt: skip
+    assert trial.take_checkpoint(command, shared, 0.5) is is_far_enough
+    assert (tmp_path / "out" / "train_dpo" / "adapter").exists() is is_far_enough
+    if is_far_enough:
+        metrics = json.loads((tmp_path / "out" / "train_dpo" / "metrics").read_text())
+        assert (metrics["start_loss"], metrics["total_steps"]) == (pytest.approx(math.log(2)), 5)
+        assert metrics["max_gradient_norm"] == 2.0
