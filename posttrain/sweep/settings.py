@@ -157,6 +157,15 @@ class SweepConfig(Section):
         return space
 
     @model_validator(mode="after")
+    def _objective_compares(self):
+        if "dpo.beta" in self.space and self.objective.metric == "reward_margin":
+            raise ValueError(
+                "objective reward_margin is beta times a shift, so that a larger dpo.beta wins whatever it does: "
+                "take preference_shift or reward_accuracy"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _trials_can_be_chosen(self):
         if self.sampler == "grid":
             spaceless = [name for name, values in self.space.items() if isinstance(values, Range) and not values.num]
@@ -196,6 +205,11 @@ class SweepConfig(Section):
             )
             for at in range(number)
         ]
+
+    @property
+    def all_slots(self) -> list[str]:
+        """The names of all steps that are trials in a loop."""
+        return [slot for rung in self.rungs for slot in self.slots(rung)]
 
     def slots(self, rung: Rung) -> list[str]:
         """The names of a rung's steps: first those of the trials, then the places that they had on the rung before."""

@@ -27,6 +27,10 @@ def test_the_committed_sweep_is_valid():
         ({"halving": {"reduction_factor": 3, "num_rungs": 3}}, "leaves none of 4 trials"),
         ({"constraints": [{"metric": "answers_stop"}]}, "check_sft.answers_stop has no bound"),
         ({"objective": {"gate": "train_sft"}}, "objective.gate"),
+        (
+            {"space": {"dpo.beta": [0.1, 0.2]}, "objective": {"gate": "check_alignment", "metric": "reward_margin"}},
+            "a larger dpo.beta wins",
+        ),
         ({"paralelism": 2}, "did you mean parallelism?"),
     ],
 )
