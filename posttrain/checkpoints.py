@@ -187,8 +187,17 @@ class Checkpoints:
 
 def remove_run(storage_root: str, run_id: str) -> None:
     """Removes the checkpoints that a run has written, of every step. Those of other runs stay."""
-    root = storage.join(storage_root, "checkpoints")
-    written = re.compile(rf"(.+/{re.escape(run_id)}-[0-9a-f]{{8}})/[^/]+")
+    _remove(storage.join(storage_root, "checkpoints"), re.escape(run_id))
+
+
+def remove_trial(storage_root: str, trial: str, *, step: str, fingerprint: str) -> None:
+    """Removes the checkpoints of a training that a trial has written, in whichever run of its sweep."""
+    _remove(storage.join(storage_root, "checkpoints", step, fingerprint), rf"[^/]+\.{re.escape(trial)}")
+
+
+def _remove(root: str, run_id: str) -> None:
+    """Removes below `root` what runs have written whose id is of this form."""
+    written = re.compile(rf"(.+/{run_id}-[0-9a-f]{{8}})/[^/]+")
     folders = {match[1] for name in storage.list_files(root) if (match := written.fullmatch(name))}
     for folder in sorted(folders):
         storage.remove(storage.join(root, folder, COMPLETE))

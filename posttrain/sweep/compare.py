@@ -3,6 +3,7 @@
 what the trials of the newest rung came to -> comparison.html, comparison.md, trials.csv, winner.yaml, its overrides
 
 All four also lie in the run's folder, `<storage_root>/runs/<run id>/<step>/`, where they stay if no trial qualifies.
+Of the trials that have lost the checkpoints are removed, which are several times as large as an adapter.
 """
 
 import argparse
@@ -13,10 +14,12 @@ from typing import Any
 
 import yaml
 
-from posttrain import comparison, config, kfp_io, record, storage
+from posttrain import checkpoints, comparison, config, kfp_io, record, storage
 from posttrain.comparison import Comparison
 from posttrain.config import PipelineConfig, merged
-from posttrain.ranking import Ranked, ranked
+from posttrain.placement import TRAINING_STEPS
+from posttrain.ranking import Candidate, Ranked, ranked
+from posttrain.sweep.children import IS_FINAL
 from posttrain.sweep.settings import CompareStep, nested
 from posttrain.sweep.study import Study
 
@@ -55,8 +58,33 @@ def winner_config(pipeline: dict[str, Any], parameters: dict[str, str], override
 def refuse(rows: list[Ranked]) -> None:
     """Raises ValueError where no trial qualifies."""
     if not rows[0].candidate.qualifies:
-        causes = [f"{row.candidate.name}: {row.candidate.status}, {row.candidate.reason}" for row in rows]
+        ends: dict[str, list[Candidate]] = {}
+        for row in rows:
+            ends.setdefault(row.candidate.status, []).append(row.candidate)
+        causes = [f"{len(found)} {end}, {found[0].name}: {found[0].reason}" for end, found in ends.items()]
         raise ValueError(f"none of {len(rows)} trials qualifies: {'; '.join(causes)}")
+
+
+def forget_losers(study: Study, rung: int, *, best: Candidate | None) -> None:
+    """Removes the checkpoints of trials from which nobody goes on: the next rung, the same sweep run again, `best`.
+
+    What they came to, their adapters and verdicts stay, and are found by another run.
+    """
+    rungs = study.sweep.rungs
+    going_on = study.promoted(rungs[rung + 1]) if rung + 1 < len(rungs) else [best] if best else []
+    kept = {training for candidate in going_on for training in _trainings(study, candidate)}
+    names = {candidate.name for candidate in going_on}
+    ended = [candidate for one in rungs[: rung + 1] for candidate in study.ended(one) if candidate.name not in names]
+    for candidate in ended:
+        if IS_FINAL.get(candidate.status, True):
+            for step, fingerprint in _trainings(study, candidate) - kept:
+                checkpoints.remove_trial(study.storage_root, candidate.name, step=step, fingerprint=fingerprint)
+
+
+def _trainings(study: Study, candidate: Candidate) -> set[tuple[str, str]]:
+    """Step and fingerprint of the steps of a trial that may have left checkpoints."""
+    records = record.read_records(study.storage_root, candidate.run_id)
+    return {(entry.step, entry.fingerprint) for entry in records if entry.step in TRAINING_STEPS}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
             logger.info("%s: %s, %s", row.candidate.name, row.candidate.value, comparison.status(row))
         refuse(found.rows)
         best = found.rows[0].candidate
+        forget_losers(study, step.rung, best=best if step.pipeline["save_intermediate"] else None)
         return {"best": overrides, "winner": best.name, step.sweep.objective.name: best.value}
 
     # The trials are no artifacts: their study says what they came to, and may say more the next time.

@@ -1,0 +1,84 @@
+"""What a comparison says where nobody has won, and what it leaves of the trials: no checkpoints of those that lost."""
+
+import pytest
+
+from posttrain import record, storage
+from posttrain.checkpoints import Checkpoints
+from posttrain.ranking import Candidate, Measure, ranked
+from posttrain.sweep.compare import forget_losers, refuse
+from posttrain.sweep.settings import SweepConfig
+from posttrain.sweep.study import Study
+
+HALVING = {"reduction_factor": 2, "num_rungs": 2}
+LOSSES = {"trial_1": 0.4, "trial_2": 0.1, "trial_3": 0.2, "trial_4": None}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """After the first of two rungs; the last trial was killed in it."""
+    sweep = SweepConfig(space={"sft.lora_r": [1, 2, 3, 4]}, halving=HALVING)
+    study = Study(str(tmp_path / "root"), "study", sweep)
+    for number, (name, loss) in enumerate(LOSSES.items()):
+        train(study, tmp_path, f"first.{name}", fingerprint=f"{number}" * 64)
+        measures = {} if loss is None else {"check_sft.held_out_loss": Measure(value=loss)}
+        candidate = Candidate(
+            name=name, run_id=f"first.{name}", settings={"sft.lora_r": number + 1}, measures=measures,
+            status="killed" if loss is None else "qualified", objective="check_sft.held_out_loss",
+        )  # fmt: skip
+        study.keep(name, candidate)
+    return study
+
+
+def train(study: Study, folder, run_id: str, *, fingerprint: str) -> None:
+    """What a training leaves: its record and a checkpoint."""
+    (folder / "trainer_state.json").write_text("{}")
+    Checkpoints(study.storage_root, "train_sft", fingerprint, run_id, limit=5).publish(folder, step=10)
+    entry = {"step": "train_sft", "attempt": 1, "run_id": run_id, "status": "unfinished", "fingerprint": fingerprint}
+    entry |= {"started_at": "2026-01-01T00:00:00Z", "seconds": 1.0}
+    entry |= {name: {} for name in ("config", "inputs", "outputs", "measured")}
+    record.write_record(study.storage_root, record.StepRecord.model_validate(entry))
+
+
+def left(study: Study) -> set[str]:
+    """The runs whose checkpoints there are."""
+    names = storage.list_files(storage.join(study.storage_root, "checkpoints"))
+    return {name.split("/")[3].rpartition("-")[0] for name in names}
+
+
+def test_after_a_rung_who_goes_on_and_who_was_killed_keeps_its_checkpoints(study):
+    forget_losers(study, 0, best=None)
+    assert left(study) == {"first.trial_2", "first.trial_3", "first.trial_4"}
+
+
+@pytest.mark.parametrize("keeps_best", [True, False])
+def test_after_the_last_rung_only_the_best_one_has_some_if_they_are_to_be_kept(study, tmp_path, keeps_best):
+    candidates = study.ended(study.sweep.rungs[0])
+    for rank, candidate in enumerate((candidates[1], candidates[2]), start=1):
+        candidate = candidate.model_copy(update={"run_id": f"second.{candidate.name}", "rung": 1})  # it was resumed
+        train(study, tmp_path, candidate.run_id, fingerprint=f"{rank}" * 64)
+        study.keep(f"rung_2_rank_{rank}", candidate)
+    forget_losers(study, 1, best=candidates[1] if keeps_best else None)
+    assert left(study) == {"first.trial_4"} | ({"first.trial_2", "second.trial_2"} if keeps_best else set())
+
+
+def test_what_another_run_has_written_stays(study, tmp_path):
+    train(study, tmp_path, "by-hand", fingerprint="0" * 64)
+    forget_losers(study, 0, best=None)
+    assert "by-hand" in left(study) and "first.trial_1" not in left(study)
+
+
+def test_a_training_that_losers_share_with_the_best_keeps_its_checkpoints(study, tmp_path):
+    train(study, tmp_path, "first.trial_1", fingerprint="1" * 64)  # made by one trial, reused by another
+    forget_losers(study, 0, best=None)
+    assert left(study) == {"first.trial_1", "first.trial_2", "first.trial_3", "first.trial_4"}
+    shared = storage.list_files(storage.join(study.storage_root, "checkpoints", "train_sft", "0" * 64))
+    assert not shared
+
+
+def test_where_none_qualifies_each_kind_of_end_is_told_once():
+    ends = [("trial_1", "diverged", "at step 3"), ("trial_2", "gate failed", "loss 9"), ("trial_3", "diverged", "at 4")]
+    found = [Candidate(name=name, run_id=name, settings={}, status=end, reason=why) for name, end, why in ends]
+    with pytest.raises(ValueError) as caught:
+        refuse(ranked(found, 1))
+    words = "none of 3 trials qualifies: 2 diverged, trial_1: at step 3; 1 gate failed, trial_2: loss 9"
+    assert str(caught.value) == words
