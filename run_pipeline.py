@@ -115,13 +115,13 @@ def main(argv: list[str] | None = None) -> int:
         write_junit(args.junit, junit.of_error("ended without a result"))  # stays if this process is killed
         config = absolute_paths(load_config(args.config, args.settings))
         parameters = run_parameters(config, args)
+        sweep = SweepConfig.read(args.sweep) if args.sweep else None
         if args.endpoint:
-            return run_on_cluster(config, parameters, args, again)
+            return run_on_cluster(config, parameters, args, again, sweep=sweep)
         preflight.check(config, parameters, disk=local_folder(parameters["storage_root"]))
         runner = runner_of(args, config, local_folder(parameters["storage_root"]))
         if args.runner == "process":  # else they are in the image
             custom.check_importable(config.validation.custom_checks)
-        sweep = SweepConfig.read(args.sweep) if args.sweep else None
         here = Here(new_run_id(parameters["storage_root"], args.run_id), runner, is_fresh=args.fresh, sweep=sweep)
         return run_here(config, parameters, here, junit_file=args.junit)
     except (ValueError, OSError, ImportError) as error:
@@ -144,8 +144,6 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--gpus and --env say what a container gets: give --runner docker too")
     if args.endpoint and args.runner == "docker":
         parser.error("--runner docker is for this machine: leave it or --endpoint out")
-    if args.endpoint and args.sweep:
-        parser.error("--sweep is for this machine: for a cluster compile sweep.yaml and upload it")
     if args.endpoint and args.fresh:
         parser.error("--fresh is for this machine: on a cluster a new --storage-root has nothing to take over either")
     return args
@@ -195,15 +193,10 @@ def run_here(config: PipelineConfig, parameters: dict[str, Any], here: Here, *, 
         errors, interrupted = walk(graph, parameters, replace(here, runner=runner), settings)
     result = settle(settings, root, run_id, errors)
     write_junit(junit_file, junit.of_run(result))
-    if sweep:
-        print_sweep(result, root, sweep)
-    if not (sweep and finds_winner_alone(result, sweep)):
-        print_result(result, root)
+    code = tell_result(result, root, sweep)
     if result.success and not config.save_intermediate:
         shutil.rmtree(artifacts / run_id, ignore_errors=True)
-    if interrupted:
-        return INTERRUPTED
-    return PROMOTED if sweep and finds_winner_alone(result, sweep) else exit_code(result)
+    return INTERRUPTED if interrupted else code
 
 
 def walk(graph: Path, parameters: dict[str, Any], here: Here, settings: ReportStep) -> tuple[list[str], bool]:
@@ -229,6 +222,16 @@ def threads_of(sweep: SweepConfig | None) -> dict[str, str]:
     if sweep is None or sweep.parallelism == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // sweep.parallelism))}
+
+
+def tell_result(result: report.PipelineResult, storage_root: str, sweep: SweepConfig | None) -> int:
+    """Says what a run came to, and gives its exit code."""
+    if sweep:
+        print_sweep(result, storage_root, sweep)
+    if sweep and finds_winner_alone(result, sweep):
+        return PROMOTED
+    print_result(result, storage_root)
+    return exit_code(result)
 
 
 def finds_winner_alone(result: report.PipelineResult, sweep: SweepConfig) -> bool:
@@ -259,15 +262,19 @@ def print_sweep(result: report.PipelineResult, storage_root: str, sweep: SweepCo
     })  # fmt: skip
 
 
-def run_on_cluster(config: PipelineConfig, parameters: dict[str, Any], args: argparse.Namespace, again: str) -> int:
+def run_on_cluster(
+    config: PipelineConfig, parameters: dict[str, Any], args: argparse.Namespace, again: str, *,
+    sweep: SweepConfig | None = None,
+) -> int:  # fmt: skip
     """Runs the graph on a cluster, or looks at a run that is there; says what it came to, and gives the exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    client, run_id, tasks = submitted(config, parameters, args)
+    client, run_id, tasks = submitted(config, parameters, args, sweep)
     root, page = parameters["storage_root"], client.page(run_id)
-    print_start(config, parameters, run_id, logs=page, steps=step_names(config))
+    steps = sweep_steps(config, sweep) if sweep else step_names(config)
+    print_start(config, parameters, run_id, logs=page, steps=steps)
     try:
-        with view_of(step_names(config)) as view:
-            watch = ClusterWatch(root, run_id, view)
+        with view_of(steps) as view:
+            watch = ClusterWatch(root, run_id, view, waiting=set(sweep.all_slots) if sweep else set())
             watch.records()  # says now, not when the run has ended, that they cannot be read from here
             state = cluster.follow(client, run_id, tasks, watch)
     except (KeyboardInterrupt, OSError):
@@ -275,24 +282,23 @@ def run_on_cluster(config: PipelineConfig, parameters: dict[str, Any], args: arg
         print_pairs({"Its page": page, "To look again": again if args.run_id else f"{again} --run-id {run_id}"})
         raise
     print_pairs({"Kubeflow says": state})
-    result = report.collect(root, run_id, ReportStep(pipeline_id=config.pipeline_id, steps=step_names(config)))
-    if not (result.success or result.stopped_by):
+    result = report.collect(root, run_id, ReportStep(pipeline_id=config.pipeline_id, steps=steps))
+    if not (result.success or result.stopped_by or (sweep and finds_winner_alone(result, sweep))):
         result = result.model_copy(update={"errors": [f"the run ended {state}: {page}", *result.errors]})
     write_junit(args.junit, junit.of_run(result))
-    print_result(result, root)
-    return exit_code(result)
+    return tell_result(result, root, sweep)
 
 
 def submitted(
-    config: PipelineConfig, parameters: dict[str, Any], args: argparse.Namespace
+    config: PipelineConfig, parameters: dict[str, Any], args: argparse.Namespace, sweep: SweepConfig | None
 ) -> tuple[cluster.Client, str, dict[str, str]]:
     """The cluster, the id of the run there, and the steps by the names of their tasks."""
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder, "post_training.yaml")
+        package = Path(folder, "graph.yaml")
         if not args.run_id:
             check_images_are_pushed()
             preflight.check_for_cluster(config, parameters)
-        compile_graph(config, package)
+        compile_sweep(config, sweep, package) if sweep else compile_graph(config, package)
         client = cluster.Client(args.endpoint, namespace=args.namespace, token_file=args.token_file)
         run_id = args.run_id or cluster.submit(
             client, package, experiment=args.experiment or config.pipeline_id, parameters=parameters,
@@ -303,31 +309,54 @@ def submitted(
 
 @dataclass
 class ClusterWatch:
-    """Shows what happens on a cluster: that a step ended says Kubeflow, what came of it the run record."""
+    """Shows what happens on a cluster: that a step ended says Kubeflow, what came of it the run record.
+
+    Of the trials of a sweep both say the record: Kubeflow gives all iterations of a loop the same name.
+    """
 
     storage_root: str
     run_id: str
     view: PlainView | LiveView
     can_read: bool = True
+    waiting: set[str] = field(default_factory=set)  # trials that have not succeeded
+    shown: dict[str, record.StepRecord] = field(default_factory=dict)  # of trials, as they stood
 
     def started(self, step: str) -> None:
         self.view.started(step)
 
     def ended(self, step: str, succeeded: bool, seconds: float) -> None:
-        entry = next((found for found in reversed(self.records()) if found.step == step), None)
+        entry = next(reversed(self.records({step})), None)
         unknown = report.KILLED if self.can_read else "see its log"
         cause = None if succeeded else (entry and entry.error) or unknown
-        state, text = outcome(entry, cause)
-        self.view.ended(step, state, seconds, wording.line(text))
+        self._show_end(step, entry, cause, seconds)
 
-    def records(self) -> list[record.StepRecord]:
-        """Those of the run so far; none where the storage cannot be read from here, which is told once."""
+    def looked(self) -> None:
+        for entry in self.records(self.waiting) if self.waiting else []:
+            before = self.shown.get(entry.step)
+            if before is None or before.attempt < entry.attempt:
+                self.view.started(entry.step)
+            elif before.attempt > entry.attempt or before.status == entry.status:
+                continue
+            self.shown[entry.step] = entry
+            if entry.status != "running":
+                self._show_end(entry.step, entry, entry.error, entry.seconds)
+            if entry.status in ("succeeded", "reused"):
+                self.waiting.remove(entry.step)
+
+    def records(self, steps: set[str] | None = None) -> list[record.StepRecord]:
+        """Those of the run so far, or of these steps; none where the storage cannot be read from here, which is told
+        once.
+        """
         try:
-            return record.read_records(self.storage_root, self.run_id) if self.can_read else []
+            return record.read_records(self.storage_root, self.run_id, of=steps) if self.can_read else []
         except (OSError, ImportError) as error:
             self.can_read = False
             logger.warning("no verdict is shown, and the exit code will be 1: %s", wording.line(str(error)))
             return []
+
+    def _show_end(self, step: str, entry: record.StepRecord | None, cause: str | None, seconds: float) -> None:
+        state, text = outcome(entry, cause)
+        self.view.ended(step, state, seconds, wording.line(text))
 
 
 def local_folder(storage_root: str) -> Path:
@@ -412,6 +441,8 @@ def outcome(entry: record.StepRecord | None, cause: str | None) -> tuple[str, st
         if not verdict.passed:
             return "undecided" if verdict.outcome == "undecided" else "stopped", wording.reason(verdict)
         return state, f"{len(verdict.checks)} of {len(verdict.checks)} checks passed"
+    if "row" in entry.measured:
+        return state, str(entry.measured["status"])  # of a trial
     if "final_loss" in entry.measured:
         return state, f"loss {entry.measured['final_loss']:.4g}"
     if "size_gb" in entry.measured:

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import kfp
-from kfp import components
 from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, TokenCredentialsBase
 from kfp_server_api import ApiException, V2beta1GetHealthzResponse, V2beta1Run
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
 from urllib3.exceptions import HTTPError, LocationValueError, SSLError
+
+from pipelines.package import Package
 
 ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELING"}  # states of a run that do not change any more
 TOLD = {"RUNNING", "SUCCEEDED", "FAILED"}  # states of a task that are told; a skipped one has no reason to run
@@ -50,6 +51,9 @@ class TaskListener(Protocol):
 
     def ended(self, step: str, succeeded: bool, seconds: float) -> None:
         """`seconds` include the time in which the pod waited for a node and pulled its image."""
+
+    def looked(self) -> None:
+        """After each look at the run."""
 
 
 class TokenFile(TokenCredentialsBase):
@@ -176,21 +180,19 @@ def follow(client: Client, run_id: str, steps: dict[str, str], listener: TaskLis
             if state != "RUNNING" and told.get(step) != state:
                 listener.ended(step, state == "SUCCEEDED", seconds)
             told[step] = state
+        listener.looked()
         if run.state in ENDED:
             return run.state
         time.sleep(POLL_SECONDS)
 
 
 def steps_of_tasks(package: Path) -> dict[str, str]:
-    """Name of a task in Kubeflow (`merge-adapter-2`) -> name of its step (`merge_dpo`)."""
-    spec = components.load_component_from_file(str(package)).pipeline_spec
-    dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
-    return {
-        name: task.task_info.name
-        for dag in dags
-        for name, task in dag.tasks.items()
-        if not spec.components[task.component_ref.name].HasField("dag")
-    }
+    """Name of a task in Kubeflow (`merge-adapter-2`) -> name of its step (`merge_dpo`).
+
+    Those in a loop are left out: all its iterations have tasks of the same name.
+    """
+    steps = Package.read(package).steps
+    return {step.key: step.name for step in steps if not any(group.is_loop for group in step.groups)}
 
 
 def check_is_kubeflow(client: Client, given_id: str | None) -> None:

@@ -14,7 +14,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -285,10 +285,11 @@ def _name(storage_root: str, record: StepRecord) -> str:
     return storage.join(storage_root, "runs", record.run_id, f"{record.step}.{record.attempt}.json")
 
 
-def read_records(storage_root: str, run: str) -> list[StepRecord]:
-    """All records of a run, in the order in which the steps started."""
+def read_records(storage_root: str, run: str, *, of: Container[str] | None = None) -> list[StepRecord]:
+    """All records of a run, or those of these steps, in the order in which the steps started."""
     folder = storage.join(storage_root, "runs", run)
-    names = [name for name in storage.list_files(folder) if RECORD.fullmatch(name)]
+    found = {name: RECORD.fullmatch(name) for name in storage.list_files(folder)}
+    names = [name for name, match in found.items() if match and (of is None or match["step"] in of)]
     records = [StepRecord.model_validate_json(storage.read_bytes(storage.join(folder, name))) for name in names]
     return sorted(records, key=lambda record: (record.started_at, record.step, record.attempt))
 

@@ -26,6 +26,9 @@ from pipelines.compiler import compile_graph
 from pipelines.local import ROOT
 from posttrain import record, storage
 from posttrain.config import PipelineConfig
+from posttrain.ranking import Candidate, Measure
+from posttrain.sweep.settings import SweepConfig
+from posttrain.sweep.study import Study
 from posttrain.verdict import Verdict, at_most
 from tests.kubeflow_server import Scene, serve
 
@@ -89,7 +92,7 @@ def start(kubeflow, gs_root):
     return start
 
 
-def leave(root: str, run_id: str, *steps: str, **values) -> None:
+def leave(root: str, run_id: str, *steps: str, write=record.write_record, **values) -> None:
     """The records that pods would leave."""
     for step in steps:
         entry = {"status": "succeeded", "seconds": 1.0, "config": {}, "inputs": {}, "outputs": {}, "measured": {}}
@@ -100,7 +103,7 @@ def leave(root: str, run_id: str, *steps: str, **values) -> None:
             "fingerprint": "f",
             "started_at": "2026-01-01T00:00:00Z",
         }
-        record.write_record(root, record.StepRecord.model_validate(entry | values))
+        write(root, record.StepRecord.model_validate(entry | values))
 
 
 def judge(root: str, run_id: str, gate: str, loss: float) -> None:
@@ -172,6 +175,68 @@ def test_a_promoted_run(kubeflow, start, gs_root, capsys):
         "storage_root": gs_root, "model_name": "demo", "overrides": {"sft": {"epochs": 2}},
     }  # fmt: skip
     assert ":local" not in json.dumps(run.pipeline_spec)
+
+
+SWEEP = {"space": {"sft.lora_r": [8, 16]}, "parallelism": 2, "continue_with_best": False}
+
+
+@pytest.fixture
+def sweep_scenes(gs_root, tmp_path):
+    """A sweep of two trials, of which the first fails its gate; its trials write its study, as the pods would."""
+    settings = SweepConfig.model_validate(SWEEP)
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    study = Study(gs_root, "fingerprint", settings)
+
+    def trial(run_id: str, name: str, loss: float, **values) -> None:
+        found = Candidate(
+            name=name, run_id=f"{run_id}.{name}", settings=study.settings_of(name),
+            measures={"check_sft.held_out_loss": Measure(value=loss, interval=(loss - 0.1, loss + 0.1))},
+            objective="check_sft.held_out_loss", **{"status": "qualified"} | values,
+        )  # fmt: skip
+        study.keep(name, found)
+        measured = {"row": study.place_of(name), "status": found.status}
+        leave(gs_root, run_id, name, measured=measured, write=record.replace_record)
+
+    def first_half(run_id: str) -> None:
+        leave(gs_root, run_id, "preflight", "fetch_model", "prepare_sft_data", "hold_out_sft")
+        judge(gs_root, run_id, "check_sft_data", 0.5)
+        leave(gs_root, run_id, "trial_2", status="running")
+        trial(run_id, "trial_1", 9.0, status="gate failed", reason="check_sft: held_out_loss: 9, not < 2")
+
+    def second_half(run_id: str) -> None:
+        trial(run_id, "trial_2", 0.5)
+        leave(gs_root, run_id, "compare_trials", measured={"winner": "trial_2"})
+        leave(gs_root, run_id, "judge_winner", measured={"status": "qualified", "check_sft.held_out_loss": 0.6})
+
+    loop = {"preflight": "SUCCEEDED", "for-loop-2": "RUNNING", "run-sft-trial": "RUNNING"}
+    done = dict.fromkeys([*loop, "compare-trials", "run-sft-trial-2"], "SUCCEEDED")
+    return [Scene("RUNNING", loop, first_half), Scene("SUCCEEDED", done, second_half)]
+
+
+def test_a_sweep_is_followed_trial_by_trial_and_its_table_is_printed(kubeflow, start, sweep_scenes, gs_root, capsys):
+    kubeflow.scenes = sweep_scenes
+    assert start("--sweep", "sweep.yaml") == run_pipeline.PROMOTED
+    out = capsys.readouterr().out
+    for trial, status in (("trial_1", "gate failed"), ("trial_2", "qualified")):
+        assert len(re.findall(rf"{trial} +started", out)) == 1
+        assert len(re.findall(rf"{trial} +done +1.0 s +{status}", out)) == 1
+    assert re.search(r"judge_winner +done +7.0 s", out)
+    assert "Best of 2: trial_2" in out
+    assert "trial_1: check_sft: held_out_loss: 9, not < 2" in out
+    assert value(out, "On unseen rows") == "qualified, check_sft.held_out_loss 0.6"
+    (run,) = kubeflow.runs.values()
+    assert value(out, "Table") == f"{gs_root}/runs/{run.run_id}/compare_trials/comparison.html"
+    assert run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] == "sweep"
+
+
+def test_a_sweep_that_kubeflow_says_has_failed_and_that_found_no_winner_is_an_error(
+    kubeflow, start, sweep_scenes, capsys
+):
+    kubeflow.scenes = [Scene("FAILED", sweep_scenes[0].tasks, sweep_scenes[0].happens)]
+    assert start("--sweep", "sweep.yaml") == run_pipeline.ERROR
+    out = capsys.readouterr().out
+    assert re.search(r"trial_1 +done +1.0 s +gate failed", out)
+    assert value(out, "Errors").startswith("the run ended FAILED: http://127.0.0.1")
 
 
 def test_a_run_that_a_gate_stopped(kubeflow, start, gs_root, capsys):

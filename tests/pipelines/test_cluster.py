@@ -40,6 +40,9 @@ class Told:
     def ended(self, step, succeeded, seconds):
         self.events.append(f"{step} {'done' if succeeded else 'failed'} {seconds:.0f} s")
 
+    def looked(self):
+        pass
+
 
 class Cluster:
     """The server, and a run that is sent to it and followed."""
@@ -95,6 +98,12 @@ def test_a_namespace_goes_with_the_experiment(kubeflow, there):
     there.submit(cluster.Client(kubeflow.url, namespace="team-a"))
     assert [experiment.namespace for experiment in kubeflow.experiments.values()] == ["team-a"]
     assert "get_healthz" not in kubeflow.calls
+
+
+def test_tasks_of_a_loop_are_left_out_for_all_iterations_share_their_names():
+    steps = cluster.steps_of_tasks(ROOT / "sweep.yaml")
+    assert steps["run-trial-3"] == "judge_winner"
+    assert not {"run-trial", "run-trial-2", "for-loop-4"} & set(steps)
 
 
 def test_every_step_of_the_graph_has_its_task():
