@@ -84,7 +84,7 @@ chaos: install  ## kills the line at random moments and compares the weights: ma
 	$(BIN)/python -m pytest -m chaos
 
 # judge_agreement needs a judge of the user's own, and stays apart.
-BENCHMARKS = checkpointing cold_start dpo gate_checks generation growth line merge sft storage
+BENCHMARKS = checkpointing cold_start dpo gate_checks generation growth line merge sft storage sweep
 
 bench: install  ## every figure against its peers, and benchmarks/README.md; one that fails does not keep the others back
 	$(MAKE) --keep-going $(addprefix bench-,$(BENCHMARKS)) table
