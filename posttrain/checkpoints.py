@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from posttrain import record, storage
+from posttrain import storage
 
 COMPLETE, DIVERGED = "COMPLETE.json", "DIVERGED.json"
 # All that resuming needs. training_args.bin is a pickle and the tokenizer comes from the model: neither is kept.
@@ -75,11 +75,11 @@ class Checkpoints:
     def publish(self, path: str | Path, *, step: int) -> None:
         """Uploads the local checkpoint at `path`, then COMPLETE.json, then removes what is older than the kept ones."""
         folder = f"step-{step:08}/{self.run_id}-{self.suffix}"
-        manifest = Manifest(
-            fingerprint=self.fingerprint, step=step, files={file.name: _describe(file) for file in _files(path)}
-        )
-        for name in manifest.files:
-            storage.upload_file(Path(path, name), storage.join(self.root, folder, name))
+        files = {
+            file.name: _describe(file, storage.upload_file(file, storage.join(self.root, folder, file.name)))
+            for file in _files(path)
+        }
+        manifest = Manifest(fingerprint=self.fingerprint, step=step, files=files)
         complete = storage.join(self.root, folder, COMPLETE)
         storage.write_bytes(complete, manifest.model_dump_json(indent=2).encode(), if_absent=True)
         self._prune(spare=folder)
@@ -168,8 +168,8 @@ class Checkpoints:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for name, expected in manifest.files.items():
-            storage.download_file(storage.join(source, name), target / name)
-            found = _describe(target / name)
+            sha256 = storage.download_file(storage.join(source, name), target / name)
+            found = _describe(target / name, sha256)
             if found != expected:
                 raise ValueError(f"damaged: {name} has {found.size} bytes, SHA-256 {found.sha256}, not {expected}")
         return target
@@ -215,5 +215,5 @@ def _files(path: str | Path) -> list[Path]:
     return [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in FILES)]
 
 
-def _describe(path: Path) -> File:
-    return File(size=path.stat().st_size, sha256=record.digest(path))
+def _describe(path: Path, sha256: str) -> File:
+    return File(size=path.stat().st_size, sha256=sha256)

@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from posttrain import config, hub, kfp_io, record, storage
+from posttrain.stores import hashing
 from posttrain.weights import (
     INDEX,
     SINGLE,
@@ -54,7 +55,8 @@ SHAPE_KEYS = (
 
 logger = logging.getLogger(__name__)
 
-Download = Callable[[list[str], Path], None]  # relative names, local folder
+Digests = dict[str, str]  # relative name of a file -> SHA-256 of what was written
+Download = Callable[[list[str], Path], Digests]  # of relative names, into a local folder
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,13 @@ def fetch(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        source, commit = _from_hub(base_model, partial) if from_hub else _from_storage(base_model, partial)
+        source, commit, files = _from_hub(base_model, partial) if from_hub else _from_storage(base_model, partial)
         check_model_folder(partial)
         partial.replace(model)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _copy_files(model, tokenizer, (*TOKENIZER_FILES, *CONFIG_FILES))
-    return {"source": source, "commit": commit, "digest": record.digest(model)}
+    return {"source": source, "commit": commit, "digest": record.folder_digest(files)}
 
 
 def check_model_folder(path: Path | str) -> None:
@@ -172,29 +174,31 @@ def _no_weights(source: str, names: list[str]) -> str:
     return f"{source}: no {SINGLE} and no {INDEX}; give a model saved with save_pretrained"
 
 
-def _from_storage(uri: str, folder: Path) -> tuple[str, str]:
+def _from_storage(uri: str, folder: Path) -> tuple[str, str, Digests]:
+    """Downloads a model folder; gives its address, no commit, and the digests."""
     names = storage.list_files(uri)
     if not names:
         raise ValueError(
             f"base_model: {uri!r} is not there or empty; give org/name[@revision], gs://, s3:// or a folder"
         )
 
-    def download(wanted: list[str], target: Path) -> None:
+    def download(wanted: list[str], target: Path) -> Digests:
+        digests = {}
         for name in wanted:
             (target / name).parent.mkdir(exist_ok=True)
-            storage.download_file(storage.join(uri, name), target / name)
+            digests[name] = storage.download_file(storage.join(uri, name), target / name)
             logger.info("fetched %s", name)
+        return digests
 
-    _bring(uri, names, folder, download)
-    return uri, ""
+    return uri, "", _bring(uri, names, folder, download)
 
 
-def _from_hub(base_model: str, folder: Path) -> tuple[str, str]:
-    """Downloads `org/name`, or the 16-bit source of a bitsandbytes copy; gives `hf://org/name` and the commit."""
+def _from_hub(base_model: str, folder: Path) -> tuple[str, str, Digests]:
+    """Downloads `org/name`, or the 16-bit source of a bitsandbytes copy; gives `hf://org/name`, commit and digests."""
     with hub.errors("base_model", base_model, otherwise="folder"):
         repo = _find_repo(base_model, folder)
-        _bring(repo.name, list(repo.sizes), folder, repo.download)
-    return f"hf://{repo.name}", repo.commit
+        digests = _bring(repo.name, list(repo.sizes), folder, repo.download)
+    return f"hf://{repo.name}", repo.commit, digests
 
 
 def _find_repo(base_model: str, folder: Path) -> Repo:
@@ -237,22 +241,22 @@ def _open_repo(name: str, revision: str | None) -> Repo:
 
     info = hub.client().model_info(name, revision=revision, files_metadata=True)
 
-    def download(wanted: list[str], target: Path) -> None:
+    def download(wanted: list[str], target: Path) -> Digests:
         try:  # by way of the cache in HF_HOME, which may outlive this run
             snapshot = snapshot_download(name, revision=info.sha, allow_patterns=wanted, **hub.access())
         except PermissionError as error:
             remedy = f"let user {os.getuid()} write there"
             raise ValueError(f"HF_HOME: {error.filename} cannot be written; {remedy}") from error
-        _copy(Path(snapshot), wanted, target)
+        return _copy(Path(snapshot), wanted, target)
 
     return Repo(name, info.sha, {sibling.rfilename: sibling.size or 0 for sibling in info.siblings}, download)
 
 
-def _bring(source: str, names: list[str], folder: Path, download: Download) -> None:
+def _bring(source: str, names: list[str], folder: Path, download: Download) -> Digests:
     """Downloads the weights and their side files, and nothing else."""
-    wanted = _select(names, SIDE_FILES)
+    wanted, digests = _select(names, SIDE_FILES), {}
     if INDEX in names:
-        download([INDEX], folder)
+        digests = download([INDEX], folder)
         shards = sorted(set(read_weight_map(folder / INDEX).values()))
         missing = [shard for shard in shards if shard not in names]
         if missing:
@@ -264,7 +268,7 @@ def _bring(source: str, names: list[str], folder: Path, download: Download) -> N
         wanted.append(SINGLE)
     else:
         raise ValueError("base_model: " + _no_weights(source, names))
-    download(wanted, folder)
+    return digests | download(wanted, folder)
 
 
 def _select(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
@@ -279,10 +283,12 @@ def _copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
     _copy(source, _select(names, patterns), target)
 
 
-def _copy(source: Path, names: list[str], target: Path) -> None:
+def _copy(source: Path, names: list[str], target: Path) -> Digests:
+    digests = {}
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
+        digests[name] = hashing.copy(source / name, target / name)
+    return digests
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -298,7 +304,9 @@ def main(argv: list[str] | None = None) -> None:
     settings = config.parse_step(config.FetchStep, args.config, args.overrides)
 
     def work() -> dict[str, str]:
-        return fetch(args.base_model, args.model, args.tokenizer, allowed_prefixes=settings.allowed_prefixes)
+        given = fetch(args.base_model, args.model, args.tokenizer, allowed_prefixes=settings.allowed_prefixes)
+        args.written["model"] = given["digest"]
+        return given
 
     outputs = {"model": args.model, "tokenizer": args.tokenizer}
     record.run_step(args, inputs={}, outputs=outputs, config=settings, work=work, reusable=False)

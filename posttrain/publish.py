@@ -70,21 +70,23 @@ class Claim(BaseModel):
 
 def publish(
     model: Path | str,
+    files: dict[str, str],
     *,
     model_name: str,
     storage_root: str,
-    run_id: str,
     settings: PublishStep,
     version: str | None = None,
 ) -> dict:
     """Publishes and gives the receipt.
 
+    Args:
+        files: relative name -> SHA-256 of each file of the model.
+
     Raises:
         ValueError: a gate has no verdict, did not pass or judged something else; the chain from the sources to the
-            model is broken; a name is not valid; the version is taken.
+            model is broken; a name is not valid; the version is taken; a file is not what `files` says.
     """
-    model = Path(model)
-    files = record.file_digests(model)
+    model, run_id = Path(model), record.run_id()
     sha256 = record.folder_digest(files)
     version = version or sha256[:12]
     _check_names(model_name, version, settings)
@@ -208,7 +210,9 @@ def _publish(model: Path, target: str, mine: Claim) -> None:
     if claim.manifest.sha256 != mine.manifest.sha256:
         found = f"another model ({claim.manifest.sha256}) is being published there, or was when its run was killed"
         raise ValueError(f"{target}: {found}; give another version, or remove the folder if no run writes to it")
-    storage.upload_folder(model, target)
+    sent = storage.upload_folder(model, target)
+    if changed := sorted(name for name, sha256 in claim.manifest.model_files.items() if sent.get(name) != sha256):
+        raise ValueError(f"{model / changed[0]}: is not the file that was judged; run again, from the last merge on")
     for name, text in claim.written.items():
         storage.write_bytes(storage.join(target, name), text.encode())
     manifest = claim.manifest.model_dump_json(indent=2).encode()
@@ -267,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def work() -> dict:
         receipt = publish(
-            args.model, model_name=args.model_name, storage_root=args.storage_root, run_id=record.run_id(),
+            args.model, args.files["model"], model_name=args.model_name, storage_root=args.storage_root,
             settings=settings, version=args.version,
         )  # fmt: skip
         Path(args.receipt).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")

@@ -14,13 +14,14 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from posttrain import kfp_io, masking, storage, usage
 from posttrain.config import FRESH_ENV, RUN_ID_ENV
 from posttrain.ends import Unfinished
+from posttrain.stores import hashing
 from posttrain.verdict import Verdict
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "unsloth")  # another release may train otherwise
@@ -97,7 +99,9 @@ def run_step(
     """Runs `work`, or emits its finished result again, and records what happened.
 
     Args:
-        args: the parsed command line, with the flags of `kfp_io.parser`.
+        args: the parsed command line, with the flags of `kfp_io.parser`. Here `work` finds `inputs` and `fingerprint`,
+            the digests of the inputs and that of all that the result depends on, and `files`, those of an input's
+            files; it may leave in `written` the digest of an output that it computed while writing.
         inputs: input name -> local path; a None is left out.
         outputs: output name -> local path that `work` writes.
         config: what of the configuration changes the result; it is part of the fingerprint.
@@ -105,7 +109,8 @@ def run_step(
         reusable: off where a side effect is the point (publish) or an input is an address whose content may change.
 
     Raises:
-        ValueError: the storage root lies outside the prefixes that the configuration allows.
+        ValueError: the storage root lies outside the prefixes that the configuration allows; an input changed while
+            the step worked on it.
         whatever `work` raises, after it has been recorded.
     """
     configure_logging()
@@ -115,9 +120,10 @@ def run_step(
     ):  # a run may choose its storage root, but not send records, checkpoints and models elsewhere
         storage.check_allowed(args.storage_root, prefixes, name="storage_root")
     with _recorded(args, outputs=outputs, config=config) as attempt:
-        attempt.inputs = {name: digest(path) for name, path in inputs.items() if path}
+        stamps = _stamps(inputs)
+        attempt.inputs = _read_inputs(args, inputs)
         attempt.fingerprint = fingerprint(args.step, config=config, inputs=attempt.inputs)
-        args.inputs, args.fingerprint = attempt.inputs, attempt.fingerprint  # `work` keeps its checkpoints under it
+        args.inputs, args.fingerprint, args.written = attempt.inputs, attempt.fingerprint, {}
         attempt.write()
         for path in outputs.values():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -127,11 +133,38 @@ def run_step(
             begun = time.monotonic()
             measured = work()
             attempt.work_seconds = time.monotonic() - begun
-            attempt.result = Result(outputs={name: digest(path) for name, path in outputs.items()}, measured=measured)
-            if reusable:
-                attempt.result = _keep(args, attempt.fingerprint, outputs, attempt.result)
+            _check_untouched(stamps, _stamps(inputs))
+            attempt.result = (_keep if reusable else _read_outputs)(args, outputs, measured)
     _emit(args, attempt.result)
     return attempt.result
+
+
+def _read_inputs(args: argparse.Namespace, inputs: dict[str, str | None]) -> dict[str, str]:
+    """The digests of what this step takes, from the bytes that are here; in `args.files` those of a folder's files."""
+    given = {name: path for name, path in inputs.items() if path}
+    args.files = {name: file_digests(path) for name, path in given.items() if Path(path).is_dir()}
+    return {name: folder_digest(args.files[name]) if name in args.files else digest(given[name]) for name in given}
+
+
+def _stamps(inputs: dict[str, str | None]) -> dict[Path, tuple[int, ...]]:
+    """What changes when somebody writes to a file of an input."""
+    paths = [Path(path) for path in inputs.values() if path]
+    files = [file for path in paths for file in (files_of(path) if path.is_dir() else [path])]
+    found = {file: file.stat() for file in files}
+    return {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in found.items()}
+
+
+def _check_untouched(before: dict[Path, tuple[int, ...]], after: dict[Path, tuple[int, ...]]) -> None:
+    """The digests of the inputs are those of what `work` read only if nobody wrote to them meanwhile."""
+    changed = sorted({file for file, _ in before.items() ^ after.items()})
+    if changed:
+        raise ValueError(f"{changed[0]}: changed while the step worked on it; let nobody write there, and run it again")
+
+
+def _read_outputs(args: argparse.Namespace, outputs: dict[str, str], measured: dict[str, Any]) -> Result:
+    return Result(
+        outputs={name: args.written.get(name) or digest(path) for name, path in outputs.items()}, measured=measured
+    )
 
 
 @dataclass
@@ -220,13 +253,13 @@ def digest(path: str | Path) -> str:
     path = Path(path)
     if path.is_dir():
         return folder_digest(file_digests(path))
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashing.sha256(path)
 
 
-def file_digests(folder: str | Path) -> dict[str, str]:
-    """Relative name -> SHA-256 of each file below a folder."""
-    return {file.relative_to(folder).as_posix(): digest(file) for file in files_of(folder)}
+def file_digests(folder: str | Path, *, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Relative name -> SHA-256 of each file below a folder; those that are `known` are not read."""
+    names = [file.relative_to(folder).as_posix() for file in files_of(folder)]
+    return {name: known.get(name) or hashing.sha256(Path(folder, name)) for name in names}
 
 
 def folder_digest(digests: dict[str, str]) -> str:
@@ -317,8 +350,7 @@ def _reuse(args: argparse.Namespace, print_: str, outputs: dict[str, str]) -> Re
         return None
     try:
         for name, path in outputs.items():
-            _bring(storage.join(args.storage_root, result.kept, name), path)
-            if digest(path) != result.outputs.get(name):
+            if _bring(storage.join(args.storage_root, result.kept, name), path) != result.outputs.get(name):
                 raise OSError(f"{name!r} is damaged")
     except OSError as error:
         logger.warning(
@@ -331,29 +363,34 @@ def _reuse(args: argparse.Namespace, print_: str, outputs: dict[str, str]) -> Re
     return result
 
 
-def _keep(args: argparse.Namespace, print_: str, outputs: dict[str, str], result: Result) -> Result:
+def _keep(args: argparse.Namespace, outputs: dict[str, str], measured: dict[str, Any]) -> Result:
     """Keeps what a step gave: the files, then COMPLETE.json, by which later runs find it.
 
     Without that stays what a gate gave that stopped the run: it is evidence, and the next run judges again. And what
     says of itself that it is not final: a trial of a sweep that was killed.
     """
-    kept = f"results/{args.step}/{print_}/{run_id()}-{secrets.token_hex(4)}"
-    for name, path in outputs.items():
-        uri = storage.join(args.storage_root, kept, name)
-        storage.upload_folder(path, uri) if Path(path).is_dir() else storage.upload_file(path, uri)
-    result = result.model_copy(update={"kept": kept})
+    kept = f"results/{args.step}/{args.fingerprint}/{run_id()}-{secrets.token_hex(4)}"
+    digests = {name: _send(path, storage.join(args.storage_root, kept, name)) for name, path in outputs.items()}
+    result = Result(outputs=digests, measured=measured, kept=kept)
     if result.measured.get("passed", True) and result.measured.get("is_final", True):
-        receipt = _receipt(args.storage_root, args.step, print_)
+        receipt = _receipt(args.storage_root, args.step, args.fingerprint)
         with suppress(FileExistsError):  # another run was first; its result is as good
             storage.write_bytes(receipt, result.model_dump_json(indent=2).encode(), if_absent=True)
     return result
 
 
-def _bring(uri: str, path: str) -> None:
+def _send(path: str, uri: str) -> str:
+    """Uploads an output and gives its digest."""
+    if Path(path).is_dir():
+        return folder_digest(file_digests(path, known=storage.upload_folder(path, uri)))
+    return storage.upload_file(path, uri)
+
+
+def _bring(uri: str, path: str) -> str:
+    """Downloads an output and gives the digest of what is there then."""
     if storage.exists(uri):
-        storage.download_file(uri, path)
-    else:
-        storage.download_folder(uri, path)
+        return storage.download_file(uri, path)
+    return folder_digest(file_digests(path, known=storage.download_folder(uri, path)))
 
 
 def _verdict(outputs: dict[str, str]) -> dict[str, Any] | None:

@@ -70,32 +70,33 @@ def open_data_set(uri: str, *, hub_subset: str | None = None, hub_split: str = "
     if place == "hub" and Path(uri).suffix not in SUFFIXES:
         yield _read_hub(uri, subset=hub_subset, split=hub_split)
     elif place in ("gs", "s3"):
-        with _downloaded(uri) as path:
-            yield _read_file(path, name=uri)
+        with _downloaded(uri) as (path, sha256):
+            yield _read_file(path, sha256, name=uri)
     else:
         path = Path(uri) if place == "hub" else storage.local_path(uri)
         if path.is_dir():
             raise ValueError(f"{uri}: is a folder: give one file ({', '.join(SUFFIXES)})")
         if not path.is_file():
             raise ValueError(f"{uri}: no such file: give a path, gs://, s3:// or a Hub id owner/name")
-        yield _read_file(path, name=uri)
+        yield _read_file(path, record.digest(path), name=uri)
 
 
-def _read_file(path: Path, *, name: str) -> DataSet:
+def _read_file(path: Path, sha256: str, *, name: str) -> DataSet:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{name}: unknown file format {path.suffix.lower()!r}: use one of {', '.join(SUFFIXES)}")
-    return DataSet(RowFile(path, name), record.digest(path))
+    return DataSet(RowFile(path, name), sha256)
 
 
 @contextmanager
-def _downloaded(uri: str) -> Iterator[Path]:
+def _downloaded(uri: str) -> Iterator[tuple[Path, str]]:
+    """The file while it is here, and its SHA-256."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, uri.rsplit("/", 1)[-1])
         try:
-            storage.download_file(uri, str(path))
+            sha256 = storage.download_file(uri, path)
         except FileNotFoundError as error:
             raise ValueError(f"{uri}: no such object: check the address") from error
-        yield path
+        yield path, sha256
 
 
 def _read_hub(uri: str, *, subset: str | None, split: str) -> DataSet:

@@ -27,6 +27,8 @@ __all__ = [
     "write_bytes",
 ]  # fmt: skip
 
+Digests = dict[str, str]  # relative name of a file -> SHA-256 of what was sent or has arrived
+
 GROUP_BYTES = 1 << 30  # a progress line after this many
 
 logger = logging.getLogger(__name__)
@@ -70,27 +72,28 @@ def file_sizes(uri: Uri) -> dict[str, int | None]:
     return store.sizes(uri)
 
 
-def upload_file(path: Uri, uri: Uri) -> None:
-    """Copies a local file to `uri`, replacing what is there."""
+def upload_file(path: Uri, uri: Uri) -> str:
+    """Copies a local file to `uri`, replacing what is there, and gives the SHA-256 of what was sent."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file to upload to {uri}")
     store, uri = _store(uri)
-    store.put([(Path(path), uri)])
+    return store.put([(Path(path), uri)])[0]
 
 
-def download_file(uri: Uri, path: Uri) -> None:
-    """Copies the file `uri` to a local path, replacing what is there."""
+def download_file(uri: Uri, path: Uri) -> str:
+    """Copies the file `uri` to a local path, replacing what is there, and gives the SHA-256 of what arrived."""
     store, uri = _store(uri)
     stage = temporary(Path(path).parent)
     try:
-        _get(store, [(uri, stage, store.size(uri))])
+        (sha256,) = _get(store, [(uri, stage, store.size(uri))])
         stage.replace(path)
+        return sha256
     finally:
         stage.unlink(missing_ok=True)
 
 
-def upload_folder(path: Uri, uri: Uri) -> None:
-    """Copies all files below a local folder to `uri`; files that are only at `uri` stay.
+def upload_folder(path: Uri, uri: Uri) -> Digests:
+    """Copies all files below a local folder to `uri`, and gives their digests; files that are only at `uri` stay.
 
     Each file is whole when it appears. A local `uri` that does not exist yet appears at once; anywhere else files come
     one by one: write a manifest last if a reader may look in between. Linked files are copied, linked folders left out.
@@ -100,18 +103,17 @@ def upload_folder(path: Uri, uri: Uri) -> None:
         raise FileNotFoundError(f"{path}: no files to upload to {uri}")
     label = f"upload to {uri}"
     if not is_remote(uri):
-        _fetch_folder(Local(), os.fspath(path), sizes, local_path(uri), label=label)
-        return
+        return _fetch_folder(Local(), os.fspath(path), sizes, local_path(uri), label=label)
     store, uri = _store(uri)
 
-    def send(names: list[str]) -> None:
-        store.put([(Path(path, name), join(uri, name)) for name in names])
+    def send(names: list[str]) -> list[str]:
+        return store.put([(Path(path, name), join(uri, name)) for name in names])
 
-    _in_groups(store, sizes, send, label=label)
+    return _in_groups(store, sizes, send, label=label)
 
 
-def download_folder(uri: Uri, path: Uri) -> None:
-    """Copies all files below `uri` into a local folder, when all of them are here and checked.
+def download_folder(uri: Uri, path: Uri) -> Digests:
+    """Copies all files below `uri` into a local folder, when all of them are here and checked; gives their digests.
 
     A folder that does not exist yet appears at once; in one that exists files are replaced one by one, others stay.
     """
@@ -119,7 +121,7 @@ def download_folder(uri: Uri, path: Uri) -> None:
     sizes = store.sizes(uri)
     if not sizes:
         raise FileNotFoundError(f"{uri}: no such folder, or no files in it")
-    _fetch_folder(store, uri, sizes, Path(path), label=f"download from {uri}")
+    return _fetch_folder(store, uri, sizes, Path(path), label=f"download from {uri}")
 
 
 def remove(uri: Uri) -> None:
@@ -161,29 +163,31 @@ def _store(uri: Uri) -> tuple[Store, str]:
     return Local(), uri
 
 
-def _fetch_folder(store: Store, uri: str, sizes: dict[str, int | None], path: Path, *, label: str) -> None:
+def _fetch_folder(store: Store, uri: str, sizes: dict[str, int | None], path: Path, *, label: str) -> Digests:
     sources = {name: join(uri, name) for name in sizes}
     with _staged_folder(path) as stage:
 
-        def fetch(names: list[str]) -> None:
-            _get(store, [(sources[name], stage / name, sizes[name]) for name in names])
+        def fetch(names: list[str]) -> list[str]:
+            return _get(store, [(sources[name], stage / name, sizes[name]) for name in names])
 
-        _in_groups(store, sizes, fetch, label=label)
+        return _in_groups(store, sizes, fetch, label=label)
 
 
 def _in_groups(
-    store: Store, sizes: dict[str, int | None], transfer_files: Callable[[list[str]], None], *, label: str
-) -> None:
+    store: Store, sizes: dict[str, int | None], transfer_files: Callable[[list[str]], list[str]], *, label: str
+) -> Digests:
     """Transfers the files, largest first, and logs a line after each GiB and at the end."""
+    digests: Digests = {}
     started, num_files, num_bytes, num_repeats = time.monotonic(), 0, 0, store.num_repeats
     for names in _groups(sizes):
-        transfer_files(names)
+        digests |= zip(names, transfer_files(names), strict=True)
         num_files += len(names)
         num_bytes += sum(sizes[name] or 0 for name in names)
         megabytes, seconds = num_bytes / 1e6, time.monotonic() - started
         line = f"{num_files} of {len(sizes)} files, {megabytes:.1f} MB, {megabytes / max(seconds, 1e-9):.1f} MB/s"
         repeats = store.num_repeats - num_repeats
         logger.info("%s: %s%s", label, line, f", {repeats} requests repeated" if repeats else "")
+    return digests
 
 
 def _groups(sizes: dict[str, int | None]) -> Iterator[list[str]]:
@@ -198,14 +202,15 @@ def _groups(sizes: dict[str, int | None]) -> Iterator[list[str]]:
         yield group
 
 
-def _get(store: Store, files: list[tuple[str, Path, int | None]]) -> None:
+def _get(store: Store, files: list[tuple[str, Path, int | None]]) -> list[str]:
     """Downloads (URI, path, expected size or None) and checks the sizes; the store has checked the checksums."""
     for _, path, _ in files:
         path.parent.mkdir(parents=True, exist_ok=True)
-    store.get(files)
+    digests = store.get(files)
     for uri, path, size in files:
         if size is not None and path.stat().st_size != size:
             raise OSError(f"{uri}: {path.stat().st_size} bytes arrived of {size}; try again")
+    return digests
 
 
 @contextmanager

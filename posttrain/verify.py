@@ -164,8 +164,7 @@ def _digest(uri: str) -> str:
         return record.digest(storage.local_path(uri))
     logger.info("reading %s", uri)
     with tempfile.TemporaryDirectory() as folder:
-        storage.download_file(uri, Path(folder, "file"))
-        return record.digest(Path(folder, "file"))
+        return storage.download_file(uri, Path(folder, "file"))
 
 
 def _receipts(storage_root: str, run_id: str, step: str) -> Iterator[str]:

@@ -202,7 +202,7 @@ def decide(
     Path(args.confusion).write_text(json.dumps(matrix, indent=2) + "\n", encoding="utf-8")
     return checks.GateVerdict(
         gate=args.step,
-        subject=checks.subject(inputs),
+        subject=args.inputs,
         checks=(*found, *own, *measured.failures),
         numbers=numbers_of(measured, questions),
         confidence=limits.confidence,

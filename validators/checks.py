@@ -10,7 +10,7 @@ flags of the gate, inputs, `work` -> verdict.json, report.html, summary.md, metr
         def work() -> GateVerdict:
             measured = measuring.side_by_side({...}, checks.timeouts(step.validation))  # the expensive part, once
             found = [*judge(measured.numbers, step.validation), *measured.failures]
-            return GateVerdict(gate=args.step, subject=subject(inputs), checks=found, seconds=measured.seconds)
+            return GateVerdict(gate=args.step, subject=args.inputs, checks=found, seconds=measured.seconds)
 
         run_gate(args, inputs=inputs, config=step, work=work)
 
@@ -87,11 +87,6 @@ def run_gate(
     for check in verdict.checks:
         logger.log(logging.INFO if check.status == "passed" else logging.ERROR, "%s: %s", check.status, check.sentence)
     _write(args.passed, json.dumps(verdict.passed))
-
-
-def subject(inputs: dict[str, str | None]) -> dict[str, str]:
-    """What the verdict binds to: input name -> SHA-256."""
-    return {name: record.digest(path) for name, path in inputs.items() if path}
 
 
 def timeouts(limits: Limits) -> measuring.Timeouts:

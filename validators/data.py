@@ -360,7 +360,7 @@ def decide(
         overlap.write_manifest(args.manifest, {})
     return checks.GateVerdict(
         gate=args.step,
-        subject=checks.subject({"tokenizer": args.tokenizer, **paths, **asked}),
+        subject=args.inputs,
         checks=(*judge(numbers, step.validation), *measured.failures),
         numbers=numbers_of(numbers),
         confidence=step.validation.confidence,

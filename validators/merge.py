@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
         measured = measure(*folders, rows, timeouts=checks.timeouts(limits))
         return checks.GateVerdict(
             gate=args.step,
-            subject=checks.subject(inputs),
+            subject=args.inputs,
             checks=(*judge(measured.numbers, limits), *measured.failures),
             numbers=numbers_of(measured.numbers),
             confidence=step.validation.confidence,

@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
         own, seconds = custom.run(step.validation, numbers.answers, gate=args.step)
         return checks.GateVerdict(
             gate=args.step,
-            subject=checks.subject(inputs),
+            subject=args.inputs,
             checks=(*judge(numbers, step.validation), *own, *measured.failures),
             numbers=numbers_of(numbers),
             confidence=step.validation.confidence,

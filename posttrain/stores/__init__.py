@@ -25,10 +25,13 @@ class Store(Protocol):
     def sizes(self, uri: str) -> dict[str, int | None]:
         """Name relative to `uri` -> size, for all files below it."""
 
-    def put(self, files: list[tuple[Path, str]]) -> None:
-        """Uploads (path, URI) in parallel; each is whole when it appears."""
+    def put(self, files: list[tuple[Path, str]]) -> list[str]:
+        """Uploads (path, URI) in parallel, each whole when it appears, and gives the SHA-256 of what was sent."""
 
-    def get(self, files: list[tuple[str, Path, int | None]]) -> None:
-        """Downloads (URI, path, expected size) in parallel, straight to the paths, and checks the checksums."""
+    def get(self, files: list[tuple[str, Path, int | None]]) -> list[str]:
+        """Downloads (URI, path, expected size) in parallel, straight to the paths.
+
+        Checks the checksums and gives the SHA-256 of what arrived.
+        """
 
     def remove(self, uri: str) -> None: ...

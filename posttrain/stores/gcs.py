@@ -1,30 +1,36 @@
-"""`gs://`, through google-cloud-storage and its transfer manager.
+"""`gs://`, through google-cloud-storage.
 
 Every request is repeated by the client's own policy while the server does not answer, or answers 429 or 5xx; every
 transfer is checked by its crc32c, both ways. Imported where a `gs://` URI is met, not before: it takes a second.
 """
 
+import base64
 import functools
+import hashlib
 import mimetypes
 import os
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import requests
 from google.api_core import exceptions
 from google.api_core.retry import Retry
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import storage
-from google.cloud.storage import Blob, transfer_manager
+from google.cloud.storage import Blob
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from posttrain.stores import transfer
+from posttrain.stores import hashing, transfer
 from posttrain.stores.address import prefix, split, split_file
+from posttrain.stores.hashing import HashedFile
 
 UPLOAD_CHUNK_BYTES = 32 << 20  # a multiple of 256 KiB, as resumable uploads demand
 DOWNLOAD_CHUNK_BYTES = 16 << 20
@@ -59,13 +65,12 @@ class Gcs:
 
     def write(self, uri: str, data: bytes, *, if_absent: bool) -> None:
         blob, writer = self._blob(uri), uuid.uuid4().hex
-        content_type = mimetypes.guess_type(uri)[0] or "application/octet-stream"
         condition = {"if_generation_match": 0} if if_absent else {}
         if if_absent:
             blob.metadata = {"writer": writer}
         with _errors(uri):
             try:
-                blob.upload_from_string(data, content_type, checksum="crc32c", retry=self._retry, **condition)
+                blob.upload_from_string(data, _content_type(uri), checksum="crc32c", retry=self._retry, **condition)
             except exceptions.PreconditionFailed:
                 if not self._is_written_by(writer, uri):
                     raise
@@ -86,66 +91,77 @@ class Gcs:
         start = len(prefix(uri))
         return {blob.name[start:]: _size(blob) for blob in self._below(uri) if not blob.name.endswith("/")}
 
-    def put(self, files: list[File]) -> None:
+    def put(self, files: list[File]) -> list[str]:
         large, small = transfer.by_size(files, lambda file: file[0].stat().st_size)
-        self._put(large, num_workers=transfer.NUM_LARGE_WORKERS)
-        self._put(small, num_workers=transfer.NUM_WORKERS)
+        sent = zip(large, transfer.in_parallel(self._put, large, num_workers=transfer.NUM_LARGE_WORKERS), strict=True)
+        digests = dict(sent) | dict(zip(small, transfer.in_parallel(self._put, small), strict=True))
+        return [digests[file] for file in files]
 
-    def _put(self, files: list[File], *, num_workers: int) -> None:
-        """Sends the files; uploads that broke off begin again."""
-        for _ in range(NUM_STARTS):
-            failed = self._send(files, num_workers=num_workers)
-            if not failed:
-                return
-            if not all(_broke_off(error) for _, error in failed):
-                _raise_first([(uri, error) for (_, uri), error in failed])
-            self._repeats.note(f"{len(failed)} of {len(files)} uploads broke off")
-            files = [file for file, _ in failed]
-        raise OSError(f"{files[0][1]}: the upload broke off {NUM_STARTS} times; try again later")
+    def _put(self, file: File) -> str:
+        """An upload that broke off begins again."""
+        path, uri = file
+        with _errors(uri):
+            for _ in range(NUM_STARTS):
+                try:
+                    return self._send(path, uri)
+                except (exceptions.GoogleAPICallError, DataCorruption, ValueError) as error:
+                    if not _broke_off(error):
+                        raise
+                self._repeats.note("an upload broke off")
+        raise OSError(f"{uri}: the upload broke off {NUM_STARTS} times; try again later")
 
-    def _send(self, files: list[File], *, num_workers: int) -> list[tuple[File, Exception]]:
-        """The files that could not be sent, and why."""
-        results = transfer_manager.upload_many(
-            [(str(path), self._blob(uri, chunk_size=UPLOAD_CHUNK_BYTES)) for path, uri in files],
-            upload_kwargs={"checksum": "crc32c", "retry": self._retry},
-            worker_type=transfer_manager.THREAD,
-            max_workers=num_workers,
-        )
-        return [(file, found) for file, found in zip(files, results, strict=True) if isinstance(found, Exception)]
+    def _send(self, path: Path, uri: str) -> str:
+        with HashedFile(path) as file:
+            self._blob(uri, chunk_size=UPLOAD_CHUNK_BYTES).upload_from_file(
+                file,
+                size=os.fstat(file.fileno()).st_size,
+                content_type=_content_type(uri),
+                checksum="crc32c",
+                retry=self._retry,
+            )
+            return file.sha256()
 
-    def get(self, files: list[tuple[str, Path, int | None]]) -> None:
+    def get(self, files: list[tuple[str, Path, int | None]]) -> list[str]:
         large, small = transfer.by_size(files, lambda file: file[2] or 0)
-        self._get_small(small)
-        for uri, path, _ in large:
-            self._get_large(uri, path)
+        digests = dict(zip(small, transfer.in_parallel(self._get_small, small), strict=True))
+        digests |= {file: self._get_large(file[0], file[1]) for file in large}
+        return [digests[file] for file in files]
 
-    def _get_small(self, files: list[tuple[str, Path, int | None]]) -> None:
-        results = transfer_manager.download_many(
-            [(self._blob(uri), str(path)) for uri, path, _ in files],
-            download_kwargs={"checksum": "crc32c", "single_shot_download": True, "retry": self._retry},
-            worker_type=transfer_manager.THREAD,
-            max_workers=transfer.NUM_WORKERS,
-        )
-        uris = [uri for uri, _, _ in files]
-        _raise_first([pair for pair in zip(uris, results, strict=True) if isinstance(pair[1], Exception)])
+    def _get_small(self, file: tuple[str, Path, int | None]) -> str:
+        uri, path, _ = file
+        with _errors(uri):
+            self._blob(uri).download_to_filename(
+                str(path), checksum="crc32c", single_shot_download=True, retry=self._retry
+            )
+        return hashing.sha256(path)
 
-    def _get_large(self, uri: str, path: Path) -> None:
+    def _get_large(self, uri: str, path: Path) -> str:
+        """Downloads in pieces, several at once; the checksums follow what has arrived without a gap."""
         with _errors(uri):
             blob = self._blob(uri)
             blob.reload(retry=self._retry)
+        path.touch()
+        crc32c, sha256 = google_crc32c.Checksum(), hashlib.sha256()
+        fetch = partial(self._get_piece, blob, path)
         try:
-            with _errors(uri):
-                transfer_manager.download_chunks_concurrently(
-                    blob,
-                    str(path),
-                    chunk_size=DOWNLOAD_CHUNK_BYTES,
-                    download_kwargs={"single_shot_download": True, "retry": self._retry},
-                    worker_type=transfer_manager.THREAD,
-                    max_workers=transfer.NUM_WORKERS,
-                    crc32c_checksum=True,
-                )
-        except FileNotFoundError:  # each chunk asks for the generation that `reload` has seen
+            with _errors(uri), open(path, "rb", buffering=0) as file, ThreadPoolExecutor(transfer.NUM_WORKERS) as pool:
+                for _ in pool.map(fetch, range(0, blob.size, DOWNLOAD_CHUNK_BYTES)):
+                    piece = file.read(DOWNLOAD_CHUNK_BYTES)
+                    crc32c.update(piece)
+                    sha256.update(piece)
+        except FileNotFoundError:  # each piece asks for the generation that `reload` has seen
             raise OSError(f"{uri}: was replaced or removed while it was downloaded; try again") from None
+        if base64.b64encode(crc32c.digest()).decode() != blob.crc32c:
+            raise OSError(transfer.damaged(uri))
+        return sha256.hexdigest()
+
+    def _get_piece(self, blob: Blob, path: Path, start: int) -> None:
+        end = min(start + DOWNLOAD_CHUNK_BYTES, blob.size) - 1
+        with open(path, "rb+") as file:
+            file.seek(start)
+            blob.download_to_file(
+                file, start=start, end=end, checksum=None, single_shot_download=True, retry=self._retry
+            )
 
     def remove(self, uri: str) -> None:
         bucket = self._client.bucket(split(uri)[0])
@@ -184,6 +200,10 @@ def _connect(pid: int, host: str | None) -> Connection:
     return Connection(storage.Client(project=None), retry, repeats)  # objects need no project
 
 
+def _content_type(uri: str) -> str:
+    return mimetypes.guess_type(uri)[0] or "application/octet-stream"
+
+
 def _size(blob: Blob) -> int | None:
     """Bytes that a download gives; unknown where the store unpacks them on the way."""
     return None if blob.content_encoding == "gzip" else blob.size
@@ -198,14 +218,6 @@ def _broke_off(error: Exception) -> bool:
     if isinstance(error, exceptions.GoogleAPICallError):
         return error.code in (400, 404, 410) and error.response.request.method != "POST"
     return isinstance(error, ValueError | DataCorruption)
-
-
-def _raise_first(failed: list[tuple[str, Exception]]) -> None:
-    if len(failed) > 1:
-        transfer.logger.error("%d files failed; the first is %s", len(failed), failed[0][0])
-    for uri, error in failed:
-        with _errors(uri):
-            raise error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from posttrain.stores import transfer
+from posttrain.stores import hashing, transfer
 from posttrain.stores.address import local_path
 
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.part")
@@ -62,21 +62,22 @@ class Local:
                     sizes[path.relative_to(root).as_posix()] = path.stat().st_size
         return sizes
 
-    def put(self, files: list[tuple[Path, str]]) -> None:
-        def copy(file: tuple[Path, str]) -> None:
+    def put(self, files: list[tuple[Path, str]]) -> list[str]:
+        def copy(file: tuple[Path, str]) -> str:
             path, target = file[0], local_path(file[1])
             target.parent.mkdir(parents=True, exist_ok=True)
             stage = temporary(target.parent)
             try:
-                shutil.copyfile(path, stage)
+                sha256 = hashing.copy(path, stage)
                 stage.replace(target)
+                return sha256
             finally:
                 stage.unlink(missing_ok=True)
 
-        transfer.in_parallel(copy, files)
+        return transfer.in_parallel(copy, files)
 
-    def get(self, files: list[tuple[str, Path, int]]) -> None:
-        transfer.in_parallel(lambda file: shutil.copyfile(local_path(file[0]), file[1]), files)
+    def get(self, files: list[tuple[str, Path, int]]) -> list[str]:
+        return transfer.in_parallel(lambda file: hashing.copy(local_path(file[0]), file[1]), files)
 
     def remove(self, uri: str) -> None:
         path = local_path(uri)

@@ -27,6 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 
 from posttrain.stores import transfer
 from posttrain.stores.address import prefix, split, split_file
+from posttrain.stores.hashing import BLOCK_BYTES, HashedFile
 
 PART_BYTES = 16 << 20  # S3 takes at most 10,000 parts: files up to 160 GB
 # botocore sends each request up to 5 times, within 7.5 s on average; s3fs waits 0.1 to 15 s and has it start over:
@@ -67,30 +68,34 @@ class S3:
         start = len(prefix(uri))
         return {key[start:]: size for key, size in self._below(uri).items() if not key.endswith("/")}
 
-    def put(self, files: list[tuple[Path, str]]) -> None:
-        def send(file: tuple[Path, str]) -> None:
+    def put(self, files: list[tuple[Path, str]]) -> list[str]:
+        def send(file: tuple[Path, str]) -> str:
             path, uri = file
+            crc32c, sha256 = _checksums(path)
             with _errors(uri):
                 self._fs.put_file(
                     str(path),
                     "/".join(split_file(uri)),
                     chunksize=PART_BYTES,
                     max_concurrency=2,
-                    Metadata={"crc32c": _crc32c(path)},
+                    Metadata={"crc32c": crc32c},
                 )
+            return sha256
 
-        transfer.in_parallel(send, files)
+        return transfer.in_parallel(send, files)
 
-    def get(self, files: list[tuple[str, Path, int]]) -> None:
-        def fetch(file: tuple[str, Path, int]) -> None:
+    def get(self, files: list[tuple[str, Path, int]]) -> list[str]:
+        def fetch(file: tuple[str, Path, int]) -> str:
             uri, path, _ = file
             with _errors(uri):
                 self._fs.get_file("/".join(split_file(uri)), str(path))
             expected = self._head(uri)["Metadata"].get("crc32c")
-            if expected and expected != _crc32c(path):
+            crc32c, sha256 = _checksums(path)
+            if expected and expected != crc32c:
                 raise OSError(transfer.damaged(uri))
+            return sha256
 
-        transfer.in_parallel(fetch, files)
+        return transfer.in_parallel(fetch, files)
 
     def remove(self, uri: str) -> None:
         bucket, name = split(uri)
@@ -176,9 +181,10 @@ def _error(error: Exception, uri: str) -> OSError:
     return OSError(f"{uri}: {type(error).__name__}: {transfer.one_line(error)}")
 
 
-def _crc32c(path: Path) -> str:
-    checksum = google_crc32c.Checksum()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            checksum.update(chunk)
-    return base64.b64encode(checksum.digest()).decode()
+def _checksums(path: Path) -> tuple[str, str]:
+    """crc32c and SHA-256 of a file, in one pass."""
+    crc32c = google_crc32c.Checksum()
+    with HashedFile(path) as file:
+        while block := file.read(BLOCK_BYTES):
+            crc32c.update(block)
+        return base64.b64encode(crc32c.digest()).decode(), file.sha256()

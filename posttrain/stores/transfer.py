@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 NUM_WORKERS = 8  # files in flight
 NUM_LARGE_WORKERS = 4  # large files going up at once: the client holds two chunks of each in memory
@@ -15,6 +15,9 @@ LARGE_FILE_BYTES = 32 << 20  # from here on files go in chunks, so that memory s
 # A server may be away for minutes; a pod is killed ten minutes after the deadline of its stage.
 PATIENCE_SECONDS = 300
 SECONDS_BETWEEN_LINES = 60
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SECRET = re.compile(r"(?i)((?:upload_id|token|signature|credential|key)[\w-]*[=:])[^&\s\"',]+")
 
@@ -38,9 +41,9 @@ class Repeats:
         logger.warning("%s: %s; asking again for up to %d minutes", self.server, cause, PATIENCE_SECONDS // 60)
 
 
-def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> None:
-    with ThreadPoolExecutor(NUM_WORKERS) as pool:
-        list(pool.map(function, items))
+def in_parallel(function: Callable[[T], R], items: Iterable[T], *, num_workers: int = NUM_WORKERS) -> list[R]:
+    with ThreadPoolExecutor(num_workers) as pool:
+        return list(pool.map(function, items))
 
 
 def by_size(files: list[Any], size: Callable[[Any], int]) -> tuple[list[Any], list[Any]]:

@@ -61,7 +61,7 @@ def run_gate(args: argparse.Namespace, name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         measured = measure(name, checks.timeouts(step.validation))
         return checks.GateVerdict(
-            gate=args.step, subject=checks.subject(inputs), checks=judge(name, measured), seconds=measured.seconds
+            gate=args.step, subject=args.inputs, checks=judge(name, measured), seconds=measured.seconds
         )
 
     if name == "it tells true, without a verdict":

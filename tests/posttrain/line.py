@@ -125,9 +125,11 @@ class Line:
         """Publishes the merged model below `root`, under the name `m`; `values` are settings of the step."""
         gates = {"required_gates": GATES, "judged_gates": ["check_safety"]}
         settings = PublishStep(publish_root=root, **gates | values)
-        return publish.publish(
-            self.model, model_name="m", storage_root=self.root, run_id=self.run_id, settings=settings, version=version
-        )
+        with patch.dict(os.environ, {RUN_ID_ENV: self.run_id}):
+            return publish.publish(
+                self.model, record.file_digests(self.model), model_name="m", storage_root=self.root, settings=settings,
+                version=version,
+            )  # fmt: skip
 
 
 def write_model(folder: Path, text: str) -> None:

@@ -43,17 +43,18 @@ def die_after(num_writes: int) -> None:
     left = [num_writes]
 
     def counted(change):
-        def write(*arguments, **words) -> None:
-            change(*arguments, **words)
+        def write(*arguments, **words) -> str | None:
+            found = change(*arguments, **words)
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
+            return found
 
         return write
 
-    def upload_folder(path, uri) -> None:
-        for name in storage.list_files(path):
-            storage.upload_file(Path(path, name), storage.join(uri, name))
+    def upload_folder(path, uri) -> dict[str, str]:
+        names = storage.list_files(path)
+        return {name: storage.upload_file(Path(path, name), storage.join(uri, name)) for name in names}
 
     for name in ("write_bytes", "upload_file", "remove"):
         setattr(storage, name, counted(getattr(storage, name)))

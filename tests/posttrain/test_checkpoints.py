@@ -153,9 +153,10 @@ def test_interrupted_publication_is_no_checkpoint(tmp_path, local, monkeypatch):
     upload = storage.upload_file
 
     def killed(path, uri):
-        upload(path, uri)
+        sha256 = upload(path, uri)
         if uri.endswith("scheduler.pt"):
             raise KeyboardInterrupt
+        return sha256
 
     monkeypatch.setattr(storage, "upload_file", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -258,6 +258,19 @@ def test_a_second_publisher_finishes_what_a_killed_one_began(root, num_writes, l
     assert (verify(target).faults, set(storage.list_files(target))) == ([], FILES)
 
 
+def test_a_file_that_changes_while_it_is_published_is_not_published(line, place, monkeypatch):
+    claim = publish._claim
+
+    def meanwhile(*arguments) -> publish.Claim:
+        (line.model / "model.safetensors").write_text("other weights")
+        return claim(*arguments)
+
+    monkeypatch.setattr(publish, "_claim", meanwhile)
+    with pytest.raises(ValueError, match=r"model\.safetensors: is not the file that was judged"):
+        line.publish(place, version="v0")
+    assert publish.read_manifest(storage.join(place, "m", "v0")) is None
+
+
 def test_a_killed_publisher_keeps_its_version_from_another_model(line, place, publisher, tmp_path):
     publisher(line, place, "--die-after", 3).communicate()
     with pytest.raises(ValueError, match=r"another model \([0-9a-f]{64}\) is being published there, or was"):

@@ -1,5 +1,6 @@
 import json
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,26 @@ def test_a_damaged_result_is_made_again(step, tmp_path, args, caplog):
     assert step()[1] == 1
     assert "is not whole, doing the work again: 'model' is damaged" in caplog.text
     assert step()[1] == 0
+
+
+@pytest.mark.parametrize("change", [Path.touch, Path.unlink])
+def test_a_result_of_an_input_that_changed_meanwhile_is_none(change, step, tmp_path, args):
+    def work():
+        (tmp_path / "out.txt").write_text("output")
+        change(tmp_path / "in.txt")
+        return {}
+
+    with pytest.raises((ValueError, FileNotFoundError), match=r"in\.txt"):
+        step(outputs={"out": str(tmp_path / "out.txt")}, work=work)
+    assert [entry.status for entry in record.read_records(args.storage_root, "run-1")] == ["failed"]
+    assert not (tmp_path / "root" / "results").exists()
+
+
+def test_a_file_beside_a_reused_result_shows(step, tmp_path):
+    step()
+    (tmp_path / "model" / "stranger").write_text("of nobody")
+    again, done = step()
+    assert (done, again.outputs["model"]) == (1, record.digest(tmp_path / "model"))
 
 
 def test_a_result_without_one_of_its_files_is_made_again(step, tmp_path, caplog):

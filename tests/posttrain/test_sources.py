@@ -187,7 +187,7 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path):
 
 
 def test_an_object_is_downloaded_and_called_by_its_uri(monkeypatch, tmp_path):
-    monkeypatch.setattr(storage, "download_file", lambda uri, path: save(Path(path), TEXT))
+    monkeypatch.setattr(storage, "download_file", lambda uri, path: record.digest(save(Path(path), TEXT)))
     with open_data_set("gs://bucket/rows.parquet") as found:
         assert ([*found.rows], found.digest) == (TEXT, record.digest(save(tmp_path / "rows.parquet", TEXT)))
     with pytest.raises(ValueError, match="gs://bucket/rows.txt"):

@@ -1,4 +1,5 @@
 import gc
+import hashlib
 import http.server
 import logging
 import random
@@ -90,10 +91,11 @@ def test_one_of_many_writers_wins(root: str) -> None:
 
 def test_folder_goes_up_and_down(root: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "posttrain.storage")
-    storage.upload_folder(folder, storage.join(root, "model"))
+    sent = storage.upload_folder(folder, storage.join(root, "model"))
     assert storage.list_files(storage.join(root, "model")) == sorted(contents(folder))
-    storage.download_folder(storage.join(root, "model"), tmp_path / "back")
+    arrived = storage.download_folder(storage.join(root, "model"), tmp_path / "back")
     assert contents(tmp_path / "back") == contents(folder)
+    assert sent == arrived == {name: hashlib.sha256(data).hexdigest() for name, data in contents(folder).items()}
     assert re.search(r"download from .*/model: 5 of 5 files, 0\.2 MB, [\d.]+ MB/s", caplog.text)
     assert not list(tmp_path.rglob(".*"))
 
@@ -117,9 +119,10 @@ def test_large_files_go_in_chunks(root: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     data = random.Random(0).randbytes((11 << 20) + 1)
     (tmp_path / "big").write_bytes(data)
-    storage.upload_file(tmp_path / "big", storage.join(root, "model", "big"))
-    storage.download_folder(storage.join(root, "model"), tmp_path / "folder")
-    storage.download_file(storage.join(root, "model", "big"), tmp_path / "new" / "big")
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert storage.upload_file(tmp_path / "big", storage.join(root, "model", "big")) == sha256
+    assert storage.download_folder(storage.join(root, "model"), tmp_path / "folder") == {"big": sha256}
+    assert storage.download_file(storage.join(root, "model", "big"), tmp_path / "new" / "big") == sha256
     assert (tmp_path / "folder" / "big").read_bytes() == data
     assert (tmp_path / "new" / "big").read_bytes() == data
 

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, *found, numbers: dict | None = None) -> None:
 
     def work() -> checks.GateVerdict:
         return checks.GateVerdict(
-            gate=args.step, subject=checks.subject(inputs), checks=found, numbers=numbers or {}, seconds={"loss": 1.5}
+            gate=args.step, subject=args.inputs, checks=found, numbers=numbers or {}, seconds={"loss": 1.5}
         )
 
     checks.run_gate(args, inputs=inputs, config=NoSettings(), work=work)

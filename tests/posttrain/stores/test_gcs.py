@@ -26,9 +26,9 @@ def test_folder_arrives_though_every_third_request_fails(
 ) -> None:
     caplog.set_level("INFO", "posttrain")
     gs_proxy.rule = every_third(fault)
-    storage.upload_folder(folder, gs_root)
-    storage.download_folder(gs_root, tmp_path / "back")
-    assert record.digest(tmp_path / "back") == record.digest(folder)
+    sent = storage.upload_folder(folder, gs_root)
+    arrived = storage.download_folder(gs_root, tmp_path / "back")
+    assert sent == arrived == record.file_digests(tmp_path / "back") == record.file_digests(folder)
     assert len(gs_proxy.faults) > 5
     (told,) = warnings(caplog)
     assert re.fullmatch(r"gs:// at http://\S+: (the server answers 503|no answer \(\w+\)); asking again for .*", told)
@@ -95,7 +95,7 @@ def test_writer_whose_answer_got_lost_has_won(gs_proxy: Proxy, gs_root: str) -> 
 def test_upload_whose_last_answer_got_lost_begins_again(gs_proxy: Proxy, gs_root: str, folder: Path) -> None:
     gs_proxy.rule = nth(3, "PUT", "upload_id", "lose")
     path, uri = folder / "model.safetensors", storage.join(gs_root, "model.safetensors")
-    storage.upload_file(path, uri)
+    assert storage.upload_file(path, uri) == record.digest(path)
     assert len(gs_proxy.faults) == 1
     assert storage.read_bytes(uri) == path.read_bytes()
 

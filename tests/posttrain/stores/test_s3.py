@@ -19,9 +19,9 @@ def test_folder_arrives_though_every_third_request_fails(
     fault: Fault, s3_proxy: Proxy, s3_root: str, folder: Path, tmp_path: Path
 ) -> None:
     s3_proxy.rule = every_third(fault)
-    storage.upload_folder(folder, s3_root)
-    storage.download_folder(s3_root, tmp_path / "back")
-    assert record.digest(tmp_path / "back") == record.digest(folder)
+    sent = storage.upload_folder(folder, s3_root)
+    arrived = storage.download_folder(s3_root, tmp_path / "back")
+    assert sent == arrived == record.file_digests(tmp_path / "back") == record.file_digests(folder)
     assert len(s3_proxy.faults) > 3
 
 
@@ -71,7 +71,7 @@ def test_damaged_object_never_reaches_its_final_name(s3_root: str, tmp_path: Pat
     storage.write_bytes(tmp_path / "folder" / "a.json", b"last")
     storage.upload_folder(tmp_path / "folder", s3_root)
     key = f"{s3_root.removeprefix('s3://')}/a.json"
-    s3.S3()._fs.pipe_file(key, b"LAST", Metadata={"crc32c": s3._crc32c(tmp_path / "folder" / "a.json")})
+    s3.S3()._fs.pipe_file(key, b"LAST", Metadata={"crc32c": s3._checksums(tmp_path / "folder" / "a.json")[0]})
     with pytest.raises(OSError, match=re.escape(f"{s3_root}/a.json: damaged")):
         storage.download_folder(s3_root, tmp_path / "target")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
