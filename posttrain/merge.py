@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 # BLAS's own threads would fight over the cores with ours. It reads this once, when numpy is imported.
@@ -151,19 +152,23 @@ def _jobs(shard: Shard, plan: Plan, data_start: int, addition: Addition | None) 
     """One job per tensor, in the order of the file."""
     shift = data_start - shard.file.data_start
     tensors = shard.file.tensors.items()
-    jobs = [_job(shard, tensor, tensor.start + shift, plan.updates.get(name)) for name, tensor in tensors]
+    jobs = [partial(_put, shard, tensor, tensor.start + shift, plan.updates.get(name)) for name, tensor in tensors]
     if addition:
-        jobs.append(_job(shard, addition.like, data_start + shard.file.num_bytes, addition.update))
+        jobs.append(partial(_put, shard, addition.like, data_start + shard.file.num_bytes, addition.update))
     return jobs
 
 
-def _job(shard: Shard, tensor: Tensor, position: int, update: LowRank | Whole | None) -> Callable[[], None]:
+def _put(shard: Shard, tensor: Tensor, position: int, update: LowRank | Whole | None) -> None:
     """Writes `tensor`, with its update, at byte `position` of the new shard."""
     if isinstance(update, LowRank):
-        return lambda: _add(shard, tensor, position, update)
-    if isinstance(update, Whole):
-        return lambda: _convert(shard, tensor, position, update.tensor)
-    return lambda: _copy(shard.old, shard.new, tensor.start, position, tensor.num_bytes)
+        _add(shard, tensor, position, update)
+    elif isinstance(update, Whole):
+        _convert(shard, tensor, position, update.tensor)
+    else:
+        _copy(shard.old, shard.new, tensor.start, position, tensor.num_bytes)
+    if hasattr(os, "posix_fadvise"):
+        # Of written pages Linux only begins the way to the disk, which then goes on beside the arithmetic.
+        os.posix_fadvise(shard.new, position, tensor.num_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def _add(shard: Shard, tensor: Tensor, position: int, update: LowRank) -> None:
