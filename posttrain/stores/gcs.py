@@ -32,7 +32,7 @@ from posttrain.stores import hashing, transfer
 from posttrain.stores.address import prefix, split, split_file
 from posttrain.stores.hashing import HashedFile
 
-UPLOAD_CHUNK_BYTES = 32 << 20  # a multiple of 256 KiB, as resumable uploads demand
+UPLOAD_CHUNK_BYTES = 28 << 20  # a multiple of 256 KiB, as resumable uploads demand
 DOWNLOAD_CHUNK_BYTES = 16 << 20
 NUM_STARTS = 5  # of an upload whose session the server has lost
 FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS = 1, 10  # between repeats: a server that is back is noticed soon
