@@ -5,7 +5,7 @@ import io
 import os
 from pathlib import Path
 
-BLOCK_BYTES = 1 << 17  # what is read stays in a core's own cache until it is hashed and written
+BLOCK_BYTES = 1 << 20  # what is read is still in the cache when it is hashed and written
 
 
 class HashedFile(io.BufferedReader):
