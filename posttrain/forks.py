@@ -31,10 +31,11 @@ WITH_MODEL = (  # modules of steps that load a model
     "posttrain.sft", "posttrain.dpo", "posttrain.sweep.trial", "validators.sft",
     "validators.merge", "validators.alignment",
 )  # fmt: skip
-PLAIN = (  # those of other steps, and the larger of what they import
+PLAIN = (  # those of other steps, and what they import only at work
     "posttrain.preflight", "posttrain.model", "posttrain.data", "posttrain.merge", "posttrain.publish",
     "posttrain.report", "posttrain.reject", "validators.data", "validators.custom", "tokenizers", "jinja2",
 )  # fmt: skip
+OURS = ("posttrain", "validators")
 IMPORTS = {"plain": PLAIN, "models": WITH_MODEL}
 
 
@@ -45,12 +46,14 @@ class Forked:
         """`ended` tells its pid, then its exit code; raises `ConnectionError` where there is none to tell it."""
         self.stderr = open(stderr, "rb")  # noqa: SIM115  its reader closes it, as of a Popen
         self.returncode: int | None = None
-        self._ended = os.fdopen(ended, "rb", buffering=0)
+        self._ended = ended
         if not (pid := self._line()):
             self.stderr.close()
-            self._ended.close()
             raise ConnectionError("the fork server has ended")
         self.pid = int(pid)
+
+    def __del__(self) -> None:  # not once it has ended: two threads may wait for it
+        os.close(self._ended)
 
     def poll(self) -> int | None:
         with suppress(subprocess.TimeoutExpired):
@@ -72,7 +75,7 @@ class Forked:
 
     def _line(self) -> str:
         found = bytearray()
-        while (byte := self._ended.read(1)) not in (b"", b"\n"):
+        while (byte := os.read(self._ended, 1)) not in (b"", b"\n"):
             found += byte
         return found.decode()
 
@@ -205,18 +208,24 @@ def run(argv: list[str]) -> None:
 
 def main() -> None:
     requests, imports = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+    import_all(imports)
+    server = os.getpid()
+    if request := serve(requests):
+        become(request, server)
+
+
+def import_all(imports: str) -> None:
+    """Leaves the libraries imported. Our own modules are a child's to import: they hold when it began, and more."""
     for name in IMPORTS[imports]:
         with suppress(ImportError):  # the step that needs it will say so
             importlib.import_module(name)
     if imports == "models":
-        from posttrain import backend
-
-        backend.import_libraries()
+        with suppress(ImportError):
+            importlib.import_module("posttrain.backend").import_libraries()
+    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+        del sys.modules[name]
     gc.collect()
     gc.freeze()  # a child's collections then leave these pages shared
-    server = os.getpid()
-    if request := serve(requests):
-        become(request, server)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ a fork does not inherit a GPU, and unsloth has to come first.
 """
 
 import atexit
-import gc
 import json
 import multiprocessing
 import os
@@ -20,7 +19,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -70,17 +68,9 @@ class Ended:
 
 
 def import_libraries() -> Cost:
-    """Imports what every child would import, where a fork may have it; what that has cost."""
+    """What it costs to import what every child would import; nothing where a fork may not have it or we are one."""
     clock, before = time.monotonic(), usage.here()
-    if not usage.has_gpu() and find_spec("unsloth") is None:
-        gc.disable()  # nothing of what an import makes is garbage: looking for it takes a sixth of the time
-        backend.prepare()
-        import peft  # noqa: F401
-        import trl.trainer.dpo_trainer
-        import trl.trainer.sft_trainer  # noqa: F401
-
-        gc.freeze()  # nor is it in a fork
-        gc.enable()
+    backend.import_libraries()
     spent = usage.cpu_seconds_of(*usage.here()) - usage.cpu_seconds_of(*before)
     return Cost(seconds=time.monotonic() - clock, cpu_seconds=spent)
 

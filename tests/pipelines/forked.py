@@ -1,0 +1,5 @@
+"""A step that tells which process has started it."""
+
+import os
+
+print(os.getppid())
