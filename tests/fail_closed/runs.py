@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ def gates_of(shape: str) -> list[str]:
     return [name for name in step_names(config_of(shape, Path("/"))) if name.startswith("check_")]
 
 
+ONE_AT_A_TIME = threading.Lock()
 GATES = [(shape, gate) for shape in SHAPES for gate in gates_of(shape)]
 
 
@@ -201,9 +203,9 @@ def fork(launcher, step: local.Step) -> tuple[int, str]:
 
 
 def call(launcher, step: local.Step) -> tuple[int, str]:
-    """The same inside this process."""
+    """The same inside this process, whose environment and streams are one step's at a time."""
     log = launcher.run.logs / f"{step.name}.log"
-    with patch.dict(os.environ, step.environment), words_in(log):
+    with ONE_AT_A_TIME, patch.dict(os.environ, step.environment), words_in(log):
         exit_code = as_module(step.command)
     return exit_code, last_line(log)
 
