@@ -117,8 +117,9 @@ class ForkServer:
         return Forked(ended, stderr)
 
     def close(self) -> None:
-        """Ends the server, and with it what it has forked."""
+        """Ends the server, also in the midst of its imports, and with it what it has forked."""
         self._socket.close()
+        self._process.kill()
         self._process.wait()
 
 

@@ -11,7 +11,7 @@ import pytest
 STAGES = sorted(path.stem for path in Path("posttrain").glob("*.py") if path.stem != "__init__")
 STORES = sorted(path.stem for path in Path("posttrain/stores").glob("*.py") if path.stem != "__init__")
 GATES = sorted(path.stem for path in Path("validators").glob("*.py") if path.stem != "__init__")
-LIGHT = {"posttrain.config", "posttrain.masking", "posttrain.placement", "posttrain.sweep.settings"}
+LIGHT = {"posttrain.config", "posttrain.forks", "posttrain.masking", "posttrain.placement", "posttrain.sweep.settings"}
 TRAINING_LIBRARIES = ["torch", "transformers", "trl", "peft", "datasets", "unsloth"]
 
 
