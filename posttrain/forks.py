@@ -7,6 +7,7 @@ argv of a `python -m`, its environment, folder and streams -> a process that run
 
 import atexit
 import ctypes
+import errno
 import gc
 import importlib
 import json
@@ -46,13 +47,13 @@ class Forked:
         """`ended` tells its pid, then its exit code; raises `ConnectionError` where there is none to tell it."""
         self.stderr = open(stderr, "rb")  # noqa: SIM115  its reader closes it, as of a Popen
         self.returncode: int | None = None
-        self._ended = ended
+        self._ended, self._lock = ended, threading.Lock()
         if not (pid := self._line()):
             self.stderr.close()
             raise ConnectionError("the fork server has ended")
         self.pid = int(pid)
 
-    def __del__(self) -> None:  # not once it has ended: two threads may wait for it
+    def __del__(self) -> None:  # not once it has ended: another thread may wait still
         os.close(self._ended)
 
     def poll(self) -> int | None:
@@ -69,8 +70,9 @@ class Forked:
         if self.returncode is None:
             if not select.select([self._ended], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired("fork", timeout or 0.0)
-            if self.returncode is None:  # else another thread has read it
-                self.returncode = int(self._line() or -signal.SIGKILL)
+            with self._lock:  # two threads may wait for it
+                if self.returncode is None:
+                    self.returncode = int(self._line() or -signal.SIGKILL)
         return self.returncode
 
     def _line(self) -> str:
@@ -101,9 +103,11 @@ class ForkServer:
         Raises:
             OSError: the server has ended, or takes no request of this size.
         """
+        request = json.dumps({"argv": argv, "environment": environment}).encode()
+        if len(request) > MAX_REQUEST:
+            raise OSError(errno.EMSGSIZE, f"a command and environment of {len(request)} bytes")
         stderr, to_stderr = os.pipe()
         ended, to_ended = os.pipe()
-        request = json.dumps({"argv": argv, "environment": environment}).encode()
         try:
             with self._lock:
                 socket.send_fds(self._socket, [request], [stdout, to_stderr, to_ended])

@@ -129,6 +129,11 @@ def hanging(server: forks.ForkServer) -> forks.Forked:
     return process
 
 
+def test_a_request_that_no_datagram_holds_is_refused(server):
+    with pytest.raises(OSError, match="a command and environment of 2000"):
+        server.fork(["play", "x" * 200_000], environment={}, stdout=1)
+
+
 @pytest.mark.parametrize("ends", ["close", "kill"])
 def test_it_does_not_outlive_the_server(place, ends):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)])}
