@@ -10,7 +10,7 @@ from benchmarks.measuring import build_parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser(__doc__, name="dpo", rounds=3, minutes=8)
+    parser = build_parser(__doc__, name="dpo", rounds=3, minutes=4)
     trainings.add_data(parser)
     trainings.compare(
         "dpo", parser.parse_args(argv), rows="preferences.jsonl", title="16 pairs in batches of 4",

@@ -10,7 +10,7 @@ from benchmarks.measuring import build_parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser(__doc__, name="sft", rounds=3, minutes=8)
+    parser = build_parser(__doc__, name="sft", rounds=3, minutes=5)
     trainings.add_data(parser)
     trainings.compare(
         "sft", parser.parse_args(argv), rows="sft.jsonl", title="48 rows in batches of 8",
