@@ -3,8 +3,8 @@
 -> wall time of both runs; of each step the wall time of its process, and what of it is not the step's work
 
 Own cost is all but the work of the steps: the start of processes, imports, digests, copies, records, walking the graph.
-The work of the steps with a model begins with the import of torch, transformers, peft and trl, which has a row of its
-own: it is own cost too, once in each of those processes.
+The import of torch, transformers, peft and trl is made once, in the process from which steps with a model are forked:
+the first of them waits for the rest of it. What it takes a process of its own stands beside it.
 
     python -m benchmarks.line
 """
@@ -22,7 +22,7 @@ from benchmarks.measuring import Numbers, Runs, Side, Table, build_parser, in_tu
 
 ENDED = re.compile(r"(?P<step>\w+) +(?:done|reused) +(?P<seconds>[\d.]+) s")
 IMPORTS = "import torch, transformers, peft; from trl import SFTTrainer"
-MODEL_STEPS = ("train_sft", "check_sft", "check_sft_merge", "train_dpo", "check_dpo_merge", "check_alignment")
+NUM_MODEL_STEPS = 6
 ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 # Runs the line, and tells what the rows of its view and its records say of each step.
 RUN = """
@@ -60,7 +60,7 @@ def sides(folder: Path) -> dict[str, Side]:
     return {
         "first run": Side(line, before=forget, env=ENV),
         "nothing changed": Side(line, env=ENV),
-        "imports of one step with a model": Side([sys.executable, "-W", "ignore", "-c", IMPORTS], env=ENV),
+        "the imports in a process of their own": Side([sys.executable, "-W", "ignore", "-c", IMPORTS], env=ENV),
     }
 
 
@@ -71,14 +71,7 @@ def by_step(runs: Runs) -> Runs:
 
 
 def totals(runs: Runs) -> Runs:
-    imports = [one["seconds"] for one in runs["imports of one step with a model"]]
-    own = [
-        {
-            "seconds": one["seconds"] - one["work"] + len(MODEL_STEPS) * seconds,
-            "without imports": one["seconds"] - one["work"],
-        }
-        for one, seconds in zip(runs["first run"], imports, strict=True)
-    ]
+    own = [{"seconds": one["seconds"] - one["work"]} for one in runs["first run"]]
     plain: Runs = {name: [_without_steps(one) for one in found] for name, found in runs.items()}
     return plain | {"own cost of the first run": own}
 
@@ -93,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(name)
         write_line(folder)
         runs = in_turn(sides(folder), args)
-    note = f"{os.cpu_count()} cores; {len(MODEL_STEPS)} of the steps load a model."
+    note = f"{os.cpu_count()} cores; {NUM_MODEL_STEPS} of the steps load a model."
     tables = [
         Table("run", "first run", totals(runs)),
         Table("own cost of a step", next(iter(by_step(runs))), by_step(runs)),
