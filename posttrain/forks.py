@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,12 @@ def main() -> None:
         become(request, server)
 
 
+def forget(packages: Collection[str]) -> None:
+    """Has these packages be imported anew, with no state of this process."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+
+
 def import_all(imports: str) -> None:
     """Leaves the libraries imported. Our own modules are a child's to import: they hold when it began, and more."""
     for name in IMPORTS[imports]:
@@ -227,8 +234,7 @@ def import_all(imports: str) -> None:
     if imports == "models":
         with suppress(ImportError):
             importlib.import_module("posttrain.backend").import_libraries()
-    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
-        del sys.modules[name]
+    forget(OURS)
     gc.collect()
     gc.freeze()  # a child's collections then leave these pages shared
 

@@ -23,7 +23,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from posttrain import backend, record, usage
+from posttrain import backend, forks, record, usage
 from posttrain.config import EXIT_AGAIN, RUN_ID_ENV
 from posttrain.ends import Unfinished
 from posttrain.ranking import Cost
@@ -116,9 +116,7 @@ def _become(module: str, argv: list[str], environment: dict[str, str]) -> None:
     """In the fork: `python -m module argv`, as in a new process."""
     os.environ |= environment
     atexit._clear()  # what the trial has yet to do is not the child's
-    ours = {"posttrain", "validators", module.partition(".")[0]}
-    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
-        del sys.modules[name]  # they hold the trial's state: when it started, its connections
+    forks.forget({*forks.OURS, module.partition(".")[0]})  # the trial's state: when it started, its connections
     sys.argv = [module, *argv]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
