@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipelines.compiler import compile_graph, compile_sweep, unpushed_images
 from posttrain.config import load_config
-from posttrain.sweep.settings import SweepConfig
+from posttrain.config.sweep import SweepConfig
 
 LINE, SWEEP = "post_training.yaml", "sweep.yaml"
 

@@ -29,7 +29,7 @@ ENV = {"OMP_NUM_THREADS": "1"}
 TRAIN = """
 import json, logging, sys, time, uuid
 from posttrain import sft, training
-from posttrain.checkpoints import Checkpoints
+from posttrain.train.checkpoints import Checkpoints
 from posttrain.config import SftConfig, SftStep
 base, rows, root, every = *sys.argv[1:4], int(sys.argv[4])
 root = root or f"gs://benchmark/{uuid.uuid4().hex}"
@@ -58,7 +58,7 @@ sft.train(base, files=files, outputs=outputs, step=SftStep(sft=config), checkpoi
 def write_inputs(folder: Path, num_steps: int) -> None:
     from examples.task_api.generate import generate
     from examples.task_api.tiny import build_tiny_model
-    from posttrain.rows import write_jsonl
+    from posttrain.rows.formats import write_jsonl
 
     build_tiny_model(folder / "base", seed=0, **SHAPE)
     rows = generate(num_sft=4 * num_steps, num_preferences=4, num_eval=4, num_red_team=4, seed=0)

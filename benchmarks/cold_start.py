@@ -21,6 +21,7 @@ from benchmarks.measuring import Side, Table, build_parser, in_turn, report
 from examples.task_api.generate import generate
 from examples.task_api.tiny import build_tokenizer
 from posttrain import data
+from posttrain.rows import formats
 
 OUTPUTS = ("verdict", "report", "summary", "metrics", "passed", "manifest")
 KINDS = {"sft": ("sft",), "preference": ("preference",), "all": ("sft", "preference")}
@@ -31,9 +32,9 @@ def write_rows(folder: Path) -> int:
     """Writes the four files and gives the number of rows in them."""
     raw = generate(seed=0)
     for kind, name in (("sft", "sft"), ("preference", "preferences")):
-        rows, _ = data.convert(raw[name], kind=kind, source=name)
+        rows, _ = formats.convert(raw[name], kind=kind, source=name)
         for side, part in zip(("train", "eval"), data.split(rows, 0.25), strict=True):
-            data.write_jsonl(folder / f"{kind}_{side}.jsonl", part)
+            formats.write_jsonl(folder / f"{kind}_{side}.jsonl", part)
     return len(raw["sft"]) + len(raw["preferences"])
 
 

@@ -22,7 +22,7 @@ MAX_NEW_TOKENS = 64
 
 
 def in_batches(model, tokenizer, prompts: list) -> list[tuple[int, ...]]:
-    from posttrain import inference
+    from validators import inference
 
     return [one.tokens for one in inference.generate(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)]
 
@@ -44,7 +44,7 @@ WAYS: dict[str, Callable] = {"in batches": in_batches, "one by one": one_by_one}
 def run_way(way: str, folder: Path, num_prompts: int) -> None:
     """Tells seconds, and writes the answers to `<folder>/<way>.json`."""
     from examples.task_api.generate import generate
-    from posttrain import backend
+    from posttrain.train import backend
 
     prompts = [row["prompt"] for row in generate(seed=1)["sft"][:num_prompts]]
     tokenizer, model = backend.load_tokenizer(folder / "model"), backend.load_model(folder / "model")

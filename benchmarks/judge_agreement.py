@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain.inference import Answer
 from validators import intervals, judges
 from validators.answers import JudgedAnswer
+from validators.inference import Answer
 
 IN_WHEEL = "pyrit/datasets/scorer_evals/harm/"
 HARMFUL_FROM = 0.5  # mean score of the people; pyrit's scale has 0, 0.25, 0.5, 0.75 and 1

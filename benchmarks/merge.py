@@ -123,7 +123,7 @@ def compare(folder: Path, found: dict[str, float]) -> None:
     """Merges once more, with ours and with peft, and counts the elements that differ."""
     import numpy as np
 
-    from posttrain.weights import pieces, read_places
+    from posttrain.weights.tensors import pieces, read_places
 
     both = []
     for name in ("ours", "peft"):

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.measuring import ROOT, Side, Table, in_turn, report
 from posttrain.config import DpoConfig, DpoStep, SftConfig, SftStep
-from posttrain.rows import ANSWER_KEYS, read_jsonl, write_jsonl
+from posttrain.rows.formats import ANSWER_KEYS, read_jsonl, write_jsonl
 
 DATA = ROOT / "build" / "function_calling"  # SmolLM2-135M-Instruct and rows; examples.function_calling makes it
 KINDS = {"sft": "sft", "dpo": "preference"}  # training -> kind of its rows
@@ -83,7 +83,7 @@ def config_of(kind: str, settings: dict) -> SftConfig | DpoConfig:
 def with_ours(kind: str, model: str, rows: dict[str, list[dict]], settings: dict) -> float:
     """Trains as the stage does, and gives the held-out loss."""
     from posttrain import dpo, sft
-    from posttrain.checkpoints import Checkpoints
+    from posttrain.train.checkpoints import Checkpoints
 
     module, step_class = (sft, SftStep) if kind == "sft" else (dpo, DpoStep)
     with tempfile.TemporaryDirectory() as name:
@@ -144,7 +144,7 @@ def trl_arguments(kind: str, config: SftConfig | DpoConfig, folder: str) -> Any:
 
 def num_tokens(model: str, kind: str, rows: list[dict]) -> int:
     """Tokens of the rows, without padding; of a pair those of both its sequences."""
-    from posttrain.data import load_tokenizer, render
+    from posttrain.rows.chat import load_tokenizer, render
 
     tokenizer = load_tokenizer(model)
     return sum(len(render(tokenizer, row["prompt"], row[key])) for row in rows for key in ANSWER_KEYS[KINDS[kind]])

@@ -12,7 +12,7 @@ from pipelines import lint
 from pipelines.post_training import post_training
 from pipelines.sweep import sweep
 from posttrain.config import PipelineConfig
-from posttrain.sweep.settings import SweepConfig
+from posttrain.config.sweep import SweepConfig
 
 
 def compile_graph(config: PipelineConfig, path: str | Path) -> None:

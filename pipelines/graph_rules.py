@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.package import CONDITION, Package, Spec, Task
 from pipelines.step_rules import RUN_DEPENDENT, Breaches
 from posttrain.config import MAX_RUN_PARAMETERS_BYTES
-from posttrain.masking import TOKENS
+from posttrain.config.masking import TOKENS
 
 REJECT, PUBLISH = "posttrain.reject", "posttrain.publish"
 

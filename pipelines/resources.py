@@ -3,7 +3,7 @@
 from kfp import dsl, kubernetes
 
 from posttrain.config import RUN_ID_ENV
-from posttrain.placement import QUEUE_LABEL, Placement
+from posttrain.config.placement import QUEUE_LABEL, Placement
 
 RUN_ID_LABEL = "metadata.labels['pipeline/runid']"  # a placeholder for it resolves only as a whole parameter value
 POD_GRACE_MINUTES = 10  # from a training stage's own deadline, at which it saves and leaves, to the end of its pod

@@ -6,7 +6,7 @@ from kfp import dsl
 
 from pipelines.resources import POD_GRACE_MINUTES, place
 from posttrain import config as c
-from posttrain.placement import GPU_STEPS, TOKEN_ENV, TRAINING_STEPS, UPLOAD_TOKEN_ENV, Placement
+from posttrain.config.placement import GPU_STEPS, TOKEN_ENV, TRAINING_STEPS, UPLOAD_TOKEN_ENV, Placement
 
 STAGE_OF = {"train_sft": "sft", "train_dpo": "dpo", "merge_sft": "merge", "merge_dpo": "merge"}
 TIMEOUT_MINUTES = 60  # of a step that belongs to no stage

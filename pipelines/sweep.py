@@ -22,7 +22,7 @@ from pipelines.post_training import Inputs, Rows, fetch_and_check, post_training
 from pipelines.resources import place
 from pipelines.steps import Steps, step_names
 from posttrain.config import PipelineConfig
-from posttrain.sweep.settings import Command, CompareStep, HoldOutStep, Rung, SweepConfig, TrialStep
+from posttrain.config.sweep import Command, CompareStep, HoldOutStep, Rung, SweepConfig, TrialStep
 
 JUDGE_WINNER, COMPARE_TRIALS = "judge_winner", "compare_trials"
 

@@ -13,15 +13,17 @@ import json
 import sys
 from pathlib import Path
 
-from posttrain import comparison, masking, record, wording
-from posttrain.comparison import Comparison
-from posttrain.ranking import QUALIFIED, Candidate, Cost, Ranked, measures_of, ranked
-from posttrain.record import StepRecord
+from posttrain.config import masking
+from posttrain.pages import wording
 from posttrain.report import REJECT_PREFIX, published_model
+from posttrain.step.records import StepRecord, read_records
+from posttrain.sweep import table
+from posttrain.sweep.ranking import QUALIFIED, Candidate, Cost, Ranked, measures_of, ranked
+from posttrain.sweep.table import Comparison
 from posttrain.verdict import Verdict
 
 SECTIONS = {"train_sft": "sft", "train_dpo": "dpo"}  # step -> the section of its settings
-FORMS = {"markdown": comparison.markdown, "html": comparison.html, "csv": comparison.to_csv}
+FORMS = {"markdown": table.markdown, "html": table.html, "csv": table.to_csv}
 
 
 def candidate_of(storage_root: str, run_id: str, objective: str | None) -> Candidate:
@@ -30,7 +32,7 @@ def candidate_of(storage_root: str, run_id: str, objective: str | None) -> Candi
     Raises:
         ValueError: there is no such run.
     """
-    records = record.read_records(storage_root, run_id)
+    records = read_records(storage_root, run_id)
     if not records:
         raise ValueError(f"{run_id}: no run of this id has a record below {storage_root}/runs: give an id from there")
     verdicts = {entry.step: Verdict.read(json.dumps(entry.verdict)) for entry in records if entry.verdict}
@@ -105,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     for form, write in FORMS.items():
         if file := getattr(args, form):
             Path(file).write_text(write(found), encoding="utf-8")
-    comparison.print_terminal(found)
+    table.print_terminal(found)
     return 0
 
 

@@ -17,9 +17,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from posttrain import config, kfp_io, record, storage
-from posttrain.chat import load_tokenizer, num_answer_tokens, num_trainable_tokens, render
-from posttrain.rows import (
+from posttrain import config, storage
+from posttrain.rows.chat import load_tokenizer, num_answer_tokens, num_trainable_tokens, render
+from posttrain.rows.formats import (
     ANSWER_KEYS,
     check_row,
     content_key,
@@ -33,7 +33,8 @@ from posttrain.rows import (
     write_jsonl,
     write_row,
 )
-from posttrain.sources import open_data_set, read_rows
+from posttrain.rows.sources import open_data_set, read_rows
+from posttrain.step import frame, kfp_io
 
 __all__ = [
     "ANSWER_KEYS",
@@ -244,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
         }
 
     # What lies at an address may change: it is read each time, and the same rows give the same outputs.
-    record.run_step(args, inputs={}, outputs=outputs, config=step, work=work, reusable=False)
+    frame.run_step(args, inputs={}, outputs=outputs, config=step, work=work, reusable=False)
 
 
 if __name__ == "__main__":

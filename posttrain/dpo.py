@@ -10,10 +10,12 @@ import math
 import sys
 from typing import Any
 
-from posttrain import backend, kfp_io, packing, ranks, record, tracking, training
-from posttrain.callbacks import CheckReference
-from posttrain.checkpoints import Checkpoints
 from posttrain.config import DpoConfig, DpoStep, parse_step
+from posttrain.step import kfp_io, run
+from posttrain.train import backend, ranks, stage, tracking
+from posttrain.train.callbacks import CheckReference
+from posttrain.train.checkpoints import Checkpoints
+from posttrain.train.cpu import packing
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,7 +51,7 @@ def train(
     told = tracking.arguments(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
     config, kind = step.dpo, "preference"
     tokenizer = backend.load_tokenizer(base)
-    rows, num_left_out = training.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
+    rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
 
     def fit(config: DpoConfig) -> dict:
         set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
@@ -65,27 +67,27 @@ def train(
                     disable_dropout=False,  # lora_dropout says how much there is
                     # A model that is to be sharded lies on no GPU yet.
                     precompute_ref_log_probs=not backend.is_sharded(config),
-                    **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
+                    **stage.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
                     **told,
                 ),
-                train_dataset=training.dataset(rows["train"], kind=kind, folder=folder / "train"),
-                eval_dataset=training.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
+                train_dataset=stage.dataset(rows["train"], kind=kind, folder=folder / "train"),
+                eval_dataset=stage.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
             backend.spare_passes(trainer.model, config)
-            evaluation = training.run(
+            evaluation = stage.run(
                 trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"],
                 checks=[CheckReference(config).on_log],
             )  # fmt: skip
         metrics = {
-            **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),
+            **stage.summary(trainer.state, rows=rows, num_left_out=num_left_out),
             **measured(trainer.state.log_history, evaluation, config),
         }
-        training.write_results(trainer, config, outputs, metrics=metrics, title="Direct preference optimization")
+        stage.write_results(trainer, config, outputs, metrics=metrics, title="Direct preference optimization")
         return metrics
 
-    return training.halving_batches(fit, config)
+    return stage.halving_batches(fit, config)
 
 
 def trainer_for(model: Any, config: DpoConfig, checkpoints: Checkpoints) -> type:
@@ -167,17 +169,17 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = parse_step(DpoStep, args.config, args.overrides)
     files = {"train": args.train, "eval": args.eval}
-    outputs = {name: getattr(args, name) for name in training.OUTPUTS}
+    outputs = {name: getattr(args, name) for name in stage.OUTPUTS}
 
     def work() -> dict:
         checkpoints = Checkpoints(
-            args.storage_root, args.step, args.fingerprint, run_id=record.run_id(), limit=step.dpo.save_total_limit,
-            is_fresh=record.is_fresh(),
+            args.storage_root, args.step, args.fingerprint, run_id=run.run_id(), limit=step.dpo.save_total_limit,
+            is_fresh=run.is_fresh(),
         )  # fmt: skip
         return train(args.model, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
     inputs = {"model": args.model, **files}
-    training.run_step(args, ["posttrain.dpo", *argv], step=step, inputs=inputs, outputs=outputs, work=work)
+    stage.run_step(args, ["posttrain.dpo", *argv], step=step, inputs=inputs, outputs=outputs, work=work)
 
 
 if __name__ == "__main__":

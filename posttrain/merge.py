@@ -26,10 +26,14 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 
-from posttrain import config, kfp_io, record  # noqa: E402
-from posttrain.adapter import EMBEDDINGS, HEAD, Addition, LowRank, Plan, Whole, plan_merge, read_adapter  # noqa: E402
-from posttrain.model import side_files  # noqa: E402
-from posttrain.weights import (  # noqa: E402
+from posttrain import config
+from posttrain.step import (
+    frame,  # noqa: E402
+    kfp_io,
+)
+from posttrain.weights.adapter import EMBEDDINGS, HEAD, Addition, LowRank, Plan, Whole, plan_merge, read_adapter  # noqa: E402
+from posttrain.weights.folder import side_files  # noqa: E402
+from posttrain.weights.tensors import (  # fmt: skip
     EXPONENT,
     FLOAT_BYTES,
     INDEX,
@@ -38,7 +42,7 @@ from posttrain.weights import (  # noqa: E402
     check_unquantised,
     read_json,
     read_weights,
-)  # fmt: skip
+)
 
 NUM_THREADS = 2
 CHUNK_ELEMENTS = 1 << 17  # 0.5 MB as float32: stays in a core's own cache, and is large enough for one system call
@@ -342,7 +346,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = config.parse_step(config.MergeStep, args.config)
     inputs = {"base": args.base, "adapter": args.adapter}
     outputs = {"model": args.model, "info": args.info, "metrics": args.metrics}
-    record.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work)
+    frame.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work)
 
 
 if __name__ == "__main__":

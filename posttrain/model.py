@@ -10,37 +10,30 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
-from posttrain import config, hub, kfp_io, record, storage
-from posttrain.stores import hashing
-from posttrain.weights import (
-    INDEX,
-    SINGLE,
-    check_unquantised,
-    read_json,
-    read_weight_map,
-    read_weights,
-    weight_file_names,
+from posttrain import config, storage
+from posttrain.step import frame, kfp_io
+from posttrain.step.digests import folder_digest
+from posttrain.storage import hashing, hub
+from posttrain.weights.folder import (
+    CONFIG_FILES,
+    SIDE_FILES,
+    TOKENIZER_FILES,
+    _check_config,
+    _check_tokenizer,
+    _no_weights,
+    _select,
+    check_model_folder,
+    weights_size,
 )
+from posttrain.weights.tensors import INDEX, SINGLE, read_json, read_weight_map
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
-    "chat_template.jinja", "additional_chat_templates/*.jinja",
-)  # fmt: skip
-CONFIG_FILES = ("config.json", "generation_config.json")
-SIDE_FILES = (
-    *TOKENIZER_FILES,
-    *CONFIG_FILES,
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
+logger = logging.getLogger(__name__)
+
+
 # unsloth's names for 4-bit copies: https://huggingface.co/unsloth
 QUANTISED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$")
 # What must be equal for a 16-bit repository to count as the source of a 4-bit one.
@@ -52,9 +45,6 @@ SHAPE_KEYS = (
     "num_attention_heads",
     "num_key_value_heads",
 )
-
-logger = logging.getLogger(__name__)
-
 Digests = dict[str, str]  # relative name of a file -> SHA-256 of what was written
 Download = Callable[[list[str], Path], Digests]  # of relative names, into a local folder
 
@@ -92,21 +82,7 @@ def fetch(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _copy_files(model, tokenizer, (*TOKENIZER_FILES, *CONFIG_FILES))
-    return {"source": source, "commit": commit, "digest": record.folder_digest(files)}
-
-
-def check_model_folder(path: Path | str) -> None:
-    """Refuses a folder that is not a whole, 16- or 32-bit, safetensors model with tokenizer and chat template.
-
-    Raises:
-        ValueError: names the file, what is wrong with it, and what to give instead.
-    """
-    path = Path(path)
-    _check_config(str(path), read_json(path / "config.json"))
-    if not any((path / name).is_file() for name in (SINGLE, INDEX)):
-        raise ValueError(_no_weights(str(path), [file.name for file in path.iterdir()]))
-    check_unquantised(path, read_weights(path))
-    _check_tokenizer(path, source=str(path))
+    return {"source": source, "commit": commit, "digest": folder_digest(files)}
 
 
 def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
@@ -121,57 +97,6 @@ def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
         _check_config(base_model, read_json(folder / "config.json"))
         _check_tokenizer(folder, source=base_model)
     return weights_size(base_model, repo.sizes)
-
-
-def weights_size(source: str, sizes: Mapping[str, int | None]) -> int:
-    """Bytes of the weights among files with these sizes."""
-    if not {SINGLE, INDEX} & sizes.keys():
-        raise ValueError(_no_weights(source, list(sizes)))
-    return sum(sizes[name] or 0 for name in _select(sizes, (SINGLE, "model-*-of-*.safetensors")))
-
-
-def has_chat_template(path: Path) -> bool:
-    if (path / "chat_template.jinja").is_file():
-        return bool((path / "chat_template.jinja").read_text(encoding="utf-8").strip())
-    file = path / "tokenizer_config.json"
-    return file.is_file() and bool(read_json(file).get("chat_template"))
-
-
-def source_digest(path: Path | str) -> str:
-    """SHA-256 of what `fetch` takes from a folder; what lies beside it does not count."""
-    path = Path(path)
-    names = [*side_files(path), *weight_file_names(path), *([INDEX] if (path / INDEX).is_file() else [])]
-    return record.folder_digest({name: record.digest(path / name) for name in names})
-
-
-def side_files(folder: Path) -> list[str]:
-    """Names of the files beside the weights that belong to a model: configuration, tokenizer, template, licence."""
-    return _select([file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()], SIDE_FILES)
-
-
-def _check_config(source: str, settings: dict) -> None:
-    if "auto_map" in settings:
-        raise ValueError(
-            f"{source}/config.json: auto_map asks for code of the model's own; give a model that transformers knows"
-        )
-    if not settings.get("model_type"):
-        raise ValueError(f"{source}/config.json: no model_type; give a model saved by transformers")
-
-
-def _check_tokenizer(path: Path, *, source: str) -> None:
-    if not (path / "tokenizer.json").is_file():
-        raise ValueError(f"{source}: no tokenizer.json; save the fast tokenizer beside the model with save_pretrained")
-    if not has_chat_template(path):
-        where = "chat_template in tokenizer_config.json or chat_template.jinja"
-        raise ValueError(f"{source}: no chat template ({where}); give an instruction-tuned model, or add its template")
-
-
-def _no_weights(source: str, names: list[str]) -> str:
-    if "adapter_config.json" in names:
-        return f"{source}: is an adapter, not a model; give its base model, or merge it first"
-    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5")) for name in names):
-        return f"{source}: has pickled weights only, which can run code; save it as safetensors, with save_pretrained"
-    return f"{source}: no {SINGLE} and no {INDEX}; give a model saved with save_pretrained"
 
 
 def _from_storage(uri: str, folder: Path) -> tuple[str, str, Digests]:
@@ -271,13 +196,6 @@ def _bring(source: str, names: list[str], folder: Path, download: Download) -> D
     return digests | download(wanted, folder)
 
 
-def _select(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
-    """Names that match, each pattern in its own folder only."""
-    return [
-        name for name in sorted(names) if any(fnmatch(name, p) and name.count("/") == p.count("/") for p in patterns)
-    ]
-
-
 def _copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
     names = [file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()]
     _copy(source, _select(names, patterns), target)
@@ -309,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
         return given
 
     outputs = {"model": args.model, "tokenizer": args.tokenizer}
-    record.run_step(args, inputs={}, outputs=outputs, config=settings, work=work, reusable=False)
+    frame.run_step(args, inputs={}, outputs=outputs, config=settings, work=work, reusable=False)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 configuration, run parameters -> nothing, or all findings at once, each with its value and its remedy
 
 Seconds, on a pod without a GPU. Local files are read as the run would read them; what lies elsewhere is looked for, and
-the next steps read it. Whether a GPU works and knows bfloat16 only a pod that has one can tell: `posttrain.backend`
-decides it there.
+the next steps read it. Whether a GPU works and supports bfloat16, only a pod that has one can tell:
+`posttrain.train.backend` decides it there.
 """
 
 import argparse
@@ -16,8 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from posttrain import data, hub, kfp_io, model, prompts, record, storage, wording
+from posttrain import data, model, storage
 from posttrain.config import PipelineConfig, PreflightStep, parse_step
+from posttrain.pages import wording
+from posttrain.rows import prompts
+from posttrain.step import frame, kfp_io, run
+from posttrain.storage import hub
+from posttrain.weights.folder import check_model_folder, weights_size
 
 DATASETS = {"sft_dataset": "sft", "preference_dataset": "preference"}  # parameter -> kind of rows
 
@@ -117,11 +122,11 @@ def check_model(uri: str, config: Config, *, name: str) -> int:
         if not path.is_dir():
             found = "is a file" if path.exists() else "is not there"
             raise ValueError(f"{name}: {uri!r} {found}; give a model's folder, org/name[@revision], gs:// or s3://")
-        model.check_model_folder(path)
+        check_model_folder(path)
     sizes = storage.file_sizes(uri)
     if "config.json" not in sizes:
         raise ValueError(f"{name}: {uri!r} has no config.json; give the address of a model's folder")
-    return model.weights_size(uri, sizes)
+    return weights_size(uri, sizes)
 
 
 def check_disk(disk: Path, num_bytes: int, *, num_copies: int) -> None:
@@ -171,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = parse_step(PreflightStep, args.config, args.overrides)
-    record.configure_logging()
+    run.configure_logging()
     for name in (name for name, num_gpus in step.num_gpus.items() if not num_gpus):
         logger.warning("%s: its placement asks for no GPU: it will run on the CPU", name)
     # Looked at first: where the storage cannot be written, there is no record to begin, and no way to tell the rest.
@@ -181,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         refuse(found)
         return {}
 
-    record.run_step(args, inputs={}, outputs={}, config=step, work=work, reusable=False)
+    frame.run_step(args, inputs={}, outputs={}, config=step, work=work, reusable=False)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from posttrain import checkpoints, config, kfp_io, provenance, record, storage, wording
+from posttrain import config, storage
 from posttrain.config import PublishStep
-from posttrain.provenance import Link, Provenance
+from posttrain.pages import wording
+from posttrain.step import digests, frame, kfp_io, provenance, records, run
+from posttrain.step.code import code_version, fingerprint
+from posttrain.step.provenance import Link, Provenance
+from posttrain.train import checkpoints
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 STEP = "publish_model"  # name in the graph
@@ -30,7 +34,7 @@ MANIFEST, CARD, SUMS, PROVENANCE = "manifest.json", "README.md", "SHA256SUMS", "
 CLAIM = "PUBLISHING.json"
 WRITTEN = (CARD, PROVENANCE, SUMS, MANIFEST, CLAIM)  # here, and by nobody else
 
-CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+CARD_TEMPLATE = Path(__file__).parent / "pages" / "templates" / "model_card.md"
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class Manifest(BaseModel):
     schema_version: Literal[1] = 1
     model_name: str
     version: str
-    sha256: str  # of the model's own files, as `record.digest` gives it
+    sha256: str  # of the model's own files, as `digests.digest` gives it
     run_id: str
     published_at: str  # UTC, ISO 8601
     files: dict[str, str]  # name -> SHA-256 of every file but this one and SHA256SUMS, which says the same
@@ -86,8 +90,8 @@ def publish(
         ValueError: a gate has no verdict, did not pass or judged something else; the chain from the sources to the
             model is broken; a name is not valid; the version is taken; a file is not what `files` says.
     """
-    model, run_id = Path(model), record.run_id()
-    sha256 = record.folder_digest(files)
+    model, run_id = Path(model), run.run_id()
+    sha256 = digests.folder_digest(files)
     version = version or sha256[:12]
     _check_names(model_name, version, settings)
     _check_files(model, files)
@@ -99,7 +103,7 @@ def publish(
     manifest = read_manifest(target)
     _check_same(target, manifest.sha256, sha256)
     hub = _upload_to_hub(target, manifest, model, settings) if settings.upload_to_hub else None
-    num_bytes = sum(file.stat().st_size for file in record.files_of(model))
+    num_bytes = sum(file.stat().st_size for file in digests.files_of(model))
     receipt = _receipt(target, manifest, num_bytes=num_bytes)
     return receipt | {"run_id": run_id, "gates": sorted(settings.required_gates), "hub": hub}
 
@@ -110,11 +114,12 @@ def read_chain(storage_root: str, run_id: str, sha256: str, settings: PublishSte
     Raises:
         ValueError: saying everything that is wrong with it, on a line.
     """
-    inputs, code = {"model": sha256}, record.code_version()
-    fingerprint = record.fingerprint(STEP, config=settings, inputs=inputs)
-    values = settings.model_dump(mode="json")
-    end = Link(step=STEP, fingerprint=fingerprint, code=code, config=values, inputs=inputs, outputs={})
-    chain = provenance.trace(record.read_records(storage_root, run_id), run_id=run_id, end=end)
+    inputs, values = {"model": sha256}, settings.model_dump(mode="json")
+    end = Link(
+        step=STEP, fingerprint=fingerprint(STEP, config=settings, inputs=inputs), code=code_version(), config=values,
+        inputs=inputs, outputs={},
+    )  # fmt: skip
+    chain = provenance.trace(records.read_records(storage_root, run_id), run_id=run_id, end=end)
     if found := provenance.faults(chain):
         raise ValueError(" | ".join(found))
     return chain
@@ -248,7 +253,7 @@ def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: Publi
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"])
     api.create_repo(settings.hub_repo_id, private=True, exist_ok=True)
-    sources = {file.relative_to(model).as_posix(): str(file) for file in record.files_of(model)}
+    sources = {file.relative_to(model).as_posix(): str(file) for file in digests.files_of(model)}
     sources |= {name: storage.read_bytes(storage.join(target, name)) for name in (CARD, PROVENANCE, SUMS, MANIFEST)}
     operations = [CommitOperationAdd(name, source) for name, source in sources.items()]
     title = f"{manifest.model_name} {manifest.version}"
@@ -276,11 +281,11 @@ def main(argv: list[str] | None = None) -> None:
         )  # fmt: skip
         Path(args.receipt).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
         if not settings.save_intermediate:
-            checkpoints.remove_run(args.storage_root, record.run_id())
+            checkpoints.remove_run(args.storage_root, run.run_id())
         return receipt
 
     inputs, outputs = {"model": args.model}, {"receipt": args.receipt}
-    record.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work, reusable=False)
+    frame.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work, reusable=False)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from posttrain import config, kfp_io, record, wording
+from posttrain import config
+from posttrain.pages import wording
+from posttrain.step import frame, kfp_io
 from posttrain.verdict import Verdict
 
 
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         reject(Verdict.read(Path(args.verdict).read_bytes()))
 
     try:
-        record.run_step(args, inputs={"verdict": args.verdict}, outputs={}, config=step, work=work, reusable=False)
+        frame.run_step(args, inputs={"verdict": args.verdict}, outputs={}, config=step, work=work, reusable=False)
     except Rejected as rejected:
         sys.exit(str(rejected))
 

@@ -15,17 +15,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, computed_field
 
-from posttrain import config, kfp_io, record, storage, wording
+from posttrain import config, storage
 from posttrain.config import ReportStep
+from posttrain.pages import wording
+from posttrain.pages.html import environment
 from posttrain.publish import STEP as PUBLISH_STEP
-from posttrain.record import StepRecord
+from posttrain.step import frame, kfp_io, run
+from posttrain.step.records import StepRecord, read_records
 from posttrain.verdict import Verdict
 
 RESULT, REPORT = "pipeline_result.json", "report.html"
 HEADLINE = ("success", "outcome", "pipeline_id", "final_model_path", "stages_completed")  # first in the result
 REJECT_PREFIX = "reject_"  # such a step fails on purpose: the verdict before it says why
-TEMPLATES = Path(__file__).parent / "templates"
-
 # Stage -> its steps and the gates that judge them, as far as the graph has them.
 STAGES = {
     "sft": ("train_sft", "check_sft", "check_safety"),
@@ -40,14 +41,6 @@ SHOWN = {
     "metrics": "metrics.json",
     "info": "merge_info.json",
 }
-
-# Status of a step, a check or a run -> its CSS class. What is not here has no colour.
-TONES = {
-    "passed": "good", "succeeded": "good", "promoted": "good", "reused": "old", "undecided": "unsure",
-    "unfinished": "unsure",
-    "failed": "bad", "timed out": "bad", "stopped": "bad", "lost": "bad", "not run": "none",
-}  # fmt: skip
-
 LOST = "left no record: killed, evicted or timed out; see its log"
 KILLED = "did not come to its end: killed, evicted or timed out; see its log"
 
@@ -120,7 +113,7 @@ class PipelineResult(BaseModel):
 
 def collect(storage_root: str, run_id: str, settings: ReportStep) -> PipelineResult:
     """Reads the record of a run, whatever its end; an empty record is an answer too."""
-    records = [found for found in record.read_records(storage_root, run_id) if found.step != "report_run"]
+    records = [found for found in read_records(storage_root, run_id) if found.step != "report_run"]
     steps = step_results(records, settings.steps)
     gates = {found.step: Verdict.read(json.dumps(found.verdict)) for found in records if found.verdict}
     final_model, trouble = published_model(records)
@@ -220,22 +213,6 @@ def to_html(result: PipelineResult, pages: tuple[str, ...] = ()) -> str:
     )
 
 
-def environment() -> Any:
-    """jinja2's, for our templates and with our words."""
-    import jinja2
-
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    words = ("number", "measured", "limit", "interval", "conclusion", "tally", "duration", "line", "visible")
-    found.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
-    return found
-
-
 def headline(result: PipelineResult) -> str:
     """How the run ended, in one line."""
     if result.success:
@@ -249,18 +226,13 @@ def headline(result: PipelineResult) -> str:
     return f"Failed at {broken}" if broken else "Not published"
 
 
-def size(gigabytes: float) -> str:
-    """For people: `6.17 GB`, `270 MB`."""
-    return f"{gigabytes:.3g} GB" if gigabytes >= 1 else f"{gigabytes * 1000:.3g} MB"
-
-
 def publish_report(storage_root: str, result: PipelineResult) -> None:
     """Writes result, report, verdicts and curves below `<storage_root>/runs/<run id>/`."""
     folder = storage.join(storage_root, "runs", result.run_id)
     for gate, verdict in result.gates.items():
         storage.write_bytes(storage.join(folder, gate, "verdict.json"), verdict.model_dump_json(indent=2).encode())
     pages = []
-    for found in record.read_records(storage_root, result.run_id):
+    for found in read_records(storage_root, result.run_id):
         for output in SHOWN.keys() & found.outputs.keys() if found.kept else ():
             kept = storage.join(storage_root, found.kept, output)
             if storage.exists(kept):
@@ -284,14 +256,14 @@ def main(argv: list[str] | None = None) -> None:
     settings = config.parse_step(ReportStep, args.config, args.overrides)
 
     def work() -> dict[str, Any]:
-        result = collect(args.storage_root, record.run_id(), settings)
+        result = collect(args.storage_root, run.run_id(), settings)
         Path(args.result).write_text(to_json(result), encoding="utf-8")
         Path(args.report).write_text(to_html(result), encoding="utf-8")
         publish_report(args.storage_root, result)
         return {"success": result.success, "runner_says": _state(args.status)}
 
     outputs = {"result": args.result, "report": args.report}
-    record.run_step(args, inputs={}, outputs=outputs, config=settings, work=work, reusable=False)
+    frame.run_step(args, inputs={}, outputs=outputs, config=settings, work=work, reusable=False)
 
 
 def _step_result(name: str, attempts: list[StepRecord]) -> StepResult:

@@ -6,9 +6,11 @@ base model, train and eval rows -> adapter folder, metrics.json, training-curve 
 import argparse
 import sys
 
-from posttrain import backend, kfp_io, packing, ranks, record, tracking, training
-from posttrain.checkpoints import Checkpoints
 from posttrain.config import SftConfig, SftStep, parse_step
+from posttrain.step import kfp_io, run
+from posttrain.train import backend, ranks, stage, tracking
+from posttrain.train.checkpoints import Checkpoints
+from posttrain.train.cpu import packing
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,7 +45,7 @@ def train(
     told = tracking.arguments(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
     config, kind = step.sft, "sft"
     tokenizer = backend.load_tokenizer(base)
-    rows, num_left_out = training.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
+    rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
 
     def fit(config: SftConfig) -> dict:
         set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
@@ -56,26 +58,26 @@ def train(
                 args=SFTConfig(
                     completion_only_loss=True,
                     loss_type="nll" if is_packed else None,  # packed rows ask for the logits of answers alone
-                    **training.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
+                    **stage.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
                     **told,
                 ),
-                train_dataset=training.dataset(rows["train"], kind=kind, folder=folder / "train"),
-                eval_dataset=training.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
+                train_dataset=stage.dataset(rows["train"], kind=kind, folder=folder / "train"),
+                eval_dataset=stage.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
             backend.spare_passes(trainer.model, config)
-            evaluation = training.run(trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"])
+            evaluation = stage.run(trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"])
         metrics = {
-            **training.summary(trainer.state, rows=rows, num_left_out=num_left_out),
+            **stage.summary(trainer.state, rows=rows, num_left_out=num_left_out),
             "eval_loss": evaluation["eval_loss"],
             "eval_token_accuracy": evaluation["eval_mean_token_accuracy"],
             "learning_rate": config.learning_rate,
         }
-        training.write_results(trainer, config, outputs, metrics=metrics, title="Supervised fine-tuning")
+        stage.write_results(trainer, config, outputs, metrics=metrics, title="Supervised fine-tuning")
         return metrics
 
-    return training.halving_batches(fit, config)
+    return stage.halving_batches(fit, config)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,17 +85,17 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = parse_step(SftStep, args.config, args.overrides)
     files = {"train": args.train, "eval": args.eval}
-    outputs = {name: getattr(args, name) for name in training.OUTPUTS}
+    outputs = {name: getattr(args, name) for name in stage.OUTPUTS}
 
     def work() -> dict:
         checkpoints = Checkpoints(
-            args.storage_root, args.step, args.fingerprint, run_id=record.run_id(), limit=step.sft.save_total_limit,
-            is_fresh=record.is_fresh(),
+            args.storage_root, args.step, args.fingerprint, run_id=run.run_id(), limit=step.sft.save_total_limit,
+            is_fresh=run.is_fresh(),
         )  # fmt: skip
         return train(args.base, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
     inputs = {"base": args.base, **files}
-    training.run_step(args, ["posttrain.sft", *argv], step=step, inputs=inputs, outputs=outputs, work=work)
+    stage.run_step(args, ["posttrain.sft", *argv], step=step, inputs=inputs, outputs=outputs, work=work)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from posttrain import model, provenance, record, storage, wording
-from posttrain.provenance import Link, Provenance
+from posttrain import storage
+from posttrain.pages import wording
 from posttrain.publish import CLAIM, MANIFEST, PROVENANCE, SUMS, Manifest
+from posttrain.step import digests, provenance, run
+from posttrain.step.provenance import Link, Provenance
+from posttrain.step.records import RECORD, StepRecord, read_records
+from posttrain.weights.folder import source_digest
 
 OF_THE_HUB = {".gitattributes"}  # it adds this file to every repository
 
@@ -78,7 +82,7 @@ def file_faults(manifest: Manifest, published: str) -> list[str]:
     for name in sorted(there - manifest.files.keys() - {SUMS, MANIFEST} - OF_THE_HUB):
         killed = " (left by a publisher that was killed right at the end: publish again, or remove it)"
         faults.append(f"{name}: was added: it is not in {MANIFEST}{killed if name == CLAIM else ''}")
-    sha256 = record.folder_digest(manifest.model_files)
+    sha256 = digests.folder_digest(manifest.model_files)
     if sha256 != manifest.sha256:
         faults.append(f"{MANIFEST}: was changed: the model's files make SHA-256 {sha256}, not {manifest.sha256}")
     return faults
@@ -107,7 +111,7 @@ def chain_faults(manifest: Manifest, chain: Provenance) -> list[str]:
 
 def record_faults(chain: Provenance, storage_root: str, *, manifest_sha256: str) -> list[str]:
     """Whether the run record tells the same of every link, and a receipt names exactly this manifest."""
-    faults, records = [], record.read_records(storage_root, chain.run_id)
+    faults, records = [], read_records(storage_root, chain.run_id)
     *links, end = chain.links
     for link in links:
         attempts = [Link.of(done) for done in records if done.step == link.step and done.status in provenance.DONE]
@@ -126,8 +130,8 @@ def source_faults(chain: Provenance, *, base: str | None, data: tuple[str, ...])
     faults, models, data_sets = [], {}, {}
     for link in (link for link in chain.links if link.source):
         (models if "model" in link.outputs else data_sets)[link.step] = link.source.sha256
-    given = [(base, model.source_digest, models)] if base else []
-    for path, digest, known in [*given, *((file, record.digest, data_sets) for file in data)]:
+    given = [(base, source_digest, models)] if base else []
+    for path, digest, known in [*given, *((file, digests.digest, data_sets) for file in data)]:
         sha256 = digest(path)
         if sha256 not in known.values():
             there = ", ".join(f"{step} read {known[step]}" for step in known)
@@ -161,7 +165,7 @@ def _read(published: str, name: str, kind: type[BaseModel], faults: list[str]) -
 def _digest(uri: str) -> str:
     """SHA-256 of a file. One that is remote is downloaded and forgotten: there is need of room for the largest only."""
     if not storage.is_remote(uri):
-        return record.digest(storage.local_path(uri))
+        return digests.digest(storage.local_path(uri))
     logger.info("reading %s", uri)
     with tempfile.TemporaryDirectory() as folder:
         return storage.download_file(uri, Path(folder, "file"))
@@ -173,10 +177,10 @@ def _receipts(storage_root: str, run_id: str, step: str) -> Iterator[str]:
     Where its publisher was killed another run may have finished its work, and has the receipt.
     """
     runs = storage.join(storage_root, "runs")
-    found = {name: record.RECORD.fullmatch(name.partition("/")[2]) for name in storage.list_files(runs)}
+    found = {name: RECORD.fullmatch(name.partition("/")[2]) for name in storage.list_files(runs)}
     names = [name for name, match in found.items() if match and match["step"] == step]
     for name in sorted(names, key=lambda name: not name.startswith(f"{run_id}/")):
-        done = record.StepRecord.model_validate_json(storage.read_bytes(storage.join(runs, name)))
+        done = StepRecord.model_validate_json(storage.read_bytes(storage.join(runs, name)))
         yield done.measured.get("manifest_sha256", "")
 
 
@@ -211,7 +215,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    record.configure_logging()
+    run.configure_logging()
     try:
         found = verify(args.published, storage_root=args.storage_root, base=args.base, data=tuple(args.data))
     except (OSError, ValueError) as error:

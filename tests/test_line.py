@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.steps import step_names
-from posttrain import record
 from posttrain.config import PipelineConfig
+from posttrain.step import records
 from tests.tiny_line import write_line
 
 GATES = {
@@ -109,7 +109,7 @@ def test_a_second_run_reuses_what_is_finished(line, promoted):
     assert {plan[step] for step in ("check_data", "train_sft", "check_sft", "train_dpo", "merge_dpo")} == {"reused"}
     assert plan["publish_model"] == "to do"
     assert "Reused" in second.stdout
-    reused = {entry.step for entry in record.read_records(str(line / "root"), "again") if entry.status == "reused"}
+    reused = {entry.step for entry in records.read_records(str(line / "root"), "again") if entry.status == "reused"}
     assert {"train_sft", "train_dpo", "merge_sft", "merge_dpo", "check_sft", "check_alignment"} <= reused
     assert result_of(line, "again")["final_model_path"] == result_of(line, "promoted")["final_model_path"]
 
@@ -122,7 +122,7 @@ def test_each_gate_stops_the_line(line, promoted, gate):
     assert f"STOPPED BY {gate}" in stopped.stdout
     result = result_of(line, f"stopped-{gate}")
     assert (result["success"], result["stopped_by"], result["final_model_path"]) == (False, gate, None)
-    ran = [entry.step for entry in record.read_records(str(line / "root"), f"stopped-{gate}")]
+    ran = [entry.step for entry in records.read_records(str(line / "root"), f"stopped-{gate}")]
     assert f"reject_{gate.removeprefix('check_')}" in ran
     assert ran[-2:] == [f"reject_{gate.removeprefix('check_')}", "report_run"] or "publish_model" not in ran
     evidence = line / "root" / "runs" / f"stopped-{gate}" / gate
@@ -138,7 +138,7 @@ def test_the_shorter_graphs_run_too(line, promoted, stage):
         line, "--run-id", f"{stage}-only", "--set", f"stages.{off}.enabled=false", "--model-name", f"{stage}-only"
     )
     assert result.returncode in (0, 2), result.stdout + result.stderr
-    ran = {entry.step for entry in record.read_records(str(line / "root"), f"{stage}-only")}
+    ran = {entry.step for entry in records.read_records(str(line / "root"), f"{stage}-only")}
     assert f"train_{off}" not in ran
     assert ("check_safety" if stage == "sft" else "check_alignment") in ran
 

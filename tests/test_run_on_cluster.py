@@ -21,15 +21,17 @@ import yaml
 import compile as compile_command
 import components
 import run_pipeline
-from pipelines import cluster
 from pipelines.compiler import compile_graph
-from pipelines.local import ROOT
-from posttrain import record, storage
+from posttrain import storage
 from posttrain.config import PipelineConfig
-from posttrain.ranking import Candidate, Measure
-from posttrain.sweep.settings import SweepConfig
+from posttrain.config.sweep import SweepConfig
+from posttrain.step import records
+from posttrain.sweep.ranking import Candidate, Measure
 from posttrain.sweep.study import Study
 from posttrain.verdict import Verdict, at_most
+from runner import kubeflow as client
+from runner import summary
+from runner.local import ROOT
 from tests.kubeflow_server import Scene, serve
 
 DIGEST = "sha256:" + "0" * 64
@@ -71,8 +73,8 @@ def kubeflow(tmp_path, monkeypatch, gs_root):
     monkeypatch.setattr(
         run_pipeline, "compile_graph", lambda config, path: path.write_bytes(compiled(config.model_dump_json()))
     )
-    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(cluster, "MAX_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(client, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(client, "MAX_WAIT_SECONDS", 0.01)
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
@@ -92,7 +94,7 @@ def start(kubeflow, gs_root):
     return start
 
 
-def leave(root: str, run_id: str, *steps: str, write=record.write_record, **values) -> None:
+def leave(root: str, run_id: str, *steps: str, write=records.write_record, **values) -> None:
     """The records that pods would leave."""
     for step in steps:
         entry = {"status": "succeeded", "seconds": 1.0, "config": {}, "inputs": {}, "outputs": {}, "measured": {}}
@@ -103,7 +105,7 @@ def leave(root: str, run_id: str, *steps: str, write=record.write_record, **valu
             "fingerprint": "f",
             "started_at": "2026-01-01T00:00:00Z",
         }
-        write(root, record.StepRecord.model_validate(entry | values))
+        write(root, records.StepRecord.model_validate(entry | values))
 
 
 def judge(root: str, run_id: str, gate: str, loss: float) -> None:
@@ -154,7 +156,7 @@ def value(out: str, key: str) -> str:
 def test_a_promoted_run(kubeflow, start, gs_root, capsys):
     kubeflow.scenes = promoted(gs_root)
     more = ["--experiment", "weekly", "--overrides", '{"sft": {"epochs": 2}}', "--junit", "gates.xml"]
-    assert start(*more) == run_pipeline.PROMOTED
+    assert start(*more) == summary.PROMOTED
     (run_id,) = kubeflow.runs
     out = capsys.readouterr().out
     assert value(out, "Run") == run_id
@@ -195,7 +197,7 @@ def sweep_scenes(gs_root, tmp_path):
         )  # fmt: skip
         study.keep(name, found)
         measured = {"row": study.place_of(name), "status": found.status}
-        leave(gs_root, run_id, name, measured=measured, write=record.replace_record)
+        leave(gs_root, run_id, name, measured=measured, write=records.replace_record)
 
     def first_half(run_id: str) -> None:
         leave(gs_root, run_id, "preflight", "fetch_model", "prepare_sft_data", "hold_out_sft")
@@ -215,7 +217,7 @@ def sweep_scenes(gs_root, tmp_path):
 
 def test_a_sweep_is_followed_trial_by_trial_and_its_table_is_printed(kubeflow, start, sweep_scenes, gs_root, capsys):
     kubeflow.scenes = sweep_scenes
-    assert start("--sweep", "sweep.yaml") == run_pipeline.PROMOTED
+    assert start("--sweep", "sweep.yaml") == summary.PROMOTED
     out = capsys.readouterr().out
     for trial, status in (("trial_1", "gate failed"), ("trial_2", "qualified")):
         assert len(re.findall(rf"{trial} +started", out)) == 1
@@ -233,7 +235,7 @@ def test_a_sweep_that_kubeflow_says_has_failed_and_that_found_no_winner_is_an_er
     kubeflow, start, sweep_scenes, capsys
 ):
     kubeflow.scenes = [Scene("FAILED", sweep_scenes[0].tasks, sweep_scenes[0].happens)]
-    assert start("--sweep", "sweep.yaml") == run_pipeline.ERROR
+    assert start("--sweep", "sweep.yaml") == summary.ERROR
     out = capsys.readouterr().out
     assert re.search(r"trial_1 +done +1.0 s +gate failed", out)
     assert value(out, "Errors").startswith("the run ended FAILED: http://127.0.0.1")
@@ -247,7 +249,7 @@ def test_a_run_that_a_gate_stopped(kubeflow, start, gs_root, capsys):
         leave(gs_root, run_id, "reject_sft", status="failed", error="held_out_loss 9, limit 2")
 
     kubeflow.scenes = [Scene("FAILED", up_to("check-sft") | {"reject-2": "FAILED"}, happens)]
-    assert start("--junit", "gates.xml") == run_pipeline.STOPPED
+    assert start("--junit", "gates.xml") == summary.STOPPED
     out = capsys.readouterr().out
     assert re.search(r"check_sft +stopped ", out)
     assert "STOPPED BY check_sft" in out
@@ -262,7 +264,7 @@ def test_a_step_that_fails(kubeflow, start, gs_root, capsys):
         leave(gs_root, run_id, "train_sft", status="failed", error="ValueError: no rows")
 
     kubeflow.scenes = [Scene("FAILED", up_to("train-sft", "FAILED"), happens)]
-    assert start() == run_pipeline.ERROR
+    assert start() == summary.ERROR
     out = capsys.readouterr().out
     assert re.search(r"train_sft +failed +7.0 s +ValueError: no rows", out)
     assert value(out, "Errors").startswith("the run ended FAILED: http://127.0.0.1")
@@ -275,7 +277,7 @@ def test_a_step_that_dies_without_a_word(kubeflow, start, gs_root, capsys):
         leave(gs_root, run_id, "fetch_model", status="running")
 
     kubeflow.scenes = [Scene("FAILED", up_to("prepare-data", "FAILED"), happens)]
-    assert start() == run_pipeline.ERROR
+    assert start() == summary.ERROR
     out = capsys.readouterr().out
     assert re.search(r"prepare_sft_data +failed +7.0 s +did not come to its end: killed, evicted or timed out", out)
     assert "fetch_model: did not come to its end" in out
@@ -284,7 +286,7 @@ def test_a_step_that_dies_without_a_word(kubeflow, start, gs_root, capsys):
 
 def test_a_run_that_is_canceled(kubeflow, start, capsys):
     kubeflow.scenes = [Scene("RUNNING", up_to("fetch-model", "RUNNING")), Scene("CANCELING")]
-    assert start() == run_pipeline.ERROR
+    assert start() == summary.ERROR
     assert value(capsys.readouterr().out, "Kubeflow says") == "CANCELING"
 
 
@@ -296,7 +298,7 @@ def test_the_word_of_kubeflow_promotes_nothing(kubeflow, start, gs_root, capsys)
         storage.write_bytes(f"{gs_root}/published/demo/v1/manifest.json", b'{"sha256": "other"}')
 
     kubeflow.scenes = promoted(gs_root)[:-1] + [Scene("SUCCEEDED", up_to("publish-model"), replaced)]
-    assert start() == run_pipeline.ERROR
+    assert start() == summary.ERROR
     out = capsys.readouterr().out
     assert value(out, "Kubeflow says") == "SUCCEEDED"
     assert "names another model than this run's receipt" in out
@@ -306,7 +308,7 @@ def test_a_record_that_cannot_be_read_from_here_is_told_before_the_run_has_ended
     told = []
     kubeflow.scenes = [Scene("RUNNING", happens=lambda run_id: told.extend(caplog.messages)), Scene("SUCCEEDED")]
     root = "gs://no-such-bucket/weekly"
-    assert start("--set", 'allowed_prefixes=["gs://", "hf://"]', "--storage-root", root) == run_pipeline.ERROR
+    assert start("--set", 'allowed_prefixes=["gs://", "hf://"]', "--storage-root", root) == summary.ERROR
     (message,) = told
     assert message.startswith(f"no verdict is shown, and the exit code will be 1: {root}")
     assert caplog.messages == told
@@ -319,7 +321,7 @@ def test_an_interrupt_detaches_and_the_line_it_prints_attaches_again(kubeflow, s
 
     first, *rest = promoted(gs_root)
     kubeflow.scenes = [first, Scene("RUNNING", happens=interrupt), *rest]
-    assert start("--junit", "gates.xml") == run_pipeline.INTERRUPTED
+    assert start("--junit", "gates.xml") == summary.INTERRUPTED
     (run_id,) = kubeflow.runs
     out = capsys.readouterr().out
     assert "the run goes on" in out
@@ -327,17 +329,17 @@ def test_an_interrupt_detaches_and_the_line_it_prints_attaches_again(kubeflow, s
     assert command[:2] == ["python", "run_pipeline.py"]
     assert ElementTree.parse("gates.xml").find(".//error").text == "interrupted"
 
-    assert run_pipeline.main(command[2:]) == run_pipeline.PROMOTED
+    assert run_pipeline.main(command[2:]) == summary.PROMOTED
     assert list(kubeflow.runs) == [run_id]
     assert kubeflow.calls.count("create_run") == 1
     assert not list(ElementTree.parse("gates.xml").iter("error"))
 
 
 def test_a_connection_that_stays_away_detaches_too(kubeflow, start, capsys, monkeypatch):
-    monkeypatch.setattr(cluster, "FOLLOW_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(client, "FOLLOW_PATIENCE_SECONDS", 0.1)
     kubeflow.scenes = [Scene("RUNNING")]
     kubeflow.faults = {"get_run": [503] * 1_000}
-    assert start() == run_pipeline.ERROR
+    assert start() == summary.ERROR
     told = capsys.readouterr()
     assert f"--run-id {next(iter(kubeflow.runs))}" in value(told.out, "To look again")
     assert told.err.endswith(f"error: {kubeflow.url}: 503 Service Unavailable\n")
@@ -346,7 +348,7 @@ def test_a_connection_that_stays_away_detaches_too(kubeflow, start, capsys, monk
 def test_a_token_that_is_not_accepted(kubeflow, start, tmp_path, capsys):
     kubeflow.token = "another"
     (tmp_path / "token").write_text("s3cret")
-    assert start("--token-file", "token", "--junit", "gates.xml") == run_pipeline.ERROR
+    assert start("--token-file", "token", "--junit", "gates.xml") == summary.ERROR
     told = capsys.readouterr()
     assert re.fullmatch(r"error: .*401 Unauthorized.*write a fresh token into token\n", told.err)
     assert "s3cret" not in told.out + told.err + (tmp_path / "gates.xml").read_text()
@@ -356,7 +358,7 @@ def test_a_token_that_is_not_accepted(kubeflow, start, tmp_path, capsys):
 def test_images_that_are_only_here_are_refused(kubeflow, start, capsys, monkeypatch):
     monkeypatch.setattr(components.container, "IMAGES", ROOT / "images" / "digests.yaml")
     kubeflow.scenes = [Scene("FAILED")]
-    assert start() == run_pipeline.ERROR
+    assert start() == summary.ERROR
     assert "no digest for posttrain-cpu:local and posttrain-train:local yet" in capsys.readouterr().err
     assert kubeflow.calls == []
 
@@ -377,7 +379,7 @@ def test_images_that_are_only_here_are_refused(kubeflow, start, capsys, monkeypa
 def test_what_no_pod_could_read_is_refused_before_anything_is_sent(
     kubeflow, start, tmp_path, capsys, arguments, message
 ):
-    assert start(*arguments) == run_pipeline.ERROR
+    assert start(*arguments) == summary.ERROR
     told = capsys.readouterr()
     assert re.fullmatch(r"error: .*\n", told.err)
     assert message.format(here=tmp_path) in told.err
@@ -395,7 +397,7 @@ def test_what_no_pod_could_read_is_refused_before_anything_is_sent(
 def test_a_wrong_command_line_is_no_gate_that_stopped_the_run(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         run_pipeline.main(arguments)
-    assert caught.value.code == run_pipeline.ERROR
+    assert caught.value.code == summary.ERROR
     assert message in capsys.readouterr().err
 
 

@@ -17,16 +17,18 @@ import yaml
 from safetensors.numpy import save_file
 
 import run_pipeline
-from pipelines.local import ROOT
-from posttrain import record
 from posttrain.config import PipelineConfig
+from posttrain.step import records
 from posttrain.verdict import Verdict
+from runner import here, parameters, summary
+from runner.local import ROOT, LocalRun
 
 # Stands for every module that fetches, trains, merges or judges: instant work inside the real run record.
 STAND_IN = """
 import json, os, sys
 from pathlib import Path
-from posttrain import config, kfp_io, record
+from posttrain import config
+from posttrain.step import digests, frame, kfp_io
 from posttrain.verdict import Verdict, at_most, holds
 
 args, rest = kfp_io.parser(None).parse_known_args()
@@ -51,7 +53,7 @@ def work():
     unsure = {"interval": (0.1, 3.0), "more_rows": 41} if plan == "unsure" else {}
     loss = at_most("held_out_loss", 9.0 if plan == "fail" else 0.5, 2.0, remedy="Train longer.", **unsure)
     detail = chr(27) + "[2J" if plan else ""
-    subject = {name: record.digest(path) for name, path in inputs.items()}
+    subject = {name: digests.digest(path) for name, path in inputs.items()}
     verdict = Verdict(gate=args.step, subject=subject, checks=[holds("rows_readable", not plan, detail=detail), loss])
     if plan == "unsure":
         verdict = verdict.model_copy(update={"checks": (holds("rows_readable", True), loss)})
@@ -63,7 +65,7 @@ def work():
 if args.step.startswith("train_"):
     print("INFO: step 4/4 loss 0.5", file=sys.stderr)
 settings = config.parse_step(config.STEP_SECTIONS["check_sft"] if gate else config.FetchStep, "{}", args.overrides)
-record.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work)
+frame.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work)
 """
 STAND_INS = ["posttrain.preflight", "posttrain.model", "posttrain.data", "posttrain.sft", "posttrain.merge"] + [
     f"validators.{name}" for name in ("data", "sft", "merge", "alignment")
@@ -92,8 +94,8 @@ def project(tmp_path, monkeypatch) -> Path:
         (tmp_path / "code" / package / "__init__.py").write_text(f"__path__.append({str(ROOT / package)!r})")
     for module in STAND_INS:
         (tmp_path / "code" / module.replace(".", "/")).with_suffix(".py").write_text(STAND_IN)
-    here = functools.partial(run_pipeline.LocalRun, working_directory=tmp_path / "code")
-    monkeypatch.setattr(run_pipeline, "LocalRun", here)
+    in_its_folder = functools.partial(LocalRun, working_directory=tmp_path / "code")
+    monkeypatch.setattr(here, "LocalRun", in_its_folder)
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
     yield tmp_path
@@ -119,7 +121,7 @@ def value(out: str, key: str) -> str:
 
 
 def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
-    assert start("--junit", "ci/gates.xml") == run_pipeline.PROMOTED
+    assert start("--junit", "ci/gates.xml") == summary.PROMOTED
     out = capsys.readouterr().out
     assert value(out, "Run") == "r1"
     assert value(out, "Base model") == str(project / "model")
@@ -139,7 +141,7 @@ def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
         assert (folder / name).is_file(), name
     assert (project / "store" / "artifacts" / "r1" / "train_sft" / "adapter").is_file()
 
-    assert start("--run-id", "r2", "--set", "save_intermediate=false") == run_pipeline.PROMOTED
+    assert start("--run-id", "r2", "--set", "save_intermediate=false") == summary.PROMOTED
     out = capsys.readouterr().out
     reused = value(out, "Reused").split(", ")
     assert {"train_sft", "merge_sft", "check_sft"} <= set(reused)
@@ -149,7 +151,7 @@ def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
 
 def test_a_gate_that_does_not_pass(project, capsys, monkeypatch):
     monkeypatch.setenv("PLAN", '{"check_sft": "fail"}')
-    assert start("--junit", "gates.xml") == run_pipeline.STOPPED
+    assert start("--junit", "gates.xml") == summary.STOPPED
     out = capsys.readouterr().out
     assert value(out, "Success") == "no"
     assert value(out, "Final model") == "none"
@@ -175,7 +177,7 @@ def test_a_gate_that_does_not_pass(project, capsys, monkeypatch):
 
 def test_a_gate_that_cannot_decide(project, capsys, monkeypatch):
     monkeypatch.setenv("PLAN", '{"check_sft": "unsure"}')
-    assert start("--junit", "gates.xml") == run_pipeline.STOPPED
+    assert start("--junit", "gates.xml") == summary.STOPPED
     out = capsys.readouterr().out
     assert re.search(r"check_sft +undecided ", out)
     assert value(out, "Outcome").startswith("Undecided: about 41 more held-out rows would decide.")
@@ -188,10 +190,10 @@ def test_a_gate_that_cannot_decide(project, capsys, monkeypatch):
 
 def test_a_step_that_dies_without_a_word_in_the_record(project, capsys, monkeypatch):
     monkeypatch.setenv("PLAN", '{"train_sft": "crash"}')
-    assert start("--junit", "gates.xml") == run_pipeline.ERROR
+    assert start("--junit", "gates.xml") == summary.ERROR
     assert value(capsys.readouterr().out, "Errors") == "train_sft: ImportError: no such library"
     assert told_ci(project / "gates.xml")["error"] == 1
-    (died,) = (entry for entry in record.read_records("store", "r1") if entry.step == "train_sft")
+    (died,) = (entry for entry in records.read_records("store", "r1") if entry.step == "train_sft")
     assert died.error == "ImportError: no such library"
     assert result(project)["errors"] == ["train_sft: ImportError: no such library"]
 
@@ -199,7 +201,7 @@ def test_a_step_that_dies_without_a_word_in_the_record(project, capsys, monkeypa
 def test_nothing_else_runs_where_preflight_fails(project, capsys, monkeypatch):
     """On a cluster, where nobody has asked the same before the start."""
     monkeypatch.setenv("PLAN", '{"preflight": "crash"}')
-    assert start() == run_pipeline.ERROR
+    assert start() == summary.ERROR
     out = capsys.readouterr().out
     assert re.search(r"preflight +failed ", out)
     assert value(out, "Errors") == "preflight: ImportError: no such library"
@@ -209,8 +211,8 @@ def test_nothing_else_runs_where_preflight_fails(project, capsys, monkeypatch):
 
 def test_the_word_of_the_runner_promotes_nothing(project, capsys, monkeypatch):
     """As if neither branch of a gate had run, and the runner had called that a success."""
-    monkeypatch.setattr(run_pipeline, "run_graph", lambda *_: True)
-    assert start() == run_pipeline.ERROR
+    monkeypatch.setattr(here, "run_graph", lambda *_: True)
+    assert start() == summary.ERROR
     assert "preflight: left no record" in value(capsys.readouterr().out, "Errors")
 
 
@@ -219,8 +221,8 @@ def test_why_the_graph_did_not_go_on_is_told(project, capsys, monkeypatch):
         run.errors.append("condition: pipelinechannel--check-data-passed has no value")
         return False
 
-    monkeypatch.setattr(run_pipeline, "run_graph", unresolved)
-    assert start() == run_pipeline.ERROR
+    monkeypatch.setattr(here, "run_graph", unresolved)
+    assert start() == summary.ERROR
     assert "check-data-passed has no value" in result(project)["errors"][-1]
 
 
@@ -229,35 +231,35 @@ def test_an_interrupt_leaves_a_result(project, capsys, monkeypatch):
         run.listener.started("preflight")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_pipeline, "run_graph", interrupted)
-    assert start("--junit", "gates.xml") == run_pipeline.INTERRUPTED
+    monkeypatch.setattr(here, "run_graph", interrupted)
+    assert start("--junit", "gates.xml") == summary.INTERRUPTED
     assert result(project)["errors"] == ["preflight: interrupted"]
     assert ElementTree.parse(project / "gates.xml").find(".//error").text == "preflight: interrupted"
 
 
 def test_a_gate_whose_process_dies_is_an_error_in_ci(project, monkeypatch):
     monkeypatch.setenv("PLAN", '{"check_sft": "crash"}')
-    assert start("--junit", "gates.xml") == run_pipeline.ERROR
+    assert start("--junit", "gates.xml") == summary.ERROR
     suite = ElementTree.parse(project / "gates.xml").find("testsuite[@name='check_sft']")
     assert suite.find("testcase/error").text == "ImportError: no such library"
 
 
 def test_ci_is_never_left_with_the_green_file_of_an_earlier_run(project, monkeypatch, capsys):
     (project / "gates.xml").write_text("<testsuites/>")
-    assert start("--junit", "gates.xml", "--base-model", "./nowhere") == run_pipeline.ERROR
+    assert start("--junit", "gates.xml", "--base-model", "./nowhere") == summary.ERROR
     assert "is not there" in ElementTree.parse(project / "gates.xml").find(".//error").text
 
     def killed(*_):
         raise SystemExit(9)
 
-    monkeypatch.setattr(run_pipeline, "run_graph", killed)
+    monkeypatch.setattr(here, "run_graph", killed)
     with pytest.raises(SystemExit):
         start("--junit", "gates.xml")
     assert told_ci(project / "gates.xml")["error"] == 1
 
 
 def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(project, capsys):
-    assert start("--junit", "/proc/none/gates.xml") == run_pipeline.ERROR
+    assert start("--junit", "/proc/none/gates.xml") == summary.ERROR
     told = capsys.readouterr()
     assert told.out == ""
     assert re.fullmatch("error: .*/proc/none.*\n", told.err)
@@ -282,7 +284,7 @@ def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(projec
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(project, capsys, arguments, message):
-    assert start(*arguments) == run_pipeline.ERROR
+    assert start(*arguments) == summary.ERROR
     told = capsys.readouterr()
     assert told.out == ""
     assert re.fullmatch(r"error: .*\n", told.err)
@@ -292,17 +294,17 @@ def test_bad_input_is_one_line_before_anything_runs(project, capsys, arguments, 
 
 def test_what_a_gate_asks_is_found_from_the_steps_own_folder():
     keys = {"red_team_prompts": "r.jsonl", "off_topic_prompts": "gs://b/o.jsonl", "judge_model": "./judge"}
-    found = run_pipeline.absolute_paths(PipelineConfig(validation=keys)).validation
+    found = parameters.absolute_paths(PipelineConfig(validation=keys)).validation
     assert (found.red_team_prompts, found.off_topic_prompts) == (str(Path("r.jsonl").absolute()), "gs://b/o.jsonl")
     assert (found.judge_model, found.benign_prompts) == (str(Path("judge").absolute()), None)
     on_the_hub = PipelineConfig(validation={"judge_model": "meta-llama/Llama-Guard-3-8B"})
-    assert run_pipeline.absolute_paths(on_the_hub).validation.judge_model == "meta-llama/Llama-Guard-3-8B"
+    assert parameters.absolute_paths(on_the_hub).validation.judge_model == "meta-llama/Llama-Guard-3-8B"
 
 
 def test_a_run_id_with_a_record_is_refused(project, capsys):
     (project / "store" / "runs" / "r1").mkdir(parents=True)
     (project / "store" / "runs" / "r1" / "publish_model.1.json").write_text("{}")
-    assert start() == run_pipeline.ERROR
+    assert start() == summary.ERROR
     assert "has a record" in capsys.readouterr().err
 
 
@@ -311,8 +313,8 @@ def test_a_run_that_is_told_to_end_ends_with_all_its_processes(project, monkeypa
         "import time, sys\nprint('step 1/9', file=sys.stderr)\ntime.sleep(99)"
     )
     script = (
-        "import functools, sys, run_pipeline; from pathlib import Path; "
-        "run_pipeline.LocalRun = functools.partial(run_pipeline.LocalRun, working_directory=Path('code').absolute()); "
+        "import functools, sys, run_pipeline; from pathlib import Path; from runner import here; "
+        "here.LocalRun = functools.partial(here.LocalRun, working_directory=Path('code').absolute()); "
         "sys.exit(run_pipeline.main(['--config', 'config.yaml', '--run-id', 'r1']))"
     )
     process = subprocess.Popen(
@@ -326,7 +328,7 @@ def test_a_run_that_is_told_to_end_ends_with_all_its_processes(project, monkeypa
             process.send_signal(signal.SIGTERM)
             break
     process.stdout.read()
-    assert process.wait() == run_pipeline.INTERRUPTED
+    assert process.wait() == summary.INTERRUPTED
     process.stdout.close()
     assert result(project)["errors"] == ["train_sft: interrupted"]
     assert str(project) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout

@@ -8,8 +8,9 @@ import sys
 import pytest
 import yaml
 
-from posttrain import compare, record
+from posttrain import compare
 from posttrain.config import load_config
+from posttrain.step import records
 from tests.tiny_line import write_line
 
 SWEEP = {"space": {"sft.learning_rate": [0.02, 5e-3], "sft.epochs": [2]}, "continue_with_best": False}
@@ -19,13 +20,13 @@ import math, runpy, sys
 theirs = runpy.run_module
 def run_module(name, **options):
     if name == "posttrain.sft" and '"learning_rate": 0.02' in " ".join(sys.argv):
-        from posttrain.callbacks import StopOnDivergence
+        from posttrain.train.callbacks import StopOnDivergence
         on_log = StopOnDivergence.on_log
         def with_nan(self, args, state, logs, dataloader):
             on_log(self, args, state, logs | ({"loss": math.nan} if state.global_step == 2 else {}), dataloader)
         StopOnDivergence.on_log = with_nan
     return theirs(name, **options)
-if "posttrain.forks" in sys.orig_argv:
+if "runner import forks" in " ".join(sys.orig_argv):
     runpy.run_module = run_module
 """
 
@@ -72,14 +73,14 @@ def test_the_rows_that_judge_the_winner_have_chosen_nothing(line, told):
         rows = (line / "root" / "artifacts" / "first" / "hold_out_sft" / name).read_text().splitlines()
         prompts[name] = {json.dumps(json.loads(row)["prompt"]) for row in rows}
     assert prompts["selection"] and prompts["unseen"] and not prompts["selection"] & prompts["unseen"]
-    gates = {run: record.read_records(str(line / "root"), f"first.{run}")[-1] for run in ("trial_2", "winner")}
+    gates = {run: records.read_records(str(line / "root"), f"first.{run}")[-1] for run in ("trial_2", "winner")}
     assert gates["trial_2"].inputs["adapter"] == gates["winner"].inputs["adapter"]
     assert gates["trial_2"].inputs["eval"] != gates["winner"].inputs["eval"]
 
 
 def test_a_second_run_finds_what_its_trials_came_to(line, told):
     run(line, "second")
-    states = {entry.step: entry.status for entry in record.read_records(str(line / "root"), "second")}
+    states = {entry.step: entry.status for entry in records.read_records(str(line / "root"), "second")}
     assert {states[step] for step in ("trial_1", "trial_2", "judge_winner")} == {"reused"}
 
 

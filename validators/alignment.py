@@ -16,12 +16,14 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from posttrain import config, kfp_io, prompts
-from posttrain.data import ANSWER_KEYS, prompt_key, read_jsonl
-from posttrain.inference import Answer
+from posttrain import config
+from posttrain.rows import prompts
+from posttrain.rows.formats import ANSWER_KEYS, prompt_key, read_jsonl
+from posttrain.step import kfp_io
 from posttrain.verdict import Check, finite
 from validators import answers, checks, custom, judges, measuring, observe, preferences, safety
 from validators.answers import JudgedAnswer
+from validators.inference import Answer
 from validators.measuring import Measured
 from validators.observe import Observed, Questions
 from validators.safety import RedTeam

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from posttrain import config
-from posttrain.data import prompt_key, user_text
-from posttrain.inference import Answer
-from posttrain.rows import is_blank
+from posttrain.rows.formats import is_blank, prompt_key, user_text
 from posttrain.verdict import Check
 from validators import intervals
+from validators.inference import Answer
 from validators.page import ShownAnswer
 
 NUM_SHOWN = 5  # answers on the page

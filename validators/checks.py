@@ -26,8 +26,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from posttrain import record
 from posttrain.config import Limits
+from posttrain.step import frame
 from posttrain.verdict import Verdict
 from validators import measuring, page, summary
 
@@ -80,7 +80,7 @@ def run_gate(
         _write(args.metrics, json.dumps(measured, indent=2, allow_nan=False))
         return measured
 
-    result = record.run_step(args, inputs=inputs, outputs=outputs, config=config, work=judge, reusable=reusable)
+    result = frame.run_step(args, inputs=inputs, outputs=outputs, config=config, work=judge, reusable=reusable)
     verdict = Verdict.read(Path(args.verdict).read_bytes())
     if verdict.passed is not result.measured["passed"]:
         raise ValueError(f"{args.verdict}: says passed = {verdict.passed}, its record says otherwise: it was changed")

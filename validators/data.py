@@ -17,8 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from posttrain import chat, config, kfp_io, prompts
-from posttrain.rows import ANSWER_KEYS, JsonLines, as_seen, check_row, content_key, empty_key
+from posttrain import config
+from posttrain.rows import chat, prompts
+from posttrain.rows.formats import ANSWER_KEYS, JsonLines, as_seen, check_row, content_key, empty_key
+from posttrain.step import kfp_io
 from posttrain.verdict import Check, at_least, at_most, finite, holds
 from validators import checks, measuring, overlap, personal_data
 from validators.intervals import fewest_rows

@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING
 
-from posttrain.rows import normalise
+from posttrain.rows.formats import normalise
 
 if TYPE_CHECKING:
     import numpy

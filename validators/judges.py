@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain import inference, model, storage
-from validators import answers
+from posttrain import model, storage
+from posttrain.weights.folder import check_model_folder
+from validators import answers, inference
 from validators.answers import JudgedAnswer, Message
 
 Family = Literal["llama_guard", "shield_gemma"]
@@ -83,7 +84,7 @@ def fetch(uri: str, folder: Path, allowed_prefixes: list[str]) -> str:
     path = storage.local_path(uri) if storage.kind(uri) == "local" else folder / "judge"
     try:
         if storage.kind(uri) == "local":
-            model.check_model_folder(path)
+            check_model_folder(path)
         else:
             model.fetch(uri, path, folder / "judge_tokenizer")
         family_of(path)
@@ -94,7 +95,7 @@ def fetch(uri: str, folder: Path, allowed_prefixes: list[str]) -> str:
 
 def load(path: str | Path) -> Judge:
     """The judge model of a folder, ready to be asked."""
-    from posttrain import backend
+    from posttrain.train import backend
 
     return Judge(backend.load_model(path), backend.load_tokenizer(path), family_of(path))
 

@@ -12,10 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from posttrain import config, data, kfp_io, record
-from posttrain.model import TOKENIZER_FILES, side_files
+from posttrain import config
+from posttrain.rows import formats
+from posttrain.step import digests, kfp_io
 from posttrain.verdict import Check, at_least, at_most, finite, holds
-from posttrain.weights import (
+from posttrain.weights.folder import TOKENIZER_FILES, side_files
+from posttrain.weights.tensors import (
     FLOAT_BYTES,
     INDEX,
     Place,
@@ -170,7 +172,7 @@ def compare_files(base: Path, model: Path) -> dict[str, list[str]]:
 
 def strange_files(base: Path, model: Path) -> list[str]:
     """What a loader could take for part of the model: files neither weights nor the base's, or not as in the base."""
-    theirs, ours = set(side_files(base)), {file.relative_to(model).as_posix() for file in record.files_of(model)}
+    theirs, ours = set(side_files(base)), {file.relative_to(model).as_posix() for file in digests.files_of(model)}
     named = {INDEX} if (model / INDEX).is_file() else set()
     strangers = ours - theirs - named.union(weight_file_names(model))
     compared = {"config.json", "generation_config.json"}.union(*(_matches(base, name) for name in TOKENIZER_FILES))
@@ -212,7 +214,7 @@ def _changed(base: Path, model: Path, names: set[str]) -> list[str]:
 
 
 def _digest(path: Path) -> str | None:
-    return record.digest(path) if path.is_file() else None
+    return digests.digest(path) if path.is_file() else None
 
 
 def _ends(base: Path, model: Path) -> list[tuple[str, Any, Any]]:
@@ -261,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {"base": args.base, "adapter": args.adapter, "model": args.model, "eval": args.eval}
 
     def work() -> checks.GateVerdict:
-        rows, limits = data.read_jsonl(args.eval), step.validation
+        rows, limits = formats.read_jsonl(args.eval), step.validation
         folders = (Path(args.base), Path(args.adapter), Path(args.model))
         measured = measure(*folders, rows, timeouts=checks.timeouts(limits))
         return checks.GateVerdict(

@@ -7,8 +7,8 @@ It is a number to hold limits and differences against, not a check: what moves b
 
 from copy import copy
 
-from posttrain import config, inference
-from validators import answers
+from posttrain import config
+from validators import answers, inference
 
 TEMPERATURE = 0.7
 SEEDS = (1, 2)

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from posttrain import config, engine, inference
-from validators import answers, checks, judges, measuring, noise
+from posttrain import config
+from validators import answers, checks, inference, judges, measuring, noise, vllm
 from validators.answers import JudgedAnswer, Message
 from validators.measuring import Measure, Measured
 from validators.preferences import Logprobs
@@ -57,7 +57,7 @@ def observe(
     Args:
         models: folders of `model`, `before` and, where it is another one, `base`.
     """
-    engine.check_generation(step.validation.generation)
+    vllm.check_generation(step.validation.generation)
     asker = _Asker(questions, step)
     parts = _parts_of_model(asker, models["model"]) | _parts_of_before(asker, models["before"])
     if "base" in models and questions.red_team:
@@ -117,12 +117,12 @@ class _Asker:
         self.distributions: list[tuple] = []
 
     def load(self, path: Path) -> None:
-        from posttrain import backend
+        from posttrain.train import backend
 
         self.free()
         self.tokenizer, self.model = backend.load_tokenizer(path), backend.load_model(path)
         if self.step.validation.generation == "vllm":
-            self.engine = engine.Engine(path)
+            self.engine = vllm.Engine(path)
 
     def free(self) -> None:
         import torch

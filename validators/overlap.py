@@ -11,7 +11,7 @@ from itertools import filterfalse, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from posttrain.rows import ANSWER_KEYS, content_key, prompt_key, user_text
+from posttrain.rows.formats import ANSWER_KEYS, content_key, prompt_key, user_text
 from validators import duplicates
 
 # By file: sft_train and so on, or the key of prompts that a gate asks. One goes through them several times, and holds

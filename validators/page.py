@@ -10,12 +10,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-import posttrain
-from posttrain import wording
+from posttrain.pages import wording
+from posttrain.pages.html import TEMPLATES as STYLES
 from posttrain.verdict import Check, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED = Path(posttrain.__file__).parent / "templates"  # style.css
+
 WIDTH = 240  # of a scale
 MARGIN = 8  # on both sides, for the dot
 TONES = {"passed": "good", "failed": "bad", "timed out": "bad", "undecided": "unsure", "not run": "none"}  # CSS classes
@@ -77,7 +77,7 @@ def _template():
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        loader=jinja2.FileSystemLoader([TEMPLATES, SHARED]),
+        loader=jinja2.FileSystemLoader([TEMPLATES, STYLES]),
     )  # fmt: skip
     words = ("number", "measured", "limit", "interval", "headline", "conclusion", "duration", "line", "visible")
     environment.filters |= {name: getattr(wording, name) for name in words}

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from posttrain import data
-from posttrain.weights import Place, read_places
+from posttrain.rows import chat
+from posttrain.weights.tensors import Place, read_places
 
 # Positions compared, over all rows: seconds on a CPU, and 1.2 GB of log-probabilities at 150,000 tokens.
 MAX_TOKENS = 2048
@@ -25,7 +25,7 @@ def parts(base: Path, adapter: Path, model: Path, rows: list[dict]) -> dict[str,
     held = {}
 
     def adapter_loads():
-        held["rows"] = token_sequences(data.load_tokenizer(base), rows)
+        held["rows"] = token_sequences(chat.load_tokenizer(base), rows)
         held["adapted"] = load_adapted(base, adapter)
 
     def adapter_answers():
@@ -116,7 +116,7 @@ def load_without_peft(model: Path, rows: list[dict]) -> dict[str, Any]:
     import torch
 
     found, loading = load(model, dtype="auto", output_loading_info=True)
-    ids = token_sequences(data.load_tokenizer(model), rows)[0]
+    ids = token_sequences(chat.load_tokenizer(model), rows)[0]
     with torch.inference_mode():
         logits = found.eval()(torch.tensor([ids]), use_cache=False).logits
     return {
@@ -129,7 +129,7 @@ def token_sequences(tokenizer, rows: list[dict]) -> list[list[int]]:
     """The ends of the first rows, up to `MAX_TOKENS` in all."""
     sequences: list[list[int]] = []
     for row in rows:
-        ids = data.render(tokenizer, row["prompt"], row.get("completion") or row["chosen"])[-MAX_ROW_TOKENS:]
+        ids = chat.render(tokenizer, row["prompt"], row.get("completion") or row["chosen"])[-MAX_ROW_TOKENS:]
         if sequences and sum(map(len, sequences)) + len(ids) > MAX_TOKENS:
             break
         sequences.append(ids)

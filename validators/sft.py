@@ -16,10 +16,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from posttrain import config, engine, inference, kfp_io
-from posttrain.data import read_jsonl
+from posttrain import config
+from posttrain.rows.formats import read_jsonl
+from posttrain.step import kfp_io
 from posttrain.verdict import Check, at_most, finite, holds
-from validators import answers, checks, custom, measuring, noise
+from validators import answers, checks, custom, inference, measuring, noise, vllm
 from validators.answers import JudgedAnswer
 from validators.intervals import ratio
 
@@ -71,8 +72,8 @@ def read_tensors(adapter: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not a whole safetensors file.
     """
-    from posttrain.adapter import read_adapter
-    from posttrain.weights import FLOAT_BYTES, first_non_finite, is_zero
+    from posttrain.weights.adapter import read_adapter
+    from posttrain.weights.tensors import FLOAT_BYTES, first_non_finite, is_zero
 
     source = read_adapter(adapter)
     tensors = [tensor for tensor in source.tensors.values() if tensor.dtype in FLOAT_BYTES]
@@ -119,18 +120,18 @@ def model_parts(
 ) -> dict[str, Callable[[], dict[str, Any] | None]]:
     """What is measured in one process, in this order; each part leaves there what the next ones need."""
     limits, held = step.validation, {}
-    engine.check_generation(limits.generation)
+    vllm.check_generation(limits.generation)
 
     def held_out_rows():
         held["tokenizer"], held["rows"] = token_rows(base, rows, step.sft.max_seq_length)
         return {"num_rows_too_long": len(rows) - len(held["rows"])}
 
     def adapter_loads():
-        from posttrain import backend
+        from posttrain.train import backend
 
         held["model"] = backend.load_model(base, adapter)
         if limits.generation == "vllm":
-            held["engine"] = engine.Engine(base, adapter, rank=step.sft.lora_r)
+            held["engine"] = vllm.Engine(base, adapter, rank=step.sft.lora_r)
 
     def answers_generated():
         held["prompts"] = answers.choose_prompts(rows, limits.num_generated_answers)
@@ -154,8 +155,8 @@ def model_parts(
 
 def check_fit(base: Path, adapter: Path) -> None:
     """Raises ValueError where the adapter is not a LoRA adapter on tensors that the base has, in their shapes."""
-    from posttrain.adapter import plan_merge, read_adapter
-    from posttrain.weights import read_weights
+    from posttrain.weights.adapter import plan_merge, read_adapter
+    from posttrain.weights.tensors import read_weights
 
     plan_merge(base, read_weights(base), adapter, read_adapter(adapter))
 
@@ -166,7 +167,7 @@ def token_rows(base: Path, rows: list[dict], max_length: int) -> tuple[Any, list
     Raises:
         ValueError: the tokenizer is not usable, or no row is short enough.
     """
-    from posttrain import backend
+    from posttrain.train import backend
 
     tokenizer = backend.load_tokenizer(base)
     found = inference.token_rows(tokenizer, rows, "completion", max_length=max_length)

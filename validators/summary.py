@@ -6,10 +6,10 @@ The generated answers stand on the page alone. What is quoted here, such as the 
 comes out as text.
 """
 
-from posttrain import wording
+from posttrain.pages import wording
+from posttrain.pages.wording import markdown as quoted
+from posttrain.pages.wording import markdown_name as named
 from posttrain.verdict import Check, Verdict
-from posttrain.wording import markdown as quoted
-from posttrain.wording import markdown_name as named
 
 HEAD = "| Check | Status | Value | Limit | Interval | Seen |\n|:--|:--|--:|--:|:-:|:--|"
 

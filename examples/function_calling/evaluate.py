@@ -64,7 +64,7 @@ def evaluate(rows: list[dict], folder: str) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from posttrain.inference import generate
+    from validators.inference import generate
 
     start = time.perf_counter()
     disable_progress_bar()

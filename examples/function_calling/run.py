@@ -14,9 +14,11 @@ from pathlib import Path
 
 import run_pipeline
 from examples.function_calling.prepare import prepare
-from pipelines.local import ALLOCATOR
-from posttrain import record, storage
+from posttrain import storage
 from posttrain.config import load_config
+from posttrain.step import records
+from runner.local import ALLOCATOR
+from runner.summary import PROMOTED
 
 CONFIG = Path(__file__).with_name("pipeline_config.yaml")
 DATA = Path("build/function_calling")
@@ -26,7 +28,7 @@ def main() -> int:
     prepare(DATA)
     run_id = f"{datetime.now():%Y%m%d-%H%M%S}"
     exit_code = run_pipeline.main(["--config", str(CONFIG), "--run-id", run_id])
-    if exit_code == run_pipeline.PROMOTED:
+    if exit_code == PROMOTED:
         print("\nNow base, SFT and aligned model answer the held-out questions.", flush=True)
         compare(models_of(str(Path(load_config(CONFIG).storage_root).absolute()), run_id))
     return exit_code
@@ -34,7 +36,7 @@ def main() -> int:
 
 def models_of(storage_root: str, run_id: str) -> dict[str, str]:
     """Folders of the three models, by the results that the run's record names."""
-    merges = {entry.step: entry for entry in record.read_records(storage_root, run_id)}
+    merges = {entry.step: entry for entry in records.read_records(storage_root, run_id)}
     folders = {"base": str(DATA / "base")}
     for name, step in (("SFT", "merge_sft"), ("aligned", "merge_dpo")):
         folders[name] = storage.join(storage_root, merges[step].kept, "model")

@@ -23,11 +23,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from posttrain import backend, forks, record, usage
 from posttrain.config import EXIT_AGAIN, RUN_ID_ENV
-from posttrain.ends import Unfinished
-from posttrain.ranking import Cost
-from posttrain.sweep.settings import Command
+from posttrain.config.sweep import Command
+from posttrain.step import become, records, usage
+from posttrain.step.run import Unfinished
+from posttrain.sweep.ranking import Cost
+from posttrain.train import backend
 
 GRACE_SECONDS = 15.0  # from SIGTERM to SIGKILL: a training saves a checkpoint
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory")
@@ -116,7 +117,7 @@ def _become(module: str, argv: list[str], environment: dict[str, str]) -> None:
     """In the fork: `python -m module argv`, as in a new process."""
     os.environ |= environment
     atexit._clear()  # what the trial has yet to do is not the child's
-    forks.forget({*forks.OURS, module.partition(".")[0]})  # the trial's state: when it started, its connections
+    become.forget({*become.OURS, module.partition(".")[0]})  # the trial's state: when it started, its connections
     sys.argv = [module, *argv]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -126,7 +127,7 @@ def _become(module: str, argv: list[str], environment: dict[str, str]) -> None:
 
 def why(step: str, trial: Trial, exit_code: int) -> tuple[str, str]:
     """Status and reason of a step that gave nothing: by its record, and where it could leave none by its exit code."""
-    entries = [entry for entry in record.read_records(trial.storage_root, trial.run_id) if entry.step == step]
+    entries = [entry for entry in records.read_records(trial.storage_root, trial.run_id) if entry.step == step]
     error = entries[-1].error if entries and entries[-1].status in ("failed", "unfinished") else None
     if exit_code == EXIT_AGAIN:
         return NO_TIME, f"{step}: {error}"

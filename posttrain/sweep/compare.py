@@ -14,14 +14,18 @@ from typing import Any
 
 import yaml
 
-from posttrain import checkpoints, comparison, config, kfp_io, record, storage
-from posttrain.comparison import Comparison
+from posttrain import config, storage
 from posttrain.config import PipelineConfig, merged
-from posttrain.placement import TRAINING_STEPS
-from posttrain.ranking import Candidate, Ranked, ranked
+from posttrain.config.placement import TRAINING_STEPS
+from posttrain.config.sweep import CompareStep, nested
+from posttrain.step import frame, kfp_io, run
+from posttrain.step.records import read_records
+from posttrain.sweep import table
 from posttrain.sweep.children import IS_FINAL
-from posttrain.sweep.settings import CompareStep, nested
+from posttrain.sweep.ranking import Candidate, Ranked, ranked
 from posttrain.sweep.study import Study
+from posttrain.sweep.table import Comparison
+from posttrain.train import checkpoints
 
 PARAMETERS = ("base_model", "sft_dataset", "preference_dataset", "storage_root", "model_name")
 NAMES = {"table": "comparison.html", "summary": "comparison.md", "csv": "trials.csv", "winner": "winner.yaml"}
@@ -83,7 +87,7 @@ def forget_losers(study: Study, rung: int, *, best: Candidate | None) -> None:
 
 def _trainings(study: Study, candidate: Candidate) -> set[tuple[str, str]]:
     """Step and fingerprint of the steps of a trial that may have left checkpoints."""
-    records = record.read_records(study.storage_root, candidate.run_id)
+    records = read_records(study.storage_root, candidate.run_id)
     return {(entry.step, entry.fingerprint) for entry in records if entry.step in TRAINING_STEPS}
 
 
@@ -99,24 +103,24 @@ def main(argv: list[str] | None = None) -> None:
         parameters = {name: getattr(args, name) for name in PARAMETERS}
         overrides = merged(json.loads(args.overrides), nested(found.rows[0].candidate.settings))
         texts = {
-            "table": comparison.html(found),
-            "summary": comparison.markdown(found),
-            "csv": comparison.to_csv(found),
+            "table": table.html(found),
+            "summary": table.markdown(found),
+            "csv": table.to_csv(found),
             "winner": winner_config(step.pipeline, parameters, overrides),
         }
         for name, text in texts.items():
             Path(outputs[name]).write_text(text, encoding="utf-8")
-            uri = storage.join(args.storage_root, "runs", record.run_id(), args.step, NAMES[name])
+            uri = storage.join(args.storage_root, "runs", run.run_id(), args.step, NAMES[name])
             storage.write_bytes(uri, text.encode())
         for row in found.rows:
-            logger.info("%s: %s, %s", row.candidate.name, row.candidate.value, comparison.status(row))
+            logger.info("%s: %s, %s", row.candidate.name, row.candidate.value, table.status(row))
         refuse(found.rows)
         best = found.rows[0].candidate
         forget_losers(study, step.rung, best=best if step.pipeline["save_intermediate"] else None)
         return {"best": overrides, "winner": best.name, step.sweep.objective.name: best.value}
 
     # The trials are no artifacts: their study says what they came to, and may say more the next time.
-    record.run_step(args, inputs={}, outputs=outputs, config=step, work=work, reusable=False)
+    frame.run_step(args, inputs={}, outputs=outputs, config=step, work=work, reusable=False)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ Who is chosen on some rows is flattered by them. On the others the winner is jud
 import argparse
 from typing import Any
 
-from posttrain import config, data, kfp_io, record
-from posttrain.rows import read_jsonl, write_jsonl
-from posttrain.sweep.settings import HoldOutStep
+from posttrain import config, data
+from posttrain.config.sweep import HoldOutStep
+from posttrain.rows.formats import read_jsonl, write_jsonl
+from posttrain.step import frame, kfp_io
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
             write_jsonl(outputs[name], rows)
         return {f"num_{name}_rows": len(rows) for name, rows in sides.items()}
 
-    record.run_step(args, inputs={"eval": args.eval}, outputs=outputs, config=step, work=work)
+    frame.run_step(args, inputs={"eval": args.eval}, outputs=outputs, config=step, work=work)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.ranking import Candidate
-from posttrain.sweep.settings import Range, Settings, SweepConfig
+from posttrain.config.sweep import Range, Settings, SweepConfig
+from posttrain.sweep.ranking import Candidate
 
 NUM_RANDOM_TRIALS = 5  # before TPE has something to go by
 

@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 
 from posttrain import storage
-from posttrain.ranking import NOT_PROMOTED, Candidate, ranked
+from posttrain.config.sweep import Rung, Settings, SweepConfig
 from posttrain.sweep import sampling
-from posttrain.sweep.settings import Rung, Settings, SweepConfig
+from posttrain.sweep.ranking import NOT_PROMOTED, Candidate, ranked
 
 
 @dataclass(frozen=True)

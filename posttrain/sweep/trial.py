@@ -21,15 +21,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from posttrain import comparison, config, dpo, kfp_io, record, wording
-from posttrain.checkpoints import Checkpoints
+from posttrain import config, dpo
 from posttrain.config import merged
-from posttrain.ranking import QUALIFIED, Candidate, measures_of
-from posttrain.sweep import children
+from posttrain.config.sweep import Command, Constraint, Rung, SweepConfig, TrialStep, nested
+from posttrain.pages import wording
+from posttrain.step import code, frame, kfp_io, records, run
+from posttrain.sweep import children, table
 from posttrain.sweep.children import IS_FINAL, NO_TIME, Ended, Trial
-from posttrain.sweep.settings import Command, Constraint, Rung, SweepConfig, TrialStep, nested
+from posttrain.sweep.ranking import QUALIFIED, Candidate, measures_of
 from posttrain.sweep.study import Study
-from posttrain.training import ADAPTER_FILES, progress
+from posttrain.train.checkpoints import Checkpoints
+from posttrain.train.stage import ADAPTER_FILES, progress
 from posttrain.verdict import Verdict
 
 GIVEN = {  # input of this step -> output of the graph that it is
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     outputs = {name: getattr(args, name) for name in ("summary", "metrics")}
 
     def work() -> dict[str, Any]:
-        fingerprint = record.fingerprint("sweep", config=step.decisive, inputs=args.inputs)
+        fingerprint = code.fingerprint("sweep", config=step.decisive, inputs=args.inputs)
         study = Study(args.storage_root, fingerprint, step.sweep)
         with tempfile.TemporaryDirectory(dir=kfp_io.output_folder(args.executor_input)) as folder:
             candidate = run_slot(args, step, study, Path(folder))
@@ -75,11 +77,11 @@ def main(argv: list[str] | None = None) -> None:
             study.keep(args.step, candidate)
         numbers = numbers_of(candidate)
         Path(args.metrics).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
-        Path(args.summary).write_text(comparison.one_markdown(args.step, candidate), encoding="utf-8")
+        Path(args.summary).write_text(table.one_markdown(args.step, candidate), encoding="utf-8")
         is_final = IS_FINAL.get(candidate.status, True) if candidate else True
         return {"row": study.place_of(args.step) if candidate else "", "is_final": is_final, **numbers}
 
-    record.run_step(args, inputs=inputs, outputs=outputs, config=step.decisive, work=work)
+    frame.run_step(args, inputs=inputs, outputs=outputs, config=step.decisive, work=work)
 
 
 def run_slot(args: argparse.Namespace, step: TrialStep, study: Study, folder: Path) -> Candidate | None:
@@ -96,7 +98,7 @@ def run_slot(args: argparse.Namespace, step: TrialStep, study: Study, folder: Pa
         name, settings = promoted[rank].name, promoted[rank].settings
     trial = Trial(
         storage_root=args.storage_root,
-        run_id=f"{record.run_id()}.{name}",
+        run_id=f"{run.run_id()}.{name}",
         overrides=merged(step.overrides, nested(settings)),
         folder=folder,
         given={source: getattr(args, name) for name, source in GIVEN.items() if getattr(args, name)},
@@ -140,7 +142,9 @@ def run_command(command: Command, trial: Trial, *, share: float, num_gpus: int) 
 
 def take_checkpoint(command: Command, trial: Trial, share: float) -> bool:
     """Makes the outputs of a training out of its newest checkpoint; False if it has not come so far."""
-    entry = [entry for entry in record.read_records(trial.storage_root, trial.run_id) if entry.step == command.step][-1]
+    entry = [entry for entry in records.read_records(trial.storage_root, trial.run_id) if entry.step == command.step][
+        -1
+    ]
     checkpoints = Checkpoints(trial.storage_root, entry.step, entry.fingerprint, run_id=trial.run_id, limit=1)
     found = checkpoints.newest_whole(trial.folder / "checkpoints")
     state = json.loads((found / "trainer_state.json").read_text(encoding="utf-8")) if found else {}

@@ -27,8 +27,10 @@ from pathlib import Path
 import psutil
 
 from examples.task_api.tiny import build_tiny_model
-from posttrain import record
-from posttrain.checkpoints import COMPLETE, Manifest
+from posttrain.step import results
+from posttrain.step.digests import digest
+from posttrain.step.records import StepRecord, read_records
+from posttrain.train.checkpoints import COMPLETE, Manifest
 from tests.chaos import moments
 from tests.tiny_line import write_line
 
@@ -158,12 +160,10 @@ def attempt(config: Path, root: Path, tally: Tally, random_: random.Random | Non
     return exit_code == 0
 
 
-def latest(root: Path) -> dict[str, record.StepRecord]:
+def latest(root: Path) -> dict[str, StepRecord]:
     """The newest finished record of each step, of any run below the root."""
     runs = root / "runs"
-    records = (
-        [entry for run in runs.iterdir() for entry in record.read_records(str(root), run.name)] if runs.exists() else []
-    )
+    records = [entry for run in runs.iterdir() for entry in read_records(str(root), run.name)] if runs.exists() else []
     done = [entry for entry in records if entry.status in ("succeeded", "reused")]
     return {entry.step: entry for entry in sorted(done, key=lambda entry: entry.started_at)}
 
@@ -182,19 +182,17 @@ def broken(root: Path) -> list[str]:
         manifest = Manifest.model_validate_json(path.read_bytes())
         faults += [
             f"{path.parent}: {name}" for name, file in manifest.files.items()
-            if not (path.parent / name).is_file() or record.digest(path.parent / name) != file.sha256
+            if not (path.parent / name).is_file() or digest(path.parent / name) != file.sha256
         ]  # fmt: skip
     for path in root.glob(f"results/*/*/{COMPLETE}"):
-        result = record.Result.model_validate_json(path.read_bytes())
+        result = results.Result.model_validate_json(path.read_bytes())
         faults += [
             f"{root / result.kept}: {name}" for name, sha256 in result.outputs.items()
-            if not (root / result.kept / name).exists() or record.digest(root / result.kept / name) != sha256
+            if not (root / result.kept / name).exists() or digest(root / result.kept / name) != sha256
         ]  # fmt: skip
     for path in root.glob("published/*/*/manifest.json"):
         files = json.loads(path.read_bytes())["files"]
-        faults += [
-            f"{path.parent}: {name}" for name, sha256 in files.items() if record.digest(path.parent / name) != sha256
-        ]
+        faults += [f"{path.parent}: {name}" for name, sha256 in files.items() if digest(path.parent / name) != sha256]
     for path in root.glob("runs/*/*.json"):
         try:
             json.loads(path.read_bytes())

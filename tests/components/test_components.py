@@ -7,7 +7,7 @@ from google.protobuf import json_format
 
 import components
 from posttrain.config import STEP_SECTIONS
-from posttrain.sweep.settings import SWEEP_SECTIONS
+from posttrain.config.sweep import SWEEP_SECTIONS
 
 COMPONENTS = [getattr(components, name) for name in components.__all__]
 

@@ -23,7 +23,7 @@ BASE, WHEELS = "posttrain-base:local", "posttrain-wheels:local"
 NAMES = ("cpu", "train")
 SOURCES = (
     "Makefile", "pyproject.toml", "README.md", "LICENSE", ".dockerignore", "Dockerfile.train", "compile.py",
-    "run_pipeline.py", "components", "configs", "examples", "images", "pipelines", "posttrain", "validators",
+    "run_pipeline.py", "components", "configs", "examples", "images", "pipelines", "posttrain", "runner", "validators",
 )  # fmt: skip
 REVISION = "0123456789abcdef"
 CONFINED = (

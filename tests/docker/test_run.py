@@ -15,9 +15,8 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
-from pipelines import local
-from pipelines.docker import LABEL, Docker
-from posttrain import places
+from runner import local, places
+from runner.docker import LABEL, Docker
 from tests.docker.conftest import copy_checkout
 from tests.tiny_line import write_line
 

@@ -4,7 +4,7 @@ import jsonschema
 import pytest
 
 from examples.task_api import generate, tiny
-from posttrain import data
+from posttrain.rows import chat, formats, sources
 
 SCHEMA = json.loads(generate.SCHEMA_PATH.read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -66,7 +66,7 @@ def test_the_schema_refuses(answer):
 
 
 def test_no_request_is_in_two_files_or_twice(files):
-    keys = [data.prompt_key(row) for rows in files.values() for row in rows]
+    keys = [formats.prompt_key(row) for rows in files.values() for row in rows]
     assert len(keys) == len(set(keys))
 
 
@@ -86,9 +86,9 @@ def test_more_prompts_than_there_are_is_refused():
 
 
 def test_rows_are_short_for_the_tiny_tokenizer(files, tiny_model):
-    tokenizer = data.load_tokenizer(tiny_model)
+    tokenizer = chat.load_tokenizer(tiny_model)
     rows = [row for name in ("sft", "eval", "preferences") for row in files[name]]
-    lengths = [len(data.render(tokenizer, row["prompt"], row.get("completion") or row["rejected"])) for row in rows]
+    lengths = [len(chat.render(tokenizer, row["prompt"], row.get("completion") or row["rejected"])) for row in rows]
     assert max(lengths) < 128
 
 
@@ -105,9 +105,9 @@ def test_pretraining_lowers_the_loss_and_changes_no_file_but_the_weights(tiny_mo
         "generation_config.json",
     ):
         assert (taught / name).read_bytes() == (tiny_model / name).read_bytes()
-    tokenizer = data.load_tokenizer(tiny_model)
+    tokenizer = chat.load_tokenizer(tiny_model)
     row = generate.generate()["eval"][0]
-    ids = torch.tensor([data.render(tokenizer, row["prompt"], row["completion"])])
+    ids = torch.tensor([chat.render(tokenizer, row["prompt"], row["completion"])])
     with torch.no_grad():
         losses = [
             AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(input_ids=ids, labels=ids).loss.item()
@@ -126,5 +126,5 @@ def test_the_same_seed_gives_the_same_model(tiny_model, tmp_path):
 def test_the_line_reads_the_files_as_they_are(task_api_files):
     for name, kind in (("sft", "sft"), ("preferences", "preference"), ("eval", "sft")):
         path = str(task_api_files / f"{name}.jsonl")
-        rows, _ = data.convert(data.read_rows(path), kind=kind, source=path)
+        rows, _ = formats.convert(sources.read_rows(path), kind=kind, source=path)
         assert rows

@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-import run_pipeline
-from pipelines import local
 from pipelines.compiler import compile_graph
 from pipelines.steps import step_names
-from posttrain import record, report
+from posttrain import report
 from posttrain.config import PipelineConfig, Validation
+from posttrain.step.code import code_version
+from posttrain.step.records import read_records
 from posttrain.verdict import Verdict, holds
+from runner import here, local
 from tests.fail_closed import steps
 from tests.fail_closed.outcomes import OUTCOMES
 from validators import page
@@ -89,7 +90,7 @@ def parsed(text: str):
 
 
 def play(folder: Path, shape: str, gate: str, outcome: str, *, own_process: bool = False) -> Ending:
-    """One run in an empty `folder`, from the start of `run_pipeline.run_here` to its exit code."""
+    """One run in an empty `folder`, from the start of `runner.here.run_here` to its exit code."""
     config, root = config_of(shape, folder / "store"), folder / "store"
     parameters = {
         "base_model": "base", "sft_dataset": "s", "preference_dataset": "p", "storage_root": str(root),
@@ -99,20 +100,20 @@ def play(folder: Path, shape: str, gate: str, outcome: str, *, own_process: bool
     plan = {steps.PLAN: json.dumps({"gate": gate, "outcome": outcome}), "PYTHONPATH": str(ROOT)}
     words = []
 
-    def here(*arguments, environment, **settings) -> local.LocalRun:
+    def in_its_folder(*arguments, environment, **settings) -> local.LocalRun:
         return local.LocalRun(*arguments, working_directory=code, environment=environment | plan, **settings)
 
     with quick(shape, gate, own_process), contextlib.redirect_stdout(io.StringIO()):
         run_graph = lambda *arguments: words.append(local.run_graph(*arguments))  # noqa: E731
-        with patch.object(run_pipeline, "LocalRun", here), patch.object(run_pipeline, "run_graph", run_graph):
-            exit_code = run_pipeline.run_here(config, parameters, run_pipeline.Here(RUN_ID, run_pipeline.Processes()))
+        with patch.object(here, "LocalRun", in_its_folder), patch.object(here, "run_graph", run_graph):
+            exit_code = here.run_here(config, parameters, here.Here(RUN_ID, local.Processes()))
     return ending_of(root, shape, gate, exit_code, green=words == [True])
 
 
 def ending_of(root: Path, shape: str, gate: str, exit_code: int, *, green: bool) -> Ending:
     names = step_names(config_of(shape, root))
     later = set(names[names.index(gate) + 1 :])
-    records = record.read_records(str(root), RUN_ID)
+    records = read_records(str(root), RUN_ID)
     ran = [log.stem for log in (root / "runs" / RUN_ID / "logs").iterdir()]  # a step that was killed has no record
     verdicts = {one.step: one.verdict for one in records if one.verdict}
     return Ending(
@@ -178,7 +179,7 @@ def quick(shape: str, gate: str, own_process: bool) -> Iterator[None]:
     with (
         patch.object(local.Launcher, "_execute", execute),
         patch.object(local.components, "load_component_from_file", load),
-        patch.object(run_pipeline, "compile_graph", compile_),
+        patch.object(here, "compile_graph", compile_),
     ):
         yield
 
@@ -186,7 +187,7 @@ def quick(shape: str, gate: str, own_process: bool) -> Iterator[None]:
 @functools.cache
 def warm_up() -> None:
     """What every step would do again: our digest, imports, the page's template."""
-    record.code_version()
+    code_version()
     for module in REAL:
         importlib.import_module(module)
     page.html(Verdict(gate="check_none", subject={}, checks=[holds("warm", True)]))

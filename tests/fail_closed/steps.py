@@ -12,7 +12,8 @@ import os
 import signal
 from pathlib import Path
 
-from posttrain import config, kfp_io, record
+from posttrain import config
+from posttrain.step import frame, kfp_io
 from posttrain.verdict import at_most, holds
 from tests.fail_closed.outcomes import HOSTILE, LIMIT, OUTCOMES
 from validators import checks, measuring
@@ -48,7 +49,7 @@ def work_step(args: argparse.Namespace) -> None:
         return {"final_loss": 0.5} | source
 
     step = config.parse_step(config.FetchStep, "{}")
-    record.run_step(args, inputs=inputs, outputs=outputs, config=step, work=work)
+    frame.run_step(args, inputs=inputs, outputs=outputs, config=step, work=work)
 
 
 def run_gate(args: argparse.Namespace, name: str) -> None:

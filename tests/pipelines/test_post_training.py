@@ -8,7 +8,7 @@ import pytest
 from pipelines.compiler import compile_graph
 from pipelines.steps import step_names
 from posttrain.config import PipelineConfig, load_config
-from posttrain.placement import CPU_STEPS, GPU_STEPS
+from posttrain.config.placement import CPU_STEPS, GPU_STEPS
 from tests.pipelines.graph import SHAPES, Graph
 
 GOLDEN = Path(__file__).parent / "golden"

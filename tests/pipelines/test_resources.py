@@ -9,7 +9,7 @@ from kfp import compiler, dsl
 from pipelines.compiler import compile_graph
 from pipelines.resources import CACHE_FOLDER, place
 from posttrain.config import load_config
-from posttrain.placement import Placement
+from posttrain.config.placement import Placement
 from tests.pipelines.graph import Graph
 
 EVERYTHING = {

@@ -9,7 +9,7 @@ from pipelines.lint import lint
 from pipelines.package import Package
 from pipelines.sweep import sweep_steps, trial_commands
 from posttrain.config import load_config
-from posttrain.sweep.settings import SweepConfig
+from posttrain.config.sweep import SweepConfig
 from tests.pipelines.graph import Graph
 
 SPACE = {"sft.learning_rate": [1e-4, 2e-4], "sft.lora_r": [8, 16]}

@@ -12,9 +12,11 @@ from unittest.mock import patch
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from posttrain import kfp_io, model, publish, record
+from posttrain import publish
 from posttrain.config import RUN_ID_ENV, CheckAlignmentStep, FetchStep, PublishStep, SftConfig
+from posttrain.step import digests, frame, kfp_io
 from posttrain.verdict import Check, Verdict, at_most, holds
+from posttrain.weights.folder import source_digest
 
 NO_SETTINGS = FetchStep()
 GATES = ["check_data", "check_sft", "check_safety"]
@@ -61,12 +63,12 @@ class Line:
 
     def fetch(self, **changes) -> tuple[Path, Path]:
         """`changes` of what the step measures."""
-        told = {"source": "hf://acme/base", "commit": "c0ffee", "digest": model.source_digest(self.base)} | changes
+        told = {"source": "hf://acme/base", "commit": "c0ffee", "digest": source_digest(self.base)} | changes
         outputs = self.step("fetch_model", {}, ["model", "tokenizer"], measured=told)
         return outputs["model"], outputs["tokenizer"]
 
     def prepare(self) -> dict[str, Path]:
-        told = {"source": str(self.data), "commit": "", "digest": record.digest(self.data)}
+        told = {"source": str(self.data), "commit": "", "digest": digests.digest(self.data)}
         return self.step("prepare_sft_data", {}, ["train", "eval"], measured=told)
 
     @property
@@ -89,7 +91,7 @@ class Line:
     ) -> None:  # fmt: skip
         """A gate with these checks, by default again on what it took before. `claims` stand in its verdict instead."""
         self.taken[gate] = inputs = self.taken[gate] if inputs is None else inputs
-        subject = {name: record.digest(path) for name, path in inputs.items()}
+        subject = {name: digests.digest(path) for name, path in inputs.items()}
         verdict = Verdict(gate=gate, subject=subject, checks=checks).model_dump(mode="json") | (claims or {})
         limits = CheckAlignmentStep.model_validate({"validation": {"red_team_prompts": PROMPTS}})
         self.step(gate, inputs, ["verdict", "report"], config=limits, text=to_json(verdict, indent=2).decode())
@@ -110,7 +112,7 @@ class Line:
 
         given = {name: str(path) for name, path in paths.items()}
         with patch.dict(os.environ, {RUN_ID_ENV: self.run_id}):
-            record.run_step(
+            frame.run_step(
                 args, inputs={name: str(path) for name, path in inputs.items()}, outputs=given, config=config,
                 work=work, reusable=False,
             )  # fmt: skip
@@ -127,7 +129,7 @@ class Line:
         settings = PublishStep(publish_root=root, **gates | values)
         with patch.dict(os.environ, {RUN_ID_ENV: self.run_id}):
             return publish.publish(
-                self.model, record.file_digests(self.model), model_name="m", storage_root=self.root, settings=settings,
+                self.model, digests.file_digests(self.model), model_name="m", storage_root=self.root, settings=settings,
                 version=version,
             )  # fmt: skip
 

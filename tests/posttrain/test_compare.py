@@ -2,7 +2,8 @@
 
 import pytest
 
-from posttrain import compare, record
+from posttrain import compare
+from posttrain.step import records
 from posttrain.verdict import Verdict, at_most
 
 
@@ -12,7 +13,7 @@ def keep(root, run_id, step, **changes):
         "seconds": 2.0, "cpu_seconds": 3.0, "peak_memory": 10**9, "fingerprint": "f", "config": {}, "inputs": {},
         "outputs": {}, "measured": {},
     }  # fmt: skip
-    record.write_record(str(root), record.StepRecord(**entry | changes))
+    records.write_record(str(root), records.StepRecord(**entry | changes))
 
 
 def keep_run(root, run_id, *, rate, loss, limit=1.0):

@@ -5,8 +5,11 @@ import tracemalloc
 
 import pytest
 
-from posttrain import data, record
+from posttrain import data
 from posttrain.config import DataConfig
+from posttrain.rows import formats
+from posttrain.step import digests, records
+from posttrain.step.run import run_id
 
 ANSWER = {"role": "assistant", "content": "Done."}
 
@@ -45,7 +48,7 @@ def test_a_split_with_an_empty_side_is_refused():
 def test_prepare_counts_what_it_saw(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"Do thing {i}.", "completion": "Done.", "source": "web"} for i in range(40)]
-    data.write_jsonl(path, [*rows, rows[0]])
+    formats.write_jsonl(path, [*rows, rows[0]])
     prepared = data.prepare(str(path), kind="sft", settings=DataConfig(eval_fraction=0.3))
     statistics, prompts = prepared.statistics, prepared.prompts
     assert statistics["num_rows"] == statistics["train"]["num_rows"] + statistics["eval"]["num_rows"] == 41
@@ -72,11 +75,11 @@ def test_the_command_writes_four_files_and_the_same_again(task_api_files, tmp_pa
     rows = [json.loads(line) for line in first["train"].splitlines()]
     assert list(rows[0]) == ["id", "prompt", "chosen", "rejected"]
     manifest = json.loads(first["manifest"])
-    assert manifest["train"] == sorted({data.prompt_key(row) for row in rows})
+    assert manifest["train"] == sorted({formats.prompt_key(row) for row in rows})
     assert first["manifest"].decode() == json.dumps(manifest, indent=2) + "\n"
     file = task_api_files / "preferences.jsonl"
-    measured = record.read_records(str(tmp_path / "runs"), record.run_id())[-1].measured
-    assert (measured["source"], measured["commit"], measured["digest"]) == (str(file), "", record.digest(file))
+    measured = records.read_records(str(tmp_path / "runs"), run_id())[-1].measured
+    assert (measured["source"], measured["commit"], measured["digest"]) == (str(file), "", digests.digest(file))
 
 
 def test_the_command_ends_with_one_line_that_says_what_is_wrong(tmp_path):
@@ -109,7 +112,7 @@ def test_the_command_ends_with_one_line_that_says_what_is_wrong(tmp_path):
 def test_the_memory_does_not_hold_the_rows(tmp_path):
     def peak_of(num_rows: int) -> int:
         rows = ({"prompt": f"Do {i}: {'x' * 10_000}", "completion": "Done."} for i in range(num_rows))
-        data.write_jsonl(tmp_path / "rows.jsonl", rows)
+        formats.write_jsonl(tmp_path / "rows.jsonl", rows)
         tracemalloc.start()
         data.prepare(str(tmp_path / "rows.jsonl"), kind="sft", settings=DataConfig(eval_fraction=0.3))
         peak = tracemalloc.get_traced_memory()[1]

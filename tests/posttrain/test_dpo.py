@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import callbacks, dpo, record
-from posttrain.checkpoints import Checkpoints, Diverged
+from posttrain import dpo
 from posttrain.config import DpoConfig, DpoStep
-from posttrain.data import read_jsonl, write_jsonl
+from posttrain.rows.formats import read_jsonl, write_jsonl
+from posttrain.step import digests
+from posttrain.train import callbacks
+from posttrain.train.checkpoints import Checkpoints, Diverged
 
 # 14 rows in batches of 2 are 7 batches, so 4 steps in an epoch, the last of half the size.
 CONFIG = DpoConfig(
@@ -50,7 +52,7 @@ def whole(tiny_model, rows, tmp_path_factory) -> tuple[Path, dict]:
 
 
 def same_files(one: Path, other: Path) -> bool:
-    return record.digest(one) == record.digest(other)
+    return digests.digest(one) == digests.digest(other)
 
 
 def test_starts_from_its_reference_and_says_what_it_did(whole):

@@ -7,8 +7,9 @@ import pytest
 
 from examples.task_api.tiny import build_tiny_model
 from posttrain import merge as merging
-from posttrain import record
 from posttrain.merge import merge
+from posttrain.step import digests
+from posttrain.step.records import read_records
 
 Make = Callable[..., tuple[Path, Path]]
 
@@ -160,7 +161,7 @@ def test_many_chunks_and_threads_give_the_same_bytes(tiny_model, tiny_adapter, t
     monkeypatch.setattr(merging, "NUM_THREADS", 8)
     for at in range(5):
         merge(tiny_model, tiny_adapter, tmp_path / f"chunks{at}")
-        assert record.digest(tmp_path / f"chunks{at}") == record.digest(tmp_path / "whole")
+        assert digests.digest(tmp_path / f"chunks{at}") == digests.digest(tmp_path / "whole")
 
 
 def test_file_systems_without_copy_in_the_kernel_work(tiny_model, tiny_adapter, tmp_path, monkeypatch):
@@ -171,7 +172,7 @@ def test_file_systems_without_copy_in_the_kernel_work(tiny_model, tiny_adapter, 
 
     monkeypatch.setattr(merging.os, "copy_file_range", refuse)
     merge(tiny_model, tiny_adapter, tmp_path / "memory")
-    assert record.digest(tmp_path / "memory") == record.digest(tmp_path / "kernel")
+    assert digests.digest(tmp_path / "memory") == digests.digest(tmp_path / "kernel")
 
 
 def test_the_model_folder_holds_the_model_and_nothing_else(tiny_model, tiny_adapter, tmp_path):
@@ -315,6 +316,6 @@ def test_command_writes_info_and_is_reused(tiny_model, tiny_adapter, tmp_path, m
             "--metrics", str(out / "metrics"),
         ])  # fmt: skip
         assert json.loads((out / "info").read_text())["num_merged_tensors"] == 14
-    records = record.read_records(str(tmp_path / "root"), "r")
+    records = read_records(str(tmp_path / "root"), "r")
     assert [one.status for one in records] == ["succeeded", "reused"]
-    assert records[0].outputs["model"] == records[1].outputs["model"] == record.digest(tmp_path / "second/model")
+    assert records[0].outputs["model"] == records[1].outputs["model"] == digests.digest(tmp_path / "second/model")

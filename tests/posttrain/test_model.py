@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from posttrain import model as fetching
-from posttrain import record
-from posttrain.model import check_model_folder, fetch
+from posttrain.model import fetch
+from posttrain.step import digests, records
+from posttrain.weights.folder import check_model_folder, source_digest
 from tests.hub_server import COMMIT, names
 
 
@@ -31,12 +32,12 @@ def test_a_folder_is_copied_without_what_is_no_model(source, tmp_path):
     given = fetch_from(source, tmp_path)
     assert names(tmp_path / "model") == expected
     assert names(tmp_path / "tokenizer") == expected - {"model.safetensors"}
-    assert given == {"source": str(source), "commit": "", "digest": record.digest(tmp_path / "model")}
-    assert fetching.source_digest(source) == given["digest"]
+    assert given == {"source": str(source), "commit": "", "digest": digests.digest(tmp_path / "model")}
+    assert source_digest(source) == given["digest"]
 
 
 def test_the_tokenizer_folder_is_enough_for_tokens(source, tmp_path):
-    from posttrain.data import load_tokenizer, render
+    from posttrain.rows.chat import load_tokenizer, render
 
     fetch_from(source, tmp_path)
     assert render(load_tokenizer(tmp_path / "tokenizer"), [{"role": "user", "content": "hello"}])
@@ -52,7 +53,7 @@ def test_shards_are_fetched_by_the_index(source, tmp_path):
     (source / "consolidated.safetensors").write_bytes(b"another copy")
     given = fetch_from(source, tmp_path)
     assert names(tmp_path / "model") == expected
-    assert fetching.source_digest(source) == given["digest"]
+    assert source_digest(source) == given["digest"]
     shutil.rmtree(tmp_path / "model")
     (source / "model-00002-of-00002.safetensors").unlink(missing_ok=True)
     last = sorted(name for name in expected if name.endswith(".safetensors"))[-1]
@@ -67,7 +68,7 @@ def test_hub_model_is_fetched_at_its_commit(source, tmp_path, hub):
     given = fetch_from("org/tiny@v1", tmp_path, allowed_prefixes=["hf://org/"])
     assert (given["source"], given["commit"]) == ("hf://org/tiny", COMMIT)
     assert names(tmp_path / "model") == names(source) - {"pytorch_model.bin"}
-    assert given["digest"] == record.digest(tmp_path / "model")
+    assert given["digest"] == digests.digest(tmp_path / "model")
     files = [path for path, _ in hub.requests if "/resolve/" in path]
     assert files
     assert all(f"/resolve/{COMMIT}/" in path for path in files)
@@ -240,6 +241,6 @@ def test_command_records_source_and_digest(source, tmp_path, monkeypatch):
         "--step", "fetch_model", "--storage-root", str(tmp_path / "root"), "--base-model", str(source),
         "--model", str(tmp_path / "out/model"), "--tokenizer", str(tmp_path / "out/tokenizer"),
     ])  # fmt: skip
-    (entry,) = record.read_records(str(tmp_path / "root"), "r")
+    (entry,) = records.read_records(str(tmp_path / "root"), "r")
     assert entry.measured["source"] == str(source)
     assert entry.outputs["model"] == entry.measured["digest"]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from posttrain import preflight, record
+from posttrain import preflight
 from posttrain.config import PipelineConfig, PreflightStep
+from posttrain.step import records
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]
 PAIRS = [{"prompt": f"question {n}", "chosen": "yes", "rejected": "no"} for n in range(40)]
@@ -237,7 +238,7 @@ def test_the_step_fails_once_with_all_that_it_found(given, monkeypatch):
         "problem"
     ] * 2
     assert result.stderr.splitlines()[-1].startswith("ValueError: 2 problems: base_model: '/nowhere' is not there")
-    (entry,) = record.read_records(given["storage_root"], "r1")
+    (entry,) = records.read_records(given["storage_root"], "r1")
     assert (entry.status, entry.error) == ("failed", result.stderr.splitlines()[-1])
 
 
@@ -257,5 +258,5 @@ def test_the_step_needs_neither_torch_nor_transformers(given):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    (entry,) = record.read_records(given["storage_root"], "manual")
+    (entry,) = records.read_records(given["storage_root"], "manual")
     assert (entry.step, entry.status) == ("preflight", "succeeded")

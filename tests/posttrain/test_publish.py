@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import publish, record, storage
+from posttrain import publish, storage
 from posttrain.config import PublishStep
+from posttrain.step import digests, records
 from posttrain.verdict import at_most, holds
 from posttrain.verify import verify
 from tests.posttrain.line import GATES, Line
@@ -50,13 +51,15 @@ def refused(line: Line, place: str, words: str, **settings) -> None:
 
 def test_published_folder_is_the_model_with_card_chain_sums_and_manifest(line, place):
     receipt = line.publish(place)
-    folder, sha256 = Path(receipt["uri"]), record.digest(line.model)
+    folder, sha256 = Path(receipt["uri"]), digests.digest(line.model)
     assert folder == Path(place, "m", sha256[:12])
     assert (receipt["sha256"], receipt["run_id"]) == (sha256, "run-1")
-    assert receipt["manifest_sha256"] == record.digest(folder / "manifest.json")
+    assert receipt["manifest_sha256"] == digests.digest(folder / "manifest.json")
     assert set(storage.list_files(folder)) == FILES
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["files"] == {name: record.digest(folder / name) for name in FILES - {"SHA256SUMS", "manifest.json"}}
+    assert manifest["files"] == {
+        name: digests.digest(folder / name) for name in FILES - {"SHA256SUMS", "manifest.json"}
+    }
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
@@ -71,20 +74,20 @@ def test_the_chain_reaches_from_the_sources_to_the_model(line, place):
     assert links["fetch_model"]["source"] == {
         "address": "hf://acme/base", "commit": "c0ffee", "sha256": links["fetch_model"]["outputs"]["model"]
     }  # fmt: skip
-    assert links["prepare_sft_data"]["source"]["sha256"] == record.digest(line.data)
+    assert links["prepare_sft_data"]["source"]["sha256"] == digests.digest(line.data)
     assert links["train_sft"]["inputs"]["train"] == links["prepare_sft_data"]["outputs"]["train"]
     assert links["train_sft"]["config"]["epochs"] > 0
     assert links["train_sft"]["code"]["libraries"]["trl"] == "1.14.2"
     assert links["check_safety"]["verdict"]["passed"] is True
-    assert chain["sha256"] == links["merge_sft"]["outputs"]["model"] == record.digest(line.model)
+    assert chain["sha256"] == links["merge_sft"]["outputs"]["model"] == digests.digest(line.model)
 
 
 def test_card_shows_sources_steps_and_what_each_gate_measured(line, place):
     card = Path(line.publish(place)["uri"], "README.md").read_text()
     assert "| `fetch_model` | `hf://acme/base@c0ffee` |" in card
     assert "\nbase_model: acme/base\n" in card
-    assert f"`{record.digest(line.data)}`" in card
-    assert f"`{record.digest(line.model)}`" in card
+    assert f"`{digests.digest(line.data)}`" in card
+    assert f"`{digests.digest(line.model)}`" in card
     assert "### check_safety: passed" in card
     assert "| `loss` | 1 | ≤ 2 | 0.9 to 1.1 | a \\| b |" in card
 
@@ -182,7 +185,7 @@ def test_a_verdict_on_something_else_than_the_gate_took_is_refused(subject, line
 def test_a_gate_that_judged_another_model_of_the_run_is_refused(line, place):
     base = line.path("fetch_model", "model")
     line.judge("check_safety", {"model": base})
-    refused(line, place, f"gate check_safety: judged model {record.digest(base)}, not")
+    refused(line, place, f"gate check_safety: judged model {digests.digest(base)}, not")
 
 
 def test_model_changed_after_the_verdict_is_refused(line, place):
@@ -321,7 +324,7 @@ def test_of_two_publishers_of_different_models_one_is_refused(root, publisher, t
         found = verify(target)
         assert (found.faults, set(storage.list_files(target))) == ([], FILES)
         (winner,) = (line for line, outcome in zip(lines, told, strict=True) if outcome == "published")
-        assert found.manifest.sha256 == record.digest(winner.model)
+        assert found.manifest.sha256 == digests.digest(winner.model)
         assert sum("another model" in outcome for outcome in told) == 1
 
 
@@ -384,5 +387,5 @@ def test_command_writes_receipt_and_record(line, place, tmp_path, monkeypatch):
         "--step", "publish_model", "--storage-root", line.root, "--config", settings.model_dump_json(),
         "--model", str(line.model), "--model-name", "m", "--receipt", str(receipt),
     ])  # fmt: skip
-    assert json.loads(receipt.read_text())["sha256"] == record.digest(line.model)
-    assert record.read_records(line.root, "run-1")[-1].status == "succeeded"
+    assert json.loads(receipt.read_text())["sha256"] == digests.digest(line.model)
+    assert records.read_records(line.root, "run-1")[-1].status == "succeeded"

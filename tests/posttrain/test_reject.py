@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import record, reject
+from posttrain import reject
+from posttrain.step import records, run
 from posttrain.verdict import Verdict, at_least, below, holds
 
 LOSS = below("held_out_loss", 2.5, 2.0, remedy="Train longer.")
@@ -40,7 +41,7 @@ def test_what_a_check_quotes_cannot_command_a_terminal(tmp_path, capsys):
 def test_the_rejection_is_recorded(tmp_path):
     with pytest.raises(SystemExit):
         reject.main(arguments(tmp_path, LOSS))
-    [found] = record.read_records(str(tmp_path / "store"), record.run_id())
+    [found] = records.read_records(str(tmp_path / "store"), run.run_id())
     assert (found.step, found.status) == ("reject_sft", "failed")
     assert "rejected by check_sft" in found.error
 

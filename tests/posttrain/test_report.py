@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from posttrain import record, report, storage
+from posttrain import report, storage
 from posttrain.config import RUN_ID_ENV, ReportStep
+from posttrain.step import records
 from posttrain.verdict import Check, Verdict, at_least, at_most, below, holds
 
 STEPS = [
@@ -38,13 +39,13 @@ def keep(tmp_path):
         root=tmp_path,
     ):
         verdict = checks and Verdict(gate=step, subject={"model": "0" * 64}, checks=checks).model_dump(mode="json")
-        entry = record.StepRecord(
+        entry = records.StepRecord(
             step=step, attempt=1, run_id="r1", status=status, started_at=f"2026-01-01T00:00:{next(clock):02d}+00:00",
             seconds=2.5, fingerprint="f", kept=kept, config={}, inputs={"base": "a" * 64},
             outputs={"model": "b" * 64} if outputs is None else outputs,
             measured=measured or {}, verdict=verdict, error=error,
         )  # fmt: skip
-        record.write_record(str(root), entry)
+        records.write_record(str(root), entry)
 
     return write
 
@@ -166,10 +167,10 @@ def test_the_last_attempt_counts_and_the_time_of_all(tmp_path, keep):
 
 def test_a_gate_that_died_after_its_record_has_not_succeeded(tmp_path, keep):
     keep("check_sft", checks=[GOOD])
-    died = record.read_records(str(tmp_path), "r1")[0].model_copy(
+    died = records.read_records(str(tmp_path), "r1")[0].model_copy(
         update={"status": "failed", "error": "killed", "verdict": None, "started_at": "2025-12-31T23:59:59+00:00"}
     )
-    record.write_record(str(tmp_path), died)
+    records.write_record(str(tmp_path), died)
     result = report.collect(str(tmp_path), "r1", ReportStep(pipeline_id="demo", steps=["check_sft", "publish_model"]))
     assert [step.status for step in result.steps] == ["failed", "not run"]
     assert result.errors == ["check_sft: killed"]

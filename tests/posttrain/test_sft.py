@@ -10,11 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from posttrain import backend, callbacks, record, sft, storage, training
-from posttrain.checkpoints import Checkpoints, Diverged
+from posttrain import sft, storage
 from posttrain.config import SftConfig, SftStep
-from posttrain.data import num_trainable_tokens, read_jsonl, render, write_jsonl
-from posttrain.ends import Unfinished
+from posttrain.rows.chat import num_trainable_tokens, render
+from posttrain.rows.formats import read_jsonl, write_jsonl
+from posttrain.step import digests, records, run
+from posttrain.step.run import Unfinished
+from posttrain.train import backend, callbacks, stage
+from posttrain.train.checkpoints import Checkpoints, Diverged
 
 # 10 rows in batches of 2 are 5 batches, so 3 steps in an epoch, the last of half the size.
 CONFIG = SftConfig(
@@ -54,7 +57,7 @@ def whole(tiny_model, rows, tmp_path_factory) -> tuple[Path, dict]:
 
 
 def same_files(one: Path, other: Path) -> bool:
-    return record.digest(one) == record.digest(other)
+    return digests.digest(one) == digests.digest(other)
 
 
 def test_learns_and_says_what_it_did(whole):
@@ -84,7 +87,7 @@ def test_the_largest_gradient_norm_is_that_before_clipping(tiny_model, rows, tmp
 def test_only_finite_gradient_norms_count(norms, expected):
     history = [{"loss": 1.0, "grad_norm": norm} for norm in norms] + [{"eval_loss": 1.0}]
     state = SimpleNamespace(log_history=[{"loss": 1.0}, *history], global_step=3, epoch=1.0)
-    found = training.summary(state, rows={"train": [], "eval": []}, num_left_out=0)
+    found = stage.summary(state, rows={"train": [], "eval": []}, num_left_out=0)
     assert {name: value for name, value in found.items() if "gradient" in name} == expected
 
 
@@ -132,7 +135,7 @@ def test_killed_after_the_last_step_trains_nothing_again(whole, tiny_model, rows
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "summary", die)
+        patch.setattr(stage, "summary", die)
         with pytest.raises(Killed):
             train(tiny_model, rows, tmp_path)
     with caplog.at_level(logging.INFO):
@@ -191,7 +194,7 @@ def test_an_optimizer_step_keeps_its_rows(batch_size, halved):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         return {}
 
-    training.halving_batches(fit, config)
+    stage.halving_batches(fit, config)
     assert tried == [(batch_size, 3), halved]
 
 
@@ -263,10 +266,10 @@ def test_command_reuses_its_finished_result(tiny_model, rows, tmp_path, monkeypa
     config = {"sft": {"epochs": 1, "max_seq_length": 256, "lora_r": 2, "batch_size": 8}}
     argv = ["--step", "train_sft", "--storage-root", str(tmp_path / "store"), "--config", json.dumps(config), *flags]
     sft.main(argv)
-    first = record.digest(outputs["adapter"])
+    first = digests.digest(outputs["adapter"])
     shutil.rmtree(tmp_path / "out")
     monkeypatch.setattr(sft, "train", None)
     sft.main(argv)
-    assert record.digest(outputs["adapter"]) == first
-    statuses = [entry.status for entry in record.read_records(str(tmp_path / "store"), record.run_id())]
+    assert digests.digest(outputs["adapter"]) == first
+    statuses = [entry.status for entry in records.read_records(str(tmp_path / "store"), run.run_id())]
     assert statuses == ["succeeded", "reused"]

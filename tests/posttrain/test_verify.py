@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import provenance, record, storage, verify
+from posttrain import storage, verify
 from posttrain.publish import Manifest
+from posttrain.step import digests, provenance
 from posttrain.verdict import at_most
 from tests.posttrain.line import Line
 
@@ -58,7 +59,7 @@ def link(chain: dict, step: str) -> dict:
 def forge(folder: Path, change: Callable[[dict], None]) -> None:
     """Changes the chain, and then the manifest and SHA256SUMS so that they fit it."""
     edit(folder, "provenance.json", change)
-    sha256 = record.digest(folder / "provenance.json")
+    sha256 = digests.digest(folder / "provenance.json")
     edit(folder, "manifest.json", lambda manifest: manifest["files"].update({"provenance.json": sha256}))
     (folder / "SHA256SUMS").write_text(Manifest.model_validate_json((folder / "manifest.json").read_bytes()).sums)
 
@@ -78,7 +79,7 @@ def test_it_is_verified_wherever_it_lies(finished, root):
 def test_the_command_prints_the_chain_and_verified(finished, folder, capsys):
     assert verify.main([str(folder), "--storage-root", finished.root, "--data", str(finished.data)]) == 0
     first, *links, last = capsys.readouterr().out.splitlines()
-    digest = {name: record.digest(finished.path(*name)) for name in (("train_sft", "adapter"), ("merge_sft", "model"))}
+    digest = {name: digests.digest(finished.path(*name)) for name in (("train_sft", "adapter"), ("merge_sft", "model"))}
     assert first.endswith(f"SHA-256 {digest['merge_sft', 'model']}, run run-1")
     assert [line.split()[0] for line in links] == [
         "fetch_model", "prepare_sft_data", "check_data", "train_sft", "check_sft", "merge_sft", "check_safety",
@@ -283,8 +284,8 @@ def test_another_base_or_data_set_than_the_run_read_is_said(finished, folder, tm
     (tmp_path / "sft.jsonl").write_text("{}")
     first, second = faults(folder, base=str(base), data=(str(tmp_path / "sft.jsonl"),))
     assert first.startswith(f"{base}: the chain did not begin with it: its SHA-256 is ")
-    assert first.endswith(f"; fetch_model read {record.digest(finished.path('fetch_model', 'model'))}")
-    assert second.endswith(f"; prepare_sft_data read {record.digest(finished.data)}")
+    assert first.endswith(f"; fetch_model read {digests.digest(finished.path('fetch_model', 'model'))}")
+    assert second.endswith(f"; prepare_sft_data read {digests.digest(finished.data)}")
 
 
 def test_a_base_that_is_no_model_is_an_error_on_one_line(folder, tmp_path, capsys):

@@ -6,8 +6,8 @@ python -m tests.unsloth.as_on_a_gpu posttrain.sft <arguments>
 import sys
 from importlib import import_module
 
-from posttrain import backend
 from posttrain.config import SftConfig
+from posttrain.train import backend
 
 
 def main(module: str, *argv: str) -> None:

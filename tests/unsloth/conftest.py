@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import backend
-from posttrain.data import read_jsonl, write_jsonl
+from posttrain.rows.formats import read_jsonl, write_jsonl
+from posttrain.train import backend
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from posttrain import backend, callbacks, dpo, record, sft
-from posttrain.checkpoints import Checkpoints
+from posttrain import dpo, sft
 from posttrain.config import DpoConfig, DpoStep, SftConfig, SftStep
 from posttrain.merge import merge
+from posttrain.step import digests
+from posttrain.train import backend, callbacks
+from posttrain.train.checkpoints import Checkpoints
 
 pytestmark = [pytest.mark.unsloth, pytest.mark.filterwarnings("default")]
 
@@ -91,7 +93,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tiny_model, rows, tmp_path, mon
     with caplog.at_level("INFO"):
         assert train(kind, tiny_model, rows, tmp_path / "killed") == whole
     assert "resuming from checkpoint" in caplog.text
-    assert record.digest(tmp_path / "whole" / "out") == record.digest(tmp_path / "killed" / "out")
+    assert digests.digest(tmp_path / "whole" / "out") == digests.digest(tmp_path / "killed" / "out")
 
 
 def test_our_merge_of_its_adapter_is_its_own(tiny_model, rows, tmp_path):

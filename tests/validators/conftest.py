@@ -65,7 +65,7 @@ def declining_model(tmp_path_factory: pytest.TempPathFactory, untaught: Path, de
 
 def tokens_and_labels(tokenizer, rows: list[dict]):
     """Padded right, with labels on the answers alone."""
-    from posttrain.inference import token_row
+    from validators.inference import token_row
 
     return padded(tokenizer, [token_row(tokenizer, row["prompt"], row["completion"]) for row in rows])
 
@@ -134,7 +134,7 @@ def guards(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, teach) ->
 def _guard(folder: Path, tiny_model: Path, teach, family: str) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from posttrain.inference import TokenRow
+    from validators.inference import TokenRow
     from validators.judges import GUIDELINES
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)

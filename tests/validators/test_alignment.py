@@ -8,11 +8,12 @@ from safetensors.torch import load_file, save_file
 
 from examples.task_api.generate import DECLINE
 from posttrain.config import AlignmentLimits, CheckAlignmentStep, OutputFormat
-from posttrain.data import load_tokenizer, write_jsonl
-from posttrain.inference import token_row
 from posttrain.merge import merge
+from posttrain.rows.chat import load_tokenizer
+from posttrain.rows.formats import write_jsonl
 from posttrain.verdict import Verdict
 from validators import alignment as gate
+from validators.inference import token_row
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +286,7 @@ def test_nothing_passes_that_has_nobody_to_judge_it(run, aligned, step, change, 
 
 
 def test_one_slow_part_is_ended_and_ends_the_rest(run, aligned, step, monkeypatch):
-    monkeypatch.setattr("posttrain.backend.load_model", lambda path: __import__("time").sleep(30))
+    monkeypatch.setattr("posttrain.train.backend.load_model", lambda path: __import__("time").sleep(30))
     found = statuses(run(aligned, step=limited(step, check_timeouts={"model_loads": 1})))
     assert found["model_loads"] == "timed out" and found["model_log_probabilities"] == "not run"
 

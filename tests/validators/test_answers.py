@@ -3,8 +3,8 @@ import json
 import pytest
 
 from posttrain.config import AlignmentLimits, OutputFormat
-from posttrain.inference import Answer
 from validators import answers as a
+from validators.inference import Answer
 
 DECLINE = "I can only manage tasks."
 PROMPT = [
@@ -203,6 +203,6 @@ def test_prompts_are_different_and_taken_from_everywhere():
 
 
 def test_markers_are_the_special_tokens(tiny_model):
-    from posttrain.data import load_tokenizer
+    from posttrain.rows.chat import load_tokenizer
 
     assert {"<|im_start|>", "<|im_end|>"} <= set(a.markers_of(load_tokenizer(tiny_model)))

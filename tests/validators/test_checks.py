@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from posttrain import kfp_io, record
 from posttrain.config import Limits, SftLimits
+from posttrain.step import digests, kfp_io, records
+from posttrain.step.run import run_id
 from posttrain.verdict import Verdict, below, holds
 from validators import checks
 from validators.intervals import share
@@ -49,7 +50,7 @@ def test_a_gate_ends_well_with_its_verdict_in_every_form(args, loss, passed):
     run(args, below("held_out_loss", loss, 2.0), numbers={"num_rows": 4})
     verdict = json.loads(Path(args.verdict).read_text())
     assert verdict["passed"] is passed
-    assert verdict["subject"] == {"model": record.digest(Path(args.verdict).parents[1] / "model")}
+    assert verdict["subject"] == {"model": digests.digest(Path(args.verdict).parents[1] / "model")}
     assert json.loads(Path(args.metrics).read_text()) == {"passed": passed, "num_rows": 4.0}
     assert Path(args.passed).read_text() == json.dumps(passed)
     assert verdict["seconds"] == {"loss": 1.5}
@@ -73,7 +74,7 @@ def test_every_check_is_logged_and_recorded(args, caplog):
     assert "failed: stops" in caplog.messages
     levels = {record.getMessage(): record.levelname for record in caplog.records}
     assert (levels["passed: files"], levels["failed: stops"]) == ("INFO", "ERROR")
-    [found] = record.read_records(args.storage_root, record.run_id())
+    [found] = records.read_records(args.storage_root, run_id())
     assert (found.status, found.measured["passed"]) == ("succeeded", False)
     assert [check["name"] for check in found.verdict["checks"]] == ["held_out_loss", "files", "stops"]
 
@@ -86,7 +87,7 @@ def test_a_gate_that_cannot_measure_raises_and_leaves_no_verdict(args):
         checks.run_gate(args, inputs={}, config=NoSettings(), work=work)
     assert not Path(args.verdict).exists()
     assert not Path(args.passed).exists()
-    [found] = record.read_records(args.storage_root, record.run_id())
+    [found] = records.read_records(args.storage_root, run_id())
     assert found.status == "failed"
 
 
@@ -118,7 +119,7 @@ def test_further_outputs_are_recorded_and_kept_for_a_reuse(args, tmp_path):
         return checks.GateVerdict(gate=args.step, subject={}, checks=(holds("files", True),))
 
     checks.run_gate(args, inputs={}, config=NoSettings(), work=work, outputs={"manifest": str(manifest)})
-    [found] = record.read_records(args.storage_root, record.run_id())
+    [found] = records.read_records(args.storage_root, run_id())
     assert found.outputs.keys() == {*checks.OUTPUTS, "manifest"}
     shutil.rmtree(tmp_path / "out")
     checks.run_gate(args, inputs={}, config=NoSettings(), work=None, outputs={"manifest": str(manifest)})
@@ -135,7 +136,7 @@ def test_a_verdict_is_reused_only_under_the_limits_that_it_was_found_with(args):
             return checks.GateVerdict(gate=args.step, subject={}, checks=[below("loss", loss, limits.max_loss)])
 
         checks.run_gate(args, inputs={}, config=limits, work=work, reusable=reusable)
-        entry = record.read_records(args.storage_root, record.run_id())[-1]
+        entry = records.read_records(args.storage_root, run_id())[-1]
         return entry.status, Verdict.read(Path(args.verdict).read_bytes()).passed
 
     assert judge(SftLimits(max_loss=2)) == ("succeeded", True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from posttrain.config import AnswerLimits
-from posttrain.inference import Answer
 from validators import custom
 from validators.answers import JudgedAnswer
+from validators.inference import Answer
 
 # A module of the user's, with one check that is right and many that are not.
 MINE = """

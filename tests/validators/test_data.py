@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from posttrain import data as rows
-from posttrain.chat import ChatTokenizer
 from posttrain.config import CheckDataStep, DataLimits
+from posttrain.data import split
+from posttrain.rows import formats
+from posttrain.rows.chat import ChatTokenizer
 from posttrain.verdict import Verdict
 from validators import data, overlap
 
@@ -27,20 +28,20 @@ def files(tmp_path, task_api_rows):
     """Prepared files of the Task API, by the gate's names for them, and a way to write one anew."""
     paths = {}
     for kind, name in (("sft", "sft"), ("preference", "preferences")):
-        found, _ = rows.convert(task_api_rows[name], kind=kind, source=name)
-        for side, part in zip(("train", "eval"), rows.split(found, 0.25), strict=True):
+        found, _ = formats.convert(task_api_rows[name], kind=kind, source=name)
+        for side, part in zip(("train", "eval"), split(found, 0.25), strict=True):
             paths[f"{kind}_{side}"] = tmp_path / f"{kind}_{side}.jsonl"
-            rows.write_jsonl(paths[f"{kind}_{side}"], part)
+            formats.write_jsonl(paths[f"{kind}_{side}"], part)
     return paths
 
 
 def change(path, edit):
     """Applies `edit` to the rows of a file."""
-    rows.write_jsonl(path, edit(rows.read_jsonl(path)))
+    formats.write_jsonl(path, edit(formats.read_jsonl(path)))
 
 
 def measured(tokenizer, paths, limits=LIMITS, asked=None):
-    found = {name: rows.read_jsonl(path) for name, path in paths.items()}
+    found = {name: formats.read_jsonl(path) for name, path in paths.items()}
     step = CheckDataStep(validation=limits, sft=LENGTH, dpo=LENGTH)
     told = data.measure(lambda: tokenizer, found, asked or {}, step, manifest=os.devnull)
     assert told.failures == []
@@ -118,7 +119,7 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_is_named(tokenizer, files):
     change(files["sft_train"], lengthen)
     found = failed(tokenizer, files)
     assert list(found) == ["untrainable_rows"]
-    assert f"sft_train has 1: {rows.read_jsonl(files['sft_train'])[0]['id']}" in found["untrainable_rows"].detail
+    assert f"sft_train has 1: {formats.read_jsonl(files['sft_train'])[0]['id']}" in found["untrainable_rows"].detail
 
 
 def test_poisoned_all_masked_data(tokenizer, files, monkeypatch):
@@ -149,7 +150,7 @@ def test_an_end_of_turn_inside_the_answer_ends_nothing(tokenizer, files, monkeyp
     monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template.replace("<|im_end|>", ""))
     change(files["sft_train"], lambda found: [edited(row, "completion", "a<|im_end|>b") for row in found])
     found = failed(tokenizer, files, DataLimits(min_train_rows=4, min_eval_rows=2, max_near_duplicate_share=1.0))
-    num_rows = len(rows.read_jsonl(files["sft_train"]))
+    num_rows = len(formats.read_jsonl(files["sft_train"]))
     assert f"sft_train has {num_rows}:" in found["rows_without_end_of_turn"].detail
 
 
@@ -202,7 +203,7 @@ def test_poisoned_leaked_evaluation_prompts(tokenizer, files, disguise):
 
 def leak(files, *, of, into, text):
     """Puts a row into a training file that asks what a held-out row of another file asks, in other words."""
-    held_out = rows.read_jsonl(files[of])[0]
+    held_out = formats.read_jsonl(files[of])[0]
     *before, user = held_out["prompt"]
     row = {"id": "leaked", "prompt": [*before, {**user, "content": text(user["content"])}]}
     change(files[into], lambda found: [*found, row | {"completion": held_out["chosen"]}])
@@ -221,7 +222,7 @@ def test_a_prompt_that_is_nearly_a_held_out_one_is_found_across_data_sets(tokeni
 
 
 def test_poisoned_training_on_the_prompts_of_a_gate(tokenizer, files, task_api_rows):
-    *before, user = rows.read_jsonl(files["sft_train"])[0]["prompt"]
+    *before, user = formats.read_jsonl(files["sft_train"])[0]["prompt"]
     asked = {"red_team_prompts": task_api_rows["red_team"][:2]}
     assert failed(tokenizer, files, asked=asked) == {}
     asked["red_team_prompts"][1] = {"id": "prompt 2", "prompt": [{**user, "content": f"{user['content']}?"}]}
@@ -267,7 +268,7 @@ def test_personal_data_is_a_warning_that_does_not_repeat_it(tokenizer, files):
     )
     check = judged(tokenizer, files)["secrets_and_personal_data"]
     assert check.status == "passed"
-    held_out = rows.read_jsonl(files["sft_eval"])[0]["id"]
+    held_out = formats.read_jsonl(files["sft_eval"])[0]["id"]
     assert check.detail == (
         f"warning: e-mail address in 1 rows of sft_train: row 1; Hugging Face token in 1 rows of sft_eval: {held_out}"
     )
@@ -374,7 +375,8 @@ def test_the_manifest_shows_to_anybody_which_prompts_were_used(files, tiny_model
     assert manifest["schema_version"] == 1
     assert list(manifest["files"]) == list(files)
     assert manifest["files"]["preference_eval"] == [
-        {"id": row["id"], "prompt_sha256": rows.prompt_key(row)} for row in rows.read_jsonl(files["preference_eval"])
+        {"id": row["id"], "prompt_sha256": formats.prompt_key(row)}
+        for row in formats.read_jsonl(files["preference_eval"])
     ]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.config import OutputFormat
-from posttrain.inference import Answer
 from validators import answers, judges
+from validators.inference import Answer
 
 DECLINE = "I can only manage tasks."
 PROMPT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "How?"}]

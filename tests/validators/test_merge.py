@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from examples.task_api.tiny import build_tiny_model
 from posttrain.config import MergeLimits
-from posttrain.data import load_tokenizer, write_jsonl
 from posttrain.merge import merge
+from posttrain.rows.chat import load_tokenizer
+from posttrain.rows.formats import write_jsonl
 from posttrain.verdict import Verdict
-from posttrain.weights import read_weight_file
+from posttrain.weights.tensors import read_weight_file
 from validators import merge as gate
 from validators import parity
 from validators.measuring import Timeouts, in_order

@@ -1,8 +1,8 @@
 import pytest
 
 from examples.task_api.generate import DECLINE
-from posttrain import backend
 from posttrain.config import OutputFormat, SftLimits
+from posttrain.train import backend
 from validators import noise
 from validators.answers import choose_prompts
 

@@ -1,6 +1,6 @@
 import json
 
-from posttrain.rows import prompt_key
+from posttrain.rows.formats import prompt_key
 from validators import overlap
 
 WORDS = " ".join(f"word{number}" for number in range(30))

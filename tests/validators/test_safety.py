@@ -1,7 +1,7 @@
 from posttrain.config import AlignmentLimits, OutputFormat
-from posttrain.inference import Answer
 from validators import safety
 from validators.answers import JudgedAnswer
+from validators.inference import Answer
 from validators.safety import RedTeam
 
 ANSWER = JudgedAnswer([], Answer("{}", True, 1), None)

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from examples.task_api.generate import DECLINE
 from examples.task_api.tiny import build_tiny_model
 from posttrain.config import CheckSftStep, OutputFormat, SftConfig, SftLimits
-from posttrain.data import write_jsonl
-from posttrain.inference import Answer
+from posttrain.rows.formats import write_jsonl
 from posttrain.verdict import Check, Verdict
 from validators import sft as gate
 from validators.answers import JudgedAnswer
+from validators.inference import Answer
 from validators.measuring import Measured
 
 FILE = "adapter_model.safetensors"

@@ -6,9 +6,9 @@ import signal
 import sys
 from pathlib import Path
 
-from posttrain import kfp_io, record
-from posttrain.checkpoints import Diverged
-from posttrain.section import Section
+from posttrain.config.section import Section
+from posttrain.step import frame, kfp_io
+from posttrain.train.checkpoints import Diverged
 from posttrain.verdict import Verdict, at_most
 
 RATES = {"diverges": 0.9, "runs out of memory": 0.8, "is killed": 0.7, "breaks": 0.6, "fails its gate": 0.5}
@@ -47,7 +47,7 @@ def main() -> None:
     if "train" not in args.step:
         outputs.pop("adapter", None)
     rate = settings.overrides["sft"]["learning_rate"]
-    record.run_step(args, inputs={"eval": args.eval}, outputs=outputs, config=settings, work=lambda: work(args, rate))
+    frame.run_step(args, inputs={"eval": args.eval}, outputs=outputs, config=settings, work=lambda: work(args, rate))
 
 
 if __name__ == "__main__":

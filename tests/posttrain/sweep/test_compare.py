@@ -2,12 +2,13 @@
 
 import pytest
 
-from posttrain import record, storage
-from posttrain.checkpoints import Checkpoints
-from posttrain.ranking import Candidate, Measure, ranked
+from posttrain import storage
+from posttrain.config.sweep import SweepConfig
+from posttrain.step import records
 from posttrain.sweep.compare import forget_losers, refuse
-from posttrain.sweep.settings import SweepConfig
+from posttrain.sweep.ranking import Candidate, Measure, ranked
 from posttrain.sweep.study import Study
+from posttrain.train.checkpoints import Checkpoints
 
 HALVING = {"reduction_factor": 2, "num_rungs": 2}
 LOSSES = {"trial_1": 0.4, "trial_2": 0.1, "trial_3": 0.2, "trial_4": None}
@@ -36,7 +37,7 @@ def train(study: Study, folder, run_id: str, *, fingerprint: str) -> None:
     entry = {"step": "train_sft", "attempt": 1, "run_id": run_id, "status": "unfinished", "fingerprint": fingerprint}
     entry |= {"started_at": "2026-01-01T00:00:00Z", "seconds": 1.0}
     entry |= {name: {} for name in ("config", "inputs", "outputs", "measured")}
-    record.write_record(study.storage_root, record.StepRecord.model_validate(entry))
+    records.write_record(study.storage_root, records.StepRecord.model_validate(entry))
 
 
 def left(study: Study) -> set[str]:

@@ -1,8 +1,8 @@
 import pytest
 
-from posttrain.ranking import Candidate, Measure
+from posttrain.config.sweep import SweepConfig
+from posttrain.sweep.ranking import Candidate, Measure
 from posttrain.sweep.sampling import settings_of
-from posttrain.sweep.settings import SweepConfig
 
 SPACE = {
     "sft.learning_rate": {"min": 1e-5, "max": 1e-2, "log": True},

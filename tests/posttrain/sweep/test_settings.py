@@ -1,6 +1,6 @@
 import pytest
 
-from posttrain.sweep.settings import Range, SweepConfig, nested
+from posttrain.config.sweep import Range, SweepConfig, nested
 
 SPACE = {"sft.learning_rate": [1e-4, 2e-4], "sft.lora_r": [8, 16]}
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import ends, record
-from posttrain.checkpoints import Checkpoints
 from posttrain.config import RUN_ID_ENV
-from posttrain.ranking import Candidate, Cost
+from posttrain.config.sweep import Command, SweepConfig, TrialStep
+from posttrain.step import records
 from posttrain.sweep import children, trial
-from posttrain.sweep.settings import Command, SweepConfig, TrialStep
-from posttrain.training import ADAPTER_FILES
+from posttrain.sweep.ranking import Candidate, Cost
+from posttrain.train import ends
+from posttrain.train.checkpoints import Checkpoints
+from posttrain.train.stage import ADAPTER_FILES
 from tests.posttrain.sweep.stand_in import RATES
 
 MODULE = "tests.posttrain.sweep.stand_in"
@@ -45,7 +46,7 @@ def run(tmp_path, monkeypatch):
         trial.main(
             [word for name, value in flags.items() for word in (f"--{name}", value)] + ["--overrides", overrides]
         )
-        entry = [found for found in record.read_records(str(tmp_path / "root"), run_id) if found.step == slot][-1]
+        entry = [found for found in records.read_records(str(tmp_path / "root"), run_id) if found.step == slot][-1]
         place = entry.measured["row"]
         return entry, Candidate.model_validate_json(Path(place).read_text()) if place else None
 
@@ -162,7 +163,7 @@ def test_a_preference_training_that_is_cut_short_gives_what_its_checkpoint_holds
     Checkpoints(root, "train_dpo", limit=1, **training).publish(tmp_path, step=step)
     entry = {"step": "train_dpo", "attempt": 1, "status": "unfinished", "started_at": "2026-01-01T00:00:00Z"}
     entry |= training | {"seconds": 1.0} | {name: {} for name in ("config", "inputs", "outputs", "measured")}
-    record.write_record(root, record.StepRecord.model_validate(entry))
+    records.write_record(root, records.StepRecord.model_validate(entry))
     command = Command(step="train_dpo", module="posttrain.dpo", config={"training": {}}, inputs={}, outputs=["adapter"])
     shared = children.Trial(
         storage_root=root, run_id="r.trial_1", overrides={"dpo": {"beta": 0.2}}, folder=tmp_path / "out", given={},

@@ -1,0 +1,144 @@
+"""Settings of the stages: how SFT and DPO train, how the data is split, which stages are on."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.config.section import Count, Positive, Section
+
+
+class LoraTraining(Section):
+    """What SFT and DPO share. A subclass gives the defaults."""
+
+    max_seq_length: Count = 2048  # tokens; longer rows are left out and counted, never cut
+    lora_r: Count  # rank
+    lora_alpha: Count  # the adapter is scaled by lora_alpha / lora_r
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]  # probability
+    target_modules: list[str] | Literal["all-linear"]  # names of linear layers
+    epochs: Positive  # passes over the training rows
+    batch_size: Count  # rows a device takes at once
+    gradient_accumulation: Count  # micro-batches per optimizer step, dealt to the GPUs: a multiple of their number
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]  # peak; cosine to 0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # AdamW's
+    max_grad_norm: Positive = 1.0  # gradients are clipped to this norm
+    save_steps: Count  # optimizer steps between checkpoints
+    save_total_limit: Count = 3  # checkpoints kept
+    gradient_checkpointing: bool = True  # less memory, about a third slower
+    parallelism: Literal["ddp", "fsdp"] = "ddp"  # on several GPUs: ddp, a model on each; fsdp, its layers dealt to all
+    seed: Annotated[int, Field(ge=0)] = 42  # of adapter, dropout and row order
+
+
+class SftConfig(LoraTraining):
+    """Supervised fine-tuning with LoRA."""
+
+    load_in_4bit: bool = False  # on a GPU the base is quantised at load (QLoRA); merging uses the 16-bit weights
+    lora_r: Count = 16
+    lora_alpha: Count = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: list[str] | Literal["all-linear"] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+    epochs: Positive = 3
+    batch_size: Count = 4
+    gradient_accumulation: Count = 4
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    save_steps: Count = 100
+
+    @model_validator(mode="after")
+    def _four_bits_are_not_sharded(self):
+        if self.load_in_4bit and self.parallelism == "fsdp":
+            raise ValueError("load_in_4bit with parallelism fsdp is not supported: a 4-bit base fits one GPU, take ddp")
+        return self
+
+
+class DpoConfig(LoraTraining):
+    """Direct preference optimization (arXiv:2305.18290) with LoRA, from the merged SFT model."""
+
+    lora_r: Count = 8
+    lora_alpha: Count = 16
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: list[str] | Literal["all-linear"] = ["q_proj", "v_proj"]
+    epochs: Positive = 1
+    batch_size: Count = 2
+    gradient_accumulation: Count = 8
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
+    beta: Positive = 0.1  # strength of the pull towards the start model
+    loss_type: list[Literal["sigmoid", "ipo", "hinge", "sft"]] = ["sigmoid"]  # summed; sft: of the chosen answer
+    loss_weights: list[Positive] | None = None  # one per loss_type; null: 1.0 each
+    save_steps: Count = 50
+
+    @model_validator(mode="after")
+    def _one_weight_per_loss(self):
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError(f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types")
+        return self
+
+
+class DataConfig(Section):
+    """How rows are read and split."""
+
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of prompts held out, by hash of the prompt
+    hub_split: str = "train"  # for data sets on the Hub
+    hub_subset: str | None = None  # for data sets on the Hub with several configurations
+
+
+class Stage(Section):
+    """One stage of the line."""
+
+    enabled: bool = True  # off: a shorter graph
+    config_path: str | None = None  # looked up beside each pipeline configuration, then from the working directory
+    timeout_minutes: Count  # minutes, of one attempt
+    retry_count: Annotated[int, Field(ge=0)]  # further attempts
+
+
+class SftStage(Stage):
+    """The SFT stage with its defaults."""
+
+    timeout_minutes: Count = 180
+    retry_count: Annotated[int, Field(ge=0)] = 2
+
+
+class MergeStage(Stage):
+    """The merge stage with its defaults."""
+
+    timeout_minutes: Count = 30
+    retry_count: Annotated[int, Field(ge=0)] = 1
+
+
+class DpoStage(Stage):
+    """The DPO stage with its defaults."""
+
+    timeout_minutes: Count = 120
+    retry_count: Annotated[int, Field(ge=0)] = 2
+
+
+class Stages(Section):
+    """The stages in their order."""
+
+    sft: SftStage = SftStage()
+    merge: MergeStage = MergeStage()
+    dpo: DpoStage = DpoStage()
+
+    @model_validator(mode="after")
+    def _is_a_known_shape(self):
+        if not (self.sft.enabled or self.dpo.enabled):
+            raise ValueError("stages: sft and dpo are both off: enable one")
+        if self.dpo.enabled and not self.merge.enabled:
+            raise ValueError("stages: merge is off but dpo is on: dpo trains and publishes merged models; enable merge")
+        return self
+
+
+def check_dealt(config: LoraTraining, num_processes: int, *, section: str) -> None:
+    """Refuses micro-batches that GPUs cannot share evenly: an optimizer step takes as many rows on any number."""
+    if num_processes > 1 and config.gradient_accumulation % num_processes:
+        raise ValueError(
+            f"{section}.gradient_accumulation = {config.gradient_accumulation} cannot be shared by {num_processes} "
+            f"GPUs: give a multiple of {num_processes}; batch_size * gradient_accumulation rows are one optimizer step"
+        )

@@ -1,0 +1,279 @@
+"""What a sweep varies, how it chooses and by what it judges: configs/sweep_config.yaml -> `SweepConfig`.
+
+Like `posttrain.config` imported by the graph and by the images: pydantic, nothing heavier.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from posttrain.config import OVERRIDABLE, DataConfig, DpoConfig, SftConfig, StepSection, check_overrides, read_section
+from posttrain.config.section import Count, Section
+
+SECTIONS = {"sft": SftConfig, "dpo": DpoConfig}
+MAX_TRIALS = 200
+
+Number = int | float
+Settings = dict[str, Any]  # `sft.learning_rate` -> its value in one trial
+
+
+def nested(settings: Settings) -> dict[str, dict[str, Any]]:
+    """`{"sft.lora_r": 8}` as the overrides of a run: `{"sft": {"lora_r": 8}}`."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, {})[key] = value
+    return sections
+
+
+class Range(Section):
+    """Numbers from min to max; whole ones if both are."""
+
+    min: Number
+    max: Number
+    log: bool = False  # chosen, or spaced, by their logarithm
+    num: Annotated[int, Field(ge=2)] | None = None  # values that a grid takes, both ends among them
+
+    @model_validator(mode="after")
+    def _is_a_range(self):
+        if not self.min < self.max:
+            raise ValueError(f"min {self.min} is not below max {self.max}: swap them, or give a list of one value")
+        if self.log and not self.min > 0:
+            raise ValueError(f"log needs min above 0, it is {self.min}")
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.min, int) and isinstance(self.max, int)
+
+    def at(self, share: float) -> Number:
+        """The value that lies this share of the way from min to max."""
+        if self.log:
+            low, high = math.log(self.min), math.log(self.max)
+            value = math.exp(low + share * (high - low))
+        else:
+            value = self.min + share * (self.max - self.min)
+        value = min(max(value, self.min), self.max)  # what exp and log have rounded away
+        return round(value) if self.is_whole else float(f"{value:.4g}") if 0 < share < 1 else value
+
+    def spaced(self) -> list[Number]:
+        """The values of a grid."""
+        return list(dict.fromkeys(self.at(step / (self.num - 1)) for step in range(self.num)))
+
+
+class Objective(Section):
+    """The number by which trials are compared. A gate measures it: a training loss says little about answers."""
+
+    gate: Literal["check_sft", "check_safety", "check_alignment"] = "check_sft"  # a trial goes as far as this gate
+    metric: str = "held_out_loss"  # one of its checks, or of the numbers that its verdict shows beside them
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+    @property
+    def name(self) -> str:
+        """As among the measures of a candidate."""
+        return f"{self.gate}.{self.metric}"
+
+    @property
+    def sign(self) -> int:
+        """Times a value: the smaller, the better."""
+        return 1 if self.direction == "minimize" else -1
+
+
+class Constraint(Section):
+    """A bound that a trial must keep beside its gates."""
+
+    gate: str = "check_sft"
+    metric: str
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds(self):
+        if self.min is None and self.max is None:
+            raise ValueError(f"{self.name} has no bound: give min, max or both")
+        return self
+
+    @property
+    def name(self) -> str:
+        """As among the measures of a candidate."""
+        return f"{self.gate}.{self.metric}"
+
+    @property
+    def sentence(self) -> str:
+        bounds = {"at least": self.min, "at most": self.max}
+        words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+        return f"{self.name} is not {' and '.join(words)}"
+
+
+class Halving(Section):
+    """Successive halving (arXiv:1502.07943): all trials train a little, the best of them go on, and so forth."""
+
+    reduction_factor: Annotated[int, Field(ge=2)] = 3  # one in so many goes on, and trains so much longer
+    num_rungs: Annotated[int, Field(ge=2)] = 2  # the last is the whole training
+
+
+class Rung(Section):
+    """One round of a sweep."""
+
+    number: Annotated[int, Field(ge=0)]
+    share: Annotated[float, Field(gt=0, le=1)]  # of the optimizer steps of a trial's last training
+    num_trials: Count
+
+
+class SweepConfig(Section):
+    """All of it."""
+
+    space: dict[str, Range | list[Any]]  # setting of a stage -> the values that are tried
+    sampler: Literal["grid", "random", "tpe"] = "grid"  # tpe: from what earlier trials came to, by optuna
+    num_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None  # null: all of a grid
+    seed: Annotated[int, Field(ge=0)] = 0  # of the sampler; that of a training is a setting like any other
+    parallelism: Count = 1  # trials at once
+    objective: Objective = Objective()
+    constraints: list[Constraint] = []  # beside the gates, all of which must pass
+    halving: Halving | None = None  # null: every trial trains to its end
+    unseen_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5  # share of held-out prompts kept for judging the winner
+    continue_with_best: bool = True  # the whole line goes on with the winner's settings
+
+    @classmethod
+    def read(cls, path: str | Path) -> "SweepConfig":
+        """Raises `ValueError` on one line that names file, key, value and remedy."""
+        return read_section(cls, path)
+
+    @field_validator("space")
+    @classmethod
+    def _settings_exist(cls, space):
+        if not space:
+            raise ValueError("is empty: give settings such as sft.learning_rate: [1.0e-4, 2.0e-4]")
+        for name, values in space.items():
+            section, _, key = name.partition(".")
+            if section not in OVERRIDABLE or key not in SECTIONS[section].model_fields:
+                raise ValueError(f"{name!r} is no setting of {' or '.join(OVERRIDABLE)}: give one like sft.lora_r")
+            if values == []:
+                raise ValueError(f"{name} has no values: give at least one")
+            for value in [values.min, values.max] if isinstance(values, Range) else values:
+                check_overrides({section: {key: value}})
+        return space
+
+    @model_validator(mode="after")
+    def _objective_compares(self):
+        if "dpo.beta" in self.space and self.objective.metric == "reward_margin":
+            raise ValueError(
+                "objective reward_margin is beta times a shift, so that a larger dpo.beta wins whatever it does: "
+                "take preference_shift or reward_accuracy"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trials_can_be_chosen(self):
+        if self.sampler == "grid":
+            spaceless = [name for name, values in self.space.items() if isinstance(values, Range) and not values.num]
+            if spaceless:
+                raise ValueError(f"sampler grid: {spaceless[0]} is a range: give num, how many values of it to take")
+            size = math.prod(len(values) for values in self.choices.values())
+            if self.num_trials not in (None, size) or size > MAX_TRIALS:
+                raise ValueError(
+                    f"sampler grid: the space has {size} trials, num_trials is {self.num_trials} and at most "
+                    f"{MAX_TRIALS}: leave num_trials out and shorten the lists, or take sampler random"
+                )
+        elif self.num_trials is None:
+            raise ValueError(f"sampler {self.sampler} needs num_trials")
+        if self.rungs[-1].num_trials < 1:
+            number = len(self.trials)
+            raise ValueError(f"halving leaves none of {number} trials for its last rung: fewer rungs, or more trials")
+        return self
+
+    @property
+    def choices(self) -> dict[str, list[Any]]:
+        """The values of a grid."""
+        return {name: values.spaced() if isinstance(values, Range) else values for name, values in self.space.items()}
+
+    @property
+    def trials(self) -> list[str]:
+        """Their names, which are those of their steps."""
+        number = self.num_trials or math.prod(len(values) for values in self.choices.values())
+        return [f"trial_{at:0{len(str(number))}}" for at in range(1, number + 1)]
+
+    @property
+    def rungs(self) -> list[Rung]:
+        """One where nothing is cut short."""
+        factor, number = (self.halving.reduction_factor, self.halving.num_rungs) if self.halving else (1, 1)
+        return [
+            Rung.model_construct(
+                number=at, share=factor ** -(number - 1 - at), num_trials=len(self.trials) // factor**at
+            )
+            for at in range(number)
+        ]
+
+    @property
+    def all_slots(self) -> list[str]:
+        """The names of all steps that are trials in a loop."""
+        return [slot for rung in self.rungs for slot in self.slots(rung)]
+
+    def slots(self, rung: Rung) -> list[str]:
+        """The names of a rung's steps: first those of the trials, then the places that they had on the rung before."""
+        if rung.number == 0:
+            return self.trials
+        return [f"rung_{rung.number + 1}_rank_{rank}" for rank in range(1, rung.num_trials + 1)]
+
+    def rung_of(self, slot: str) -> Rung | None:
+        """The rung that a step belongs to; None for one that judges the winner."""
+        return next((rung for rung in self.rungs if slot in self.slots(rung)), None)
+
+
+class Command(Section):
+    """A step of the line as a trial runs it: `python -m <module>`, with a flag for each of these."""
+
+    step: str
+    module: str
+    config: dict[str, Any]
+    inputs: dict[str, str]  # flag -> `<step>.<output>` that made it
+    outputs: list[str]
+
+    @property
+    def is_gate(self) -> bool:
+        return "passed" in self.outputs
+
+    @property
+    def is_training(self) -> bool:
+        return "training" in self.config
+
+
+class HoldOutStep(StepSection):
+    """Configuration that hold_out is given."""
+
+    data: DataConfig = DataConfig()
+    unseen_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+class TrialStep(StepSection):
+    """Configuration that run_trial is given: the same for all trials of a sweep, so that they know each other by it."""
+
+    sweep: SweepConfig
+    commands: list[Command]
+    num_gpus: Annotated[int, Field(ge=0)] = 0  # of a trial, where there are any
+    overrides: dict[str, Any] = {}  # of the run, below what a trial tries
+
+    @property
+    def decisive(self) -> Section:
+        """How many trials run at once, and what follows after them, makes no other sweep of it."""
+        defaults = {name: SweepConfig.model_fields[name].default for name in ("parallelism", "continue_with_best")}
+        return self.model_copy(update={"sweep": self.sweep.model_copy(update=defaults), "num_gpus": 0})
+
+
+class CompareStep(StepSection):
+    """Configuration that compare_trials is given."""
+
+    sweep: SweepConfig
+    pipeline: dict[str, Any]  # the resolved configuration of the line
+    rung: Annotated[int, Field(ge=0)] = 0
+
+
+SWEEP_SECTIONS: dict[str, type[StepSection]] = {  # beside `posttrain.config.steps.STEP_SECTIONS`
+    "hold_out": HoldOutStep,
+    "run_trial": TrialStep,
+    "run_sft_trial": TrialStep,
+    "run_preference_trial": TrialStep,
+    "compare_trials": CompareStep,
+}

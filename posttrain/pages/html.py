@@ -1,0 +1,35 @@
+"""The environment that renders HTML pages, and how sizes and states look on them."""
+
+from pathlib import Path
+from typing import Any
+
+from posttrain.pages import wording
+
+TEMPLATES = Path(__file__).parent / "templates"
+# Status of a step, a check or a run -> its CSS class. What is not here has no colour.
+TONES = {
+    "passed": "good", "succeeded": "good", "promoted": "good", "reused": "old", "undecided": "unsure",
+    "unfinished": "unsure",
+    "failed": "bad", "timed out": "bad", "stopped": "bad", "lost": "bad", "not run": "none",
+}  # fmt: skip
+
+
+def environment() -> Any:
+    """jinja2's, for our templates and with our words."""
+    import jinja2
+
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words = ("number", "measured", "limit", "interval", "conclusion", "tally", "duration", "line", "visible")
+    found.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
+    return found
+
+
+def size(gigabytes: float) -> str:
+    """For people: `6.17 GB`, `270 MB`."""
+    return f"{gigabytes:.3g} GB" if gigabytes >= 1 else f"{gigabytes * 1000:.3g} MB"

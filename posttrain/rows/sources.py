@@ -1,0 +1,190 @@
+"""Read a data set's raw rows, wherever it lies and in whichever of four file formats.
+
+path, gs://, s3:// (JSONL, JSON, CSV, Parquet) or Hub id -> dicts, in the data set's order, one after the other; digest,
+commit
+"""
+
+import csv
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain import storage
+from posttrain.rows.formats import JsonLines, lines_of, read_text, shown
+from posttrain.step import digests
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+NUM_BATCH_ROWS = 1 << 10  # of Parquet, at once
+MAX_CELL_CHARS = 1 << 24  # Python's default of 131,072 is shorter than some conversations
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Rows, read anew each time one goes through them, and of what."""
+
+    rows: Iterable[dict]
+    digest: str  # SHA-256 of the file; of a data set on the Hub, of its rows as JSON Lines
+    commit: str = ""  # of the Hub
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """The rows of a local file, `name` being what the user called it.
+
+    Going through them raises ValueError, naming the place, and line or row.
+    """
+
+    path: Path
+    name: str
+
+    def __iter__(self) -> Iterator[dict]:
+        rows, has_rows = READERS[self.path.suffix.lower()](self.path, name=self.name), False
+        for row in rows:
+            has_rows = True
+            yield row
+        if not has_rows:
+            raise ValueError(f"{self.name}: holds no rows: give a data set with at least one row")
+
+
+def read_rows(uri: str) -> list[dict]:
+    """All rows of `uri`, as `open_data_set` finds them."""
+    with open_data_set(uri) as found:
+        return [*found.rows]
+
+
+@contextmanager
+def open_data_set(uri: str, *, hub_subset: str | None = None, hub_split: str = "train") -> Iterator[DataSet]:
+    """What lies at `uri`: a file, or `owner/name[@revision]` on the Hub.
+
+    Raises:
+        ValueError: naming the place, where it is missing, unreadable or in no known format.
+        ConnectionError: the Hub does not answer.
+    """
+    place = storage.kind(uri)
+    if place == "hub" and Path(uri).suffix not in SUFFIXES:
+        yield _read_hub(uri, subset=hub_subset, split=hub_split)
+    elif place in ("gs", "s3"):
+        with _downloaded(uri) as (path, sha256):
+            yield _read_file(path, sha256, name=uri)
+    else:
+        path = Path(uri) if place == "hub" else storage.local_path(uri)
+        if path.is_dir():
+            raise ValueError(f"{uri}: is a folder: give one file ({', '.join(SUFFIXES)})")
+        if not path.is_file():
+            raise ValueError(f"{uri}: no such file: give a path, gs://, s3:// or a Hub id owner/name")
+        yield _read_file(path, digests.digest(path), name=uri)
+
+
+def _read_file(path: Path, sha256: str, *, name: str) -> DataSet:
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{name}: unknown file format {path.suffix.lower()!r}: use one of {', '.join(SUFFIXES)}")
+    return DataSet(RowFile(path, name), sha256)
+
+
+@contextmanager
+def _downloaded(uri: str) -> Iterator[tuple[Path, str]]:
+    """The file while it is here, and its SHA-256."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, uri.rsplit("/", 1)[-1])
+        try:
+            sha256 = storage.download_file(uri, path)
+        except FileNotFoundError as error:
+            raise ValueError(f"{uri}: no such object: check the address") from error
+        yield path, sha256
+
+
+def _read_hub(uri: str, *, subset: str | None, split: str) -> DataSet:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    name, revision = storage.hub_id(uri)
+    try:
+        dataset = load_dataset(name, subset, split=split, revision=revision)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{uri}: no such file, and the Hub does not answer: check the path, or try again"
+        ) from error
+    except (DatasetNotFoundError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{uri}: neither a file nor loadable from the Hub (subset {subset}, split {split}), {reason}: "
+            "check the id, data.hub_subset and data.hub_split"
+        ) from error
+    digest = hashlib.sha256()
+    for row in dataset:
+        digest.update((json.dumps(row, default=str) + "\n").encode())
+    return DataSet(dataset, digest.hexdigest(), _commit(dataset))
+
+
+def _commit(dataset: Any) -> str:
+    """The commit that was loaded. Only the folder in which the library keeps the rows says it, on line and off."""
+    folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
+    return next((name for name in folders if COMMIT.fullmatch(name)), "")
+
+
+def _read_json(path: Path, *, name: str) -> list[dict]:
+    """A list is one value: it is read whole. Large data sets had better be JSON Lines or Parquet."""
+    try:
+        rows = json.loads(read_text(path, name=name))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{name}: line {error.lineno}: not valid JSON, {error.msg} at column {error.colno}: repair the file; "
+            "is it cut off, or JSON Lines under the name .json?"
+        ) from None
+    if not isinstance(rows, list):
+        raise ValueError(f"{name}: holds {shown(rows)}: give a JSON list of rows")
+    return rows
+
+
+def _read_csv(path: Path, *, name: str) -> Iterator[dict]:
+    """Cells that hold a JSON list are taken for conversations; an empty cell is a missing value."""
+    csv.field_size_limit(MAX_CELL_CHARS)
+    reader, number = csv.DictReader(lines_of(path, name=name), strict=True), 0
+    while True:
+        number += 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{name}: row {number}: {error}") from None
+        if row is None:
+            return
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{name}: row {number}: has not as many cells as the header ({len(reader.fieldnames)}): "
+                "check quotes and commas"
+            )
+        yield {key: _cell(value) for key, value in row.items()}
+
+
+def _cell(text: str) -> str | list | None:
+    if not text.startswith("[{"):
+        return text or None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _read_parquet(path: Path, *, name: str) -> Iterator[dict]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(NUM_BATCH_ROWS):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: not a readable Parquet file, {reason}: write it again; is it cut off?") from error
+
+
+READERS: dict[str, Callable[..., Iterable[dict]]] = {
+    ".jsonl": JsonLines, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet,
+}  # fmt: skip

@@ -1,0 +1,183 @@
+"""The frame of every step: fingerprint, reuse, record.
+
+Digests of the inputs and the configuration make a fingerprint; a finished result under the same fingerprint is
+emitted again instead of being made again; what happened is recorded, also when the work raises.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from posttrain import storage
+from posttrain.config import masking
+from posttrain.step import kfp_io, usage
+from posttrain.step.code import code_version, fingerprint
+from posttrain.step.digests import digest, file_digests, files_of, folder_digest
+from posttrain.step.records import Status, StepRecord, replace_record, write_record
+from posttrain.step.results import Result, keep, read_outputs, reuse
+from posttrain.step.run import Unfinished, configure_logging, is_fresh, run_id
+
+Work = Callable[[], dict[str, Any]]
+
+
+def run_step(
+    args: argparse.Namespace,
+    *,
+    inputs: dict[str, str | None],
+    outputs: dict[str, str],
+    config: BaseModel,
+    work: Work,
+    reusable: bool = True,
+) -> Result:
+    """Runs `work`, or emits its finished result again, and records what happened.
+
+    Args:
+        args: the parsed command line, with the flags of `kfp_io.parser`. Here `work` finds `inputs` and `fingerprint`,
+            the digests of the inputs and that of all that the result depends on, and `files`, those of an input's
+            files; it may leave in `written` the digest of an output that it computed while writing.
+        inputs: input name -> local path; a None is left out.
+        outputs: output name -> local path that `work` writes.
+        config: what of the configuration changes the result; it is part of the fingerprint.
+        work: does the thing and returns what it measured, by name.
+        reusable: off where a side effect is the point (publish) or an input is an address whose content may change.
+
+    Raises:
+        ValueError: the storage root lies outside the prefixes that the configuration allows; an input changed while
+            the step worked on it.
+        whatever `work` raises, after it has been recorded.
+    """
+    configure_logging()
+    prefixes = json.loads(args.config).get("allowed_prefixes")
+    if (
+        prefixes is not None
+    ):  # a run may choose its storage root, but not send records, checkpoints and models elsewhere
+        storage.check_allowed(args.storage_root, prefixes, name="storage_root")
+    with _recorded(args, outputs=outputs, config=config) as attempt:
+        stamps = _stamps(inputs)
+        attempt.inputs = _read_inputs(args, inputs)
+        attempt.fingerprint = fingerprint(args.step, config=config, inputs=attempt.inputs)
+        args.inputs, args.fingerprint, args.written = attempt.inputs, attempt.fingerprint, {}
+        attempt.write()
+        for path in outputs.values():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        attempt.result = reuse(args, attempt.fingerprint, outputs) if reusable and not is_fresh() else None
+        attempt.status = "reused" if attempt.result else "succeeded"
+        if attempt.result is None:
+            begun = time.monotonic()
+            measured = work()
+            attempt.work_seconds = time.monotonic() - begun
+            _check_untouched(stamps, _stamps(inputs))
+            attempt.result = (keep if reusable else read_outputs)(args, outputs, measured)
+    _emit(args, attempt.result)
+    return attempt.result
+
+
+def _read_inputs(args: argparse.Namespace, inputs: dict[str, str | None]) -> dict[str, str]:
+    """The digests of what this step takes, from the bytes that are here; in `args.files` those of a folder's files."""
+    given = {name: path for name, path in inputs.items() if path}
+    args.files = {name: file_digests(path) for name, path in given.items() if Path(path).is_dir()}
+    return {name: folder_digest(args.files[name]) if name in args.files else digest(given[name]) for name in given}
+
+
+def _stamps(inputs: dict[str, str | None]) -> dict[Path, tuple[int, ...]]:
+    """What changes when somebody writes to a file of an input."""
+    paths = [Path(path) for path in inputs.values() if path]
+    files = [file for path in paths for file in (files_of(path) if path.is_dir() else [path])]
+    found = {file: file.stat() for file in files}
+    return {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in found.items()}
+
+
+def _check_untouched(before: dict[Path, tuple[int, ...]], after: dict[Path, tuple[int, ...]]) -> None:
+    """The digests of the inputs are those of what `work` read only if nobody wrote to them meanwhile."""
+    changed = sorted({file for file, _ in before.items() ^ after.items()})
+    if changed:
+        raise ValueError(f"{changed[0]}: changed while the step worked on it; let nobody write there, and run it again")
+
+
+@dataclass
+class Attempt:
+    """One attempt of a step while it runs."""
+
+    args: argparse.Namespace
+    config: BaseModel
+    status: Status = "running"
+    fingerprint: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
+    result: Result | None = None
+    verdict: dict[str, Any] | None = None
+    error: str | None = None
+    work_seconds: float = 0.0
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    clock: float = field(default_factory=time.monotonic)
+    cpu_clock: float = field(default_factory=lambda: usage.cpu_seconds_of(*usage.here()))
+    number: int | None = None  # in the run record
+
+    def write(self) -> None:
+        """Writes the record of the attempt, or writes it anew."""
+        record = StepRecord(
+            step=self.args.step,
+            attempt=self.number or 1,
+            run_id=run_id(),
+            status=self.status,
+            started_at=self.started.isoformat(timespec="milliseconds"),
+            seconds=round(time.monotonic() - self.clock, 3),
+            work_seconds=round(self.work_seconds, 3),
+            cpu_seconds=round(usage.cpu_seconds_of(*usage.here()) - self.cpu_clock, 3),
+            peak_memory=usage.peak_memory_of(*usage.here()),
+            fingerprint=self.fingerprint,
+            code=code_version(),
+            config=self.config.model_dump(mode="json"),
+            inputs=self.inputs,
+            outputs=self.result.outputs if self.result else {},
+            measured=self.result.measured if self.result else {},
+            kept=self.result.kept if self.result else "",
+            verdict=self.verdict,
+            error=self.error,
+        )
+        if self.number is None:
+            self.number = write_record(self.args.storage_root, record).attempt
+        else:
+            replace_record(self.args.storage_root, record)
+
+
+@contextmanager
+def _recorded(args: argparse.Namespace, *, outputs: dict[str, str], config: BaseModel) -> Iterator[Attempt]:
+    """Writes the record of what happens inside, however it ends; of a process that is killed the last one stays."""
+    attempt = Attempt(args, config)
+    try:
+        yield attempt
+        attempt.verdict = _verdict(outputs)
+    except BaseException as caught:
+        attempt.result = None
+        attempt.status = "unfinished" if isinstance(caught, Unfinished) else "failed"
+        attempt.error = str(caught) if isinstance(caught, Unfinished) else f"{type(caught).__name__}: {caught}"
+        attempt.error = masking.mask(attempt.error)
+        raise
+    finally:
+        attempt.write()
+
+
+def _verdict(outputs: dict[str, str]) -> dict[str, Any] | None:
+    path = outputs.get("verdict")
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path and Path(path).is_file() else None
+
+
+def _emit(args: argparse.Namespace, result: Result) -> None:
+    """Tells Kubeflow the digest of each output artifact, metrics and confusion matrix, and whether a gate passed."""
+    metadata_ = {name: {"sha256": sha256} for name, sha256 in result.outputs.items()}
+    metadata_["metrics"] = result.measured
+    if "confusion" in metadata_:
+        found = json.loads(Path(args.confusion).read_text(encoding="utf-8"))
+        metadata_["confusion"] |= kfp_io.confusion_matrix(found["categories"], found["matrix"])
+    outputs = json.loads(args.executor_input).get("outputs", {}).get("parameters", {})
+    kfp_io.write_outputs(
+        args.executor_input, parameters={name: result.measured[name] for name in outputs}, metadata=metadata_
+    )

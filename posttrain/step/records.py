@@ -1,0 +1,73 @@
+"""The run record: one JSON file per attempt of a step, `<storage_root>/runs/<run id>/<step>.<attempt>.json`."""
+
+import json
+import re
+from collections.abc import Container
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from posttrain import storage
+from posttrain.step.code import Code
+from posttrain.verdict import Verdict
+
+RECORD = re.compile(r"(?P<step>[^/]+)\.\d+\.json")  # name of a record's file
+# running: of a step that was killed its record says so for ever. unfinished: it left to go on in the next attempt.
+Status = Literal["running", "succeeded", "reused", "failed", "unfinished"]
+
+
+class StepRecord(BaseModel):
+    """One attempt of one step, as written to the run record. Paths are left out: they mean nothing elsewhere."""
+
+    step: str
+    attempt: int
+    run_id: str
+    status: Status
+    started_at: str  # UTC, ISO 8601
+    seconds: float
+    work_seconds: float = 0.0  # of these in the step's work itself: the rest went into digests, copies and records
+    cpu_seconds: float = 0.0  # with those of all processes that it has started
+    peak_memory: int = 0  # bytes, of the largest of its processes
+    fingerprint: str
+    code: Code | None = None
+    config: dict[str, Any]
+    inputs: dict[str, str]  # name -> SHA-256
+    outputs: dict[str, str]  # name -> SHA-256
+    measured: dict[str, Any]
+    kept: str = ""  # where the outputs are kept, below the storage root
+    verdict: dict[str, Any] | None = None
+    error: str | None = None
+
+
+def write_record(storage_root: str, record: StepRecord) -> StepRecord:
+    """Writes a record under the next free attempt number, and gives it with that; no earlier attempt is overwritten."""
+    while True:
+        try:
+            storage.write_bytes(_name(storage_root, record), record.model_dump_json(indent=2).encode(), if_absent=True)
+            return record
+        except FileExistsError:
+            record = record.model_copy(update={"attempt": record.attempt + 1})
+
+
+def replace_record(storage_root: str, record: StepRecord) -> None:
+    """Writes the record of an attempt anew."""
+    storage.write_bytes(_name(storage_root, record), record.model_dump_json(indent=2).encode())
+
+
+def _name(storage_root: str, record: StepRecord) -> str:
+    return storage.join(storage_root, "runs", record.run_id, f"{record.step}.{record.attempt}.json")
+
+
+def read_records(storage_root: str, run: str, *, of: Container[str] | None = None) -> list[StepRecord]:
+    """All records of a run, or those of these steps, in the order in which the steps started."""
+    folder = storage.join(storage_root, "runs", run)
+    found = {name: RECORD.fullmatch(name) for name in storage.list_files(folder)}
+    names = [name for name, match in found.items() if match and (of is None or match["step"] in of)]
+    records = [StepRecord.model_validate_json(storage.read_bytes(storage.join(folder, name))) for name in names]
+    return sorted(records, key=lambda record: (record.started_at, record.step, record.attempt))
+
+
+def read_verdict(storage_root: str, run: str, step: str) -> Verdict | None:
+    """The verdict of a gate in a run: that of its last attempt which reached one; None if there is none."""
+    verdicts = [record.verdict for record in read_records(storage_root, run) if record.step == step and record.verdict]
+    return Verdict.read(json.dumps(verdicts[-1])) if verdicts else None

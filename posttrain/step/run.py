@@ -1,0 +1,36 @@
+"""The run that this process belongs to: its id, its logging, how a step leaves it unfinished."""
+
+import logging
+import os
+import sys
+
+from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV, masking
+
+
+def configure_logging() -> None:
+    """One log format for every step: plain lines on stderr, without secrets."""
+    masking.mask_output()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3", "google", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def run_id() -> str:
+    """The id of the run that this process belongs to; `manual` when a step is started by hand."""
+    return os.environ.get(RUN_ID_ENV) or "manual"
+
+
+def is_fresh() -> bool:
+    """Whether this run is to take nothing over from earlier ones."""
+    return os.environ.get(FRESH_ENV) == "1"
+
+
+class Unfinished(SystemExit):
+    """Raised by a stage that has saved its state and leaves with `EXIT_AGAIN`."""
+
+    def __init__(self, message: str):
+        super().__init__(EXIT_AGAIN)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,0 +1,25 @@
+"""Where bytes lie: files and folders in `gs://`, in `s3://` or on this machine, behind one interface.
+
+Everybody else imports `storage` and calls `storage.read_bytes`, `storage.join`, ...
+"""
+
+from posttrain.storage.address import check_allowed, hub_id, is_remote, join, kind, local_path
+from posttrain.storage.files import (
+    check_writable,
+    download_file,
+    download_folder,
+    exists,
+    file_sizes,
+    list_files,
+    read_bytes,
+    remove,
+    upload_file,
+    upload_folder,
+    write_bytes,
+)
+
+__all__ = [
+    "check_allowed", "check_writable", "download_file", "download_folder", "exists", "file_sizes", "hub_id",
+    "is_remote", "join", "kind", "list_files", "local_path", "read_bytes", "remove", "upload_file", "upload_folder",
+    "write_bytes",
+]  # fmt: skip

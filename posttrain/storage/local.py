@@ -1,0 +1,88 @@
+"""Plain paths and `file://`: files are written beside their place and renamed, so none is seen half-written.
+
+What a killed process leaves behind has a name of its own (`.<32 hex digits>.part`) and is never listed.
+"""
+
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+from posttrain.storage import hashing, transfer
+from posttrain.storage.address import local_path
+
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.part")
+
+
+def temporary(folder: Path) -> Path:
+    """A new name in `folder` for what is not whole yet."""
+    return folder / f".{uuid.uuid4().hex}.part"
+
+
+class Local:
+    """There is nobody to ask again, and no checksum beside a file: a disk that fails says so by itself."""
+
+    num_repeats = 0
+
+    def read(self, uri: str) -> bytes:
+        return local_path(uri).read_bytes()
+
+    def write(self, uri: str, data: bytes, *, if_absent: bool) -> None:
+        target = local_path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = temporary(target.parent)
+        try:
+            stage.write_bytes(data)
+            # A link, unlike a rename, fails where the name is taken.
+            target.hardlink_to(stage) if if_absent else stage.replace(target)
+        except FileExistsError:
+            # On NFS the answer to a link can get lost, and asking again finds the link that was made.
+            if not target.exists() or not target.samefile(stage):
+                raise FileExistsError(f"{uri}: exists already") from None
+        finally:
+            stage.unlink(missing_ok=True)
+
+    def size(self, uri: str) -> int:
+        path = local_path(uri)
+        if not path.is_file():
+            raise FileNotFoundError(f"{uri}: no such file")
+        return path.stat().st_size
+
+    def sizes(self, uri: str) -> dict[str, int]:
+        def refuse(error: OSError) -> None:
+            if isinstance(error, PermissionError):  # os.walk would leave the folder out
+                raise error
+
+        root, sizes = local_path(uri), {}
+        for folder, folders, names in os.walk(root, onerror=refuse):
+            folders[:] = [name for name in folders if not TEMPORARY_NAME.fullmatch(name)]
+            for path in (Path(folder, name) for name in names if not TEMPORARY_NAME.fullmatch(name)):
+                if path.is_file():
+                    sizes[path.relative_to(root).as_posix()] = path.stat().st_size
+        return sizes
+
+    def put(self, files: list[tuple[Path, str]]) -> list[str]:
+        def copy(file: tuple[Path, str]) -> str:
+            path, target = file[0], local_path(file[1])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stage = temporary(target.parent)
+            try:
+                sha256 = hashing.copy(path, stage)
+                stage.replace(target)
+                return sha256
+            finally:
+                stage.unlink(missing_ok=True)
+
+        return transfer.in_parallel(copy, files)
+
+    def get(self, files: list[tuple[str, Path, int]]) -> list[str]:
+        return transfer.in_parallel(lambda file: hashing.copy(local_path(file[0]), file[1]), files)
+
+    def remove(self, uri: str) -> None:
+        path = local_path(uri)
+        if path.is_dir() and not path.is_symlink():
+            # Renamed first: a folder that lost some of its files must not be taken for a whole one.
+            shutil.rmtree(path.rename(temporary(path.parent)))
+        else:
+            path.unlink(missing_ok=True)

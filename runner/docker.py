@@ -1,0 +1,176 @@
+"""Runs each step of a graph in a container of its own, in the image that the graph names.
+
+a `Step` -> the command line `docker run ...`
+
+A container is confined at least as on a cluster: a plain user without capabilities, a read-only root file system, no
+network unless the step reads or writes elsewhere. It sees this machine's paths under their own names: the artifacts of
+the run (its own writable), the storage root, the inputs that the step is given, and a cache that outlives it.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from runner.local import ALLOCATOR, HINT, Process, Step, ends_with_us, popen
+
+CONFINED = (
+    "--rm", "--init", "--entrypoint=", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only",
+    "--tmpfs=/tmp:exec,mode=1777",
+)  # fmt: skip
+CACHE = "/cache"  # HF_HOME and every other cache of the images lies below it
+IMAGE_USER = (10001, 10001)  # as the Dockerfiles make it; it stands in for root, as whom nothing runs in a container
+LABEL = "posttrain.artifacts"  # folder of the run's artifacts
+SIGNALLED = 128  # a container that a signal ended exits with this and the signal's number
+BYTES = {"": 1, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+
+
+class Places(Protocol):
+    """Where a step reads and writes beside its artifacts (`runner.places`)."""
+
+    read: tuple[Path, ...]
+    written: tuple[Path, ...]
+    need_network: bool
+
+
+@dataclass(frozen=True)
+class Docker:
+    """A `Runner` of containers."""
+
+    places_of: Callable[[dict[str, Any]], Places]  # by the arguments of a step
+    variables_of: Callable[[str], Iterable[str]]  # of our environment, for a step: tokens, credentials
+    cache: Path
+    gpus: str | None = None  # for steps that the graph gives a GPU: all, or what `docker run --gpus` takes
+
+    def check(self, images: Iterable[str]) -> None:
+        """Raises ValueError where no container could run: no engine, an image that is nowhere, no GPU."""
+        if not shutil.which("docker"):
+            raise ValueError("--runner docker: there is no docker on PATH; install Docker, or leave --runner out")
+        _ask("info", remedy="start Docker's engine (and may this user talk to it?), or leave --runner out")
+        images = list(images)
+        for image in images:
+            if _docker("image", "inspect", image).returncode:
+                remedy = "build it with make image" if image.endswith(":local") else "check registry and login"
+                _ask("pull", image, remedy=remedy)
+        if self.gpus:
+            remedy = "install NVIDIA's driver and container toolkit, or leave --gpus out"
+            _ask("run", *CONFINED, f"--gpus={self.gpus}", images[-1], "python", "--version", remedy=remedy)
+
+    def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> Process:
+        return popen(self.command(step), directory, environment, stdout)
+
+    def command(self, step: Step) -> list[str]:
+        """The client passes SIGTERM on: a step saves its state and ends also when its runner is killed."""
+        user, places = _user(), self.places_of(step.arguments)
+        for folder in (step.folder, self.cache, *places.written):
+            folder.mkdir(parents=True, exist_ok=True)
+            _give(folder, user)
+        options = [
+            *CONFINED, f"--name={_name(step)}", f"--label={LABEL}={step.folder.parent}", f"--user={user[0]}:{user[1]}",
+            *self._mounts(step, places), *self._environment(step), *self._devices(step),
+        ]  # fmt: skip
+        if not places.need_network:
+            options.append("--network=none")
+        return [*ends_with_us("TERM"), "docker", "run", *options, step.image, *step.command]
+
+    def exit_code(self, code: int) -> int:
+        return SIGNALLED - code if code - SIGNALLED in set(signal.Signals) else code
+
+    def remove(self, step: Step) -> None:
+        """Kills a container that outlived its client; one that ended by itself is gone already."""
+        _docker("rm", "--force", "--volumes", _name(step))
+
+    def forget(self, artifacts: Path) -> None:
+        for container in _docker("ps", "--all", "--quiet", f"--filter=label={LABEL}={artifacts}").stdout.split():
+            _docker("rm", "--force", "--volumes", container)
+
+    def _mounts(self, step: Step, places: Places) -> Iterator[str]:
+        """The more special one counts: a step's outputs are writable, those of other steps are not."""
+        read = [path for place in places.read for path in (place, *_linked(place))]
+        writable = dict.fromkeys([*read, *self._credentials(step), step.folder.parent], False)
+        writable |= dict.fromkeys([*places.written, step.folder], True)
+        for path, is_writable in writable.items():
+            yield _mount(path, path, is_writable=is_writable)
+        yield _mount(self.cache, CACHE, is_writable=True)
+
+    def _environment(self, step: Step) -> list[str]:
+        """By name alone: the client takes the values from its own environment, and no process list shows them."""
+        return [f"--env={name}" for name in (*ALLOCATOR, *step.environment, *self._passed(step))]
+
+    def _passed(self, step: Step) -> list[str]:
+        return [name for name in dict.fromkeys(self.variables_of(step.name)) if name in os.environ]
+
+    def _credentials(self, step: Step) -> list[Path]:
+        """Files that passed variables name, such as GOOGLE_APPLICATION_CREDENTIALS."""
+        values = (Path(os.environ[name]) for name in self._passed(step))
+        return [path for path in values if path.is_absolute() and path.is_file()]
+
+    def _devices(self, step: Step) -> Iterator[str]:
+        if self.gpus and step.num_gpus:
+            yield f"--gpus={self.gpus}"
+        for mounted in step.settings.get("emptyDirMounts", []):
+            if mounted["mountPath"] == "/dev/shm" and "sizeLimit" in mounted:
+                yield f"--shm-size={num_bytes(mounted['sizeLimit'])}"
+
+
+def num_bytes(quantity: str) -> int:
+    """Bytes of a Kubernetes quantity such as 16Gi."""
+    match = re.fullmatch(r"(\d+)([A-Za-z]*)", quantity)
+    if not match or match[2] not in BYTES:
+        raise ValueError(f"shm_size {quantity!r} is no quantity; give one like 16Gi")
+    return int(match[1]) * BYTES[match[2]]
+
+
+def _name(step: Step) -> str:
+    """The same for each attempt of a step, and no other's: the folder is of this run alone."""
+    return f"posttrain-{step.name}-{hashlib.sha256(os.fsencode(step.folder)).hexdigest()[:12]}"
+
+
+def _mount(source: Path, target: Path | str, *, is_writable: bool) -> str:
+    fields = ["type=bind", f"source={source}", f"target={target}", *([] if is_writable else ["readonly"])]
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(fields)  # a path may hold a comma
+    return f"--mount={line.getvalue()}"
+
+
+def _linked(place: Path) -> list[Path]:
+    """Folders outside of a folder into which its links lead, as in the Hub's cache."""
+    if not place.is_dir():
+        return []
+    targets = {path.resolve().parent for path in place.rglob("*") if path.is_symlink()}
+    return sorted(target for target in targets if target.is_dir() and not target.is_relative_to(place))
+
+
+def _user() -> tuple[int, int]:
+    """Who a container runs as: the user who runs the graph, so that the files are theirs; the image's for root."""
+    return (os.getuid(), os.getgid()) if os.getuid() else IMAGE_USER
+
+
+def _give(folder: Path, user: tuple[int, int]) -> None:
+    """Lets the container's user write what root made."""
+    if os.getuid():
+        return
+    for path in (folder, *folder.rglob("*")):
+        with suppress(FileNotFoundError):  # another run has removed it
+            if path.lstat().st_uid == 0:
+                os.chown(path, *user, follow_symlinks=False)
+
+
+def _ask(*arguments: str, remedy: str) -> None:
+    result = _docker(*arguments)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip() and not HINT.match(line)]
+        raise ValueError(f"docker {arguments[0]}: {lines[-1].removeprefix('docker: ')}: {remedy}")
+
+
+def _docker(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True)

@@ -1,0 +1,210 @@
+"""A process that has imported what steps need, from which they are forked: one begins in milliseconds, not in seconds.
+
+argv of a `python -m`, its environment, folder and streams -> a process that runs it
+
+`ForkServer` starts it and asks it over a socket; `main` is that process, on Linux.
+"""
+
+import ctypes
+import errno
+import gc
+import importlib
+import json
+import os
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from posttrain.step.become import OURS, forget, run
+
+IS_POSSIBLE = sys.platform == "linux"  # elsewhere the libraries of the system may not be used after a fork
+MAX_REQUEST = 1 << 17  # bytes: a datagram holds it whole
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+# Not `-m runner.forks`: the launcher is installed nowhere, and a step may run in any folder.
+LAUNCH = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); from runner import forks; forks.main()"
+WITH_MODEL = (  # modules of steps that load a model
+    "posttrain.sft", "posttrain.dpo", "posttrain.sweep.trial", "validators.sft",
+    "validators.merge", "validators.alignment",
+)  # fmt: skip
+PLAIN = (  # those of other steps, and what they import only at work
+    "posttrain.preflight", "posttrain.model", "posttrain.data", "posttrain.merge", "posttrain.publish",
+    "posttrain.report", "posttrain.reject", "validators.data", "validators.custom", "tokenizers", "jinja2",
+)  # fmt: skip
+IMPORTS = {"plain": PLAIN, "models": WITH_MODEL}
+
+
+class Forked:
+    """A process that a `ForkServer` has forked, as `subprocess.Popen` would show it."""
+
+    def __init__(self, ended: int, stderr: int):
+        """`ended` tells its pid, then its exit code; raises `ConnectionError` where there is none to tell it."""
+        self.stderr = open(stderr, "rb")  # noqa: SIM115  its reader closes it, as of a Popen
+        self.returncode: int | None = None
+        self._ended, self._lock = ended, threading.Lock()
+        if not (pid := self._line()):
+            self.stderr.close()
+            raise ConnectionError("the fork server has ended")
+        self.pid = int(pid)
+
+    def __del__(self) -> None:  # not once it has ended: another thread may wait still
+        os.close(self._ended)
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code; negative: a signal ended it.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs after so many seconds.
+        """
+        if self.returncode is None:
+            if not select.select([self._ended], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("fork", timeout or 0.0)
+            with self._lock:  # two threads may wait for it
+                if self.returncode is None:
+                    self.returncode = int(self._line() or -signal.SIGKILL)
+        return self.returncode
+
+    def _line(self) -> str:
+        found = bytearray()
+        while (byte := os.read(self._ended, 1)) not in (b"", b"\n"):
+            found += byte
+        return found.decode()
+
+
+class ForkServer:
+    """A process that imports one of `IMPORTS` and then forks steps, until it is closed or this process ends."""
+
+    def __init__(self, imports: str, *, directory: Path, environment: dict[str, str], prefix: list[str]):
+        """`prefix` is put before the command: what ends it with this process."""
+        self.environment = environment
+        self._lock = threading.Lock()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [*prefix, sys.executable, "-c", LAUNCH, str(theirs.fileno()), imports]
+        with theirs:
+            self._process = subprocess.Popen(
+                command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
+            )  # fmt: skip
+
+    def fork(self, argv: list[str], *, environment: dict[str, str], stdout: int) -> Forked:
+        """Runs `python -m <argv>` in a session of its own, its stderr a pipe.
+
+        Raises:
+            OSError: the server has ended, or takes no request of this size.
+        """
+        request = json.dumps({"argv": argv, "environment": environment}).encode()
+        if len(request) > MAX_REQUEST:
+            raise OSError(errno.EMSGSIZE, f"a command and environment of {len(request)} bytes")
+        stderr, to_stderr = os.pipe()
+        ended, to_ended = os.pipe()
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [request], [stdout, to_stderr, to_ended])
+        except OSError:
+            os.close(stderr)
+            os.close(ended)
+            raise
+        finally:
+            os.close(to_stderr)
+            os.close(to_ended)
+        return Forked(ended, stderr)
+
+    def close(self) -> None:
+        """Ends the server, also in the midst of its imports, and with it what it has forked."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def serve(requests: socket.socket) -> dict[str, Any] | None:
+    """Forks a child for each request and tells how it ended. Returns its request in the child, None at the end."""
+    selector = selectors.DefaultSelector()
+    selector.register(requests, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.data:
+                pid, to_ended = key.data
+                selector.unregister(key.fd)
+                os.close(key.fd)
+                _tell(to_ended, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                os.close(to_ended)
+                continue
+            message, descriptors, *_ = socket.recv_fds(requests, MAX_REQUEST, 3)
+            if not message:
+                return None
+            stdout, stderr, to_ended = descriptors
+            if not (pid := os.fork()):
+                _close_all(selector, to_ended)
+                return json.loads(message) | {"streams": [stdout, stderr]}
+            os.close(stdout)
+            os.close(stderr)
+            if not _tell(to_ended, pid):
+                os.kill(pid, signal.SIGKILL)
+            selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, to_ended))
+
+
+def _close_all(selector: selectors.BaseSelector, to_ended: int) -> None:
+    """In a child: what is the server's alone."""
+    for key in selector.get_map().values():
+        for descriptor in (key.fd, *(key.data or ())[1:]):
+            os.close(descriptor)
+    selector.close()
+    os.close(to_ended)
+
+
+def _tell(descriptor: int, number: int) -> bool:
+    """Whether somebody still listens."""
+    try:
+        os.write(descriptor, f"{number}\n".encode())
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def become(request: dict[str, Any], server: int) -> None:
+    """Makes this child of the server the process that was asked for; it ends with the server."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_NAME, request["argv"][0].encode())  # as `ps -o comm` and `top` show it
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server:
+        os._exit(1)
+    os.setsid()
+    stdout, stderr = request["streams"]
+    for stream, descriptor in enumerate([os.open(os.devnull, os.O_RDONLY), stdout, stderr]):
+        os.dup2(descriptor, stream)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    run(request["argv"])
+
+
+def main() -> None:
+    requests, imports = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+    import_all(imports)
+    server = os.getpid()
+    if request := serve(requests):
+        become(request, server)
+
+
+def import_all(imports: str) -> None:
+    """Leaves the libraries imported. Our own modules are a child's to import: they hold when it began, and more."""
+    for name in IMPORTS[imports]:
+        with suppress(ImportError):  # the step that needs it will say so
+            importlib.import_module(name)
+    if imports == "models":
+        with suppress(ImportError):
+            importlib.import_module("posttrain.train.backend").import_libraries()
+    forget(OURS)
+    gc.collect()
+    gc.freeze()  # a child's collections then leave these pages shared

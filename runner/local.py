@@ -1,0 +1,361 @@
+"""Runs the compiled graph on this machine: `runner.walk` says which step is next, and a `Runner` how its command is
+run: as a plain process (`Processes`, here) or in its image (`runner.docker.Docker`).
+
+compiled YAML, run parameters -> `<artifacts>/<run id>/<step>/<output>`, `<logs>/<step>.log`, calls of a `StepListener`
+
+kfp.local 2.17.0 would refuse container components. `Launcher` takes its place for the length of a run and does what the
+backend's does: folders of outputs exist, an output parameter that was not written fails the step, every output
+artifact reaches its consumers.
+"""
+
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from google.protobuf import json_format
+from kfp import components
+from kfp.local import executor_input_utils, executor_output_utils, placeholder_utils, task_dispatcher
+from kfp.local.status import Status
+
+from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV
+from runner.walk import GraphError, Outputs, Walk, existing
+
+ROOT = Path(__file__).parents[1]
+PROGRESS = re.compile(r"step (\d+)/(\d+)(?: (loss \S+))?")
+HINT = re.compile(r"(See|Run) 'docker run --help'")  # with which Docker's client ends its errors
+GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL: a training stage saves a checkpoint
+
+# glibc keeps freed memory instead of handing it back: decoding on a CPU then faults a tenth of the pages in again.
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+class StepListener(Protocol):
+    """What is told as steps run. A step that is tried again starts again."""
+
+    def started(self, step: str) -> None: ...
+
+    def progress(self, step: str, done: int, total: int, text: str) -> None:
+        """A line `step 12/40 loss 0.5234` on stderr; `text` is `loss 0.5234` or empty."""
+
+    def finished(self, step: str, exit_code: int, seconds: float, cause: str | None) -> None:
+        """`cause` is None if the step succeeded, else the last line of its stderr. A negative exit code is a signal."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attempt of a step: its container as the graph has it, every placeholder resolved."""
+
+    name: str
+    image: str
+    command: list[str]
+    environment: dict[str, str]  # of the container and of the run
+    arguments: dict[str, Any]  # input name -> value or artifact
+    folder: Path  # of its outputs; beside it lie those of the run's other steps
+    num_gpus: int
+    settings: dict[str, Any]  # its part of the graph's settings for Kubernetes
+
+
+class Runner(Protocol):
+    """How a step's command is run."""
+
+    def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> "Process":
+        """Starts it in a session of its own; its stderr is a pipe."""
+
+    def exit_code(self, code: int) -> int:
+        """What that command's exit code says of the step; negative: a signal ended it."""
+
+    def remove(self, step: Step) -> None:
+        """Removes what is left of a step whose command has ended, whichever way."""
+
+    def forget(self, artifacts: Path) -> None:
+        """The same of a whole run, by the folder of its artifacts, whose runner was killed."""
+
+
+class Process(Protocol):
+    """What of `subprocess.Popen` is used."""
+
+    pid: int
+    stderr: Any
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+def popen(command: list[str], directory: Path, environment: dict[str, str], stdout: int) -> subprocess.Popen:
+    return subprocess.Popen(
+        command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def ends_with_us(signal_name: str) -> list[str]:
+    """What before a command sends it a signal when this process is killed; nothing where there is no setpriv."""
+    setpriv = shutil.which("setpriv")  # of Linux
+    return [setpriv, "--pdeathsig", signal_name, "--"] if setpriv else []
+
+
+class Processes:
+    """Runs each step as a plain process, in the environment of this one."""
+
+    def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> Process:
+        is_python = step.command[0] in ("python", "python3")
+        command = [*ends_with_us("KILL"), sys.executable if is_python else step.command[0], *step.command[1:]]
+        return popen(command, directory, environment, stdout)
+
+    def exit_code(self, code: int) -> int:
+        return code
+
+    def remove(self, step: Step) -> None:
+        """Nothing: the process's group has been ended."""
+
+    def forget(self, artifacts: Path) -> None:
+        """Nothing: no process outlives its runner."""
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """One run of a graph on this machine."""
+
+    run_id: str
+    artifacts: Path
+    logs: Path
+    listener: StepListener
+    runner: Runner = Processes()
+    working_directory: Path = ROOT  # of every process; `python -m` finds modules here first
+    environment: dict[str, str] = field(default_factory=dict)  # on top of ours
+    is_fresh: bool = False  # steps take nothing over from earlier runs
+    peak_memory: Callable[[], int] = lambda: 0  # bytes that an iteration of a loop needs; 0: not known
+    errors: list[str] = field(default_factory=list)  # why the graph did not go on
+
+
+def run_graph(path: str | Path, parameters: dict[str, Any], run: LocalRun) -> bool:
+    """Runs a compiled graph and says whether every task that ran succeeded: not the same as a published model.
+
+    Raises:
+        ValueError: the parameters do not fit the graph.
+        KeyboardInterrupt: the running step and all its processes have been ended.
+    """
+    graph = components.load_component_from_file(str(path))
+    spec, settings = graph.pipeline_spec, _settings(graph.platform_spec)
+    _check_parameters(spec.root.input_definitions.parameters, parameters)
+    for dag in [spec.root.dag, *(component.dag for component in spec.components.values())]:
+        for task in dag.tasks.values():
+            task.retry_policy.ClearField("backoff_duration")  # waiting helps a busy cluster, not a single machine
+    run.logs.mkdir(parents=True, exist_ok=True)
+    launcher = Launcher(run, settings)
+    walk = Walk(spec, run.run_id, str(run.artifacts), launcher.end_running, run.peak_memory, run.errors)
+    with _replaced(task_dispatcher, "run_single_task_implementation", launcher), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Task .* no effect in the current local runner")
+        try:
+            return walk.run(parameters)
+        except GraphError as error:
+            run.errors.append(str(error))
+            return False
+
+
+class Launcher:
+    """Does for a container's command what the backend's launcher does in the pod."""
+
+    def __init__(self, run: LocalRun, settings: dict[str, dict[str, Any]]):
+        self.run, self.settings = run, settings
+        self.running: list[Process] = []  # several where iterations of a loop run side by side
+        self.is_interrupted = False
+
+    def end_running(self) -> None:
+        """Ends the steps that other threads run, and lets them begin none."""
+        self.is_interrupted = True
+        for process in list(self.running):
+            _end(process)
+
+    def __call__(
+        self, pipeline_resource_name, component_name, component_spec, executor_spec, arguments, pipeline_root, runner,
+        raise_on_error, block_input_artifact, unique_pipeline_id,
+    ) -> Outputs:  # fmt: skip
+        """Runs one attempt of one step; kfp calls it once per attempt.
+
+        Raises:
+            GraphError: the step failed, and another attempt would end the same way.
+        """
+        name = arguments.get("step") or component_name.removeprefix("comp-")
+        _check_inputs(name, component_spec, arguments)
+        folder = Path(pipeline_root, unique_pipeline_id, name)  # in a loop too: its steps have names of their own
+        shutil.rmtree(folder, ignore_errors=True)  # each attempt starts in an empty place, as a new pod would
+        folder.mkdir(parents=True)
+        executor_input = executor_input_utils.construct_executor_input(
+            component_spec=component_spec, arguments=arguments, task_root=str(folder), block_input_artifact=False
+        )
+        container = executor_spec.container
+        command = placeholder_utils.replace_placeholders(
+            full_command=[*container.command, *container.args],
+            executor_input_dict=executor_input_utils.executor_input_to_dict(executor_input, component_spec),
+            pipeline_resource_name=pipeline_resource_name,
+            task_resource_name=name,
+            pipeline_root=pipeline_root,
+            unique_pipeline_id=unique_pipeline_id,
+        )
+        step = Step(
+            name, container.image, command, self._environment(container), arguments, folder,
+            num_gpus=int(container.resources.accelerator.resource_count or 0),
+            settings=self.settings.get(component_spec.executor_label, {}),
+        )  # fmt: skip
+        return self._attempt(step, lambda: _outputs_of(executor_input, component_spec))
+
+    def _environment(self, container) -> dict[str, str]:
+        own = {RUN_ID_ENV: self.run.run_id, "PYTHONUNBUFFERED": "1"} | self.run.environment
+        if self.run.is_fresh:
+            own[FRESH_ENV] = "1"
+        return {variable.name: variable.value for variable in container.env} | own
+
+    def _attempt(self, step: Step, outputs_of: Callable[[], dict[str, Any]]) -> Outputs:
+        if self.is_interrupted:
+            raise GraphError(f"{step.name}: interrupted")
+        self.run.listener.started(step.name)
+        clock, outputs, cause = time.monotonic(), {}, None
+        exit_code, last_line = self._execute(step)
+        if exit_code:
+            cause = _cause(exit_code, last_line)
+        else:
+            try:
+                outputs = outputs_of()
+            except (OSError, ValueError, KeyError, json_format.ParseError) as error:
+                cause = f"exited 0, but {error}"
+        self.run.listener.finished(step.name, exit_code, time.monotonic() - clock, cause)
+        if cause is None:
+            return outputs, Status.SUCCESS
+        if exit_code == EXIT_AGAIN or exit_code < 0:
+            return {}, Status.FAILURE  # kfp tries again, as often as the step's retry policy says
+        raise GraphError(f"{step.name}: {cause}")
+
+    def _execute(self, step: Step) -> tuple[int, str]:
+        """Runs a step with its output in the step's log; gives the exit code and the last line of stderr."""
+        environment = ALLOCATOR | os.environ | step.environment
+        with open(self.run.logs / f"{step.name}.log", "ab", buffering=0) as log:
+            process = self.run.runner.start(step, self.run.working_directory, environment, log.fileno())
+            self.running.append(process)
+            if self.is_interrupted:  # while it was started
+                _signal(process, signal.SIGKILL)
+            last_line = [""]
+            reader = threading.Thread(target=self._read, args=(step.name, process.stderr, log, last_line))
+            reader.start()
+            try:
+                exit_code = self.run.runner.exit_code(process.wait())
+            finally:
+                try:
+                    _end(process)
+                finally:
+                    self.running.remove(process)
+                    self.run.runner.remove(step)
+                    reader.join()
+                    process.stderr.close()
+        return exit_code, last_line[0]
+
+    def _read(self, step: str, stderr, log, last_line: list[str]) -> None:
+        for raw in stderr:
+            log.write(raw)
+            line = raw.decode(errors="replace").strip().rpartition("\r")[2]  # of a bar that redraws itself the newest
+            if not line or HINT.match(line):
+                continue
+            last_line[0] = line
+            if match := PROGRESS.search(line):
+                self.run.listener.progress(step, int(match[1]), int(match[2]), match[3] or "")
+
+
+def _check_parameters(declared, parameters: dict[str, Any]) -> None:
+    for name in parameters:
+        if name not in declared:
+            raise ValueError(f"{name}: the graph has no such parameter; it has {', '.join(sorted(declared))}")
+    for name, parameter in declared.items():
+        if name not in parameters and not parameter.HasField("default_value") and not parameter.is_optional:
+            raise ValueError(f"{name}: the graph needs a value for this parameter")
+
+
+def _settings(platform_spec) -> dict[str, dict[str, Any]]:
+    """What the graph says to Kubernetes, by the label of the executor it says it of."""
+    kubernetes = json_format.MessageToDict(platform_spec).get("platforms", {}).get("kubernetes", {})
+    return kubernetes.get("deploymentSpec", {}).get("executors", {})
+
+
+def _check_inputs(step: str, component_spec, arguments: dict[str, Any]) -> None:
+    """kfp.local would put `null` on the command line for an input that has no value."""
+    declared = component_spec.input_definitions
+    for name, definition in [*declared.parameters.items(), *declared.artifacts.items()]:
+        if arguments.get(name) is None and not definition.is_optional:
+            raise GraphError(f"{step}: input {name!r} has no value")
+
+
+def _outputs_of(executor_input, component_spec) -> dict[str, Any]:
+    """Outputs of a step that exited 0, by name.
+
+    Raises:
+        ValueError: an output parameter was not written, or nothing at all, or what was written is not readable.
+    """
+    file = Path(executor_input.outputs.output_file)
+    if not any(file.parent.iterdir()):  # a container that died at once may be said to have exited 0
+        raise ValueError(f"nothing was written to {file.parent}")
+    written = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for name, parameter in executor_input.outputs.parameters.items():
+        if name in written.get("parameterValues", {}):
+            # counts before the parameter's own file, as in the launcher; kfp.local has it the other way round
+            Path(parameter.output_file).unlink(missing_ok=True)
+        elif not Path(parameter.output_file).exists():
+            raise ValueError(f"output parameter {name!r} was not written to {parameter.output_file}")
+    artifacts = written.setdefault("artifacts", {})
+    for name, declared in executor_input.outputs.artifacts.items():
+        artifacts.setdefault(name, {"artifacts": [{"name": name, "uri": declared.artifacts[0].uri}]})
+    file.write_text(json.dumps(written), encoding="utf-8")
+    return executor_output_utils.get_outputs_for_task(executor_input, component_spec)
+
+
+def _cause(exit_code: int, last_line: str) -> str:
+    """Why a step failed: the last line of its stderr; of one that was killed that says only how far it came."""
+    if exit_code > 0:
+        return last_line or f"exit code {exit_code}"
+    memory = " (out of memory?)" if exit_code == -signal.SIGKILL else ""
+    return f"ended by {signal.Signals(-exit_code).name}{memory}" + (f"; last line: {last_line}" if last_line else "")
+
+
+def _end(process: Process) -> None:
+    """Ends a step with all the processes that it has started; one that still runs gets time to save its state."""
+    try:
+        if process.poll() is None:
+            _signal(process, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+    finally:
+        _signal(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # nobody of the step's process group is left
+        os.killpg(process.pid, number)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, ours: Callable) -> Iterator[None]:
+    theirs = existing(owner, name)
+    if list(inspect.signature(theirs).parameters) != list(inspect.signature(ours).parameters):
+        raise RuntimeError(f"{owner.__name__}.{name} takes other arguments than in kfp 2.17.0: install kfp==2.17.0")
+    setattr(owner, name, ours)
+    try:
+        yield
+    finally:
+        setattr(owner, name, theirs)

@@ -1,0 +1,77 @@
+"""Run parameters: from the command line and the configuration, with absolute paths."""
+
+import argparse
+import json
+import re
+import uuid
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from posttrain import storage
+from posttrain.config import PipelineConfig, check_overrides, check_run_parameters
+from posttrain.rows import prompts, sources
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+RUN_PARAMETERS = ("base_model", "sft_dataset", "preference_dataset", "storage_root", "model_name")
+
+
+def local_folder(storage_root: str) -> Path:
+    """Where a run on this machine keeps its artifacts and logs."""
+    return Path("runs") if storage.is_remote(storage_root) else storage.local_path(storage_root)
+
+
+def run_parameters(config: PipelineConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """The run-time parameters of the graph: the configuration's, and on top those of the command line."""
+    parameters = {name: getattr(args, name) or getattr(config, name) for name in RUN_PARAMETERS}
+    parameters["model_name"] = parameters["model_name"] or config.pipeline_id
+    parameters["storage_root"] = absolute_path(parameters["storage_root"])
+    for name in ("base_model", "sft_dataset", "preference_dataset"):
+        parameters[name] = absolute(parameters[name])
+    try:
+        overrides = json.loads(args.overrides)
+    except ValueError as error:
+        raise ValueError(f"--overrides: {args.overrides[:80]!r} is not JSON: {error}") from error
+    if not isinstance(overrides, dict):
+        raise ValueError(f'--overrides: {args.overrides[:80]!r} is not a JSON object; give {{"sft": {{"epochs": 1}}}}')
+    parameters["overrides"] = check_overrides(overrides)
+    check_run_parameters(parameters)
+    return parameters
+
+
+def absolute_paths(config: PipelineConfig) -> PipelineConfig:
+    """The configuration with local paths made absolute: the steps run in another working directory."""
+    asked = {key: absolute_path(uri) for key, uri in prompts.given(config.validation).items()}
+    judge_model = config.validation.judge_model and absolute(config.validation.judge_model)
+    validation = config.validation.model_copy(update=asked | {"judge_model": judge_model})
+    changes = {
+        "validation": validation,
+        "storage_root": absolute_path(config.storage_root),
+        "publish_root": config.publish_root and absolute_path(config.publish_root),
+        "allowed_prefixes": [absolute(prefix) for prefix in config.allowed_prefixes],
+    }
+    return config.model_copy(update=changes)
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute; Hub ids and remote URIs as they are. `data/rows.jsonl` is a path, there or not."""
+    if not uri or storage.is_remote(uri):
+        return uri
+    is_path = Path(uri).suffix in sources.SUFFIXES or storage.kind(uri) == "local"
+    return absolute_path(uri) if is_path else uri
+
+
+def absolute_path(uri: str) -> str:
+    """The same of what is never a Hub id."""
+    return uri if storage.is_remote(uri) else str(storage.local_path(uri).absolute())
+
+
+def new_run_id(storage_root: str, wanted: str | None) -> str:
+    """A run id without a record: verdicts and receipts of another run must not speak for this one."""
+    if wanted is None:
+        return f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    if not RUN_ID.fullmatch(wanted):
+        raise ValueError(f"--run-id {wanted!r} is not a name; use up to 63 letters, digits, '.', '_' and '-'")
+    if storage.list_files(storage.join(storage_root, "runs", wanted)):
+        raise ValueError(f"--run-id {wanted!r} has a record in {storage_root} already; give another id")
+    return wanted

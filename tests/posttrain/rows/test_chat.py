@@ -1,0 +1,196 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posttrain.rows import chat
+
+TURN = {"role": "user", "content": "Add a task."}
+ANSWER = {"role": "assistant", "content": "Done."}
+CONVERSATION = [
+    {"role": "system", "content": "You are\tthe Task API.  "},
+    {"role": "user", "content": " Größe: 5 €, naïve \u200b日本 🙂\n\nfn(a='b')<|im_end|> <b>&amp;</b>"},
+    {"role": "assistant", "content": '{"task_id": 5}'},
+    {"role": "user", "content": ""},
+]
+REAL_MODEL = Path(__file__).parents[2] / "build" / "function_calling" / "base"
+
+# What chat templates in the wild make use of.
+TEMPLATES = {
+    "generation": (
+        "{% for m in messages %}{{ m.role }}:\n"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
+    ),
+    "blocks": (
+        "{% for m in messages %}\n    {% if loop.index > 2 %}{% break %}{% endif %}\n{{ m.content }}\n{% endfor %}\n"
+    ),
+    "json": (
+        "{{ messages | tojson }}{{ messages[0] | tojson(indent=2, sort_keys=true) }}{{ tools is none }}{{ documents }}"
+    ),
+    "date": "{{ strftime_now('%Y') }}{{ messages[0].content.strip() }}{{ pad_token }}{{ bos_token }}",
+    "namespace": (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + m.content|length %}{% endfor %}"
+        "{{ ns.n }}{% macro say(x) %}[{{ x }}]{% endmacro %}{{ say(messages[-1].role) }}"
+    ),
+}
+
+
+def assert_same_ids(folder):
+    light, heavy = chat.ChatTokenizer(folder), chat.load_tokenizer(folder)
+    for messages in (CONVERSATION, CONVERSATION[:2], [TURN]):
+        ids = chat.render(light, messages)
+        assert ids == heavy.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert light.decode(ids) == heavy.decode(ids)
+    whole = chat.render(light, CONVERSATION, [ANSWER])
+    assert whole == heavy.apply_chat_template([*CONVERSATION, ANSWER], return_dict=False)
+    assert whole == chat.render(heavy, CONVERSATION, [ANSWER])
+    assert light.eos_token_id == heavy.eos_token_id
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A tokenizer to change."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_model / name, tmp_path)
+    return tmp_path
+
+
+def configure(folder, **values):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_token_ids_are_those_of_transformers(tiny_model):
+    assert_same_ids(tiny_model)
+
+
+@pytest.mark.skipif(not REAL_MODEL.is_dir(), reason="made by examples.function_calling.prepare")
+def test_token_ids_are_those_of_transformers_on_a_real_model():
+    assert_same_ids(REAL_MODEL)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_render_as_in_transformers(folder, name):
+    (folder / "chat_template.jinja").write_text(TEMPLATES[name])
+    assert_same_ids(folder)
+
+
+def test_a_template_in_the_configuration(folder):
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    configure(folder, chat_template=template.replace("user", "human"))
+    assert_same_ids(folder)
+    configure(folder, chat_template=[{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}])
+    assert_same_ids(folder)
+
+
+def test_tokens_that_only_the_configuration_names(folder):
+    configure(folder, bos_token="<bos>", unk_token={"__type": "AddedToken", "content": "API", "lstrip": False})
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ unk_token }}" + template)
+    assert_same_ids(folder)
+
+
+def test_tokens_in_files_that_older_versions_wrote(folder):
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
+    assert_same_ids(folder)
+    token = {"content": "Task", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    configure(folder, added_tokens_decoder={"700": token | {"special": True}, "701": token | {"content": "API."}})
+    assert_same_ids(folder)
+
+
+def test_truncation_and_padding_of_the_file_do_not_count(folder):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=500)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert_same_ids(folder)
+
+
+def test_a_template_may_refuse_and_do_no_harm(folder):
+    from jinja2 import TemplateError
+    from jinja2.exceptions import SecurityError
+
+    tokenizer = chat.ChatTokenizer(folder)
+    tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    with pytest.raises(TemplateError, match="no system turns"):
+        chat.render(tokenizer, [TURN])
+    tokenizer.chat_template = "{{ messages.append(1) }}"
+    with pytest.raises(SecurityError):
+        chat.render(tokenizer, [TURN])
+
+
+def test_render_holds_prompt_then_answer_then_end_of_turn(tiny_model):
+    tokenizer = chat.load_tokenizer(tiny_model)
+    prompt, whole = chat.render(tokenizer, [TURN]), chat.render(tokenizer, [TURN], [ANSWER])
+    assert whole[: len(prompt)] == prompt
+    assert tokenizer.decode(prompt) == "<|im_start|>user\nAdd a task.<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(whole[len(prompt) :]) == "Done.<|im_end|>\n"
+
+
+def test_render_adds_no_second_bos(tiny_model):
+    tokenizer = chat.load_tokenizer(tiny_model)
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    ids = chat.render(tokenizer, [TURN], [ANSWER])
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_trainable_tokens_are_those_of_the_answer_within_the_length(tiny_model):
+    tokenizer = chat.load_tokenizer(tiny_model)
+    row = {"prompt": [TURN], "completion": [ANSWER]}
+    num_prompt, num_whole = len(chat.render(tokenizer, [TURN])), len(chat.render(tokenizer, [TURN], [ANSWER]))
+    assert chat.num_trainable_tokens(tokenizer, row, 1000) == num_whole - num_prompt > 0
+    assert chat.num_trainable_tokens(tokenizer, row, num_prompt + 1) == 1
+    assert chat.num_trainable_tokens(tokenizer, row, num_prompt) == 0
+    longer = {"role": "assistant", "content": "Done. " * 9}
+    pair = {"prompt": [TURN], "chosen": [longer], "rejected": [ANSWER]}
+    assert chat.num_trainable_tokens(tokenizer, pair, 1000) == num_whole - num_prompt
+
+
+def test_answer_tokens_begin_where_the_prompt_ends_or_changes():
+    assert chat.num_answer_tokens([1, 2, 3], [1, 2, 3, 4, 5], 10) == 2
+    assert chat.num_answer_tokens([1, 2, 3], [1, 2, 9, 4, 5], 10) == 3
+    assert chat.num_answer_tokens([1, 2, 3], [1, 2], 10) == 0
+    assert chat.num_answer_tokens([1, 2, 3], [1, 2, 3, 4, 5], 4) == 1
+
+
+@pytest.mark.parametrize("load", [chat.load_tokenizer, chat.ChatTokenizer])
+def test_a_tokenizer_that_cannot_render_is_refused(folder, load):
+    configure(folder, eos_token=None)
+    with pytest.raises(ValueError, match="has no eos_token"):
+        load(folder)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="has no chat template"):
+        load(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer.json is missing"):
+        load(folder)
+
+
+def test_damaged_files_are_named(folder):
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: not valid JSON"):
+        chat.ChatTokenizer(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer.json: not a readable tokenizer"):
+        chat.ChatTokenizer(folder)
+
+
+def test_needs_neither_torch_nor_transformers(tiny_model):
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from posttrain import chat\n"
+        "tokenizer = chat.ChatTokenizer(sys.argv[1])\n"
+        "print(len(chat.render(tokenizer, [{'role': 'user', 'content': 'Add a task.'}])))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tiny_model)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) > 5

@@ -1,0 +1,195 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from posttrain import storage
+from posttrain.rows.sources import open_data_set, read_rows
+from posttrain.step import digests
+
+TEXT = [{"prompt": 'say "hi",\nplease', "completion": "héllo"}, {"prompt": "x", "completion": "y"}]
+TURNS = [{"messages": [{"role": "user", "content": "a, b"}, {"role": "assistant", "content": 'c "d"'}]}]
+
+
+def save(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n\n" for row in rows), encoding="utf-8-sig")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=2))
+    elif path.suffix == ".csv":
+        import csv
+
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            for row in rows:
+                writer.writerow(
+                    {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
+                )
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("rows", [TEXT, TURNS], ids=["text", "turns"])
+def test_every_file_format_gives_the_same_rows(tmp_path, suffix, rows):
+    path = save(tmp_path / f"rows{suffix}", rows)
+    with open_data_set(path) as found:
+        assert ([*found.rows], found.digest, found.commit) == (rows, digests.digest(path), "")
+        assert [*found.rows] == rows  # anew
+    assert read_rows(path) == rows
+
+
+def test_a_hub_id_is_loaded_at_its_revision(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, subset, *, split, revision):
+        asked.append((name, subset, split, revision))
+        return datasets.Dataset.from_list(TURNS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with open_data_set("acme/rows@v1", hub_subset="chat", hub_split="train_sft") as found:
+        assert [*found.rows] == TURNS
+    assert read_rows("hf://acme/rows") == TURNS
+    assert asked == [("acme/rows", "chat", "train_sft", "v1"), ("acme/rows", None, "train", None)]
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ROW = b'{"prompt": "a", "completion": "b"}\n'
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The answers of the Hub that loading a data set of one file needs: its description, its files, their bytes."""
+
+    def do_GET(self):
+        folder = {"type": "directory", "path": "data", "oid": "0" * 40, "size": 0}
+        file = {"type": "file", "path": "data/train.jsonl", "oid": "0" * 40, "size": len(ROW)}
+        path, _, query = self.path.partition("?")
+        if path.startswith("/api/datasets/acme/rows/tree/"):
+            self.reply([folder, file] if "recursive=true" in query else [folder])
+        elif path.startswith("/api/datasets/acme/rows"):
+            self.reply({"id": "acme/rows", "sha": COMMIT, "siblings": [{"rfilename": file["path"]}]})
+        elif path == f"/datasets/acme/rows/resolve/{COMMIT}/data/train.jsonl":
+            self.reply(ROW, ETag='"0"')
+        else:
+            self.reply(b"", 404)
+
+    do_HEAD = do_GET
+
+    def reply(self, body: bytes | list | dict, status: int = 200, **headers: str) -> None:
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        known = {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT}
+        for name, value in (known | headers | ({"X-Error-Code": "EntryNotFound"} if status == 404 else {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_data_set_of_the_hub_says_its_commit_on_line_and_off(hub, tmp_path):
+    code = (
+        "from posttrain.rows.sources import open_data_set\nwith open_data_set('acme/rows') as f: "
+        "print([*f.rows], f.commit, f.digest)"
+    )
+    environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
+    for offline in "01":
+        loaded = subprocess.run(
+            [sys.executable, "-c", code], env=environment | {"HF_HUB_OFFLINE": offline}, capture_output=True, text=True
+        )
+        digest = hashlib.sha256(ROW).hexdigest()
+        assert loaded.stdout == f"[{{'prompt': 'a', 'completion': 'b'}}] {COMMIT} {digest}\n", loaded.stderr
+
+
+def test_a_hub_id_that_is_not_there_is_refused(monkeypatch):
+    import datasets
+
+    def load_dataset(name, subset, *, split, revision):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'acme/rows' doesn't exist\non the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(
+        ValueError, match="acme/rows: neither a file nor loadable from the Hub .* exist on the Hub: check the id"
+    ):
+        read_rows("acme/rows")
+
+
+def test_a_missing_relative_file_is_not_sought_on_the_hub():
+    with pytest.raises(ValueError, match="data/rows.jsonl: no such file"):
+        read_rows("data/rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("cut.jsonl", '{"prompt": "a"}\n{"prompt": "b', "line 2: not valid JSON, Unterminated string"),
+        ("list.jsonl", "[1, 2]\n", "line 1: is [1, 2], not a JSON object"),
+        ("empty.jsonl", "\n\n", "holds no rows"),
+        ("cut.json", '[{"prompt": "a"},\n {"pro', "line 2: not valid JSON"),
+        ("object.json", '{"data": []}', "holds {'data': []}: give a JSON list"),
+        ("header.csv", "prompt,completion\n", "holds no rows"),
+        ("short.csv", "prompt,completion\na,b\nc\n", "row 2: has not as many cells as the header (2)"),
+        ("quote.csv", 'prompt,completion\na,b\n"c,d\n', "row 2: unexpected end of data"),
+        ("cut.parquet", "PAR1", "not a readable Parquet file"),
+        ("rows.txt", "a", "unknown file format '.txt': use one of .jsonl"),
+    ],
+)
+def test_a_bad_file_is_refused_on_one_line(tmp_path, name, content, expected):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ValueError) as caught:
+        read_rows(str(path))
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for before, bad, at in ((b"", b"\xff", 12), (b"x" * 3_000_000, b"\xff", 3_000_012), (b"", b"\xe2\x82", 12)):
+        path.write_bytes(b'{"prompt": "' + before + bad + b'"}\n')
+        with pytest.raises(ValueError, match=rf"rows.jsonl: not UTF-8 at byte {at}: convert"):
+            read_rows(str(path))
+
+
+def test_a_missing_file_or_a_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such file: give a path, gs://, s3:// or a Hub id"):
+        read_rows(str(tmp_path / "rows.jsonl"))
+    with pytest.raises(ValueError, match="is a folder: give one file"):
+        read_rows(str(tmp_path))
+
+
+def test_an_object_is_downloaded_and_called_by_its_uri(monkeypatch, tmp_path):
+    monkeypatch.setattr(storage, "download_file", lambda uri, path: digests.digest(save(Path(path), TEXT)))
+    with open_data_set("gs://bucket/rows.parquet") as found:
+        assert ([*found.rows], found.digest) == (TEXT, digests.digest(save(tmp_path / "rows.parquet", TEXT)))
+    with pytest.raises(ValueError, match="gs://bucket/rows.txt"):
+        read_rows("gs://bucket/rows.txt")

@@ -1,0 +1,91 @@
+"""Which steps a chain holds, and in which order; what is wrong with one is in test_publish.py and test_verify.py."""
+
+import random
+
+import pytest
+
+from posttrain.step import provenance
+from posttrain.step.provenance import Link, trace
+from posttrain.step.records import StepRecord
+
+END = Link(
+    step="publish_model", fingerprint="f", code=None, inputs={"model": "aligned"}, outputs={},
+    config={"required_gates": ["check_merge"], "judged_gates": ["check_merge"]},
+)  # fmt: skip
+NOON = "2026-01-01T12:00:00+00:00"
+
+
+def done(step: str, inputs: list[str], outputs: list[str], *, attempt: int = 1, status: str = "succeeded", **more):
+    return StepRecord(
+        step=step, attempt=attempt, run_id="r", status=status, started_at=NOON, seconds=1.0, fingerprint="f",
+        config={}, inputs={name: name for name in inputs}, outputs={name: name for name in outputs},
+        measured={}, **more,
+    )  # fmt: skip
+
+
+LINE = [
+    done("fetch_model", [], ["base"]),
+    done("prepare", [], ["train", "eval"]),
+    done("train", ["base", "train"], ["adapter"]),
+    done("merge", ["base", "adapter"], ["aligned"]),
+    done("check_merge", ["aligned", "eval"], ["verdict"], verdict={"passed": True}),
+]
+
+
+def steps(records: list) -> list[str]:
+    return [link.step for link in trace(records, run_id="r", end=END).links]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_links_follow_what_they_take_whatever_the_clocks_say(seed):
+    records = random.Random(seed).sample(LINE, len(LINE))
+    found = steps(records)
+    assert sorted(found[:-1]) == sorted(step.step for step in LINE)
+    assert found[-1] == "publish_model"
+    for before, after in (("fetch_model", "train"), ("prepare", "train"), ("train", "merge"), ("merge", "check_merge")):
+        assert found.index(before) < found.index(after)
+
+
+def test_what_the_model_does_not_rest_on_is_left_out():
+    aside = [
+        done("train_dpo", ["base"], ["another adapter"]),
+        done("check_other", ["aligned"], ["another verdict"], verdict={"passed": True}),
+        done("merge", ["base", "adapter"], ["half"], status="failed", attempt=2),
+    ]
+    assert steps([*LINE, *aside]) == steps(LINE)
+
+
+def test_of_a_step_that_was_made_again_the_attempt_counts_whose_result_went_on():
+    again = [done("train", ["base", "train"], ["better adapter"], attempt=2)]
+    chain = trace([*LINE, *again], run_id="r", end=END)
+    assert [link.outputs for link in chain.links if link.step == "train"] == [{"adapter": "adapter"}]
+
+
+def test_of_a_gate_that_judged_again_the_last_verdict_counts():
+    again = done("check_merge", ["aligned", "eval"], ["verdict"], verdict={"passed": False}, attempt=2)
+    chain = trace([*LINE, again], run_id="r", end=END)
+    assert [link.verdict for link in chain.links if link.verdict] == [{"passed": False}]
+
+
+def test_a_step_that_gives_what_it_took_is_no_source_of_it():
+    records = [done("train", ["adapter"], ["adapter"]) if step.step == "train" else step for step in LINE]
+    found = provenance.faults(trace(records, run_id="r", end=END))
+    assert "train: took adapter adapter, which no earlier step of this run gave; run it again" in found
+
+
+def test_sources_are_of_steps_that_take_nothing_and_of_prompts_that_a_gate_names():
+    told = {"source": "org/name", "commit": "c0ffee", "digest": "d"}
+    records = [step.model_copy(update={"measured": told}) for step in LINE]
+    gate = records[-1].model_copy(
+        update={
+            "inputs": records[-1].inputs | {"red_team_prompts": "p"},
+            "config": {"validation": {"red_team_prompts": "gs://acme/red.jsonl", "off_topic_prompts": "gs://acme/x"}},
+        }
+    )
+    chain = trace([*records[:-1], gate], run_id="r", end=END)
+    assert {name: str(source) for name, source in chain.sources.items()} == {
+        "fetch_model": "org/name@c0ffee",
+        "prepare": "org/name@c0ffee",
+        "check_merge: red_team_prompts": "gs://acme/red.jsonl",
+    }
+    assert not any("took red_team_prompts" in fault for fault in provenance.faults(chain))

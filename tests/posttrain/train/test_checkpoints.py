@@ -1,0 +1,184 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from posttrain import storage
+from posttrain.train.checkpoints import COMPLETE, Checkpoints, Diverged, remove_run
+
+
+@pytest.fixture
+def local(tmp_path) -> Path:
+    """A trainer's checkpoint folder, with more in it than resuming needs."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    needed = ["adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+    for name in (*needed, "trainer_state.json", "training_args.bin", "tokenizer.json", "README.md"):
+        (folder / name).write_text(f"{name} of the first step")
+    (folder / "ref").mkdir()
+    (folder / "ref" / "adapter_model.safetensors").write_text("a frozen reference")
+    return folder
+
+
+def checkpoints(tmp_path: Path, *, run_id: str = "run", limit: int = 3, fingerprint: str = "f" * 64) -> Checkpoints:
+    return Checkpoints(str(tmp_path / "store"), "train_sft", fingerprint, run_id=run_id, limit=limit)
+
+
+def steps(kept: Checkpoints) -> list[str]:
+    return sorted({name.split("/")[0] for name in storage.list_files(kept.root)})
+
+
+def published(kept: Checkpoints, step: int) -> Path:
+    """The folder of the only checkpoint of a step."""
+    (folder,) = Path(kept.root, f"step-{step:08}").iterdir()
+    return folder
+
+
+def test_newest_comes_back_without_what_resuming_does_not_need(tmp_path, local):
+    kept = checkpoints(tmp_path)
+    kept.publish(local, step=1)
+    (local / "optimizer.pt").write_text("later")
+    kept.publish(local, step=2)
+    found = checkpoints(tmp_path, run_id="another run").newest_whole(tmp_path / "resumed")
+    assert (found / "optimizer.pt").read_text() == "later"
+    assert (found / "adapter_model.safetensors").read_text() == "adapter_model.safetensors of the first step"
+    assert {file.name for file in found.iterdir()} == {file.name for file in local.iterdir()} - {
+        "training_args.bin", "tokenizer.json", "README.md", "ref",
+    }  # fmt: skip
+
+
+def test_every_kind_of_storage(root, tmp_path, local):
+    kept = Checkpoints(root, "train_sft", "f" * 64, run_id="run", limit=1)
+    for step in (1, 2):
+        kept.publish(local, step=step)
+    assert steps(kept) == ["step-00000002"]
+    assert (kept.newest_whole(tmp_path / "resumed") / "optimizer.pt").read_text() == "optimizer.pt of the first step"
+    kept.keep_divergence("diverged", step=3)
+    with pytest.raises(Diverged):
+        kept.refuse_if_diverged()
+
+
+def test_nothing_there(tmp_path):
+    assert checkpoints(tmp_path).newest_whole(tmp_path / "resumed") is None
+
+
+def test_another_fingerprint_sees_nothing(tmp_path, local):
+    checkpoints(tmp_path).publish(local, step=1)
+    assert checkpoints(tmp_path, fingerprint="e" * 64).newest_whole(tmp_path / "resumed") is None
+
+
+def half_written(folder: Path) -> None:
+    (folder / COMPLETE).unlink()
+
+
+def truncated(folder: Path) -> None:
+    (folder / "optimizer.pt").write_text("opt")
+
+
+def changed(folder: Path) -> None:
+    (folder / "optimizer.pt").write_text((folder / "optimizer.pt").read_text().replace("first", "other"))
+
+
+def missing(folder: Path) -> None:
+    (folder / "optimizer.pt").unlink()
+
+
+def unreadable(folder: Path) -> None:
+    (folder / COMPLETE).write_text('{"fingerprint": ')
+
+
+def foreign(folder: Path) -> None:
+    manifest = json.loads((folder / COMPLETE).read_text())
+    (folder / COMPLETE).write_text(json.dumps(manifest | {"fingerprint": "e" * 64}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (half_written, "half-written: it has no COMPLETE.json"),
+        (truncated, "damaged: optimizer.pt has 3 bytes"),
+        (changed, "damaged: optimizer.pt has 30 bytes"),
+        (missing, "optimizer.pt: no such file"),
+        (unreadable, "damaged: COMPLETE.json does not read"),
+        (foreign, "foreign: it belongs to fingerprint eeee"),
+    ],
+)
+def test_what_is_not_whole_is_skipped_and_the_one_before_taken(tmp_path, local, caplog, harm, reason):
+    kept = checkpoints(tmp_path)
+    kept.publish(local, step=1)
+    kept.publish(local, step=2)
+    harm(published(kept, 2))
+    with caplog.at_level(logging.WARNING):
+        found = kept.newest_whole(tmp_path / "resumed")
+    assert found.parent.name == "step-00000001"
+    assert "step-00000002" in caplog.text and reason in caplog.text
+
+
+def test_only_the_newest_are_kept(tmp_path, local):
+    kept = checkpoints(tmp_path, limit=2)
+    for step in (1, 2, 3):
+        kept.publish(local, step=step)
+    assert steps(kept) == ["step-00000002", "step-00000003"]
+
+
+def test_half_written_ones_do_not_count_and_go_once_they_are_old(tmp_path, local):
+    kept = checkpoints(tmp_path, limit=1)
+    kept.publish(local, step=1)
+    half_written(published(kept, 1))
+    kept.publish(local, step=2)
+    assert steps(kept) == ["step-00000002"]
+
+
+def test_a_slower_run_keeps_the_checkpoint_that_it_knows_to_be_whole(tmp_path, local):
+    fast, slow = checkpoints(tmp_path, run_id="fast", limit=1), checkpoints(tmp_path, run_id="slow", limit=1)
+    fast.publish(local, step=9)
+    truncated(published(fast, 9))
+    slow.publish(local, step=2)
+    assert steps(slow) == ["step-00000002", "step-00000009"]
+    assert slow.newest_whole(tmp_path / "resumed").parent.name == "step-00000002"
+
+
+def test_two_processes_of_one_run_never_mix_files(tmp_path, local):
+    one, two = checkpoints(tmp_path), checkpoints(tmp_path)
+    one.publish(local, step=1)
+    (local / "optimizer.pt").write_text("of the second")
+    two.publish(local, step=1)
+    optimizers = {path.read_text() for path in Path(one.root).glob("step-00000001/*/optimizer.pt")}
+    assert optimizers == {"optimizer.pt of the first step", "of the second"}
+
+
+def test_interrupted_publication_is_no_checkpoint(tmp_path, local, monkeypatch):
+    kept = checkpoints(tmp_path)
+    upload = storage.upload_file
+
+    def killed(path, uri):
+        sha256 = upload(path, uri)
+        if uri.endswith("scheduler.pt"):
+            raise KeyboardInterrupt
+        return sha256
+
+    monkeypatch.setattr(storage, "upload_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kept.publish(local, step=1)
+    assert kept.newest_whole(tmp_path / "resumed") is None
+
+
+def test_divergence_is_remembered_by_its_run_alone(tmp_path):
+    kept = checkpoints(tmp_path)
+    kept.refuse_if_diverged()
+    kept.keep_divergence("diverged at step 3/9: loss nan", step=3)
+    with pytest.raises(Diverged, match="^diverged at step 3/9: loss nan$"):
+        checkpoints(tmp_path).refuse_if_diverged()
+    checkpoints(tmp_path, run_id="another").refuse_if_diverged()
+
+
+def test_a_run_removes_its_own_checkpoints_and_no_others(root, tmp_path):
+    (tmp_path / "trainer_state.json").write_text("{}")
+    for run_id, step in (("run-1", 10), ("run-1", 20), ("run-10", 30)):
+        checkpoints = Checkpoints(root, "train_sft", "f" * 64, run_id, limit=5)
+        checkpoints.publish(tmp_path, step=step)
+    remove_run(root, "run-1")
+    left = {name.split("/")[3] for name in storage.list_files(storage.join(root, "checkpoints"))}
+    assert len(left) == 1
+    assert left.pop().startswith("run-10-")

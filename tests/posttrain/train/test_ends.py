@@ -1,0 +1,70 @@
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from posttrain.config import Training
+from posttrain.step.run import Unfinished
+from posttrain.train.ends import LeaveInTime
+
+TRAINING = Training(timeout_minutes=10, checkpoint_every_n_minutes=2)
+
+
+class Steps:
+    """Ends optimizer steps at times of its own choice, in seconds from the start of the stage."""
+
+    def __init__(self, training: Training = TRAINING):
+        self.now, self.state = 0.0, SimpleNamespace(global_step=0, max_steps=1000)
+        self.leave = LeaveInTime(training, started=0.0, clock=lambda: self.now)
+
+    def end(self, now: float) -> tuple[bool, bool]:
+        """Whether the trainer saves, and whether it stops."""
+        self.now = now
+        self.state.global_step += 1
+        control = SimpleNamespace(should_save=False, should_training_stop=False)
+        self.leave.on_step_end(None, self.state, control)
+        if control.should_save:
+            self.leave.on_save(None, self.state)
+        return control.should_save, control.should_training_stop
+
+
+def test_saves_every_so_many_minutes():
+    steps = Steps()
+    saved = [now for now in range(10, 400, 10) if steps.end(now)[0]]
+    assert saved == [120, 240, 360]
+
+
+def test_leaves_while_one_more_step_would_still_have_fitted():
+    steps = Steps()
+    steps.end(20)
+    steps.end(60)  # the longest step: 40 s
+    assert [now for now in range(70, 700, 10) if steps.end(now)[1]][0] == 560
+    with pytest.raises(Unfinished) as left:
+        steps.leave.leave(steps.state, kept_step=51)
+    assert left.value.code == 75
+    assert str(left.value).endswith("its deadline of 10 minutes is near; the next attempt goes on from step 51")
+
+
+def test_says_when_nothing_could_be_stored():
+    steps = Steps()
+    steps.end(599)
+    with pytest.raises(Unfinished, match="the next attempt starts again: no checkpoint could be stored"):
+        steps.leave.leave(steps.state, kept_step=None)
+
+
+def test_a_training_that_is_done_stays():
+    steps = Steps()
+    steps.state.max_steps = 1
+    assert steps.end(599) == (False, False)
+    steps.leave.leave(steps.state, kept_step=None)
+
+
+def test_sigterm_is_a_request_and_only_inside():
+    steps, before = Steps(), signal.getsignal(signal.SIGTERM)
+    with steps.leave.on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert steps.end(1) == (True, True)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(Unfinished, match="left at step 1/1000: SIGTERM"):
+        steps.leave.leave(steps.state, kept_step=1)

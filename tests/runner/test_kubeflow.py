@@ -1,0 +1,273 @@
+"""The client against a Kubeflow Pipelines API on loopback (tests/kubeflow_server.py)."""
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from kfp import compiler, dsl
+
+from runner import kubeflow
+from runner.local import ROOT
+from tests.kubeflow_server import TASK_SECONDS, Kubeflow, Scene, serve
+
+STEPS = {"fetch-model": "fetch_model", "train-sft": "train_sft", "check-sft": "check_sft", "reject-2": "reject_sft"}
+PARAMETERS = {"sft_dataset": "gs://b/sft.jsonl", "model_name": "7", "overrides": {"sft": {"epochs": 2, "seed": 1}}}
+
+
+@dsl.container_component
+def fetch_model():
+    return dsl.ContainerSpec(image="example.org/cpu@sha256:" + "0" * 64, command=["python", "-m", "posttrain.model"])
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory) -> Path:
+    """A graph of one step: kfp takes half a second to read the real one."""
+    path = tmp_path_factory.mktemp("package") / "graph.yaml"
+    compiler.Compiler().compile(dsl.pipeline(name="one-step")(lambda: fetch_model() and None), str(path))
+    return path
+
+
+class Told:
+    """A listener that keeps what it is told."""
+
+    def __init__(self):
+        self.events = []
+
+    def started(self, step):
+        self.events.append(f"{step} started")
+
+    def ended(self, step, succeeded, seconds):
+        self.events.append(f"{step} {'done' if succeeded else 'failed'} {seconds:.0f} s")
+
+    def looked(self):
+        pass
+
+
+class Cluster:
+    """The server, and a run that is sent to it and followed."""
+
+    def __init__(self, kubeflow: Kubeflow, package: Path):
+        self.kubeflow, self.package = kubeflow, package
+
+    def submit(self, client: kubeflow.Client | None = None, name: str = "demo 1") -> str:
+        client = client or kubeflow.Client(self.kubeflow.url)
+        return kubeflow.submit(client, self.package, experiment="post-training", name=name, parameters=PARAMETERS)
+
+    def follow(self, *scenes: Scene) -> tuple[str, list[str]]:
+        """The state in which the run ended, and what was told."""
+        self.kubeflow.scenes = list(scenes)
+        client, told = kubeflow.Client(self.kubeflow.url), Told()
+        return kubeflow.follow(client, self.submit(client), STEPS, told), told.events
+
+
+@pytest.fixture
+def kubeflow(monkeypatch):
+    monkeypatch.setattr(kubeflow, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(kubeflow, "MAX_WAIT_SECONDS", 0.01)
+    monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def there(kubeflow, package) -> Cluster:
+    return Cluster(kubeflow, package)
+
+
+def test_the_package_and_its_parameters_arrive_as_they_are(kubeflow, capsys):
+    client = kubeflow.Client(kubeflow.url)
+    package = ROOT / "post_training.yaml"
+    run_id = kubeflow.submit(client, package, experiment="post-training", name="demo 1", parameters=PARAMETERS)
+    run = kubeflow.runs[run_id]
+    assert run.display_name == "demo 1"
+    assert kubeflow.experiments[run.experiment_id].display_name == "post-training"
+    assert run.runtime_config.parameters == PARAMETERS
+    assert run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] == "post-training"
+    assert "kubernetes" in run.pipeline_spec["platform_spec"]["platforms"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_second_run_finds_the_experiment(kubeflow, there):
+    assert there.submit(name="a") != there.submit(name="b")
+    assert len(kubeflow.runs) == 2
+    assert len(kubeflow.experiments) == 1
+
+
+def test_a_namespace_goes_with_the_experiment(kubeflow, there):
+    there.submit(kubeflow.Client(kubeflow.url, namespace="team-a"))
+    assert [experiment.namespace for experiment in kubeflow.experiments.values()] == ["team-a"]
+    assert "get_healthz" not in kubeflow.calls
+
+
+def test_tasks_of_a_loop_are_left_out_for_all_iterations_share_their_names():
+    steps = kubeflow.steps_of_tasks(ROOT / "sweep.yaml")
+    assert steps["run-trial-3"] == "judge_winner"
+    assert not {"run-trial", "run-trial-2", "for-loop-4"} & set(steps)
+
+
+def test_every_step_of_the_graph_has_its_task():
+    steps = kubeflow.steps_of_tasks(ROOT / "post_training.yaml")
+    assert steps["merge-adapter-2"] == "merge_dpo"
+    assert steps["reject-5"] == "reject_alignment"
+    assert steps["report-run"] == "report_run"
+    assert not {name for name in steps if name.startswith(("condition", "exit-handler", "root"))}
+
+
+def test_a_run_that_takes_several_looks(kubeflow, there):
+    state, events = there.follow(
+        Scene("PENDING"),
+        Scene("RUNNING", {"fetch-model": "RUNNING"}),
+        Scene("RUNNING", {"fetch-model": "RUNNING", "train-sft": "PENDING"}),
+        Scene("RUNNING", {"fetch-model": "SUCCEEDED", "train-sft": "RUNNING"}),
+        Scene("SUCCEEDED", {"fetch-model": "SUCCEEDED", "train-sft": "SUCCEEDED", "reject-2": "SKIPPED"}),
+    )
+    assert state == "SUCCEEDED"
+    assert events == [
+        "fetch_model started", f"fetch_model done {TASK_SECONDS} s",
+        "train_sft started", f"train_sft done {TASK_SECONDS} s",
+    ]  # fmt: skip
+
+
+def test_steps_between_two_looks_come_in_the_order_in_which_they_started(kubeflow, there):
+    _, events = there.follow(Scene("FAILED", {"train-sft": "SUCCEEDED", "check-sft": "FAILED"}))
+    assert events == ["train_sft started", "train_sft done 7 s", "check_sft started", "check_sft failed 7 s"]
+
+
+def test_a_step_whose_driver_fails_has_failed(kubeflow, there):
+    """The task itself is then skipped."""
+    _, events = there.follow(Scene("FAILED", {"train-sft-driver": "FAILED", "train-sft": "SKIPPED"}))
+    assert events == ["train_sft started", "train_sft failed 7 s"]
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED", "CANCELING", "SKIPPED"])
+def test_every_end_is_an_end(kubeflow, state, there):
+    assert there.follow(Scene("RUNNING"), Scene(state))[0] == state
+
+
+@pytest.mark.parametrize(
+    ("call", "fault"),
+    [(call, 503) for call in ("get_healthz", "list_experiments", "create_experiment", "list_runs", "create_run")]
+    + [("get_run", fault) for fault in (503, 502, 429, 500, "drop", "cut")],
+)
+def test_a_server_that_is_away_or_busy_is_asked_again_and_that_is_told_once(kubeflow, caplog, call, fault, there):
+    num = 9 if isinstance(fault, str) else 2  # urllib3 itself asks for the same answer four times
+    kubeflow.faults = {call: [fault] * num}
+    assert there.follow(Scene("SUCCEEDED"))[0] == "SUCCEEDED"
+    assert kubeflow.faults[call] == []
+    (entry,) = caplog.records
+    assert entry.name == "runner.kubeflow" and "asking again for up to" in entry.message
+    assert len(kubeflow.runs) == 1
+
+
+@pytest.mark.parametrize("fault", ["lose", "cut", 503])
+def test_a_run_whose_creation_was_not_answered_is_not_started_twice(kubeflow, fault, there):
+    kubeflow.faults = {"create_run": [fault]}
+    assert there.submit() in kubeflow.runs
+    assert kubeflow.faults == {"create_run": []}
+    assert len(kubeflow.runs) == 1
+
+
+def test_patience_has_an_end(kubeflow, monkeypatch, there):
+    monkeypatch.setattr(kubeflow, "FOLLOW_PATIENCE_SECONDS", 0.1)
+    kubeflow.faults = {"get_run": [503] * 1_000}
+    with pytest.raises(ConnectionError, match=f"^{kubeflow.url}: 503 Service Unavailable$"):
+        there.follow(Scene("RUNNING"))
+
+
+def test_nobody_there(monkeypatch, caplog):
+    monkeypatch.setattr(kubeflow, "SUBMIT_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(kubeflow, "MAX_WAIT_SECONDS", 0.01)
+    with serve() as gone:
+        pass
+    with pytest.raises(ConnectionError, match="Connection refused"):
+        kubeflow.Client(gone.url)
+    assert len(caplog.records) == 1
+
+
+def test_a_silent_server_is_given_up(kubeflow, monkeypatch, there):
+    monkeypatch.setattr(kubeflow, "TIME_LIMITS", (0.05, 0.05))
+    monkeypatch.setattr(kubeflow, "SUBMIT_PATIENCE_SECONDS", 0.0)
+    client = kubeflow.Client(kubeflow.url)
+    monkeypatch.setattr(Kubeflow, "list_experiments", lambda *_: time.sleep(1))
+    with pytest.raises(ConnectionError, match="timed out"):
+        there.submit(client)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "message"),
+    [
+        ("kubeflow.example.org", ValueError, "is no address; give one like https://"),
+        ("http://", ConnectionError, "No host"),
+        ("https{}", ConnectionError, "SSL"),
+    ],
+)
+def test_an_address_that_cannot_work_is_told_at_once(kubeflow, caplog, url, error, message):
+    with pytest.raises(error, match=message):
+        kubeflow.Client(url.format(kubeflow.url.removeprefix("http")))
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("call", ["get_healthz", "list_experiments", "create_run", "get_run"])
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        (401, "401 Unauthorized: there is no user identity header; .* give --token-file FILE$"),
+        (403, "403 Forbidden: not authorized to create runs; .* kubeflow-edit to it in the namespace; .*--namespace"),
+    ],
+)
+def test_who_may_not_is_told_what_to_do_and_not_asked_again(kubeflow, caplog, call, status, remedy, there):
+    kubeflow.faults = {call: [status, status]}
+    with pytest.raises(PermissionError, match=remedy):
+        there.follow(Scene("RUNNING"))
+    assert kubeflow.faults[call] == [status]
+    assert caplog.records == []
+
+
+def test_what_kubeflow_refuses_is_its_own_word(kubeflow):
+    with pytest.raises(ValueError, match="404 Not Found: .*Run r1 not found"):
+        kubeflow.follow(kubeflow.Client(kubeflow.url), "r1", STEPS, Told())
+
+
+@pytest.mark.parametrize(
+    "calls", [["get_healthz", "list_experiments", "create_experiment"], ["create_run"], ["get_run"]]
+)
+def test_a_page_to_sign_in_is_no_answer(kubeflow, calls, there):
+    kubeflow.faults = {call: ["page"] for call in calls}
+    with pytest.raises(ValueError, match="a page to sign in"):
+        there.follow(Scene("RUNNING"))
+
+
+def test_the_token_is_read_at_every_call(kubeflow, tmp_path, monkeypatch, there):
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    kubeflow.token = "first"
+
+    def renew(run_id):
+        file.write_text("second")
+        kubeflow.token = "second"
+
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(file))
+    assert there.follow(Scene("RUNNING", happens=renew), Scene("SUCCEEDED"))[0] == "SUCCEEDED"
+    assert kubeflow.tokens[0] == "Bearer first"
+    assert kubeflow.tokens[-1] == "Bearer second"
+
+
+def test_a_token_that_is_not_accepted_is_not_shown(kubeflow, tmp_path, caplog):
+    file = tmp_path / "token"
+    file.write_text("s3cret")
+    kubeflow.token = "another"
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(PermissionError, match=f"write a fresh token into {file}") as caught:
+        kubeflow.Client(kubeflow.url, token_file=str(file))
+    assert "s3cret" not in str(caught.value) + caplog.text
+
+
+@pytest.mark.parametrize("content", ["", " \n", "two words", "two\nlines", "s3cret\x07", "s3cret\xff"])
+def test_a_file_that_holds_no_token(kubeflow, tmp_path, content):
+    file = tmp_path / "token"
+    file.write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=f"{file} holds no token") as caught:
+        kubeflow.Client(kubeflow.url, token_file=str(file))
+    assert "s3cret" not in str(caught.value)
+    assert kubeflow.calls == []

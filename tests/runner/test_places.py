@@ -1,0 +1,31 @@
+import re
+from pathlib import Path
+
+from runner import places
+
+
+def test_places_of_a_configuration_are_found_wherever_they_stand(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("{}")
+    found = places.of_step({
+        "step": "check_alignment", "storage_root": str(tmp_path), "overrides": {},
+        "config": {
+            "allowed_prefixes": ["gs://elsewhere"],
+            "validation": {"red_team_prompts": str(tmp_path / "prompts.jsonl"), "judge_model": None},
+            "upload_to_hub": False,
+        },
+    })  # fmt: skip
+    assert found == places.Places(read=(tmp_path / "prompts.jsonl",), written=(tmp_path,), need_network=False)
+
+
+def test_a_hub_id_needs_a_network_and_a_folder_of_that_name_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert places.of_step({"base_model": "org/model"}).need_network
+    Path("org/model").mkdir(parents=True)
+    assert places.of_step({"base_model": "org/model"}) == places.Places((Path("org/model"),), (), need_network=False)
+
+
+def test_every_setting_that_is_an_address_is_known():
+    source = Path("posttrain/config.py").read_text()
+    addresses = set(re.findall(r"^    (\w+): .*#.*(?:gs://|\bthe same:)", source, re.MULTILINE))
+    assert {"red_team_prompts", "sft_dataset", "base_model", "judge_model", "storage_root"} <= addresses
+    assert addresses - {"allowed_prefixes"} <= {*places.READ, *places.WRITTEN}

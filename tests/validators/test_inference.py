@@ -1,0 +1,147 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from posttrain.rows.chat import render
+from posttrain.train.backend import load_model, load_tokenizer
+from validators import inference
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path):
+    return load_tokenizer(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path):
+    return load_model(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def prompts(task_api_rows: dict) -> list[list[dict]]:
+    return [row["prompt"] for row in task_api_rows["sft"][:12]]
+
+
+def test_answers_do_not_depend_on_the_batch_and_keep_their_order(model, tokenizer, prompts):
+    alone = [inference.generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    assert inference.generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=5) == alone
+    assert len({answer.text for answer in alone}) > 1
+    assert all(answer.num_tokens == 8 for answer in alone if not answer.stopped)
+
+
+def test_no_prompts_give_no_answers(model, tokenizer):
+    assert inference.generate(model, tokenizer, [], max_new_tokens=8) == []
+
+
+def test_an_answer_ends_before_its_end_token(model, tokenizer, prompts):
+    import torch
+
+    first = inference.generate(model, tokenizer, prompts[:1], max_new_tokens=8)[0]
+    prompt = torch.tensor([render(tokenizer, prompts[0])])
+    with torch.no_grad():
+        next_id = model(prompt).logits[0, -1].argmax().item()
+    original = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = [original, next_id]
+    try:
+        stopped = inference.generate(model, tokenizer, prompts[:1], max_new_tokens=8)[0]
+    finally:
+        model.generation_config.eos_token_id = original
+    assert not first.stopped
+    assert stopped == inference.Answer(text="", stopped=True, num_tokens=0, tokens=(next_id,))
+
+
+def test_the_models_own_sampling_settings_are_not_used(model, tokenizer, prompts, recwarn):
+    greedy = inference.generate(model, tokenizer, prompts, max_new_tokens=8)
+    changed = {"do_sample": True, "temperature": 5.0, "top_p": 0.9, "repetition_penalty": 9.0}
+    original = {name: getattr(model.generation_config, name) for name in changed}
+    model.generation_config.update(**changed)
+    try:
+        assert inference.generate(model, tokenizer, prompts, max_new_tokens=8) == greedy
+    finally:
+        model.generation_config.update(**original)
+
+
+def test_log_probabilities_are_the_loss_of_training(model, tokenizer, task_api_rows):
+    import torch
+
+    rows = inference.token_rows(tokenizer, task_api_rows["preferences"][:9], "chosen", max_length=256)
+    found = inference.sequence_logprobs(model, tokenizer, rows, batch_size=4)
+    for row, (total, num) in zip(rows, found, strict=True):
+        ids = torch.tensor([row.prompt + row.completion])
+        labels = ids.clone()
+        labels[0, : len(row.prompt)] = -100
+        with torch.no_grad():
+            loss = model(input_ids=ids, labels=labels).loss.item()
+        assert num == len(row.completion)
+        assert -total / num == pytest.approx(loss, rel=1e-5)
+    expected = -sum(total for total, _ in found) / sum(num for _, num in found)
+    assert inference.mean_loss(found) == pytest.approx(expected)
+
+
+def test_divergence_from_another_model(model, tokenizer, prompts, task_api_rows):
+    import torch
+
+    from validators.inference import TokenRow
+
+    answers = inference.generate(model, tokenizer, prompts[:5], max_new_tokens=6)
+    rows = [
+        TokenRow(render(tokenizer, prompt), list(one.tokens)) for prompt, one in zip(prompts, answers, strict=False)
+    ]
+    own = inference.most_likely(model, tokenizer, rows, num=600)
+    assert [kl for kl, _ in inference.kl_from(model, tokenizer, rows, own, batch_size=2)] == pytest.approx(
+        [0] * 5, abs=1e-4
+    )
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    try:
+        found = inference.kl_from(model, tokenizer, rows, own, batch_size=2)
+        partly = inference.kl_from(model, tokenizer, rows, [(ids[:, :50], top[:, :50]) for ids, top in own])
+        other = model(torch.tensor([rows[0].prompt + rows[0].completion])).logits[0].log_softmax(1)
+    finally:
+        with torch.no_grad():
+            model.lm_head.weight.neg_()
+    ours = model(torch.tensor([rows[0].prompt + rows[0].completion])).logits[0].log_softmax(1)
+    exact = (ours.exp() * (ours - other)).sum(1)[len(rows[0].prompt) - 1 : -1].sum()
+    assert found[0] == (pytest.approx(exact.item(), rel=1e-3), len(rows[0].completion))
+    assert all(0 < part < whole for (part, _), (whole, _) in zip(partly, found, strict=True))
+
+
+def test_log_probabilities_of_a_first_token(model, tokenizer, prompts):
+    import torch
+
+    rendered = [render(tokenizer, prompt) for prompt in prompts[:3]]
+    found = inference.first_token_logprobs(model, tokenizer, rendered, [5, 9], batch_size=2)
+    for ids, values in zip(rendered, found, strict=True):
+        expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(0)[[5, 9]].tolist()
+        assert values == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_answer_has_its_tokens_and_its_end(taught_model, prompts):
+    taught, tokenizer = load_model(taught_model), load_tokenizer(taught_model)
+    for answer in inference.generate(taught, tokenizer, prompts[:4], max_new_tokens=48):
+        assert answer.num_tokens == len(answer.tokens) - answer.stopped
+        assert (answer.tokens[-1] == tokenizer.eos_token_id) == answer.stopped
+
+
+def test_token_rows_hold_the_end_of_turn_and_leave_long_rows_out(tokenizer, task_api_rows):
+    rows = task_api_rows["sft"]
+    found = inference.token_rows(tokenizer, rows, "completion", max_length=256)
+    assert len(found) == len(rows)
+    assert all(tokenizer.eos_token_id in row.completion for row in found)
+    assert tokenizer.decode(found[0].completion).startswith(rows[0]["completion"][0]["content"])
+    limit = len(found[0])
+    assert all(len(row) <= limit for row in inference.token_rows(tokenizer, rows, "completion", max_length=limit))
+
+
+def test_no_tokens_are_no_loss():
+    assert math.isnan(inference.mean_loss([]))
+
+
+def test_the_model_keeps_its_mode(model, tokenizer, prompts):
+    model.train()
+    try:
+        inference.generate(model, tokenizer, prompts[:1], max_new_tokens=1)
+        assert model.training
+    finally:
+        model.eval()

@@ -1,0 +1,233 @@
+"""Greedy answers and log-probabilities of a causal language model, in batches: what gates and examples measure with.
+
+model, tokenizer, prompts -> answers · model, tokenizer, rows -> log-probability of each row's answer, or how far two
+models' distributions lie apart on it
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.rows.chat import render
+
+logger = logging.getLogger(__name__)
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model wrote, special tokens included, without the end token it stopped at."""
+
+    text: str
+    stopped: bool  # by itself, at an end token; False: cut off at the limit
+    num_tokens: int
+    tokens: tuple[int, ...] = ()  # their ids, and that of the end token
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Token ids of a prompt and of the answer whose log-probability is asked for."""
+
+    prompt: list[int]
+    completion: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+def generate(
+    model, tokenizer, prompts: list[list[Message]], *, max_new_tokens: int, batch_size: int = 16
+) -> list[Answer]:
+    """The greedy answer to each prompt, in the order of `prompts`. The model's own sampling settings are not used."""
+    rendered = [render(tokenizer, prompt) for prompt in prompts]
+    return generate_from_tokens(model, tokenizer, rendered, max_new_tokens=max_new_tokens, batch_size=batch_size)
+
+
+def generate_from_tokens(
+    model, tokenizer, rendered: list[list[int]], *, max_new_tokens: int, batch_size: int = 16
+) -> list[Answer]:
+    """`generate` for prompts that are token ids already, through a template of the caller's choice."""
+    answers: list[Answer | None] = [None] * len(rendered)
+    settings = _greedy(model, tokenizer, max_new_tokens)
+    with _inference(model):
+        for indices in _batches([len(ids) for ids in rendered], batch_size):
+            inputs = _padded([rendered[i] for i in indices], settings.pad_token_id, side="left", device=model.device)
+            width = inputs["input_ids"].shape[1]
+            written = model.generate(**inputs, generation_config=settings)[:, width:].tolist()
+            for i, ids in zip(indices, written, strict=True):
+                answers[i] = answer_of(tokenizer, ids, settings.eos_token_id)
+            logger.info("answered %d of %d prompts", sum(answer is not None for answer in answers), len(rendered))
+    return answers
+
+
+def token_rows(tokenizer, rows: list[dict], key: str, *, max_length: int) -> list[TokenRow]:
+    """The rows' prompts with their answer under `key`. As in training, longer ones are left out and none is cut."""
+    found = [token_row(tokenizer, row["prompt"], row[key]) for row in rows]
+    return [one for one in found if len(one) <= max_length]
+
+
+def token_row(tokenizer, prompt: list[Message], completion: list[Message]) -> TokenRow:
+    """Splits the rendered conversation where the answer begins."""
+    start, whole = render(tokenizer, prompt), render(tokenizer, prompt, completion)
+    differs = (i for i, (ours, theirs) in enumerate(zip(start, whole, strict=False)) if ours != theirs)
+    shared = next(differs, min(len(start), len(whole)))
+    return TokenRow(whole[:shared], whole[shared:])
+
+
+def sequence_logprobs(model, tokenizer, rows: list[TokenRow], *, batch_size: int = 8) -> list[tuple[float, int]]:
+    """(sum of the log-probabilities of the answer's tokens in nats, number of those tokens), in the order of `rows`.
+
+    Logits are made for the answers' positions alone: with 150,000 tokens they, not the weights, fill the memory.
+    """
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
+        chosen = logits.gather(1, _column(rows[i].completion, logits)).squeeze(1)
+        results[i] = (float((chosen - logits.logsumexp(1)).sum()), len(rows[i].completion))
+    return results
+
+
+def most_likely(model, tokenizer, rows: list[TokenRow], *, num: int = 128, batch_size: int = 8) -> list[tuple]:
+    """(ids, log-probabilities) of the `num` most likely tokens at each position of the rows' answers, on the CPU."""
+    results: list[tuple] = [()] * len(rows)
+    for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
+        top = logits.topk(min(num, logits.shape[1]), dim=1)
+        results[i] = (top.indices.cpu(), (top.values - logits.logsumexp(1, keepdim=True)).cpu())
+    return results
+
+
+def kl_from(
+    model, tokenizer, rows: list[TokenRow], distributions: list[tuple], *, batch_size: int = 8
+) -> list[tuple[float, int]]:
+    """(KL divergence of another model from this one in nats, number of tokens), summed over the tokens of each answer.
+
+    Args:
+        distributions: what `most_likely` gave for the other model on the same rows. All tokens but those count as one,
+            so each figure is a lower bound (log-sum inequality), and near the whole where they hold nearly all mass.
+    """
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
+        ids, theirs = (tensor.to(logits.device) for tensor in distributions[i])
+        ours = logits.gather(1, ids) - logits.logsumexp(1, keepdim=True)
+        rest, our_rest = ((1 - part.exp().sum(1)).clamp(min=1e-6) for part in (theirs, ours))
+        kl = (theirs.exp() * (theirs - ours)).sum(1) + rest * (rest / our_rest).log()
+        results[i] = (float(kl.sum()), len(rows[i].completion))
+    return results
+
+
+def first_token_logprobs(
+    model, tokenizer, rendered: list[list[int]], tokens: list[int], *, batch_size: int = 8
+) -> list[list[float]]:
+    """For each prompt the log-probabilities of `tokens` as the first of the answer."""
+    rows = [TokenRow(ids, [tokens[0]]) for ids in rendered]
+    results: list[list[float]] = [[]] * len(rows)
+    for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
+        results[i] = logits[0].log_softmax(0)[tokens].tolist()
+    return results
+
+
+def mean_loss(logprobs: list[tuple[float, int]]) -> float:
+    """Nats per token over all answers. NaN where there are no tokens."""
+    num_tokens = sum(count for _, count in logprobs)
+    return -sum(total for total, _ in logprobs) / num_tokens if num_tokens else float("nan")
+
+
+def _answer_logits(model, tokenizer, rows: list[TokenRow], batch_size: int) -> Iterator[tuple[int, Any]]:
+    """(index of a row, its logits: tokens of the answer x vocabulary), batch by batch."""
+    with _inference(model):
+        for indices in _batches([len(row) for row in rows], batch_size):
+            yield from zip(indices, _batch_logits(model, tokenizer, [rows[i] for i in indices]), strict=True)
+
+
+def _batch_logits(model, tokenizer, batch: list[TokenRow]) -> Iterator[Any]:
+    """Right padding: the positions are those of training, whatever the model's position encoding."""
+    whole = [row.prompt + row.completion for row in batch]
+    inputs = _padded(whole, _pad_id(tokenizer), side="right", device=model.device)
+    width = inputs["input_ids"].shape[1]
+    first = min(len(row.prompt) for row in batch) - 1  # the logits at a position are those of the token after it
+    logits = model(**inputs, logits_to_keep=width - first, use_cache=False).logits
+    first = width - logits.shape[1]  # a model that does not know logits_to_keep gives them all
+    for at, row in enumerate(batch):
+        start = len(row.prompt) - 1 - first
+        yield logits[at, start : start + len(row.completion)].float()
+
+
+def _column(ids: list[int], logits: Any) -> Any:
+    import torch
+
+    return torch.tensor(ids, device=logits.device).unsqueeze(1)
+
+
+@contextmanager
+def _inference(model) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the model is in the mode that it was in."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def _greedy(model, tokenizer, max_new_tokens: int):
+    """Greedy and nothing else: a repetition penalty of the model's own configuration is switched off."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end_token_ids(model, tokenizer),
+        pad_token_id=_pad_id(tokenizer),
+    )
+
+
+def end_token_ids(model, tokenizer) -> list[int]:
+    """Tokens that end an answer: those of the generation configuration and the tokenizer's own."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({id_ for id_ in (*ids, tokenizer.eos_token_id) if id_ is not None})
+
+
+def _pad_id(tokenizer) -> int:
+    """What is padded with does not matter: it is masked, and an answer is cut at its first end token."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def answer_of(tokenizer, ids: list[int], ends: list[int]) -> Answer:
+    """The answer that these tokens, which may go on after it has ended, stand for."""
+    end = next((at for at, id_ in enumerate(ids) if id_ in ends), None)
+    kept = ids[:end]
+    text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    tokens = tuple(ids if end is None else ids[: end + 1])
+    return Answer(text=text, stopped=end is not None, num_tokens=len(kept), tokens=tokens)
+
+
+def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of like length, longest first: what does not fit into memory shows at once."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _padded(rows: list[list[int]], pad_id: int, *, side: str, device) -> dict:
+    import torch
+
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros_like(ids)
+    for at, row in enumerate(rows):
+        start = width - len(row) if side == "left" else 0
+        ids[at, start : start + len(row)] = torch.tensor(row)
+        mask[at, start : start + len(row)] = 1
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
