@@ -28,7 +28,13 @@ IS_POSSIBLE = sys.platform == "linux"  # elsewhere the libraries of the system m
 MAX_REQUEST = 1 << 17  # bytes: a datagram holds it whole
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 # Not `-m runner.forks`: the launcher is installed nowhere, and a step may run in any folder.
-LAUNCH = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); from runner import forks; forks.main()"
+LAUNCH = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from runner import forks
+del sys.path[0]
+forks.main()
+"""
 WITH_MODEL = (  # modules of steps that load a model
     "posttrain.sft", "posttrain.dpo", "posttrain.sweep.trial", "validators.sft",
     "validators.merge", "validators.alignment",

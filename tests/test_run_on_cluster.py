@@ -30,7 +30,7 @@ from posttrain.sweep.ranking import Candidate, Measure
 from posttrain.sweep.study import Study
 from posttrain.verdict import Verdict, at_most
 from runner import kubeflow as client
-from runner import summary
+from runner import summary, there
 from runner.local import ROOT
 from tests.kubeflow_server import Scene, serve
 
@@ -71,7 +71,7 @@ def kubeflow(tmp_path, monkeypatch, gs_root):
             image = component.component_spec.implementation.container
             monkeypatch.setattr(image, "image", image.image.replace(":local", f"@{DIGEST}"))
     monkeypatch.setattr(
-        run_pipeline, "compile_graph", lambda config, path: path.write_bytes(compiled(config.model_dump_json()))
+        there, "compile_graph", lambda config, path: path.write_bytes(compiled(config.model_dump_json()))
     )
     monkeypatch.setattr(client, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(client, "MAX_WAIT_SECONDS", 0.01)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kfp import compiler, dsl
 
-from runner import kubeflow
+from runner.kubeflow import Client, follow, steps_of_tasks, submit
 from runner.local import ROOT
 from tests.kubeflow_server import TASK_SECONDS, Kubeflow, Scene, serve
 
@@ -50,21 +50,21 @@ class Cluster:
     def __init__(self, kubeflow: Kubeflow, package: Path):
         self.kubeflow, self.package = kubeflow, package
 
-    def submit(self, client: kubeflow.Client | None = None, name: str = "demo 1") -> str:
-        client = client or kubeflow.Client(self.kubeflow.url)
-        return kubeflow.submit(client, self.package, experiment="post-training", name=name, parameters=PARAMETERS)
+    def submit(self, client: Client | None = None, name: str = "demo 1") -> str:
+        client = client or Client(self.kubeflow.url)
+        return submit(client, self.package, experiment="post-training", name=name, parameters=PARAMETERS)
 
     def follow(self, *scenes: Scene) -> tuple[str, list[str]]:
         """The state in which the run ended, and what was told."""
         self.kubeflow.scenes = list(scenes)
-        client, told = kubeflow.Client(self.kubeflow.url), Told()
-        return kubeflow.follow(client, self.submit(client), STEPS, told), told.events
+        client, told = Client(self.kubeflow.url), Told()
+        return follow(client, self.submit(client), STEPS, told), told.events
 
 
 @pytest.fixture
 def kubeflow(monkeypatch):
-    monkeypatch.setattr(kubeflow, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(kubeflow, "MAX_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("runner.kubeflow.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("runner.kubeflow.MAX_WAIT_SECONDS", 0.01)
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
     with serve() as server:
         yield server
@@ -76,9 +76,9 @@ def there(kubeflow, package) -> Cluster:
 
 
 def test_the_package_and_its_parameters_arrive_as_they_are(kubeflow, capsys):
-    client = kubeflow.Client(kubeflow.url)
+    client = Client(kubeflow.url)
     package = ROOT / "post_training.yaml"
-    run_id = kubeflow.submit(client, package, experiment="post-training", name="demo 1", parameters=PARAMETERS)
+    run_id = submit(client, package, experiment="post-training", name="demo 1", parameters=PARAMETERS)
     run = kubeflow.runs[run_id]
     assert run.display_name == "demo 1"
     assert kubeflow.experiments[run.experiment_id].display_name == "post-training"
@@ -95,19 +95,19 @@ def test_a_second_run_finds_the_experiment(kubeflow, there):
 
 
 def test_a_namespace_goes_with_the_experiment(kubeflow, there):
-    there.submit(kubeflow.Client(kubeflow.url, namespace="team-a"))
+    there.submit(Client(kubeflow.url, namespace="team-a"))
     assert [experiment.namespace for experiment in kubeflow.experiments.values()] == ["team-a"]
     assert "get_healthz" not in kubeflow.calls
 
 
 def test_tasks_of_a_loop_are_left_out_for_all_iterations_share_their_names():
-    steps = kubeflow.steps_of_tasks(ROOT / "sweep.yaml")
+    steps = steps_of_tasks(ROOT / "sweep.yaml")
     assert steps["run-trial-3"] == "judge_winner"
     assert not {"run-trial", "run-trial-2", "for-loop-4"} & set(steps)
 
 
 def test_every_step_of_the_graph_has_its_task():
-    steps = kubeflow.steps_of_tasks(ROOT / "post_training.yaml")
+    steps = steps_of_tasks(ROOT / "post_training.yaml")
     assert steps["merge-adapter-2"] == "merge_dpo"
     assert steps["reject-5"] == "reject_alignment"
     assert steps["report-run"] == "report_run"
@@ -169,26 +169,26 @@ def test_a_run_whose_creation_was_not_answered_is_not_started_twice(kubeflow, fa
 
 
 def test_patience_has_an_end(kubeflow, monkeypatch, there):
-    monkeypatch.setattr(kubeflow, "FOLLOW_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("runner.kubeflow.FOLLOW_PATIENCE_SECONDS", 0.1)
     kubeflow.faults = {"get_run": [503] * 1_000}
     with pytest.raises(ConnectionError, match=f"^{kubeflow.url}: 503 Service Unavailable$"):
         there.follow(Scene("RUNNING"))
 
 
 def test_nobody_there(monkeypatch, caplog):
-    monkeypatch.setattr(kubeflow, "SUBMIT_PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(kubeflow, "MAX_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("runner.kubeflow.SUBMIT_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("runner.kubeflow.MAX_WAIT_SECONDS", 0.01)
     with serve() as gone:
         pass
     with pytest.raises(ConnectionError, match="Connection refused"):
-        kubeflow.Client(gone.url)
+        Client(gone.url)
     assert len(caplog.records) == 1
 
 
 def test_a_silent_server_is_given_up(kubeflow, monkeypatch, there):
-    monkeypatch.setattr(kubeflow, "TIME_LIMITS", (0.05, 0.05))
-    monkeypatch.setattr(kubeflow, "SUBMIT_PATIENCE_SECONDS", 0.0)
-    client = kubeflow.Client(kubeflow.url)
+    monkeypatch.setattr("runner.kubeflow.TIME_LIMITS", (0.05, 0.05))
+    monkeypatch.setattr("runner.kubeflow.SUBMIT_PATIENCE_SECONDS", 0.0)
+    client = Client(kubeflow.url)
     monkeypatch.setattr(Kubeflow, "list_experiments", lambda *_: time.sleep(1))
     with pytest.raises(ConnectionError, match="timed out"):
         there.submit(client)
@@ -204,7 +204,7 @@ def test_a_silent_server_is_given_up(kubeflow, monkeypatch, there):
 )
 def test_an_address_that_cannot_work_is_told_at_once(kubeflow, caplog, url, error, message):
     with pytest.raises(error, match=message):
-        kubeflow.Client(url.format(kubeflow.url.removeprefix("http")))
+        Client(url.format(kubeflow.url.removeprefix("http")))
     assert caplog.records == []
 
 
@@ -226,7 +226,7 @@ def test_who_may_not_is_told_what_to_do_and_not_asked_again(kubeflow, caplog, ca
 
 def test_what_kubeflow_refuses_is_its_own_word(kubeflow):
     with pytest.raises(ValueError, match="404 Not Found: .*Run r1 not found"):
-        kubeflow.follow(kubeflow.Client(kubeflow.url), "r1", STEPS, Told())
+        follow(Client(kubeflow.url), "r1", STEPS, Told())
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_token_that_is_not_accepted_is_not_shown(kubeflow, tmp_path, caplog):
     kubeflow.token = "another"
     caplog.set_level(logging.DEBUG)
     with pytest.raises(PermissionError, match=f"write a fresh token into {file}") as caught:
-        kubeflow.Client(kubeflow.url, token_file=str(file))
+        Client(kubeflow.url, token_file=str(file))
     assert "s3cret" not in str(caught.value) + caplog.text
 
 
@@ -268,6 +268,6 @@ def test_a_file_that_holds_no_token(kubeflow, tmp_path, content):
     file = tmp_path / "token"
     file.write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=f"{file} holds no token") as caught:
-        kubeflow.Client(kubeflow.url, token_file=str(file))
+        Client(kubeflow.url, token_file=str(file))
     assert "s3cret" not in str(caught.value)
     assert kubeflow.calls == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import storage
-from posttrain.storage import gcs, s3, transfer
+from posttrain.storage import files, gcs, s3, transfer
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_large_files_go_in_chunks(root: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_groups_hold_a_gigabyte_of_at_least_four_files() -> None:
-    groups = list(storage._groups({f"{i}": 700 << 20 for i in range(6)} | {"small": 1}))
+    groups = list(files._groups({f"{i}": 700 << 20 for i in range(6)} | {"small": 1}))
     assert groups == [["0", "1", "2", "3"], ["4", "5", "small"]]
 
 
