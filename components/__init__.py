@@ -1,4 +1,4 @@
-"""What each step takes and gives: typed inputs and outputs, and one container. No logic here."""
+"""Declares what each step takes and gives: typed inputs and outputs, and one container. There is no logic here."""
 
 from components.check_alignment import check_alignment, check_preference_alignment, check_safety
 from components.check_data import check_data, check_preference_data, check_sft_data

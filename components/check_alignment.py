@@ -1,5 +1,5 @@
-"""check_alignment: the gate before publishing; check_preference_alignment: the same in a graph without SFT;
-check_safety: its part that needs no preferences.
+"""check_alignment: the gate before publishing; check_preference_alignment: the same gate in a graph without SFT;
+check_safety: the part of it that needs no preferences.
 """
 
 from kfp.dsl import (
@@ -39,26 +39,7 @@ def check_alignment(
     passed: OutputPath(bool),
 ):
     """Judges the aligned model against the SFT model and the base: preferences, answers, red-team prompts."""
-    return container(
-        "validators.alignment",
-        "train",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        base=base.path,
-        before=before.path,
-        model=model.path,
-        training=training.path,
-        preference_eval=preference_eval.path,
-        sft_eval=sft_eval.path,
-        verdict=verdict.path,
-        report=report.path,
-        summary=summary.path,
-        confusion=confusion.path,
-        metrics=metrics.path,
-        passed=passed,
-    )
+    return container("validators.alignment", "train", **locals())
 
 
 @container_component
@@ -79,24 +60,7 @@ def check_preference_alignment(
     passed: OutputPath(bool),
 ):
     """Judges the aligned model against its base, in a graph without SFT."""
-    return container(
-        "validators.alignment",
-        "train",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        before=before.path,
-        model=model.path,
-        training=training.path,
-        preference_eval=preference_eval.path,
-        verdict=verdict.path,
-        report=report.path,
-        summary=summary.path,
-        confusion=confusion.path,
-        metrics=metrics.path,
-        passed=passed,
-    )
+    return container("validators.alignment", "train", **locals())
 
 
 @container_component
@@ -116,20 +80,4 @@ def check_safety(
     passed: OutputPath(bool),
 ):
     """Judges an SFT model against its base on generated answers and red-team prompts."""
-    return container(
-        "validators.alignment",
-        "train",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        before=before.path,
-        model=model.path,
-        sft_eval=sft_eval.path,
-        verdict=verdict.path,
-        report=report.path,
-        summary=summary.path,
-        confusion=confusion.path,
-        metrics=metrics.path,
-        passed=passed,
-    )
+    return container("validators.alignment", "train", **locals())

@@ -24,25 +24,7 @@ def check_data(
     passed: OutputPath(bool),
 ):
     """Judges SFT and preference rows, and that no prompt is both trained on and evaluated."""
-    return container(
-        "validators.data",
-        "cpu",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        tokenizer=tokenizer.path,
-        sft_train=sft_train.path,
-        sft_eval=sft_eval.path,
-        preference_train=preference_train.path,
-        preference_eval=preference_eval.path,
-        verdict=verdict.path,
-        report=report.path,
-        summary=summary.path,
-        manifest=manifest.path,
-        metrics=metrics.path,
-        passed=passed,
-    )
+    return container("validators.data", "cpu", **locals())
 
 
 @container_component
@@ -62,23 +44,7 @@ def check_sft_data(
     passed: OutputPath(bool),
 ):
     """Judges SFT rows."""
-    return container(
-        "validators.data",
-        "cpu",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        tokenizer=tokenizer.path,
-        sft_train=sft_train.path,
-        sft_eval=sft_eval.path,
-        verdict=verdict.path,
-        report=report.path,
-        summary=summary.path,
-        manifest=manifest.path,
-        metrics=metrics.path,
-        passed=passed,
-    )
+    return container("validators.data", "cpu", **locals())
 
 
 @container_component
@@ -98,20 +64,4 @@ def check_preference_data(
     passed: OutputPath(bool),
 ):
     """Judges preference rows."""
-    return container(
-        "validators.data",
-        "cpu",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        tokenizer=tokenizer.path,
-        preference_train=preference_train.path,
-        preference_eval=preference_eval.path,
-        verdict=verdict.path,
-        report=report.path,
-        summary=summary.path,
-        manifest=manifest.path,
-        metrics=metrics.path,
-        passed=passed,
-    )
+    return container("validators.data", "cpu", **locals())

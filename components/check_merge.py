@@ -20,20 +20,5 @@ def check_merge(
     metrics: Output[Metrics],
     passed: OutputPath(bool),
 ):
-    """Judges that the merged model is the base with the adapter and nothing else."""
-    return container(
-        "validators.merge",
-        "train",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        base=base.path,
-        adapter=adapter.path,
-        model=model.path,
-        eval=eval.path,
-        verdict=verdict.path,
-        report=report.path,
-        summary=summary.path,
-        metrics=metrics.path,
-        passed=passed,
-    )
+    """Checks that the merged model is the base plus the adapter and nothing else."""
+    return container("validators.merge", "train", **locals())

@@ -22,20 +22,4 @@ def check_sft(
     passed: OutputPath(bool),
 ):
     """Judges the adapter's files, its held-out loss and its generated answers."""
-    return container(
-        "validators.sft",
-        "train",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        base=base.path,
-        adapter=adapter.path,
-        training=training.path,
-        eval=eval.path,
-        verdict=verdict.path,
-        report=report.path,
-        summary=summary.path,
-        metrics=metrics.path,
-        passed=passed,
-    )
+    return container("validators.sft", "train", **locals())

@@ -1,4 +1,4 @@
-"""The container of a step: module name, image and arguments -> `dsl.ContainerSpec`."""
+"""Builds the container of a step: module name, image and arguments -> `dsl.ContainerSpec`."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,12 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # as a registry gives it
 
 
 def container(module: str, image: str, **arguments) -> dsl.ContainerSpec:
-    """`python -m <module>` with one flag per argument, the flag being the argument's name with hyphens."""
-    args = [part for name, value in arguments.items() for part in (f"--{name.replace('_', '-')}", value)]
+    """Runs `python -m <module>` with one flag for each argument of the component, under its name with hyphens.
+
+    A component passes its `**locals()`, so that no flag can drift from its argument. An artifact is given by its path.
+    """
+    flags = {f"--{name.replace('_', '-')}": getattr(value, "path", value) for name, value in arguments.items()}
+    args = [part for flag in flags.items() for part in flag]
     return dsl.ContainerSpec(
         image=image_reference(image),
         command=["python", "-m", module],
@@ -21,19 +25,19 @@ def container(module: str, image: str, **arguments) -> dsl.ContainerSpec:
 
 
 def image_reference(name: str) -> str:
-    """`repository@sha256:...` of a pushed image, else a tag that says that the image is only on this machine."""
+    """Returns `repository@sha256:...` for a pushed image, else a tag that only this machine knows."""
     image = yaml.safe_load(IMAGES.read_text(encoding="utf-8"))[name]
     return f"{image['repository']}@{image['digest']}" if image["digest"] else f"{image['repository']}:local"
 
 
 def check_digests() -> None:
-    """Raises `ValueError` for a digest that no registry has given.
+    """Raises `ValueError` for a digest that no registry can have given.
 
-    Not in `image_reference`, which kfp calls while the components are imported: nobody could catch it there.
+    `image_reference` does not check: kfp calls it while the components are imported, where nobody could catch an error.
     """
     for name, image in yaml.safe_load(IMAGES.read_text(encoding="utf-8")).items():
         if image["digest"] and not DIGEST.fullmatch(str(image["digest"])):
             raise ValueError(
                 f"images/digests.yaml: {name}.digest {image['digest']!r} is not sha256: and 64 hex digits; "
-                "write what the registry gave when the image was pushed, or null before that"
+                "write the digest that the registry gave when the image was pushed, or null before that"
             )

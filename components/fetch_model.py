@@ -1,4 +1,4 @@
-"""fetch_model: the 16-bit base model and its tokenizer, commit pinned, safetensors only."""
+"""fetch_model: the 16-bit base model and its tokenizer, pinned to a commit, safetensors only."""
 
 from kfp.dsl import Artifact, Model, Output, container_component
 
@@ -15,15 +15,5 @@ def fetch_model(
     model: Output[Model],
     tokenizer: Output[Artifact],
 ):
-    """Copies the base model in: a Hub id with revision, gs://, s3:// or a folder."""
-    return container(
-        "posttrain.model",
-        "cpu",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        base_model=base_model,
-        model=model.path,
-        tokenizer=tokenizer.path,
-    )
+    """Copies the base model from the Hub (id and revision), gs://, s3:// or a folder."""
+    return container("posttrain.model", "cpu", **locals())

@@ -1,4 +1,4 @@
-"""hold_out: held-out rows for choosing among trials, and rows for judging the winner."""
+"""hold_out: splits held-out rows into those that choose among trials and those that judge the winner."""
 
 from kfp.dsl import Dataset, Input, Output, container_component
 
@@ -16,14 +16,4 @@ def hold_out(
     unseen: Output[Dataset],
 ):
     """Splits held-out rows by the hash of the prompt."""
-    return container(
-        "posttrain.sweep.hold_out",
-        "cpu",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        eval=eval.path,
-        selection=selection.path,
-        unseen=unseen.path,
-    )
+    return container("posttrain.sweep.hold_out", "cpu", **locals())

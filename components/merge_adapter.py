@@ -1,4 +1,4 @@
-"""merge_adapter: a LoRA adapter folded into the 16-bit weights it was trained on."""
+"""merge_adapter: folds a LoRA adapter into the 16-bit weights it was trained on."""
 
 from kfp.dsl import Artifact, Input, Metrics, Model, Output, container_component
 
@@ -17,15 +17,4 @@ def merge_adapter(
     metrics: Output[Metrics],
 ):
     """Streams the base through `W + scale * B @ A` into a full model that plain transformers loads."""
-    return container(
-        "posttrain.merge",
-        "cpu",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        base=base.path,
-        adapter=adapter.path,
-        model=model.path,
-        info=info.path,
-        metrics=metrics.path,
-    )
+    return container("posttrain.merge", "cpu", **locals())

@@ -1,4 +1,4 @@
-"""preflight: what would end the run later, found in seconds."""
+"""preflight: finds in seconds what would otherwise end the run later."""
 
 from kfp.dsl import container_component
 
@@ -15,15 +15,5 @@ def preflight(
     sft_dataset: str,
     preference_dataset: str,
 ):
-    """Looks at storage, base model, disk, tokens, data sets and prompts, and fails with all findings at once."""
-    return container(
-        "posttrain.preflight",
-        "cpu",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        base_model=base_model,
-        sft_dataset=sft_dataset,
-        preference_dataset=preference_dataset,
-    )
+    """Checks storage, base model, disk, tokens, data sets and prompts, and fails with all problems at once."""
+    return container("posttrain.preflight", "cpu", **locals())

@@ -1,4 +1,4 @@
-"""prepare_data: a data set split by prompt into training and evaluation rows."""
+"""prepare_data: splits a data set by prompt into training and evaluation rows."""
 
 from kfp.dsl import Artifact, Dataset, Output, container_component
 
@@ -19,17 +19,4 @@ def prepare_data(
     manifest: Output[Artifact],
 ):
     """Reads rows in one of TRL's formats (`kind`: sft or preference) and splits them by the hash of the prompt."""
-    return container(
-        "posttrain.data",
-        "cpu",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        dataset=dataset,
-        kind=kind,
-        train=train.path,
-        eval=eval.path,
-        statistics=statistics.path,
-        manifest=manifest.path,
-    )
+    return container("posttrain.data", "cpu", **locals())

@@ -1,4 +1,4 @@
-"""publish_model: the judged model, under its name and version."""
+"""publish_model: publishes the judged model under its name and version."""
 
 from kfp.dsl import Artifact, Input, Model, Output, container_component
 
@@ -15,13 +15,4 @@ def publish_model(
     receipt: Output[Artifact],
 ):
     """Publishes the model if every required gate of this run passed on exactly these weights."""
-    return container(
-        "posttrain.publish",
-        "cpu",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        model=model.path,
-        model_name=model_name,
-        receipt=receipt.path,
-    )
+    return container("posttrain.publish", "cpu", **locals())

@@ -1,4 +1,4 @@
-"""reject: ends the run FAILED with the verdict that did not pass."""
+"""reject: ends the run as FAILED with the verdict that did not pass."""
 
 from kfp.dsl import Artifact, Input, container_component
 
@@ -8,4 +8,4 @@ from components.container import container
 @container_component
 def reject(step: str, storage_root: str, verdict: Input[Artifact]):
     """Prints the failed checks and exits 1: a branch that is merely skipped would leave the run green."""
-    return container("posttrain.reject", "cpu", step=step, storage_root=storage_root, verdict=verdict.path)
+    return container("posttrain.reject", "cpu", **locals())

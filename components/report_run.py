@@ -15,14 +15,5 @@ def report_run(
     result: Output[Artifact],
     report: Output[HTML],
 ):
-    """Writes pipeline_result.json and the HTML report from the run record, whatever the end."""
-    return container(
-        "posttrain.report",
-        "cpu",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        status=status,
-        result=result.path,
-        report=report.path,
-    )
+    """Writes pipeline_result.json and the HTML report from the run record, however the run ended."""
+    return container("posttrain.report", "cpu", **locals())

@@ -1,4 +1,4 @@
-"""run_trial: one trial of a sweep; run_sft_trial and run_preference_trial: the same in a line of one stage."""
+"""run_trial: one trial of a sweep; run_sft_trial and run_preference_trial for pipelines that train one stage."""
 
 from kfp.dsl import Dataset, Input, Markdown, Metrics, Model, Output, OutputPath, container_component
 
@@ -22,25 +22,8 @@ def run_trial(
     metrics: Output[Metrics],
     row: OutputPath(str),
 ):
-    """Runs the steps of the line with the trial's settings, as far as the objective's gate; never fails by them."""
-    return container(
-        "posttrain.sweep.trial",
-        "train",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        base=base.path,
-        sft_train=sft_train.path,
-        sft_eval=sft_eval.path,
-        sft_judged=sft_judged.path,
-        preference_train=preference_train.path,
-        preference_eval=preference_eval.path,
-        preference_judged=preference_judged.path,
-        summary=summary.path,
-        metrics=metrics.path,
-        row=row,
-    )
+    """Runs the steps up to the objective's gate with the trial's settings; a failing step is a result, not an error."""
+    return container("posttrain.sweep.trial", "train", **locals())
 
 
 @container_component
@@ -57,22 +40,8 @@ def run_sft_trial(
     metrics: Output[Metrics],
     row: OutputPath(str),
 ):
-    """The same in a line without DPO."""
-    return container(
-        "posttrain.sweep.trial",
-        "train",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        base=base.path,
-        sft_train=sft_train.path,
-        sft_eval=sft_eval.path,
-        sft_judged=sft_judged.path,
-        summary=summary.path,
-        metrics=metrics.path,
-        row=row,
-    )
+    """Runs one trial of a pipeline without DPO."""
+    return container("posttrain.sweep.trial", "train", **locals())
 
 
 @container_component
@@ -89,19 +58,5 @@ def run_preference_trial(
     metrics: Output[Metrics],
     row: OutputPath(str),
 ):
-    """The same in a line without SFT."""
-    return container(
-        "posttrain.sweep.trial",
-        "train",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        base=base.path,
-        preference_train=preference_train.path,
-        preference_eval=preference_eval.path,
-        preference_judged=preference_judged.path,
-        summary=summary.path,
-        metrics=metrics.path,
-        row=row,
-    )
+    """Runs one trial of a pipeline without SFT."""
+    return container("posttrain.sweep.trial", "train", **locals())

@@ -19,19 +19,5 @@ def train_dpo(
     curve: Output[HTML],
     logs: Output[Artifact],
 ):
-    """Trains an adapter on a full model, which is its own reference; resumes from the newest whole checkpoint."""
-    return container(
-        "posttrain.dpo",
-        "train",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        model=model.path,
-        train=train.path,
-        eval=eval.path,
-        adapter=adapter.path,
-        metrics=metrics.path,
-        curve=curve.path,
-        logs=logs.path,
-    )
+    """Trains an adapter on a full model, its own reference; resumes from the newest whole checkpoint."""
+    return container("posttrain.dpo", "train", **locals())

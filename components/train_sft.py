@@ -20,18 +20,4 @@ def train_sft(
     logs: Output[Artifact],
 ):
     """Trains an adapter on the base model; resumes from the newest whole checkpoint."""
-    return container(
-        "posttrain.sft",
-        "train",
-        step=step,
-        storage_root=storage_root,
-        config=config,
-        overrides=overrides,
-        base=base.path,
-        train=train.path,
-        eval=eval.path,
-        adapter=adapter.path,
-        metrics=metrics.path,
-        curve=curve.path,
-        logs=logs.path,
-    )
+    return container("posttrain.sft", "train", **locals())

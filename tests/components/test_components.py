@@ -1,4 +1,4 @@
-"""The seam between graph and image: what a component passes is what its module takes."""
+"""Tests the seam between graph and image: what a component passes is what its module takes."""
 
 import importlib
 
@@ -37,6 +37,14 @@ def test_every_declared_input_and_output_is_passed(component):
     spec = component.component_spec
     for name in [*(spec.inputs or {}), *(spec.outputs or {})]:
         assert f"'{name}'" in args, f"{name} is declared but never passed to the container"
+
+
+@pytest.mark.parametrize("component", COMPONENTS, ids=components.__all__)
+def test_a_flag_is_the_name_of_its_argument(component):
+    args = container_of(component)["args"]
+    for flag, placeholder in zip(args[::2], args[1::2], strict=True):
+        name = flag.removeprefix("--").replace("-", "_")
+        assert f"'{name}'" in placeholder or (flag, placeholder) == ("--executor-input", "{{$}}")
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=components.__all__)
