@@ -35,6 +35,7 @@ from posttrain.rows.formats import (
 )
 from posttrain.rows.sources import open_data_set, read_rows
 from posttrain.step import frame, kfp_io
+from posttrain.step.running import Running
 
 __all__ = [
     "ANSWER_KEYS",
@@ -229,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     step = config.parse_step(config.PrepareStep, args.config, args.overrides)
     outputs = {name: getattr(args, name) for name in ("train", "eval", "statistics", "manifest")}
 
-    def work() -> dict:
+    def work(_: Running) -> dict:
         storage.check_allowed(args.dataset, step.allowed_prefixes, name="dataset")
         with whole_or_not({name: outputs[name] for name in SIDES}) as write:
             prepared = prepare(args.dataset, kind=args.kind, settings=step.data, write=write)

@@ -11,7 +11,8 @@ import sys
 from typing import Any
 
 from posttrain.config import DpoConfig, DpoStep, parse_step
-from posttrain.step import kfp_io, run
+from posttrain.step import kfp_io
+from posttrain.step.running import Running
 from posttrain.train import backend, ranks, stage, tracking
 from posttrain.train.callbacks import CheckReference
 from posttrain.train.checkpoints import Checkpoints
@@ -171,11 +172,8 @@ def main(argv: list[str] | None = None) -> None:
     files = {"train": args.train, "eval": args.eval}
     outputs = {name: getattr(args, name) for name in stage.OUTPUTS}
 
-    def work() -> dict:
-        checkpoints = Checkpoints(
-            args.storage_root, args.step, args.fingerprint, run_id=run.run_id(), limit=step.dpo.save_total_limit,
-            is_fresh=run.is_fresh(),
-        )  # fmt: skip
+    def work(running: Running) -> dict:
+        checkpoints = Checkpoints.of(running, limit=step.dpo.save_total_limit)
         return train(args.model, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
     inputs = {"model": args.model, **files}

@@ -27,10 +27,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 
 from posttrain import config
-from posttrain.step import (
-    frame,  # noqa: E402
-    kfp_io,
-)
+from posttrain.step import frame, kfp_io  # noqa: E402
+from posttrain.step.running import Running  # noqa: E402
 from posttrain.weights.adapter import EMBEDDINGS, HEAD, Addition, LowRank, Plan, Whole, plan_merge, read_adapter  # noqa: E402
 from posttrain.weights.folder import side_files  # noqa: E402
 from posttrain.weights.tensors import (  # fmt: skip
@@ -336,7 +334,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
-    def work() -> dict:
+    def work(_: Running) -> dict:
         info = merge(args.base, args.adapter, args.model)
         numbers = {name: value for name, value in info.items() if not isinstance(value, str)}
         _write_json(Path(args.info), info)

@@ -17,6 +17,7 @@ from pathlib import Path
 from posttrain import config, storage
 from posttrain.step import frame, kfp_io
 from posttrain.step.digests import folder_digest
+from posttrain.step.running import Running
 from posttrain.storage import hashing, hub
 from posttrain.weights.folder import (
     CONFIG_FILES,
@@ -221,10 +222,10 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     settings = config.parse_step(config.FetchStep, args.config, args.overrides)
 
-    def work() -> dict[str, str]:
-        given = fetch(args.base_model, args.model, args.tokenizer, allowed_prefixes=settings.allowed_prefixes)
-        args.written["model"] = given["digest"]
-        return given
+    def work(running: Running) -> dict[str, str]:
+        fetched = fetch(args.base_model, args.model, args.tokenizer, allowed_prefixes=settings.allowed_prefixes)
+        running.add_digest("model", fetched["digest"])
+        return fetched
 
     outputs = {"model": args.model, "tokenizer": args.tokenizer}
     frame.run_step(args, inputs={}, outputs=outputs, config=settings, work=work, reusable=False)

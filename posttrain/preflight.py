@@ -21,6 +21,7 @@ from posttrain.config import PipelineConfig, PreflightStep, parse_step
 from posttrain.pages import wording
 from posttrain.rows import prompts
 from posttrain.step import frame, kfp_io, run
+from posttrain.step.running import Running
 from posttrain.storage import hub
 from posttrain.weights.folder import check_model_folder, weights_size
 
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     # Looked at first: where the storage cannot be written, there is no record to begin, and no way to tell the rest.
     found = findings(step, vars(args), disk=kfp_io.output_folder(args.executor_input))
 
-    def work() -> dict[str, Any]:
+    def work(_: Running) -> dict[str, Any]:
         refuse(found)
         return {}
 

@@ -26,6 +26,7 @@ from posttrain.pages import wording
 from posttrain.step import digests, frame, kfp_io, provenance, records, run
 from posttrain.step.code import code_version, fingerprint
 from posttrain.step.provenance import Link, Provenance
+from posttrain.step.running import Running
 from posttrain.train import checkpoints
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -274,14 +275,14 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     settings = config.parse_step(PublishStep, args.config)
 
-    def work() -> dict:
+    def work(running: Running) -> dict:
         receipt = publish(
-            args.model, args.files["model"], model_name=args.model_name, storage_root=args.storage_root,
+            args.model, running.files["model"], model_name=args.model_name, storage_root=running.storage_root,
             settings=settings, version=args.version,
         )  # fmt: skip
         Path(args.receipt).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
         if not settings.save_intermediate:
-            checkpoints.remove_run(args.storage_root, run.run_id())
+            checkpoints.remove_run(running.storage_root, run.run_id())
         return receipt
 
     inputs, outputs = {"model": args.model}, {"receipt": args.receipt}

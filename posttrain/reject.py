@@ -12,6 +12,7 @@ from pathlib import Path
 from posttrain import config
 from posttrain.pages import wording
 from posttrain.step import frame, kfp_io
+from posttrain.step.running import Running
 from posttrain.verdict import Verdict
 
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = config.parse_step(config.RejectStep, args.config, args.overrides)
 
-    def work() -> None:
+    def work(_: Running) -> None:
         reject(Verdict.read(Path(args.verdict).read_bytes()))
 
     try:

@@ -22,6 +22,7 @@ from posttrain.pages.html import environment
 from posttrain.publish import STEP as PUBLISH_STEP
 from posttrain.step import frame, kfp_io, run
 from posttrain.step.records import StepRecord, read_records
+from posttrain.step.running import Running
 from posttrain.verdict import Verdict
 
 RESULT, REPORT = "pipeline_result.json", "report.html"
@@ -255,11 +256,11 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     settings = config.parse_step(ReportStep, args.config, args.overrides)
 
-    def work() -> dict[str, Any]:
-        result = collect(args.storage_root, run.run_id(), settings)
+    def work(running: Running) -> dict[str, Any]:
+        result = collect(running.storage_root, run.run_id(), settings)
         Path(args.result).write_text(to_json(result), encoding="utf-8")
         Path(args.report).write_text(to_html(result), encoding="utf-8")
-        publish_report(args.storage_root, result)
+        publish_report(running.storage_root, result)
         return {"success": result.success, "runner_says": _state(args.status)}
 
     outputs = {"result": args.result, "report": args.report}

@@ -7,7 +7,8 @@ import argparse
 import sys
 
 from posttrain.config import SftConfig, SftStep, parse_step
-from posttrain.step import kfp_io, run
+from posttrain.step import kfp_io
+from posttrain.step.running import Running
 from posttrain.train import backend, ranks, stage, tracking
 from posttrain.train.checkpoints import Checkpoints
 from posttrain.train.cpu import packing
@@ -87,11 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     files = {"train": args.train, "eval": args.eval}
     outputs = {name: getattr(args, name) for name in stage.OUTPUTS}
 
-    def work() -> dict:
-        checkpoints = Checkpoints(
-            args.storage_root, args.step, args.fingerprint, run_id=run.run_id(), limit=step.sft.save_total_limit,
-            is_fresh=run.is_fresh(),
-        )  # fmt: skip
+    def work(running: Running) -> dict:
+        checkpoints = Checkpoints.of(running, limit=step.sft.save_total_limit)
         return train(args.base, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
     inputs = {"base": args.base, **files}

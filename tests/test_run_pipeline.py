@@ -41,7 +41,7 @@ inputs, outputs = paths("inputs"), paths("outputs")
 gate = args.step.startswith("check_")
 args.confusion = outputs.get("confusion")
 
-def work():
+def work(_):
     for name, path in outputs.items():
         Path(path).mkdir() if name == "model" else None
         file = Path(path, "weights") if name == "model" else Path(path)

@@ -20,6 +20,7 @@ from posttrain import config
 from posttrain.rows import prompts
 from posttrain.rows.formats import ANSWER_KEYS, prompt_key, read_jsonl
 from posttrain.step import kfp_io
+from posttrain.step.running import Running
 from posttrain.verdict import Check, finite
 from validators import answers, checks, custom, judges, measuring, observe, preferences, safety
 from validators.answers import JudgedAnswer
@@ -187,7 +188,7 @@ def bring_inputs(step: config.CheckAlignmentStep, folder: Path) -> dict[str, str
 
 
 def decide(
-    args: argparse.Namespace, inputs: dict[str, str | None], step: config.CheckAlignmentStep
+    args: argparse.Namespace, inputs: dict[str, str | None], step: config.CheckAlignmentStep, running: Running
 ) -> checks.GateVerdict:
     """Measures and judges; writes the confusion matrix."""
     limits = step.validation
@@ -203,8 +204,8 @@ def decide(
     matrix = confusion(model, rows, limits)
     Path(args.confusion).write_text(json.dumps(matrix, indent=2) + "\n", encoding="utf-8")
     return checks.GateVerdict(
-        gate=args.step,
-        subject=args.inputs,
+        gate=running.step,
+        subject=running.inputs,
         checks=(*found, *own, *measured.failures),
         numbers=numbers_of(measured, questions),
         confidence=limits.confidence,

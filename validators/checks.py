@@ -7,10 +7,10 @@ flags of the gate, inputs, `work` -> verdict.json, report.html, summary.md, metr
         step = config.parse_step(config.CheckMergeStep, args.config, args.overrides)
         inputs = {"model": args.model}
 
-        def work() -> GateVerdict:
+        def work(running: Running) -> GateVerdict:
             measured = measuring.side_by_side({...}, checks.timeouts(step.validation))  # the expensive part, once
             found = [*judge(measured.numbers, step.validation), *measured.failures]
-            return GateVerdict(gate=args.step, subject=args.inputs, checks=found, seconds=measured.seconds)
+            return GateVerdict(gate=running.step, subject=running.inputs, checks=found, seconds=measured.seconds)
 
         run_gate(args, inputs=inputs, config=step, work=work)
 
@@ -28,6 +28,7 @@ from pydantic import BaseModel, Field
 
 from posttrain.config import Limits
 from posttrain.step import frame
+from posttrain.step.running import Running
 from posttrain.verdict import Verdict
 from validators import measuring, page, summary
 
@@ -56,7 +57,7 @@ def run_gate(
     *,
     inputs: dict[str, str | None],
     config: BaseModel,
-    work: Callable[[], GateVerdict],
+    work: Callable[[Running], GateVerdict],
     outputs: dict[str, str] | None = None,
     reusable: bool = True,
 ) -> None:
@@ -71,8 +72,8 @@ def run_gate(
     """
     outputs = {name: getattr(args, name) for name in OUTPUTS} | (outputs or {})
 
-    def judge() -> dict[str, bool | float]:
-        verdict = work()
+    def judge(running: Running) -> dict[str, bool | float]:
+        verdict = work(running)
         measured = {**verdict.numbers, "passed": verdict.passed}
         _write(args.verdict, verdict.model_dump_json(indent=2))
         _write(args.report, page.html(verdict, answers=verdict.answers))

@@ -21,6 +21,7 @@ from posttrain import config
 from posttrain.rows import chat, prompts
 from posttrain.rows.formats import ANSWER_KEYS, JsonLines, as_seen, check_row, content_key, empty_key
 from posttrain.step import kfp_io
+from posttrain.step.running import Running
 from posttrain.verdict import Check, at_least, at_most, finite, holds
 from validators import checks, measuring, overlap, personal_data
 from validators.intervals import fewest_rows
@@ -351,7 +352,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def decide(
-    args: argparse.Namespace, paths: dict[str, str], asked: dict[str, str], step: config.CheckDataStep
+    args: argparse.Namespace, paths: dict[str, str], asked: dict[str, str], step: config.CheckDataStep, running: Running
 ) -> checks.GateVerdict:
     """Measures and judges; writes the manifest."""
     rows, asked_rows = ({name: _readable(path) for name, path in some.items()} for some in (paths, asked))
@@ -361,8 +362,8 @@ def decide(
     if numbers.shared_prompts is None:  # then the file is not whole, if there is one
         overlap.write_manifest(args.manifest, {})
     return checks.GateVerdict(
-        gate=args.step,
-        subject=args.inputs,
+        gate=running.step,
+        subject=running.inputs,
         checks=(*judge(numbers, step.validation), *measured.failures),
         numbers=numbers_of(numbers),
         confidence=step.validation.confidence,

@@ -15,6 +15,7 @@ from typing import Any
 from posttrain import config
 from posttrain.rows import formats
 from posttrain.step import digests, kfp_io
+from posttrain.step.running import Running
 from posttrain.verdict import Check, at_least, at_most, finite, holds
 from posttrain.weights.folder import TOKENIZER_FILES, side_files
 from posttrain.weights.tensors import (
@@ -262,13 +263,13 @@ def main(argv: list[str] | None = None) -> None:
     step = config.parse_step(config.CheckMergeStep, args.config)
     inputs = {"base": args.base, "adapter": args.adapter, "model": args.model, "eval": args.eval}
 
-    def work() -> checks.GateVerdict:
+    def work(running: Running) -> checks.GateVerdict:
         rows, limits = formats.read_jsonl(args.eval), step.validation
         folders = (Path(args.base), Path(args.adapter), Path(args.model))
         measured = measure(*folders, rows, timeouts=checks.timeouts(limits))
         return checks.GateVerdict(
-            gate=args.step,
-            subject=args.inputs,
+            gate=running.step,
+            subject=running.inputs,
             checks=(*judge(measured.numbers, limits), *measured.failures),
             numbers=numbers_of(measured.numbers),
             confidence=step.validation.confidence,

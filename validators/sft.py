@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from posttrain import config
 from posttrain.rows.formats import read_jsonl
 from posttrain.step import kfp_io
+from posttrain.step.running import Running
 from posttrain.verdict import Check, at_most, finite, holds
 from validators import answers, checks, custom, inference, measuring, noise, vllm
 from validators.answers import JudgedAnswer
@@ -277,14 +278,14 @@ def main(argv: list[str] | None = None) -> None:
     step = config.parse_step(config.CheckSftStep, args.config, args.overrides)
     inputs = {"base": args.base, "adapter": args.adapter, "training": args.training, "eval": args.eval}
 
-    def work() -> checks.GateVerdict:
+    def work(running: Running) -> checks.GateVerdict:
         rows, paths = read_jsonl(args.eval), (Path(args.base), Path(args.adapter), Path(args.training))
         measured = measure(*paths, rows, step=step)
         numbers = TypeAdapter(Numbers).validate_python(measured.numbers)
         own, seconds = custom.run(step.validation, numbers.answers, gate=args.step)
         return checks.GateVerdict(
-            gate=args.step,
-            subject=args.inputs,
+            gate=running.step,
+            subject=running.inputs,
             checks=(*judge(numbers, step.validation), *own, *measured.failures),
             numbers=numbers_of(numbers),
             confidence=step.validation.confidence,

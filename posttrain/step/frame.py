@@ -24,8 +24,9 @@ from posttrain.step.digests import digest, file_digests, files_of, folder_digest
 from posttrain.step.records import Status, StepRecord, replace_record, write_record
 from posttrain.step.results import Result, keep, read_outputs, reuse
 from posttrain.step.run import Unfinished, configure_logging, is_fresh, run_id
+from posttrain.step.running import Running
 
-Work = Callable[[], dict[str, Any]]
+Work = Callable[[Running], dict[str, Any]]
 
 
 def run_step(
@@ -40,9 +41,7 @@ def run_step(
     """Runs `work`, or emits its finished result again, and records what happened.
 
     Args:
-        args: the parsed command line, with the flags of `kfp_io.parser`. Here `work` finds `inputs` and `fingerprint`,
-            the digests of the inputs and that of all that the result depends on, and `files`, those of an input's
-            files; it may leave in `written` the digest of an output that it computed while writing.
+        args: the parsed command line, with the flags of `kfp_io.parser`.
         inputs: input name -> local path; a None is left out.
         outputs: output name -> local path that `work` writes.
         config: what of the configuration changes the result; it is part of the fingerprint.
@@ -62,29 +61,34 @@ def run_step(
         storage.check_allowed(args.storage_root, prefixes, name="storage_root")
     with _recorded(args, outputs=outputs, config=config) as attempt:
         stamps = _stamps(inputs)
-        attempt.inputs = _read_inputs(args, inputs)
-        attempt.fingerprint = fingerprint(args.step, config=config, inputs=attempt.inputs)
-        args.inputs, args.fingerprint, args.written = attempt.inputs, attempt.fingerprint, {}
+        attempt.running = running = _running(args, inputs, config)
         attempt.write()
         for path in outputs.values():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        attempt.result = reuse(args, attempt.fingerprint, outputs) if reusable and not is_fresh() else None
+        attempt.result = reuse(running, outputs) if reusable and not is_fresh() else None
         attempt.status = "reused" if attempt.result else "succeeded"
         if attempt.result is None:
             begun = time.monotonic()
-            measured = work()
+            measured = work(running)
             attempt.work_seconds = time.monotonic() - begun
             _check_untouched(stamps, _stamps(inputs))
-            attempt.result = (keep if reusable else read_outputs)(args, outputs, measured)
+            attempt.result = (keep if reusable else read_outputs)(running, outputs, measured)
     _emit(args, attempt.result)
     return attempt.result
 
 
-def _read_inputs(args: argparse.Namespace, inputs: dict[str, str | None]) -> dict[str, str]:
-    """The digests of what this step takes, from the bytes that are here; in `args.files` those of a folder's files."""
-    given = {name: path for name, path in inputs.items() if path}
-    args.files = {name: file_digests(path) for name, path in given.items() if Path(path).is_dir()}
-    return {name: folder_digest(args.files[name]) if name in args.files else digest(given[name]) for name in given}
+def _running(args: argparse.Namespace, inputs: dict[str, str | None], config: BaseModel) -> Running:
+    """Reads the inputs, and computes the fingerprint from their bytes and the configuration."""
+    paths = {name: path for name, path in inputs.items() if path}
+    files = {name: file_digests(path) for name, path in paths.items() if Path(path).is_dir()}
+    digests = {name: folder_digest(files[name]) if name in files else digest(paths[name]) for name in paths}
+    return Running(
+        step=args.step,
+        storage_root=args.storage_root,
+        fingerprint=fingerprint(args.step, config=config, inputs=digests),
+        inputs=digests,
+        files=files,
+    )
 
 
 def _stamps(inputs: dict[str, str | None]) -> dict[Path, tuple[int, ...]]:
@@ -109,8 +113,7 @@ class Attempt:
     args: argparse.Namespace
     config: BaseModel
     status: Status = "running"
-    fingerprint: str = ""
-    inputs: dict[str, str] = field(default_factory=dict)
+    running: Running | None = None  # None until the inputs have been read
     result: Result | None = None
     verdict: dict[str, Any] | None = None
     error: str | None = None
@@ -132,10 +135,10 @@ class Attempt:
             work_seconds=round(self.work_seconds, 3),
             cpu_seconds=round(usage.cpu_seconds_of(*usage.here()) - self.cpu_clock, 3),
             peak_memory=usage.peak_memory_of(*usage.here()),
-            fingerprint=self.fingerprint,
+            fingerprint=self.running.fingerprint if self.running else "",
             code=code_version(),
             config=self.config.model_dump(mode="json"),
-            inputs=self.inputs,
+            inputs=self.running.inputs if self.running else {},
             outputs=self.result.outputs if self.result else {},
             measured=self.result.measured if self.result else {},
             kept=self.result.kept if self.result else "",

@@ -1,6 +1,5 @@
 """Finished results: kept under their fingerprint, and emitted again in a later run."""
 
-import argparse
 import logging
 import secrets
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 from posttrain import storage
 from posttrain.step.digests import digest, file_digests, folder_digest
 from posttrain.step.run import run_id
+from posttrain.step.running import Running
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,10 @@ class Result(BaseModel):
     kept: str = ""  # folder below the storage root; each attempt has its own, so two runs never mix files
 
 
-def read_outputs(args: argparse.Namespace, outputs: dict[str, str], measured: dict[str, Any]) -> Result:
-    return Result(
-        outputs={name: args.written.get(name) or digest(path) for name, path in outputs.items()}, measured=measured
-    )
+def read_outputs(running: Running, outputs: dict[str, str], measured: dict[str, Any]) -> Result:
+    """The result of a step that is not kept for later runs."""
+    digests = {name: running.written.get(name) or digest(path) for name, path in outputs.items()}
+    return Result(outputs=digests, measured=measured)
 
 
 def finished(storage_root: str, step: str, fingerprint: str) -> Result | None:
@@ -40,37 +40,38 @@ def _receipt(storage_root: str, step: str, fingerprint: str) -> str:
     return storage.join(storage_root, "results", step, fingerprint, "COMPLETE.json")
 
 
-def reuse(args: argparse.Namespace, print_: str, outputs: dict[str, str]) -> Result | None:
+def reuse(running: Running, outputs: dict[str, str]) -> Result | None:
     """Brings a finished result to the output paths; None if there is none or it is not whole."""
-    result = finished(args.storage_root, args.step, print_)
+    key = (running.storage_root, running.step, running.fingerprint)
+    result = finished(*key)
     if result is None:
         return None
     try:
         for name, path in outputs.items():
-            if _bring(storage.join(args.storage_root, result.kept, name), path) != result.outputs.get(name):
+            if _bring(storage.join(running.storage_root, result.kept, name), path) != result.outputs.get(name):
                 raise OSError(f"{name!r} is damaged")
     except OSError as error:
         logger.warning(
-            "%s: the finished result %s is not whole, doing the work again: %s", args.step, result.kept, error
+            "%s: the finished result %s is not whole, doing the work again: %s", running.step, result.kept, error
         )
-        if finished(args.storage_root, args.step, print_) == result:  # nobody has made it again meanwhile
-            storage.remove(_receipt(args.storage_root, args.step, print_))
+        if finished(*key) == result:  # nobody has made it again meanwhile
+            storage.remove(_receipt(*key))
         return None
-    logger.info("%s: reused the finished result %s", args.step, result.kept)
+    logger.info("%s: reused the finished result %s", running.step, result.kept)
     return result
 
 
-def keep(args: argparse.Namespace, outputs: dict[str, str], measured: dict[str, Any]) -> Result:
+def keep(running: Running, outputs: dict[str, str], measured: dict[str, Any]) -> Result:
     """Keeps what a step gave: the files, then COMPLETE.json, by which later runs find it.
 
     Without that stays what a gate gave that stopped the run: it is evidence, and the next run judges again. And what
     says of itself that it is not final: a trial of a sweep that was killed.
     """
-    kept = f"results/{args.step}/{args.fingerprint}/{run_id()}-{secrets.token_hex(4)}"
-    digests = {name: _send(path, storage.join(args.storage_root, kept, name)) for name, path in outputs.items()}
+    kept = f"results/{running.step}/{running.fingerprint}/{run_id()}-{secrets.token_hex(4)}"
+    digests = {name: _send(path, storage.join(running.storage_root, kept, name)) for name, path in outputs.items()}
     result = Result(outputs=digests, measured=measured, kept=kept)
     if result.measured.get("passed", True) and result.measured.get("is_final", True):
-        receipt = _receipt(args.storage_root, args.step, args.fingerprint)
+        receipt = _receipt(running.storage_root, running.step, running.fingerprint)
         with suppress(FileExistsError):  # another run was first; its result is as good
             storage.write_bytes(receipt, result.model_dump_json(indent=2).encode(), if_absent=True)
     return result

@@ -20,6 +20,7 @@ from posttrain.config.placement import TRAINING_STEPS
 from posttrain.config.sweep import CompareStep, nested
 from posttrain.step import frame, kfp_io, run
 from posttrain.step.records import read_records
+from posttrain.step.running import Running
 from posttrain.sweep import table
 from posttrain.sweep.children import IS_FINAL
 from posttrain.sweep.ranking import Candidate, Ranked, ranked
@@ -96,9 +97,9 @@ def main(argv: list[str] | None = None) -> None:
     step = config.parse_step(CompareStep, args.config, args.overrides)
     outputs = {name: getattr(args, name) for name in NAMES}
 
-    def work() -> dict[str, Any]:
+    def work(running: Running) -> dict[str, Any]:
         place = next(filter(None, json.loads(args.rows)))
-        study = Study.of_place(args.storage_root, place, step.sweep)
+        study = Study.of_place(running.storage_root, place, step.sweep)
         found = compare(study, step.rung, f"Sweep {step.pipeline['pipeline_id']}: {args.step}")
         parameters = {name: getattr(args, name) for name in PARAMETERS}
         overrides = merged(json.loads(args.overrides), nested(found.rows[0].candidate.settings))
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         for name, text in texts.items():
             Path(outputs[name]).write_text(text, encoding="utf-8")
-            uri = storage.join(args.storage_root, "runs", run.run_id(), args.step, NAMES[name])
+            uri = storage.join(running.storage_root, "runs", run.run_id(), args.step, NAMES[name])
             storage.write_bytes(uri, text.encode())
         for row in found.rows:
             logger.info("%s: %s, %s", row.candidate.name, row.candidate.value, table.status(row))

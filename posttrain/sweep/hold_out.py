@@ -12,6 +12,7 @@ from posttrain import config, data
 from posttrain.config.sweep import HoldOutStep
 from posttrain.rows.formats import read_jsonl, write_jsonl
 from posttrain.step import frame, kfp_io
+from posttrain.step.running import Running
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     step = config.parse_step(HoldOutStep, args.config, args.overrides)
     outputs = {"selection": args.selection, "unseen": args.unseen}
 
-    def work() -> dict[str, Any]:
+    def work(_: Running) -> dict[str, Any]:
         sides = hold_out(read_jsonl(args.eval), step)
         for name, rows in sides.items():
             write_jsonl(outputs[name], rows)

@@ -26,6 +26,7 @@ from posttrain.config import merged
 from posttrain.config.sweep import Command, Constraint, Rung, SweepConfig, TrialStep, nested
 from posttrain.pages import wording
 from posttrain.step import code, frame, kfp_io, records, run
+from posttrain.step.running import Running
 from posttrain.sweep import children, table
 from posttrain.sweep.children import IS_FINAL, NO_TIME, Ended, Trial
 from posttrain.sweep.ranking import QUALIFIED, Candidate, measures_of
@@ -68,9 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {name: getattr(args, name) for name in (*GIVEN, *JUDGED) if getattr(args, name)}
     outputs = {name: getattr(args, name) for name in ("summary", "metrics")}
 
-    def work() -> dict[str, Any]:
-        fingerprint = code.fingerprint("sweep", config=step.decisive, inputs=args.inputs)
-        study = Study(args.storage_root, fingerprint, step.sweep)
+    def work(running: Running) -> dict[str, Any]:
+        fingerprint = code.fingerprint("sweep", config=step.decisive, inputs=running.inputs)
+        study = Study(running.storage_root, fingerprint, step.sweep)
         with tempfile.TemporaryDirectory(dir=kfp_io.output_folder(args.executor_input)) as folder:
             candidate = run_slot(args, step, study, Path(folder))
         if candidate:

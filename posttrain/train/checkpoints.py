@@ -22,6 +22,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from posttrain import storage
+from posttrain.step import run
+from posttrain.step.running import Running
 
 COMPLETE, DIVERGED = "COMPLETE.json", "DIVERGED.json"
 # All that resuming needs. training_args.bin is a pickle and the tokenizer comes from the model: neither is kept.
@@ -67,6 +69,14 @@ class Checkpoints:
     limit: int  # how many are kept
     is_fresh: bool = False  # takes nothing over from other runs
     suffix: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    @classmethod
+    def of(cls, running: Running, *, limit: int) -> "Checkpoints":
+        """The checkpoints of a training that runs in this process."""
+        return cls(
+            running.storage_root, running.step, running.fingerprint, run_id=run.run_id(), limit=limit,
+            is_fresh=run.is_fresh(),
+        )  # fmt: skip
 
     @property
     def root(self) -> str:

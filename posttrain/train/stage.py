@@ -18,6 +18,7 @@ from posttrain.rows.chat import render
 from posttrain.rows.formats import ANSWER_KEYS, check_row, read_jsonl
 from posttrain.step import frame
 from posttrain.step.run import configure_logging
+from posttrain.step.running import Running
 from posttrain.train import backend, callbacks, ranks, torchrun, tracking
 from posttrain.train.checkpoints import Checkpoints, step_of
 from posttrain.train.ends import LeaveInTime
@@ -41,17 +42,16 @@ def run_step(
     `command` is the stage's module and its arguments, with which each of them starts.
     """
 
-    def in_ranks() -> dict:
-        torchrun.run(command, num_ranks=step.training.num_processes, fingerprint=args.fingerprint)
+    def in_ranks(running: Running) -> dict:
+        torchrun.run(command, num_ranks=step.training.num_processes, fingerprint=running.fingerprint)
         return json.loads(Path(outputs["metrics"]).read_text(encoding="utf-8"))
 
     if told := torchrun.orders():
         configure_logging()
         if not ranks.is_first():
             logging.disable(logging.ERROR)  # the first speaks for all, and what breaks another one that raises
-        args.fingerprint = told.fingerprint
         with torchrun.reporting(told):
-            work()
+            work(Running(args.step, args.storage_root, told.fingerprint))
             ranks.part()
         return
     if step.training.num_processes > 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from posttrain import config
 from posttrain.step import frame, kfp_io
+from posttrain.step.running import Running
 from posttrain.verdict import at_most, holds
 from tests.fail_closed.outcomes import HOSTILE, LIMIT, OUTCOMES
 from validators import checks, measuring
@@ -39,7 +40,7 @@ def work_step(args: argparse.Namespace) -> None:
     """Writes each output, with the weights of a model in a folder."""
     inputs, outputs = _artifacts(args, "inputs"), _artifacts(args, "outputs")
 
-    def work() -> dict[str, float | str]:
+    def work(_: Running) -> dict[str, float | str]:
         for name, path in outputs.items():
             if name == "model":
                 Path(path).mkdir()
@@ -57,12 +58,12 @@ def run_gate(args: argparse.Namespace, name: str) -> None:
     inputs = _artifacts(args, "inputs")
     step = config.parse_step(config.STEP_SECTIONS[component_of(args.step)], args.config, args.overrides)
 
-    def work() -> checks.GateVerdict:
+    def work(running: Running) -> checks.GateVerdict:
         if name == "the gate is killed":
             os.kill(os.getpid(), signal.SIGKILL)
         measured = measure(name, checks.timeouts(step.validation))
         return checks.GateVerdict(
-            gate=args.step, subject=args.inputs, checks=judge(name, measured), seconds=measured.seconds
+            gate=args.step, subject=running.inputs, checks=judge(name, measured), seconds=measured.seconds
         )
 
     if name == "it tells true, without a verdict":

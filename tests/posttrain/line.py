@@ -103,7 +103,7 @@ class Line:
         paths = {name: self.path(step, name) for name in outputs}
         args = kfp_io.parser(None).parse_args(["--step", step, "--storage-root", self.root])
 
-        def work() -> dict:
+        def work(_) -> dict:
             for path in paths.values():
                 write_model(path, step + self.seed) if path.name == "model" else path.write_text(
                     words.get("text") or f"{path.name} of {step}{self.seed}"

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from posttrain.config import Limits, SftLimits
 from posttrain.step import digests, kfp_io, records
 from posttrain.step.run import run_id
+from posttrain.step.running import Running
 from posttrain.verdict import Verdict, below, holds
 from validators import checks
 from validators.intervals import share
@@ -37,9 +38,9 @@ def args(tmp_path: Path) -> argparse.Namespace:
 def run(args: argparse.Namespace, *found, numbers: dict | None = None) -> None:
     inputs = {"model": str(Path(args.verdict).parents[1] / "model"), "absent": None}
 
-    def work() -> checks.GateVerdict:
+    def work(running: Running) -> checks.GateVerdict:
         return checks.GateVerdict(
-            gate=args.step, subject=args.inputs, checks=found, numbers=numbers or {}, seconds={"loss": 1.5}
+            gate=args.step, subject=running.inputs, checks=found, numbers=numbers or {}, seconds={"loss": 1.5}
         )
 
     checks.run_gate(args, inputs=inputs, config=NoSettings(), work=work)
@@ -80,7 +81,7 @@ def test_every_check_is_logged_and_recorded(args, caplog):
 
 
 def test_a_gate_that_cannot_measure_raises_and_leaves_no_verdict(args):
-    def work() -> Verdict:
+    def work(_: Running) -> Verdict:
         raise ValueError("no rows")
 
     with pytest.raises(ValueError, match="no rows"):
@@ -100,7 +101,7 @@ def test_an_empty_list_of_checks_is_an_error(args):
 def test_answers_are_on_the_page_and_nowhere_else(args):
     shown = ShownAnswer(source="held-out prompt", prompt="What?", text="a telling answer", fault="is empty")
 
-    def work() -> checks.GateVerdict:
+    def work(_: Running) -> checks.GateVerdict:
         found = (holds("output_format_valid", False),)
         return checks.GateVerdict(gate=args.step, subject={}, checks=found, answers=(shown,))
 
@@ -114,7 +115,7 @@ def test_answers_are_on_the_page_and_nowhere_else(args):
 def test_further_outputs_are_recorded_and_kept_for_a_reuse(args, tmp_path):
     manifest = tmp_path / "out" / "manifest"
 
-    def work() -> checks.GateVerdict:
+    def work(_: Running) -> checks.GateVerdict:
         manifest.write_text("[]")
         return checks.GateVerdict(gate=args.step, subject={}, checks=(holds("files", True),))
 
@@ -132,7 +133,7 @@ def test_a_verdict_is_reused_only_under_the_limits_that_it_was_found_with(args):
     loss = 1.5
 
     def judge(limits: SftLimits, *, reusable: bool = True) -> tuple[str, bool]:
-        def work() -> checks.GateVerdict:
+        def work(_: Running) -> checks.GateVerdict:
             return checks.GateVerdict(gate=args.step, subject={}, checks=[below("loss", loss, limits.max_loss)])
 
         checks.run_gate(args, inputs={}, config=limits, work=work, reusable=reusable)

@@ -25,7 +25,7 @@ def step(args, tmp_path):
     def run(config=DEFAULTS, **changes):
         done = []
 
-        def work():
+        def work(_):
             done.append(1)
             (tmp_path / "out.txt").write_text("output")
             (tmp_path / "model").mkdir(exist_ok=True)
@@ -50,6 +50,29 @@ def test_a_finished_result_is_reused_by_content(step, tmp_path, args):
     assert [r.status for r in records.read_records(args.storage_root, "run-1")] == ["succeeded", "reused"]
 
 
+def test_work_is_given_a_value_and_the_command_line_stays_as_it_was(step, args, tmp_path):
+    parsed = dict(vars(args))
+    seen = []
+
+    def work(running):
+        seen.append(running)
+        (tmp_path / "out.txt").write_text("output")
+        running.add_digest("out", "computed while writing")
+        return {}
+
+    outputs = {"out": str(tmp_path / "out.txt")}
+    inputs = {"in": str(tmp_path / "in.txt"), "folder": str(tmp_path / "folder"), "absent": None}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_text("a")
+    result, _ = step(inputs=inputs, outputs=outputs, work=work, reusable=False)
+    (running,) = seen
+    assert vars(args) == parsed
+    assert running.inputs == {name: digests.digest(path) for name, path in inputs.items() if path}
+    assert running.files == {"folder": digests.file_digests(tmp_path / "folder")}
+    assert records.read_records(args.storage_root, "run-1")[-1].fingerprint == running.fingerprint
+    assert result.outputs == {"out": "computed while writing"}
+
+
 def test_another_input_or_configuration_is_another_result(step, tmp_path):
     step()
     assert step(config=SftConfig(epochs=1))[1] == 1
@@ -68,7 +91,7 @@ def test_a_damaged_result_is_made_again(step, tmp_path, args, caplog):
 
 @pytest.mark.parametrize("change", [Path.touch, Path.unlink])
 def test_a_result_of_an_input_that_changed_meanwhile_is_none(change, step, tmp_path, args):
-    def work():
+    def work(_):
         (tmp_path / "out.txt").write_text("output")
         change(tmp_path / "in.txt")
         return {}
@@ -95,7 +118,7 @@ def test_a_result_without_one_of_its_files_is_made_again(step, tmp_path, caplog)
 
 
 def test_two_runs_that_finish_at_once_never_mix_files(step, tmp_path):
-    def overtaken():
+    def overtaken(_):
         step()  # another process is faster
         (tmp_path / "out.txt").write_text("of the slower")
         return {"loss": 0.5}
@@ -116,7 +139,7 @@ def test_a_fresh_run_takes_nothing_over(step, monkeypatch):
 
 
 def test_what_a_gate_left_that_stopped_a_run_is_evidence_and_no_result(step, tmp_path):
-    def stop():
+    def stop(_):
         (tmp_path / "out.txt").write_text("no")
         return {"passed": False}
 
@@ -129,7 +152,7 @@ def test_what_a_gate_left_that_stopped_a_run_is_evidence_and_no_result(step, tmp
 def test_a_step_says_that_it_runs_before_it_works(step, args):
     seen = []
 
-    def look():
+    def look(_):
         seen.extend(records.read_records(args.storage_root, "run-1"))
         raise KeyboardInterrupt
 
@@ -143,7 +166,7 @@ def test_a_step_says_that_it_runs_before_it_works(step, args):
 
 
 def test_a_step_that_left_to_go_on_later_is_no_failure(step, args):
-    def leave():
+    def leave(_):
         raise Unfinished("left at step 3/9: SIGTERM; the next attempt goes on from step 3")
 
     with pytest.raises(SystemExit) as left:
@@ -154,7 +177,7 @@ def test_a_step_that_left_to_go_on_later_is_no_failure(step, args):
 
 
 def test_a_step_that_raises_is_recorded_and_raises(step, args):
-    def work():
+    def work(_):
         raise ValueError("row 3 is empty")
 
     with pytest.raises(ValueError, match="row 3 is empty"):
@@ -203,7 +226,7 @@ def test_outputs_reach_kubeflow(step, args, tmp_path):
     )
     outputs = {"out": str(tmp_path / "out.txt")}
 
-    def work():
+    def work(_):
         (tmp_path / "out.txt").write_text("output")
         return {"passed": True}
 

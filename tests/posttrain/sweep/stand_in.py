@@ -47,7 +47,7 @@ def main() -> None:
     if "train" not in args.step:
         outputs.pop("adapter", None)
     rate = settings.overrides["sft"]["learning_rate"]
-    frame.run_step(args, inputs={"eval": args.eval}, outputs=outputs, config=settings, work=lambda: work(args, rate))
+    frame.run_step(args, inputs={"eval": args.eval}, outputs=outputs, config=settings, work=lambda _: work(args, rate))
 
 
 if __name__ == "__main__":
