@@ -132,6 +132,12 @@ def holds(name: str, condition: bool | None, *, detail: str = "", remedy: str = 
     return Check(name=name, status=status, detail=detail, remedy=remedy)
 
 
+def none_wrong(name: str, wrong: list[str] | None, remedy: str) -> Check:
+    """Passes if the list of what is wrong was made and is empty; its detail names the first three."""
+    detail = f"{len(wrong)}: {', '.join(wrong[:3])}" if wrong else ""
+    return holds(name, None if wrong is None else not wrong, detail=detail, remedy=remedy)
+
+
 def rows_more(number: int) -> str:
     """`1 more held-out row`, `1,200 more held-out rows`."""
     return f"{number:,} more held-out row{'s' if number > 1 else ''}"

@@ -13,6 +13,7 @@ judges answers alone. Everything is measured against the model before, with answ
 import argparse
 import json
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +26,22 @@ from posttrain.verdict import Check, finite
 from validators import answers, checks, custom, judges, measuring, observe, preferences, safety
 from validators.answers import JudgedAnswer
 from validators.inference import Answer
-from validators.measuring import Measured
 from validators.observe import Observed, Questions
 from validators.safety import RedTeam
 
 INPUTS = ("base", "before", "model", "training", "preference_eval", "sft_eval")
 ASK_FOR_HARM = "no_harmful_content"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What a judgement needs. None: could not be measured."""
+
+    start_loss: float | None = None  # DPO's, before its first step
+    model: Observed = Observed()
+    before: Observed = Observed()
+    base: Observed = Observed()
+    noise_floor_format_valid: float | None = None
 
 
 def read_training(metrics: str) -> dict[str, float]:
@@ -58,14 +69,13 @@ def read_questions(inputs: dict[str, str | None], limits: config.AlignmentLimits
 
 
 def judge(
-    measured: Measured, rows: list[dict], *, step: config.CheckAlignmentStep, questions: Questions, has_base: bool
+    numbers: Numbers, rows: list[dict], *, step: config.CheckAlignmentStep, questions: Questions, has_base: bool
 ) -> list[Check]:
     """Pure: the same numbers and limits give the same checks."""
-    limits = step.validation
-    model, before = observe.observed(measured, "model"), observe.observed(measured, "before")
+    limits, model, before = step.validation, numbers.model, numbers.before
     found: list[Check] = []
     if questions.pairs:
-        found += judge_preferences(model, before, measured.numbers.get("start_loss"), step=step)
+        found += judge_preferences(model, before, numbers.start_loss, step=step)
         found += answers.length_checks(before.held_out, model.held_out, limits)
     if questions.sft_rows:
         found.append(preferences.sft_loss_check(before.sft, model.sft, limits))
@@ -74,7 +84,7 @@ def judge(
         found.append(answers.format_check(model.held_out, limits))
         found.append(answers.format_drop_check(before.held_out, model.held_out, limits))
     if ASK_FOR_HARM in limits.custom_checks:
-        base = observe.observed(measured, "base") if has_base else before
+        base = numbers.base if has_base else before
         found += safety.harmless_checks(*map(_red_team, (model, before, base)), limits)
         legitimate = wanted(model, rows, limits)["answer"] if limits.benign_prompts is None else model.benign
         found.append(safety.over_refusal_check(legitimate, limits))
@@ -106,27 +116,26 @@ def wanted(model: Observed, rows: list[dict], limits: config.AlignmentLimits) ->
     return sides
 
 
-def numbers_of(measured: Measured, questions: Questions) -> dict[str, float]:
+def numbers_of(numbers: Numbers, questions: Questions) -> dict[str, float]:
     """What the verdict shows beside its checks."""
-    model, before = observe.observed(measured, "model"), observe.observed(measured, "before")
-    sides = {"": model, "before_": before, "base_": observe.observed(measured, "base")}
-    gains = _gains(model, before)
+    sides = {"": numbers.model, "before_": numbers.before, "base_": numbers.base}
+    gains = _gains(numbers.model, numbers.before)
     extra = [prompt for kind in ("red_team", "off_topic", "benign") for prompt in getattr(questions, kind)]
     held_out = {prompt_key(row) for row in questions.pairs + questions.sft_rows}
-    numbers = {
-        "start_loss": measured.numbers.get("start_loss"),
-        "noise_floor_format_valid": measured.numbers.get("noise_floor_format_valid"),
+    shown = {
+        "start_loss": numbers.start_loss,
+        "noise_floor_format_valid": numbers.noise_floor_format_valid,
         "num_pairs": gains and len(gains),
         "chosen_gain": gains and sum(chosen for chosen, _ in gains) / len(gains),
         "rejected_gain": gains and sum(rejected for _, rejected in gains) / len(gains),
         "num_prompts_also_held_out": sum(prompt_key({"prompt": prompt}) in held_out for prompt in extra),
     }
     for prefix, side in sides.items():
-        numbers |= {prefix + name: rate for name, rate in answers.rates(side.held_out).items()}
-        numbers |= safety.rates(_red_team(side), prefix)
+        shown |= {prefix + name: rate for name, rate in answers.rates(side.held_out).items()}
+        shown |= safety.rates(_red_team(side), prefix)
     for kind in ("off_topic", "benign"):
-        numbers[f"{kind}_incoherent_rate"] = answers.rates(getattr(model, kind)).get("incoherent_rate")
-    return finite(numbers)
+        shown[f"{kind}_incoherent_rate"] = answers.rates(getattr(numbers.model, kind)).get("incoherent_rate")
+    return finite(shown)
 
 
 def confusion(model: Observed, rows: list[dict], limits: config.AlignmentLimits) -> dict:
@@ -198,19 +207,21 @@ def decide(
     measured = measuring.side_by_side(cheap, checks.timeouts(limits)) | observe.observe(
         models, questions, step=step, judge_model=inputs.get("judge_model")
     )
-    model = observe.observed(measured, "model")
-    own, seconds = custom.run(limits, model.held_out, gate=args.step)
-    found = judge(measured, rows, step=step, questions=questions, has_base="base" in models)
-    matrix = confusion(model, rows, limits)
+    numbers = measured.read(Numbers)
+    own, seconds = custom.run(limits, numbers.model.held_out, gate=running.step)
+    judged = judge(numbers, rows, step=step, questions=questions, has_base="base" in models)
+    matrix = confusion(numbers.model, rows, limits)
     Path(args.confusion).write_text(json.dumps(matrix, indent=2) + "\n", encoding="utf-8")
     return checks.GateVerdict(
         gate=running.step,
         subject=running.inputs,
-        checks=(*found, *own, *measured.failures),
-        numbers=numbers_of(measured, questions),
+        checks=(*judged, *own, *measured.failures),
+        numbers=numbers_of(numbers, questions),
         confidence=limits.confidence,
         seconds=measured.seconds | seconds,
-        answers=answers.worst({"red-team prompt": _red_team(model).faulty(), "held-out prompt": model.held_out}),
+        answers=answers.worst(
+            {"red-team prompt": _red_team(numbers.model).faulty(), "held-out prompt": numbers.model.held_out}
+        ),
     )
 
 

@@ -89,22 +89,15 @@ Files = dict[str, FileNumbers | None]  # None: could not be measured
 Lists = dict[str, list[str] | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What was measured, by file. What is missing could not be measured."""
+    """What a judgement needs. None: could not be measured."""
 
     files: Files
-    near_duplicates: dict[str, list[str]] | None = None
-    personal_data: dict[str, dict[str, list[str]]] | None = None  # by pattern: ids of the rows
-    shared_prompts: dict[str, list[str]] | None = None  # evaluation with training file -> ids of the evaluation rows
-    near_shared_prompts: dict[str, list[str]] | None = None  # by evaluation file
-
-    @classmethod
-    def of(cls, measured: dict, names: list[str]) -> "Numbers":
-        """From what the measurements told."""
-        files = {name: FileNumbers(**measured[name]) if name in measured else None for name in names}
-        keys = ("near_duplicates", "personal_data", "shared_prompts", "near_shared_prompts")
-        return cls(files=files, **{key: measured.get(key) for key in keys})
+    near_duplicates: Lists | None = None
+    personal_data: dict[str, dict[str, list[str]]] | None = None  # by file and pattern: ids of the rows
+    shared_prompts: Lists | None = None  # evaluation with training file -> ids of the evaluation rows
+    near_shared_prompts: Lists | None = None  # by evaluation file
 
 
 @dataclass(frozen=True)
@@ -121,18 +114,19 @@ class Sound:
 def measure(
     load_tokenizer: Callable[[], Any], rows: Rows, asked: Rows, step: config.CheckDataStep, *, manifest: str
 ) -> measuring.Measured:
-    """Looks at every row, in processes of their own: three for what is asked of all of them, one for each file.
+    """Looks at every row, in separate processes: three that compare all files, and one for each file.
 
     Args:
-        load_tokenizer: takes longer than many a measurement, and goes on beside those that need none.
+        load_tokenizer: called while the measurements that need no tokenizer are running.
         asked: prompts that a later gate asks; no training row may hold one of them.
-        manifest: the file for the hashes of all prompts.
+        manifest: output file for the hashes of all prompts.
     """
     lengths = {"sft": step.sft.max_seq_length, "preference": step.dpo.max_seq_length}
-    sound = {name: Sound(found, kind_of(name)) for name, found in rows.items()}
+    sound = {name: Sound(file_rows, kind_of(name)) for name, file_rows in rows.items()}
 
-    def file(tokenizer, name: str) -> dict[str, FileNumbers]:
-        return {name: measure_file(tokenizer, rows[name], kind=kind_of(name), max_length=lengths[kind_of(name)])}
+    def file(tokenizer, name: str) -> dict[str, dict[str, FileNumbers]]:
+        numbers = measure_file(tokenizer, rows[name], kind=kind_of(name), max_length=lengths[kind_of(name)])
+        return {"files": {name: numbers}}
 
     def files() -> measuring.Parts:
         tokenizer = load_tokenizer()
@@ -141,11 +135,12 @@ def measure(
     parts = {
         "prompts": lambda: overlap.compare_prompts(sound | asked, manifest),
         "personal_data": lambda: {
-            "personal_data": {name: with_personal_data(found, kind_of(name)) for name, found in rows.items()}
+            "personal_data": {name: with_personal_data(one, kind_of(name)) for name, one in rows.items()}
         },
         "near_duplicates": lambda: overlap.alike(sound, asked, step.validation.near_duplicate_similarity),
     }
-    return measuring.side_by_side(parts, checks.timeouts(step.validation), more=files)
+    unmeasured = measuring.Measured({"files": dict.fromkeys(rows)})
+    return unmeasured | measuring.side_by_side(parts, checks.timeouts(step.validation), more=files)
 
 
 def measure_file(tokenizer, rows: Iterable[dict], *, kind: str, max_length: int) -> FileNumbers:
@@ -159,9 +154,9 @@ def measure_file(tokenizer, rows: Iterable[dict], *, kind: str, max_length: int)
         if (content := bytes.fromhex(content_key(row))) in contents:
             lists["duplicates"].append(row["id"])
         contents.add(content)
-        num_tokens, found = _token_faults(tokenizer, row, kind=kind, max_length=max_length)
+        num_tokens, faults = _token_faults(tokenizer, row, kind=kind, max_length=max_length)
         max_tokens = max(max_tokens, num_tokens)
-        for name, fault in (*_faults(row, kind), *found):
+        for name, fault in (*_faults(row, kind), *faults):
             lists[name].append(f"{row['id']}: {fault}" if fault else row["id"])
     return FileNumbers(num_rows=num_rows, max_tokens=max_tokens, **lists)
 
@@ -227,13 +222,13 @@ def judge(numbers: Numbers, limits: config.DataLimits) -> list[Check]:
     preferences = {name: file for name, file in files.items() if kind_of(name) == "preference"}
     fewest = {"train": limits.min_train_rows, "eval": max(limits.min_eval_rows, fewest_rows(limits.confidence))}
     return [
-        *(_none(name, _lists(files, attribute), remedy) for attribute, name, remedy in FORBIDDEN),
-        *([_none("equal_answers", _lists(preferences, "same_answers"), UNEQUAL)] if preferences else []),
+        *(_count(name, _lists(files, attribute), remedy) for attribute, name, remedy in FORBIDDEN),
+        *([_count("equal_answers", _lists(preferences, "same_answers"), UNEQUAL)] if preferences else []),
         _share("duplicate_share", _lists(files, "duplicates"), files, limits.max_duplicate_share, DISTINCT),
         _share("near_duplicate_share", numbers.near_duplicates, files, limits.max_near_duplicate_share, DISTINCT),
         _share("too_long_share", _lists(files, "too_long"), files, limits.max_share_too_long, SHORT),
-        _none("shared_prompts", numbers.shared_prompts, DISJOINT),
-        _none("near_shared_prompts", numbers.near_shared_prompts, APART, limit=limits.max_near_shared_prompts),
+        _count("shared_prompts", numbers.shared_prompts, DISJOINT),
+        _count("near_shared_prompts", numbers.near_shared_prompts, APART, limit=limits.max_near_shared_prompts),
         _personal_data(numbers.personal_data, refuse=limits.refuse_personal_data),
         *(_size(f"{side}_rows", files, side, limit) for side, limit in fewest.items()),
     ]
@@ -288,7 +283,7 @@ def _measured(value: float, found: Lists | None, limit: float) -> float | None:
     return None if value <= limit and (not found or None in found.values()) else value
 
 
-def _none(name: str, found: Lists | None, remedy: str, *, limit: int = 0) -> Check:
+def _count(name: str, found: Lists | None, remedy: str, *, limit: int = 0) -> Check:
     count = sum(len(rows or []) for rows in (found or {}).values())
     return at_most(name, _measured(count, found, limit), limit, detail=_examples(found), remedy=remedy)
 
@@ -358,7 +353,7 @@ def decide(
     rows, asked_rows = ({name: _readable(path) for name, path in some.items()} for some in (paths, asked))
     load_tokenizer = partial(chat.ChatTokenizer, args.tokenizer)
     measured = measure(load_tokenizer, rows, asked_rows, step, manifest=args.manifest)
-    numbers = Numbers.of(measured.numbers, list(rows))
+    numbers = measured.read(Numbers)
     if numbers.shared_prompts is None:  # then the file is not whole, if there is one
         overlap.write_manifest(args.manifest, {})
     return checks.GateVerdict(

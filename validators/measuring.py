@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from posttrain.verdict import Check, holds
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Measure = Callable[[], dict[str, Any] | None]
 Parts = dict[str, Measure]
+Numbers = TypeVar("Numbers")  # a gate's frozen dataclass
 REPAIR = "Repair what raised."
 GRACE_SECONDS = 1.0  # from closing its end of the pipe to the end of a process
 
@@ -58,7 +60,18 @@ class Measured:
     seconds: dict[str, float] = field(default_factory=dict)  # by measurement
 
     def __or__(self, other: "Measured") -> "Measured":
-        return Measured(self.numbers | other.numbers, [*self.failures, *other.failures], self.seconds | other.seconds)
+        numbers = merged(self.numbers, other.numbers)
+        return Measured(numbers, [*self.failures, *other.failures], self.seconds | other.seconds)
+
+    def read(self, kind: type[Numbers]) -> Numbers:
+        """The numbers as a gate's own dataclass, in which what could not be measured keeps its default, None."""
+        return TypeAdapter(kind).validate_python(self.numbers)
+
+
+def merged(numbers: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Joins two mappings and the mappings inside them: several parts may measure the same model or the same file."""
+    both = (name for name in numbers.keys() & more.keys() if isinstance(numbers[name], dict))
+    return numbers | more | {name: merged(numbers[name], more[name]) for name in both if isinstance(more[name], dict)}
 
 
 def side_by_side(parts: Parts, timeouts: Timeouts, more: Callable[[], Parts] = dict) -> Measured:
@@ -107,7 +120,7 @@ class _Worker:
         if "error" in told:
             self._fail(found, f"could not be measured, {told['error']}", seconds)
             return
-        found.numbers |= told["numbers"]
+        found.numbers = merged(found.numbers, told["numbers"])
         found.seconds[name] = round(seconds, 3)
         self.waiting.pop(0)
         self.started = time.monotonic()

@@ -9,6 +9,7 @@ code that merged: which tensors may change is read from the adapter here.
 
 import argparse
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from posttrain import config
 from posttrain.rows import formats
 from posttrain.step import digests, kfp_io
 from posttrain.step.running import Running
-from posttrain.verdict import Check, at_least, at_most, finite, holds
+from posttrain.verdict import Check, at_least, at_most, finite, holds, none_wrong
 from posttrain.weights.folder import TOKENIZER_FILES, side_files
 from posttrain.weights.tensors import (
     FLOAT_BYTES,
@@ -34,9 +35,47 @@ from posttrain.weights.tensors import (
 from validators import checks, measuring, parity
 from validators.intervals import ratio
 
-MERGE_AGAIN = "Merge again; if it comes back, keep both folders and report it."
+MERGE_AGAIN = "Merge again. If it happens again, keep both folders and report it."
+DIVERGED = "Look for divergence in the training's metrics, and train again with a lower learning_rate."
 OTHER_BASE = "Merge into the base that the adapter was trained on."
-EMPTY = "The adapter is empty, or too small for the base's precision: train longer or with a higher learning rate."
+EMPTY = "The adapter is empty, or too small for the base's precision: raise epochs or learning_rate of its training."
+
+
+Names = list[str] | None  # of what is wrong; None: could not be measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What a judgement needs. None: could not be measured."""
+
+    wrong_names: Names = None  # tensors that only one of base and model has
+    wrong_shapes: Names = None
+    wrong_dtypes: Names = None
+    non_finite: Names = None  # tensors with NaN or infinity
+    num_targets: int | None = None  # tensors that the adapter may change
+    num_changed_targets: int | None = None
+    unchanged_targets: Names = None  # though their update is not zero
+    wrong_updates: Names = None  # tensors that are not the base's plus the update
+    changed_others: Names = None  # tensors that are no targets
+    quantised: Names = None
+    changed_config: Names = None  # keys
+    changed_tokenizer: Names = None  # files
+    changed_chat_template: Names = None
+    changed_generation_config: Names = None
+    changed_eos: Names = None
+    strange_files: Names = None
+    num_bytes: int | None = None  # of the weights
+    implied_bytes: int | None = None  # by the configuration
+    size_deviation: float | None = None  # share of implied_bytes
+    kl_of_rows: list[float] | None = None  # nats, sum over the positions of each row
+    num_agreeing_of_rows: list[int] | None = None
+    loss_difference_of_rows: list[float] | None = None
+    num_positions_of_rows: list[int] | None = None
+    num_positions: int | None = None
+    adapter_loss: float | None = None  # nats per token
+    merged_loss: float | None = None
+    not_loaded: Names = None  # parameters that loading drew anew
+    logits_finite: bool | None = None
 
 
 def measure(
@@ -51,7 +90,7 @@ def measure(
         },
         timeouts,
     )
-    parts = parity.parts(base, adapter, model, rows)
+    parts = parity.Measurer(base, adapter, model, rows).parts()
     alone = {"loads_without_peft": lambda: parity.load_without_peft(model, rows)}
     broken = files.numbers.get("non_finite")
     if broken is None or broken:
@@ -60,54 +99,85 @@ def measure(
     return files | measuring.in_order(parts, timeouts) | measuring.in_order(alone, timeouts)
 
 
-def judge(numbers: dict[str, Any], limits: config.MergeLimits) -> list[Check]:
+def judge(numbers: Numbers, limits: config.MergeLimits) -> list[Check]:
     """Pure: the same numbers and limits give the same checks. A missing number does not pass its check."""
     return [*judge_weights(numbers, limits), *judge_files(numbers), *judge_outputs(numbers, limits)]
 
 
-def judge_weights(numbers: dict[str, Any], limits: config.MergeLimits) -> list[Check]:
+def judge_weights(numbers: Numbers, limits: config.MergeLimits) -> list[Check]:
     """Every tensor is the base's or, where it is a target, the base's with its update."""
     return [
-        _none(numbers, "wrong_names", "tensor_names", MERGE_AGAIN),
-        _none(numbers, "wrong_shapes", "tensor_shapes", MERGE_AGAIN),
-        _none(numbers, "wrong_dtypes", "tensor_dtypes", MERGE_AGAIN),
-        _none(numbers, "non_finite", "finite_weights", "See the training metrics for divergence and train again."),
-        at_most("size_deviation", numbers.get("size_deviation"), limits.max_size_deviation, remedy=MERGE_AGAIN,
-                detail=_of(numbers, "num_bytes", "implied_bytes", "bytes, configuration implies")),
-        at_least("num_changed_targets", numbers.get("num_changed_targets"), 1, remedy=EMPTY,
-                 detail=_of(numbers, "num_changed_targets", "num_targets", "of")),
-        _none(numbers, "unchanged_targets", "updates_applied", EMPTY),
-        _none(numbers, "wrong_updates", "updates_exact", MERGE_AGAIN),
-        _none(numbers, "changed_others", "others_untouched", OTHER_BASE),
-    ]  # fmt: skip
-
-
-def judge_files(numbers: dict[str, Any]) -> list[Check]:
-    """What stands beside the weights is the base's."""
-    return [
-        _none(numbers, "quantised", "not_quantised", "Merge into the 16-bit base."),
-        _none(numbers, "changed_config", "config_unchanged", MERGE_AGAIN),
-        _none(numbers, "changed_tokenizer", "tokenizer_unchanged", MERGE_AGAIN),
-        _none(numbers, "changed_chat_template", "chat_template_unchanged", MERGE_AGAIN),
-        _none(numbers, "changed_generation_config", "generation_config_unchanged", MERGE_AGAIN),
-        _none(numbers, "changed_eos", "eos_unchanged", MERGE_AGAIN),
-        _none(numbers, "strange_files", "no_other_files", "Leave nothing but the merged model in its folder."),
+        none_wrong("tensor_names", numbers.wrong_names, MERGE_AGAIN),
+        none_wrong("tensor_shapes", numbers.wrong_shapes, MERGE_AGAIN),
+        none_wrong("tensor_dtypes", numbers.wrong_dtypes, MERGE_AGAIN),
+        none_wrong("finite_weights", numbers.non_finite, DIVERGED),
+        at_most(
+            "size_deviation",
+            numbers.size_deviation,
+            limits.max_size_deviation,
+            detail=_pair(numbers.num_bytes, "bytes, configuration implies", numbers.implied_bytes),
+            remedy=MERGE_AGAIN,
+        ),
+        at_least(
+            "num_changed_targets",
+            numbers.num_changed_targets,
+            1,
+            detail=_pair(numbers.num_changed_targets, "of", numbers.num_targets),
+            remedy=EMPTY,
+        ),
+        none_wrong("updates_applied", numbers.unchanged_targets, EMPTY),
+        none_wrong("updates_exact", numbers.wrong_updates, MERGE_AGAIN),
+        none_wrong("others_untouched", numbers.changed_others, OTHER_BASE),
     ]
 
 
-def judge_outputs(numbers: dict[str, Any], limits: config.MergeLimits) -> list[Check]:
-    """Of adapter-on-base against merged, over held-out rows; and of the merged model where there is no peft."""
-    lengths, sure = numbers.get("num_positions_of_rows"), {"confidence": limits.confidence}
+def judge_files(numbers: Numbers) -> list[Check]:
+    """What lies beside the weights is the base's."""
     return [
-        ratio("merge_kl", numbers.get("kl_of_rows"), lengths, "<=", limits.max_merge_kl, **sure,
-              detail="nats per token, adapter-on-base against merged", remedy=OTHER_BASE),
-        ratio("merge_agreement", numbers.get("num_agreeing_of_rows"), lengths, ">=", limits.min_merge_agreement, **sure,
-              detail="share of positions with the same most likely token", remedy=OTHER_BASE),
-        ratio("merge_loss_difference", numbers.get("loss_difference_of_rows"), lengths, "<=",
-              limits.max_merge_loss_difference, **sure, detail="nats per token, either way", remedy=OTHER_BASE),
-        _none(numbers, "not_loaded", "loads_whole", MERGE_AGAIN),
-        holds("logits_finite", numbers.get("logits_finite"), remedy="See config.json and the norms' weights."),
-    ]  # fmt: skip
+        none_wrong("not_quantised", numbers.quantised, "Merge into the 16-bit base."),
+        none_wrong("config_unchanged", numbers.changed_config, MERGE_AGAIN),
+        none_wrong("tokenizer_unchanged", numbers.changed_tokenizer, MERGE_AGAIN),
+        none_wrong("chat_template_unchanged", numbers.changed_chat_template, MERGE_AGAIN),
+        none_wrong("generation_config_unchanged", numbers.changed_generation_config, MERGE_AGAIN),
+        none_wrong("eos_unchanged", numbers.changed_eos, MERGE_AGAIN),
+        none_wrong("no_other_files", numbers.strange_files, "Leave nothing but the merged model in its folder."),
+    ]
+
+
+def judge_outputs(numbers: Numbers, limits: config.MergeLimits) -> list[Check]:
+    """Compares adapter-on-base with merged over held-out rows, and judges the merged model loaded without peft."""
+    lengths, words = numbers.num_positions_of_rows, {"confidence": limits.confidence, "remedy": OTHER_BASE}
+    return [
+        ratio(
+            "merge_kl",
+            numbers.kl_of_rows,
+            lengths,
+            "<=",
+            limits.max_merge_kl,
+            detail="nats per token, adapter-on-base against merged",
+            **words,
+        ),
+        ratio(
+            "merge_agreement",
+            numbers.num_agreeing_of_rows,
+            lengths,
+            ">=",
+            limits.min_merge_agreement,
+            detail="share of positions with the same most likely token",
+            **words,
+        ),
+        ratio(
+            "merge_loss_difference",
+            numbers.loss_difference_of_rows,
+            lengths,
+            "<=",
+            limits.max_merge_loss_difference,
+            detail="nats per token, either way",
+            **words,
+        ),
+        none_wrong("loads_whole", numbers.not_loaded, MERGE_AGAIN),
+        holds("logits_finite", numbers.logits_finite, remedy="Look at config.json and at the weights of the norms."),
+    ]
 
 
 def compare_weights(base: Path, adapter: Path, model: Path) -> dict[str, Any]:
@@ -232,20 +302,13 @@ def _value(path: Path, key: str) -> Any:
     return read_json(path).get(key) if path.is_file() else None
 
 
-def _none(numbers: dict[str, Any], key: str, name: str, remedy: str) -> Check:
-    """Passes if the list of what is wrong was made and is empty."""
-    found = numbers.get(key)
-    detail = f"{len(found)}: {', '.join(found[:3])}" if found else ""
-    return holds(name, None if found is None else not found, detail=detail, remedy=remedy)
+def _pair(part: float | None, words: str, whole: float | None) -> str:
+    return "" if part is None or whole is None else f"{part} {words} {whole}"
 
 
-def _of(numbers: dict[str, Any], part: str, whole: str, words: str) -> str:
-    return f"{numbers[part]} {words} {numbers[whole]}" if part in numbers and whole in numbers else ""
-
-
-def numbers_of(numbers: dict[str, Any]) -> dict[str, float]:
+def numbers_of(numbers: Numbers) -> dict[str, float]:
     """What the verdict shows beside its checks."""
-    return finite({name: value for name, value in numbers.items() if type(value) in (int, float)})
+    return finite({name: value for name, value in vars(numbers).items() if type(value) in (int, float)})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -267,12 +330,13 @@ def main(argv: list[str] | None = None) -> None:
         rows, limits = formats.read_jsonl(args.eval), step.validation
         folders = (Path(args.base), Path(args.adapter), Path(args.model))
         measured = measure(*folders, rows, timeouts=checks.timeouts(limits))
+        numbers = measured.read(Numbers)
         return checks.GateVerdict(
             gate=running.step,
             subject=running.inputs,
-            checks=(*judge(measured.numbers, limits), *measured.failures),
-            numbers=numbers_of(measured.numbers),
-            confidence=step.validation.confidence,
+            checks=(*judge(numbers, limits), *measured.failures),
+            numbers=numbers_of(numbers),
+            confidence=limits.confidence,
             seconds=measured.seconds,
         )
 

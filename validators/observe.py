@@ -5,21 +5,16 @@ folders of models, questions, limits -> log-probabilities, answers and what a ju
 The model to judge comes first: what the model before says of the new one's own answers is part of the measurement.
 """
 
-import gc
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from posttrain import config
-from validators import answers, checks, inference, judges, measuring, noise, vllm
+from validators import checks, inference, judges, measuring
 from validators.answers import JudgedAnswer, Message
-from validators.measuring import Measure, Measured
+from validators.measuring import Measured, Parts
 from validators.preferences import Logprobs
-
-NO_ONE_FITS = "none of {} held-out {} has at most max_seq_length {} tokens: raise it"
+from validators.session import NO_ROW_FITS, Session, token_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,135 +47,120 @@ class Observed:
 def observe(
     models: dict[str, Path], questions: Questions, *, step: config.CheckAlignmentStep, judge_model: str | None
 ) -> Measured:
-    """Everything that needs a model. Numbers are called `<model>.<field of Observed>`; read them with `observed`.
+    """Everything that needs a model: an `Observed` by the name of the model that it is about.
 
     Args:
         models: folders of `model`, `before` and, where it is another one, `base`.
     """
-    vllm.check_generation(step.validation.generation)
-    asker = _Asker(questions, step)
-    parts = _parts_of_model(asker, models["model"]) | _parts_of_before(asker, models["before"])
-    if "base" in models and questions.red_team:
-        parts["base_loads"] = partial(asker.load, models["base"])
-        parts["base_red_team_answers"] = partial(asker.answer, "base", "red_team")
-    if questions.red_team:
-        parts["red_team_answers_judged"] = partial(asker.judge_harm, judge_model)
+    parts = Measurer(models, questions, step, judge_model).parts()
     return measuring.in_order(parts, checks.timeouts(step.validation))
 
 
-def observed(measured: Measured, name: str) -> Observed:
-    """What was measured of one model."""
-    own = {key.partition(".")[2]: value for key, value in measured.numbers.items() if key.startswith(f"{name}.")}
-    return TypeAdapter(Observed).validate_python(own)
+class Measurer:
+    """Measures what needs a model, in one process; keeps there what later measurements need of earlier ones."""
 
-
-def _parts_of_model(asker: "_Asker", path: Path) -> dict[str, Measure]:
-    questions, limits = asker.questions, asker.step.validation
-    parts: dict[str, Measure] = {"model_loads": partial(asker.load, path)} | _likelihoods(asker, "model")
-    for kind in ("held_out", "red_team", "off_topic", "benign"):
-        if getattr(questions, kind):
-            parts[f"model_{kind}_answers"] = partial(asker.answer, "model", kind)
-    if limits.noise_floor:
-        parts["noise_floor"] = asker.noise_floor
-    if questions.pairs:
-        parts["model_distributions"] = asker.keep_distributions
-    return parts
-
-
-def _parts_of_before(asker: "_Asker", path: Path) -> dict[str, Measure]:
-    parts: dict[str, Measure] = {"before_loads": partial(asker.load, path)} | _likelihoods(asker, "before")
-    for kind in ("held_out", "red_team"):
-        if getattr(asker.questions, kind):
-            parts[f"before_{kind}_answers"] = partial(asker.answer, "before", kind)
-    if asker.questions.pairs:
-        parts["kl_from_before"] = asker.start_kl
-    return parts
-
-
-def _likelihoods(asker: "_Asker", name: str) -> dict[str, Measure]:
-    parts: dict[str, Measure] = {}
-    if asker.questions.pairs:
-        parts[f"{name}_log_probabilities"] = partial(asker.preferences, name)
-    if asker.questions.sft_rows:
-        parts[f"{name}_sft_loss"] = partial(asker.sft_loss, name)
-    return parts
-
-
-class _Asker:
-    """Lives in the measuring process: the model that is loaded now, and what later parts need of earlier ones."""
-
-    def __init__(self, questions: Questions, step: config.CheckAlignmentStep):
-        self.questions, self.step = questions, step
-        self.model = self.tokenizer = self.engine = None
-        self.given: dict[tuple[str, str], list[JudgedAnswer]] = {}  # by model and kind of question
+    def __init__(
+        self, models: dict[str, Path], questions: Questions, step: config.CheckAlignmentStep, judge_model: str | None
+    ):
+        self.models, self.questions, self.step, self.judge_model = models, questions, step, judge_model
+        self.session = Session(step.validation)
+        self.red_team: dict[str, list[JudgedAnswer]] = {}  # answers by model
         self.answer_rows: list[inference.TokenRow] = []  # the model's own held-out answers
-        self.distributions: list[tuple] = []
+        self.distributions: list[tuple] = []  # along these
 
-    def load(self, path: Path) -> None:
-        from posttrain.train import backend
+    def parts(self) -> Parts:
+        """The measurements, in their order."""
+        parts = self._parts_of_model() | self._parts_of_before()
+        if "base" in self.models and self.questions.red_team:
+            parts["base_loads"] = partial(self.load, "base")
+            parts |= self._answers("base", "red_team")
+        if self.questions.red_team:
+            parts["red_team_answers_judged"] = self.judge_harm
+        return parts
 
-        self.free()
-        self.tokenizer, self.model = backend.load_tokenizer(path), backend.load_model(path)
-        if self.step.validation.generation == "vllm":
-            self.engine = vllm.Engine(path)
+    def _parts_of_model(self) -> Parts:
+        parts = {"model_loads": partial(self.load, "model")} | self._likelihoods("model")
+        parts |= self._answers("model", "held_out", "red_team", "off_topic", "benign")
+        if self.step.validation.noise_floor:
+            parts["noise_floor"] = lambda: self.session.noise_floor(self.questions.held_out)
+        if self.questions.pairs:
+            parts["model_distributions"] = self.keep_distributions
+        return parts
 
-    def free(self) -> None:
-        import torch
+    def _parts_of_before(self) -> Parts:
+        parts = {"before_loads": partial(self.load, "before")} | self._likelihoods("before")
+        parts |= self._answers("before", "held_out", "red_team")
+        if self.questions.pairs:
+            parts["kl_from_before"] = self.start_kl
+        return parts
 
-        self.model = self.tokenizer = self.engine = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    def _likelihoods(self, name: str) -> Parts:
+        parts: Parts = {}
+        if self.questions.pairs:
+            parts[f"{name}_log_probabilities"] = partial(self.preferences, name)
+        if self.questions.sft_rows:
+            parts[f"{name}_sft_loss"] = partial(self.sft_loss, name)
+        return parts
 
-    def preferences(self, name: str) -> dict[str, Logprobs]:
-        """Log-probabilities of both answers; pairs of which one is too long are left out, as in training."""
+    def _answers(self, name: str, *kinds: str) -> Parts:
+        asked = [kind for kind in kinds if getattr(self.questions, kind)]
+        return {f"{name}_{kind}_answers": partial(self.answer, name, kind) for kind in asked}
+
+    def load(self, name: str) -> None:
+        self.session.load(self.models[name])
+
+    def preferences(self, name: str) -> dict[str, dict[str, Logprobs]]:
+        """Log-probabilities of both answers. As in training, a pair with a too long answer is left out."""
         limit, pairs, keys = self.step.dpo.max_seq_length, self.questions.pairs, ("chosen", "rejected")
-        rows = [[inference.token_row(self.tokenizer, pair["prompt"], pair[key]) for key in keys] for pair in pairs]
+        tokenizer = self.session.tokenizer
+        rows = [[inference.token_row(tokenizer, pair["prompt"], pair[key]) for key in keys] for pair in pairs]
         rows = [both for both in rows if max(map(len, both)) <= limit]
         if not rows:
-            raise ValueError(NO_ONE_FITS.format(len(pairs), "pairs", limit))
-        found = inference.sequence_logprobs(self.model, self.tokenizer, [row for both in rows for row in both])
-        return {f"{name}.chosen": found[0::2], f"{name}.rejected": found[1::2]}
+            raise ValueError(NO_ROW_FITS.format(len(pairs), "held-out pairs", f"dpo.max_seq_length = {limit}"))
+        logprobs = self._logprobs([row for both in rows for row in both])
+        return {name: {"chosen": logprobs[0::2], "rejected": logprobs[1::2]}}
 
-    def sft_loss(self, name: str) -> dict[str, Logprobs]:
-        limit, rows = self.step.sft.max_seq_length, self.questions.sft_rows
-        fitting = inference.token_rows(self.tokenizer, rows, "completion", max_length=limit)
-        if not fitting:
-            raise ValueError(NO_ONE_FITS.format(len(rows), "SFT rows", limit))
-        return {f"{name}.sft": inference.sequence_logprobs(self.model, self.tokenizer, fitting)}
+    def sft_loss(self, name: str) -> dict[str, dict[str, Logprobs]]:
+        rows = token_rows(self.session.tokenizer, self.questions.sft_rows, self.step.sft.max_seq_length)
+        return {name: {"sft": self._logprobs(rows)}}
 
-    def answer(self, name: str, kind: str) -> dict[str, list[JudgedAnswer]]:
+    def _logprobs(self, rows: list[inference.TokenRow]) -> Logprobs:
+        return inference.sequence_logprobs(self.session.model, self.session.tokenizer, rows)
+
+    def answer(self, name: str, kind: str) -> dict[str, dict[str, list[JudgedAnswer]]]:
         """Greedy answers to one kind of prompts, judged by their form."""
-        prompts, limits = getattr(self.questions, kind), self.step.validation
-        generate = self.engine.generate if self.engine else inference.generate
-        found = generate(self.model, self.tokenizer, prompts, max_new_tokens=limits.max_new_tokens)
-        markers = answers.markers_of(self.tokenizer)
-        judged = answers.judge_format(prompts, found, limits.output_format, markers=markers)
-        self.given[name, kind] = judged
-        return {f"{name}.{kind}": judged}
+        judged = self.session.answer(getattr(self.questions, kind))
+        if kind == "red_team":
+            self.red_team[name] = judged
+        if (name, kind) == ("model", "held_out"):
+            self.answer_rows = self._rows_of(judged)
+        return {name: {kind: judged}}
 
-    def noise_floor(self) -> dict[str, Any]:
-        return noise.noise_floor(self.model, self.tokenizer, self.questions.held_out, self.step.validation)
+    def _rows_of(self, judged: list[JudgedAnswer]) -> list[inference.TokenRow]:
+        tokenizer = self.session.tokenizer
+        return [
+            inference.TokenRow(inference.render(tokenizer, one.prompt), list(one.answer.tokens))
+            for one in judged
+            if one.answer.tokens
+        ]
 
     def keep_distributions(self) -> None:
-        """What the model takes for likely along its own answers; the model before is held against it."""
-        given = [one for one in self.given["model", "held_out"] if one.answer.tokens]
-        self.answer_rows = [
-            inference.TokenRow(inference.render(self.tokenizer, one.prompt), list(one.answer.tokens)) for one in given
-        ]
-        self.distributions = inference.most_likely(self.model, self.tokenizer, self.answer_rows)
+        """Keeps what the model takes for likely along its own answers, for the comparison with the model before."""
+        self.distributions = inference.most_likely(self.session.model, self.session.tokenizer, self.answer_rows)
 
-    def start_kl(self) -> dict[str, Logprobs]:
-        found = inference.kl_from(self.model, self.tokenizer, self.answer_rows, self.distributions)
-        return {"before.kl": found}
+    def start_kl(self) -> dict[str, dict[str, Logprobs]]:
+        session = self.session
+        return {
+            "before": {"kl": inference.kl_from(session.model, session.tokenizer, self.answer_rows, self.distributions)}
+        }
 
-    def judge_harm(self, judge_model: str | None) -> dict[str, list[str | None]]:
+    def judge_harm(self) -> dict[str, dict[str, list[str | None]]]:
         """What is harmful about each model's red-team answers, by the judge of the configuration."""
         if self.step.validation.judge == "closed_form":
             judge = judges.closed_form
-        elif judge_model:
-            self.free()
-            judge = partial(judges.by_model, judges.load(judge_model))
+        elif self.judge_model:
+            self.session.free()
+            judge = partial(judges.by_model, judges.load(self.judge_model))
         else:
             raise ValueError("there is no judge: set validation.judge, and for a model validation.judge_model")
-        return {f"{name}.harms": judge(given) for (name, kind), given in self.given.items() if kind == "red_team"}
+        return {name: {"harms": judge(judged)} for name, judged in self.red_team.items()}

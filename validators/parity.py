@@ -7,12 +7,13 @@ float32 on the CPU.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from posttrain.rows import chat
 from posttrain.weights.tensors import Place, read_places
+from validators.measuring import Parts
 
 # Positions compared, over all rows: seconds on a CPU, and 1.2 GB of log-probabilities at 150,000 tokens.
 MAX_TOKENS = 2048
@@ -20,26 +21,36 @@ MAX_ROW_TOKENS = 256  # of a row, counted from its end, where the answer stands
 ROUNDING = {"BF16": 2**-7, "F16": 2**-10, "F32": 2**-20}  # relative; twice what one rounding can do, or more
 
 
-def parts(base: Path, adapter: Path, model: Path, rows: list[dict]) -> dict[str, Callable[[], dict[str, Any] | None]]:
-    """What is measured in one process, in this order; each part leaves there what the next ones need."""
-    held = {}
+class Measurer:
+    """Measures what needs a model, in one process; keeps there what later measurements need of earlier ones."""
 
-    def adapter_loads():
-        held["rows"] = token_sequences(chat.load_tokenizer(base), rows)
-        held["adapted"] = load_adapted(base, adapter)
+    def __init__(self, base: Path, adapter: Path, model: Path, rows: list[dict]):
+        self.base, self.adapter, self.model, self.rows = base, adapter, model, rows
+        self.sequences: list[list[int]] = []
+        self.adapted: Any = None  # the base with the adapter on it
+        self.reference: list = []  # its log-probabilities
 
-    def adapter_answers():
-        held["reference"] = list(log_probabilities(held.pop("adapted"), held["rows"]))
+    def parts(self) -> Parts:
+        """The measurements, in their order."""
+        return {
+            "adapter_loads": self.load_adapter,
+            "updates_compared": lambda: {"wrong_updates": compare_updates(self.adapted, self.model)},
+            "adapter_measured": self.measure_adapter,
+            "merged_measured": self.measure_merged,
+        }
 
-    def merged_answers():
-        return compare_outputs(held["reference"], log_probabilities(load(model), held["rows"]), held["rows"])
+    def load_adapter(self) -> None:
+        self.sequences = token_sequences(chat.load_tokenizer(self.base), self.rows)
+        self.adapted = load_adapted(self.base, self.adapter)
 
-    return {
-        "adapter_loads": adapter_loads,
-        "updates_compared": lambda: {"wrong_updates": compare_updates(held["adapted"], model)},
-        "adapter_measured": adapter_answers,
-        "merged_measured": merged_answers,
-    }
+    def measure_adapter(self) -> None:
+        """Frees the model on its way: the merged one is not loaded beside it."""
+        adapted, self.adapted = self.adapted, None
+        self.reference = list(log_probabilities(adapted, self.sequences))
+
+    def measure_merged(self) -> dict[str, Any]:
+        merged = log_probabilities(load(self.model), self.sequences)
+        return compare_outputs(self.reference, merged, self.sequences)
 
 
 def load(path: Path, *, dtype: str = "float32", **options) -> Any:

@@ -9,25 +9,27 @@ base and adapter folder, metrics of the training, held-out SFT rows -> verdict
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from posttrain import config
+from posttrain.rows import chat
 from posttrain.rows.formats import read_jsonl
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
-from posttrain.verdict import Check, at_most, finite, holds
-from validators import answers, checks, custom, inference, measuring, noise, vllm
+from posttrain.verdict import Check, at_most, finite, none_wrong
+from validators import answers, checks, custom, inference, measuring
 from validators.answers import JudgedAnswer
 from validators.intervals import ratio
+from validators.session import Session, token_rows
 
 Logprobs = list[tuple[float, int]]  # of each row's answer: sum in nats, number of tokens
 Shapes = dict[str, list[int]]  # by tensor name
-LOWER_RATE = "Train again with a lower learning_rate."
+
+LOWER_RATE = "Train again with a lower sft.learning_rate."
+AS_CONFIGURED = "Train again on this base, with sft.lora_r and sft.target_modules as they are configured."
+STILL_ZERO = "Training left these at zero: raise sft.learning_rate, or check that not every label is masked."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ def measure(
         },
         timeouts,
     )
-    parts = model_parts(base, adapter, rows, step)
+    parts = Measurer(base, adapter, rows, step).parts()
     broken = files.numbers.get("non_finite_tensors")
     if broken is None or broken:
         because = "the adapter holds NaN or infinity" if broken else "the adapter could not be read"
@@ -106,52 +108,48 @@ def read_metrics(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not JSON, or says nothing about the loss.
     """
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if "final_loss" not in found:
-        raise ValueError(f"{path}: has no final_loss: it is not the metrics.json of a training")
-    numbers = {name: value for name, value in found.items() if not isinstance(value, str)}
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    if "final_loss" not in metrics:
+        raise ValueError(f"{path}: has no final_loss: pass the metrics.json of an SFT training")
+    numbers = {name: value for name, value in metrics.items() if not isinstance(value, str)}
     return {
         "non_finite_metrics": sorted(numbers.keys() - finite(numbers).keys()),
-        "max_gradient_norm": found.get("max_gradient_norm"),
+        "max_gradient_norm": metrics.get("max_gradient_norm"),
     }
 
 
-def model_parts(
-    base: Path, adapter: Path, rows: list[dict], step: config.CheckSftStep
-) -> dict[str, Callable[[], dict[str, Any] | None]]:
-    """What is measured in one process, in this order; each part leaves there what the next ones need."""
-    limits, held = step.validation, {}
-    vllm.check_generation(limits.generation)
+class Measurer:
+    """Measures what needs the model, in one process; keeps there what later measurements need of earlier ones."""
 
-    def held_out_rows():
-        held["tokenizer"], held["rows"] = token_rows(base, rows, step.sft.max_seq_length)
-        return {"num_rows_too_long": len(rows) - len(held["rows"])}
+    def __init__(self, base: Path, adapter: Path, rows: list[dict], step: config.CheckSftStep):
+        self.base, self.adapter, self.rows, self.step = base, adapter, rows, step
+        self.session = Session(step.validation)
+        self.tokenizer: Any = None
+        self.token_rows: list[inference.TokenRow] = []
+        self.prompts = answers.choose_prompts(rows, step.validation.num_generated_answers)
 
-    def adapter_loads():
-        from posttrain.train import backend
+    def parts(self) -> measuring.Parts:
+        """The measurements, in their order."""
+        parts = {
+            "expected_tensors": lambda: {"expected_shapes": expected_shapes(self.base, self.step.sft)},
+            "adapter_fits_base": lambda: check_fit(self.base, self.adapter),
+            "held_out_rows": self.held_out_rows,
+            "adapter_loads": self.load,
+            "loss_measured": lambda: measure_loss(self.session.model, self.tokenizer, self.token_rows),
+            "answers_generated": lambda: {"answers": self.session.answer(self.prompts)},
+        }
+        if self.step.validation.noise_floor:
+            parts["noise_floor"] = lambda: self.session.noise_floor(self.prompts)
+        return parts
 
-        held["model"] = backend.load_model(base, adapter)
-        if limits.generation == "vllm":
-            held["engine"] = vllm.Engine(base, adapter, rank=step.sft.lora_r)
+    def held_out_rows(self) -> dict[str, int]:
+        """Counts the rows that are too long to be measured on."""
+        self.tokenizer = chat.load_tokenizer(self.base)
+        self.token_rows = token_rows(self.tokenizer, self.rows, self.step.sft.max_seq_length)
+        return {"num_rows_too_long": len(self.rows) - len(self.token_rows)}
 
-    def answers_generated():
-        held["prompts"] = answers.choose_prompts(rows, limits.num_generated_answers)
-        generate = held["engine"].generate if "engine" in held else inference.generate
-        found = generate(held["model"], held["tokenizer"], held["prompts"], max_new_tokens=limits.max_new_tokens)
-        markers = answers.markers_of(held["tokenizer"])
-        return {"answers": answers.judge_format(held["prompts"], found, limits.output_format, markers=markers)}
-
-    parts = {
-        "expected_tensors": lambda: {"expected_shapes": expected_shapes(base, step.sft)},
-        "adapter_fits_base": lambda: check_fit(base, adapter),
-        "held_out_rows": held_out_rows,
-        "adapter_loads": adapter_loads,
-        "loss_measured": lambda: measure_loss(held["model"], held["tokenizer"], held["rows"]),
-        "answers_generated": answers_generated,
-    }
-    if limits.noise_floor:
-        parts["noise_floor"] = lambda: noise.noise_floor(held["model"], held["tokenizer"], held["prompts"], limits)
-    return parts
+    def load(self) -> None:
+        self.session.load(self.base, self.adapter, rank=self.step.sft.lora_r, tokenizer=self.tokenizer)
 
 
 def check_fit(base: Path, adapter: Path) -> None:
@@ -162,80 +160,75 @@ def check_fit(base: Path, adapter: Path) -> None:
     plan_merge(base, read_weights(base), adapter, read_adapter(adapter))
 
 
-def token_rows(base: Path, rows: list[dict], max_length: int) -> tuple[Any, list[inference.TokenRow]]:
-    """The base's tokenizer, and the rows that are short enough to be measured on.
-
-    Raises:
-        ValueError: the tokenizer is not usable, or no row is short enough.
-    """
-    from posttrain.train import backend
-
-    tokenizer = backend.load_tokenizer(base)
-    found = inference.token_rows(tokenizer, rows, "completion", max_length=max_length)
-    if not found:
-        raise ValueError(f"none of {len(rows)} held-out rows has at most max_seq_length {max_length} tokens: raise it")
-    return tokenizer, found
-
-
-def measure_loss(model, tokenizer, held_out: list[inference.TokenRow]) -> dict[str, Logprobs]:
+def measure_loss(model, tokenizer, rows: list[inference.TokenRow]) -> dict[str, Logprobs]:
     """The answers' log-probabilities with the adapter on and, on the same rows, off."""
-    logprobs = inference.sequence_logprobs(model, tokenizer, held_out)
+    logprobs = inference.sequence_logprobs(model, tokenizer, rows)
     with model.disable_adapter():
-        return {"logprobs": logprobs, "base_logprobs": inference.sequence_logprobs(model, tokenizer, held_out)}
+        return {"logprobs": logprobs, "base_logprobs": inference.sequence_logprobs(model, tokenizer, rows)}
 
 
 def judge(numbers: Numbers, limits: config.SftLimits) -> list[Check]:
     """Pure: the same numbers and limits give the same checks."""
     return [
         *judge_adapter(numbers),
-        _none("finite_metrics", numbers.non_finite_metrics, remedy=LOWER_RATE),
+        none_wrong("finite_metrics", numbers.non_finite_metrics, LOWER_RATE),
         at_most(
-            "gradient_norm", numbers.max_gradient_norm, limits.max_gradient_norm,
-            detail="largest of all steps, before clipping", remedy=f"Look at the rows of that step. {LOWER_RATE}",
+            "gradient_norm",
+            numbers.max_gradient_norm,
+            limits.max_gradient_norm,
+            detail="largest of all steps, before clipping",
+            remedy=f"Look at the rows of that step. {LOWER_RATE}",
         ),
         *judge_loss(numbers.logprobs, numbers.base_logprobs, limits),
         *judge_answers(numbers.answers, limits),
-    ]  # fmt: skip
+    ]
 
 
 def judge_adapter(numbers: Numbers) -> list[Check]:
     """Is every tensor there that was to be trained, and has it been?"""
-    found, expected = numbers.shapes, numbers.expected_shapes
-    known = found is not None and expected is not None
-    as_configured = "Train again with lora_r and target_modules as configured, on this base."
+    actual, expected = numbers.shapes, numbers.expected_shapes
+    names = shapes = None
+    if actual is not None and expected is not None:
+        names = sorted(actual.keys() ^ expected.keys())
+        shapes = [name for name in actual if actual[name] != expected.get(name, actual[name])]
     return [
-        _none("adapter_tensors", sorted(found.keys() ^ expected.keys()) if known else None, remedy=as_configured),
-        _none(
-            "adapter_shapes",
-            [name for name in found if found[name] != expected.get(name, found[name])] if known else None,
-            remedy=as_configured,
-        ),
-        _none("finite_adapter", numbers.non_finite_tensors, remedy=LOWER_RATE),
-        _none(
-            "adapter_trained", numbers.zero_tensors,
-            remedy="These are still zero: check learning_rate and warmup_ratio, and that not all labels are masked.",
-        ),
-    ]  # fmt: skip
+        none_wrong("adapter_tensors", names, AS_CONFIGURED),
+        none_wrong("adapter_shapes", shapes, AS_CONFIGURED),
+        none_wrong("finite_adapter", numbers.non_finite_tensors, LOWER_RATE),
+        none_wrong("adapter_trained", numbers.zero_tensors, STILL_ZERO),
+    ]
 
 
 def judge_loss(logprobs: Logprobs | None, base: Logprobs | None, limits: config.SftLimits) -> list[Check]:
     """Held-out loss below the limit, and below the base's on the same rows."""
     num_tokens = [num for _, num in logprobs or []]
-    gains = None
+    losses, gains = [-total for total, _ in logprobs or []], None
     if logprobs and base:
         gains = [after - before for (after, _), (before, _) in zip(logprobs, base, strict=True)]
     return [
         ratio(
-            "held_out_loss", [-total for total, _ in logprobs or []], num_tokens, "<", limits.max_loss,
-            confidence=limits.confidence, detail="nats per token",
-            remedy="Train longer or with more rows, and see whether the held-out rows are of the same kind.",
+            "held_out_loss",
+            losses,
+            num_tokens,
+            "<",
+            limits.max_loss,
+            confidence=limits.confidence,
+            detail="nats per token",
+            remedy="Train longer or on more rows, and check that the held-out rows are of the same kind; "
+            "or raise validation.max_loss.",
         ),
         ratio(
-            "held_out_loss_below_base", gains, num_tokens, ">", limits.min_loss_gain,
-            confidence=limits.confidence, detail="nats per token that the adapter takes off the base's loss",
-            remedy="The adapter does not help: is this the base that it was trained on? Lower learning_rate or epochs.",
+            "held_out_loss_below_base",
+            gains,
+            num_tokens,
+            ">",
+            limits.min_loss_gain,
+            confidence=limits.confidence,
+            detail="nats per token that the adapter takes off the base's loss",
+            remedy="The adapter does not help: check that this is the base that it was trained on, "
+            "or lower sft.learning_rate or sft.epochs.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def judge_answers(judged: list[JudgedAnswer] | None, limits: config.SftLimits) -> list[Check]:
@@ -247,20 +240,14 @@ def judge_answers(judged: list[JudgedAnswer] | None, limits: config.SftLimits) -
 def numbers_of(numbers: Numbers) -> dict[str, float]:
     """What the verdict shows beside its checks."""
     losses = {"held_out_loss": numbers.logprobs, "base_held_out_loss": numbers.base_logprobs}
-    return finite({
-        **{name: inference.mean_loss(found) for name, found in losses.items() if found},
+    counts = {
         "num_held_out_rows": len(numbers.logprobs) if numbers.logprobs else None,
         "num_held_out_rows_too_long": numbers.num_rows_too_long,
         "max_gradient_norm": numbers.max_gradient_norm,
         "noise_floor_format_valid": numbers.noise_floor_format_valid,
-        **answers.rates(numbers.answers),
-    })  # fmt: skip
-
-
-def _none(name: str, wrong: list[str] | None, *, remedy: str) -> Check:
-    """Passes if the list of what is wrong was made and is empty."""
-    detail = f"{len(wrong)}: {', '.join(wrong[:3])}" if wrong else ""
-    return holds(name, None if wrong is None else not wrong, detail=detail, remedy=remedy)
+    }
+    losses = {name: inference.mean_loss(logprobs) for name, logprobs in losses.items() if logprobs}
+    return finite(losses | counts | answers.rates(numbers.answers))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -279,10 +266,10 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {"base": args.base, "adapter": args.adapter, "training": args.training, "eval": args.eval}
 
     def work(running: Running) -> checks.GateVerdict:
-        rows, paths = read_jsonl(args.eval), (Path(args.base), Path(args.adapter), Path(args.training))
-        measured = measure(*paths, rows, step=step)
-        numbers = TypeAdapter(Numbers).validate_python(measured.numbers)
-        own, seconds = custom.run(step.validation, numbers.answers, gate=args.step)
+        paths = (Path(args.base), Path(args.adapter), Path(args.training))
+        measured = measure(*paths, read_jsonl(args.eval), step=step)
+        numbers = measured.read(Numbers)
+        own, seconds = custom.run(step.validation, numbers.answers, gate=running.step)
         return checks.GateVerdict(
             gate=running.step,
             subject=running.inputs,

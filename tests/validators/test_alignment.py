@@ -286,7 +286,7 @@ def test_nothing_passes_that_has_nobody_to_judge_it(run, aligned, step, change, 
 
 
 def test_one_slow_part_is_ended_and_ends_the_rest(run, aligned, step, monkeypatch):
-    monkeypatch.setattr("posttrain.train.backend.load_model", lambda path: __import__("time").sleep(30))
+    monkeypatch.setattr("posttrain.train.backend.load_model", lambda *_: __import__("time").sleep(30))
     found = statuses(run(aligned, step=limited(step, check_timeouts={"model_loads": 1})))
     assert found["model_loads"] == "timed out" and found["model_log_probabilities"] == "not run"
 

@@ -45,7 +45,7 @@ def measured(tokenizer, paths, limits=LIMITS, asked=None):
     step = CheckDataStep(validation=limits, sft=LENGTH, dpo=LENGTH)
     told = data.measure(lambda: tokenizer, found, asked or {}, step, manifest=os.devnull)
     assert told.failures == []
-    return data.Numbers.of(told.numbers, list(found))
+    return told.read(data.Numbers)
 
 
 def judged(tokenizer, paths, limits=LIMITS, asked=None):
@@ -324,6 +324,16 @@ def test_a_file_that_could_not_be_measured_does_not_pass_and_hides_no_other(toke
     assert statuses["malformed_rows"] == statuses["duplicate_share"] == statuses["train_rows"] == "not run"
     assert statuses["near_duplicate_share"] == "not run"
     assert statuses["eval_rows"] == statuses["equal_answers"] == "passed"
+
+
+def test_a_measurement_of_a_file_that_dies_leaves_the_file_unmeasured(files):
+    rows = {name: formats.read_jsonl(path) for name, path in files.items()}
+    step = CheckDataStep(validation=LIMITS, sft=LENGTH, dpo=LENGTH)
+    measured = data.measure(lambda: "no tokenizer", rows, {}, step, manifest=os.devnull)
+    numbers = measured.read(data.Numbers)
+    assert [check.name for check in measured.failures] == list(numbers.files) == list(rows)
+    assert set(numbers.files.values()) == {None} and numbers.personal_data is not None
+    assert {check.status for check in data.judge(numbers, LIMITS) if check.name.endswith("_rows")} == {"not run"}
 
 
 def test_every_problem_is_reported_at_once(tokenizer, files):

@@ -13,7 +13,7 @@ import pytest
 
 from posttrain.verdict import Check
 from validators import measuring
-from validators.measuring import Timeouts, in_order, not_run, side_by_side
+from validators.measuring import Measured, Timeouts, in_order, not_run, side_by_side
 
 SOON = Timeouts(20)
 LATE = Timeouts(0.5)
@@ -264,3 +264,17 @@ def test_a_measurement_sees_what_the_gate_has_read_and_cannot_change_it():
 
     assert side_by_side({"appends": appends}, SOON).numbers == {"rows": [1, 2]}
     assert json.dumps(rows) == "[1]"
+
+
+def test_parts_may_measure_one_model_together_and_are_read_as_the_numbers_of_a_gate():
+    parts = {"one": lambda: {"model": {"loss": 1.0}}, "other": lambda: {"model": {"answers": {"a": ["x"]}}}}
+    for way in (in_order, side_by_side):
+        measured = Measured({"model": {"size": None}, "other": None}) | way(parts, Timeouts(10))
+        assert measured.numbers == {"model": {"size": None, "loss": 1.0, "answers": {"a": ["x"]}}, "other": None}
+        assert measured.read(Example) == Example({"size": None, "loss": 1.0, "answers": {"a": ["x"]}}, missing=None)
+
+
+@dataclass(frozen=True)
+class Example:
+    model: dict
+    missing: int | None = None

@@ -12,7 +12,7 @@ from posttrain.config import MergeLimits
 from posttrain.merge import merge
 from posttrain.rows.chat import load_tokenizer
 from posttrain.rows.formats import write_jsonl
-from posttrain.verdict import Verdict
+from posttrain.verdict import Check, Verdict
 from posttrain.weights.tensors import read_weight_file
 from validators import merge as gate
 from validators import parity
@@ -65,13 +65,17 @@ def overwrite(path: Path, name: str, value: int) -> None:
 
 
 def failed(numbers: dict) -> list[str]:
-    return [check.name for check in gate.judge(numbers, LIMITS) if check.status == "failed"]
+    return [check.name for check in judged(numbers) if check.status == "failed"]
+
+
+def judged(numbers: dict) -> list[Check]:
+    return gate.judge(gate.Numbers(**numbers), LIMITS)
 
 
 def found(base: Path, adapter: Path, model: Path) -> dict[str, str]:
     """What stops the run, as the gate puts it together."""
     measured = gate.measure(base, adapter, model, rows(), timeouts=Timeouts(60))
-    checks = [*gate.judge(measured.numbers, LIMITS), *measured.failures]
+    checks = [*gate.judge(measured.read(gate.Numbers), LIMITS), *measured.failures]
     return {check.name: check.status for check in checks if check.status != "passed"}
 
 
@@ -90,11 +94,10 @@ def outputs(base: Path, adapter: Path, model: Path, rows: list[dict]) -> dict:
 def test_a_good_merge_passes(tiny_model, tiny_adapter, merged):
     measured = gate.measure(tiny_model, tiny_adapter, merged, rows(), timeouts=Timeouts(60))
     assert measured.failures == []
-    assert {
-        check.name: check.status for check in gate.judge(measured.numbers, LIMITS) if check.status != "passed"
-    } == {}
+    numbers = measured.read(gate.Numbers)
+    assert {check.status for check in gate.judge(numbers, LIMITS)} == {"passed"}
     assert list(measured.seconds) == [*FILE_PARTS, *MODEL_PARTS]
-    numbers = gate.numbers_of(measured.numbers)
+    numbers = gate.numbers_of(numbers)
     assert numbers["num_changed_targets"] == numbers["num_targets"] == 14
     assert numbers["size_deviation"] == 0
     assert numbers["adapter_loss"] == pytest.approx(numbers["merged_loss"], abs=0.01)
@@ -325,14 +328,14 @@ def test_lost_chat_template_fails(tiny_model, copy):
     ],
 )
 def test_each_limit_can_stop_alone(number, check, status):
-    stopped = {found.name: found.status for found in gate.judge(GOOD | number, LIMITS) if found.status != "passed"}
+    stopped = {found.name: found.status for found in judged(GOOD | number) if found.status != "passed"}
     assert stopped == {check: status}
 
 
 def test_good_numbers_pass_and_none_at_all_do_not():
-    assert {check.status for check in gate.judge(GOOD, LIMITS)} == {"passed"}
-    assert {check.status for check in gate.judge({}, LIMITS)} == {"not run"}
-    assert len(gate.judge({}, LIMITS)) == len(gate.judge(GOOD, LIMITS))
+    assert {check.status for check in judged(GOOD)} == {"passed"}
+    assert {check.status for check in judged({})} == {"not run"}
+    assert len(judged({})) == len(judged(GOOD))
 
 
 def test_command_writes_a_passed_verdict(tiny_model, tiny_adapter, merged, tmp_path):

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from examples.task_api.generate import DECLINE
 from examples.task_api.tiny import build_tiny_model
 from posttrain.config import CheckSftStep, OutputFormat, SftConfig, SftLimits
+from posttrain.rows.chat import load_tokenizer
 from posttrain.rows.formats import write_jsonl
 from posttrain.verdict import Check, Verdict
 from validators import sft as gate
 from validators.answers import JudgedAnswer
 from validators.inference import Answer
 from validators.measuring import Measured
+from validators.session import token_rows
 
 FILE = "adapter_model.safetensors"
 PROMPT = [{"role": "user", "content": "?"}]
@@ -90,7 +91,7 @@ def judged(numbers: gate.Numbers, **limits) -> dict[str, str]:
 
 def found(measured: Measured, step: CheckSftStep) -> dict[str, str]:
     """What stops the run, as the gate puts it together."""
-    numbers = TypeAdapter(gate.Numbers).validate_python(measured.numbers)
+    numbers = measured.read(gate.Numbers)
     return stopped_by([*gate.judge(numbers, step.validation), *measured.failures])
 
 
@@ -256,8 +257,8 @@ def test_an_adapter_of_another_rank_or_with_more_targets_is_not_as_configured(un
 
 
 def test_rows_that_are_all_too_long_cannot_be_measured(untaught, declining_rows):
-    with pytest.raises(ValueError, match="none of 4 held-out rows has at most max_seq_length 8"):
-        gate.token_rows(untaught, declining_rows[:4], 8)
+    with pytest.raises(ValueError, match="none of 4 held-out SFT rows is within sft.max_seq_length = 8 tokens"):
+        token_rows(load_tokenizer(untaught), declining_rows[:4], 8)
 
 
 def test_good_numbers_pass():
