@@ -7,6 +7,7 @@ straight from `posttrain.verdict`.
 """
 
 import math
+from collections.abc import Callable
 
 from posttrain.verdict import Check, Interval, above, at_least, at_most, below
 
@@ -109,6 +110,11 @@ def more_rows_of_share(count: int, total: int, limit: float, confidence: float =
         low, high = wilson(count / total * num_rows, num_rows, confidence)  # not rounded: the interval only narrows
         return not low <= limit <= high
 
+    return more_rows_until(decides, total)
+
+
+def more_rows_until(decides: Callable[[int], bool], total: int) -> int | None:
+    """How many rows more than `total` until `decides(rows)`, which once true stays so; None: no number would do."""
     if decides(total):
         return 0
     enough = 2 * total
