@@ -1,0 +1,80 @@
+"""Scores a generated answer against the answers that count as right, from 0 (wrong) to 1 (right).
+
+matcher of `validation.answer_match`, references of a held-out row, its answer -> score
+
+    exact       the same text; width, ligatures and white space do not count
+    contains    the reference stands in the answer, as whole words; case and punctuation do not count
+    choice      names the same one of `choices`: a letter, or a word
+    number      its last number is the reference's, within the tolerance
+    json        the same JSON value, apart from `ignored_keys`
+    tool_call   calls the same functions with accepted arguments; a sentence, where that is the reference
+    judge       a model finds it as good as the reference (`validators.matching.pairwise`)
+    package.module:function    a function of the user's (`validators.matching.function`)
+
+A row may have several references: the best score counts. An answer that did not end by itself scores 0, whatever it
+holds. References are a text, or the JSON value that the matcher compares with; `tool_call` knows three forms:
+
+    {"name": "book", "arguments": {"seats": 2}}             this call
+    {"name": "book", "accepted_arguments": {"seats": [2, 3], "row": ["A"]}, "optional_arguments": ["row"]}
+                                                            each argument has one of these values, or may be left out
+    [call, call]                                            these calls in any order, each in one of the forms above
+
+A text that holds JSON counts as the JSON, so that a column of texts can hold every kind of reference.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from posttrain.inference import Answer
+
+Reference = Any  # a text, or another JSON value
+Scorer = Callable[[str], float]  # an answer's text -> its score against one reference
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the matchers may be told."""
+
+    ignored_keys: tuple[str, ...] = ()  # json, tool_call: keys and arguments that need not be equal, at any depth
+    absolute_tolerance: float = 0.0  # number, json, tool_call: by how much a number may be off
+    relative_tolerance: float = 0.0  # the same as a share of the reference's; the larger of the two counts
+    text: Literal["exact", "loose"] = "exact"  # texts in JSON; loose: without case, blanks and ,./-_*^ as BFCL has it
+    choices: tuple[str, ...] = ("A", "B", "C", "D")  # choice: letters or words
+
+
+def scorer(name: str, reference: Reference, options: Options) -> Scorer:
+    """What scores answers against one reference, by a matcher that needs neither a model nor code of the user's.
+
+    Raises:
+        ValueError: the matcher cannot compare anything with this reference.
+    """
+    from validators.matching import choice, number, structured, text
+
+    matchers = {
+        "exact": text.exact,
+        "contains": text.contains,
+        "choice": choice.choice,
+        "number": number.number,
+        "json": structured.json_value,
+        "tool_call": structured.tool_call,
+    }
+    return matchers[name](reference, options)
+
+
+def best_scores(name: str, answers: list[Answer], references: list[list[Reference]], options: Options) -> list[float]:
+    """For each answer its best score against the references of its row.
+
+    Raises:
+        ValueError: naming the row (from 1), a reference is of no use to the matcher, or there is none.
+    """
+    scores = []
+    for number, (answer, accepted) in enumerate(zip(answers, references, strict=True), start=1):
+        try:
+            scorers = [scorer(name, reference, options) for reference in accepted]
+        except ValueError as error:
+            raise ValueError(f"answer_match {name}: held-out row {number}: {error}") from None
+        if not scorers:
+            raise ValueError(f"answer_match {name}: held-out row {number} has no reference: give it a completion")
+        scores.append(max(score(answer.text) for score in scorers) if answer.stopped else 0.0)
+    return scores
