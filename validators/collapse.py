@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from posttrain.masking import mask
-from posttrain.rows import normalise
+from posttrain.config.masking import mask
+from posttrain.pages.wording import line
+from posttrain.rows.formats import normalise
 from posttrain.verdict import Check, above, at_least, at_most, holds
-from posttrain.wording import line
 from validators import intervals, paired, personal_data
 from validators.answers import Message
 from validators.matching.structured import NO_JSON, parse

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from posttrain.inference import Answer
+from validators.inference import Answer
 
 Reference = Any  # a text, or another JSON value
 Scorer = Callable[[str], float]  # an answer's text -> its score against one reference

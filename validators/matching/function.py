@@ -13,9 +13,9 @@ import numbers
 from collections.abc import Callable
 from functools import partial
 
-from posttrain.inference import Answer
 from validators import custom, measuring
 from validators.answers import Message
+from validators.inference import Answer
 from validators.matching import Reference
 
 ScoreOne = Callable[[list[Message], str, Reference], float]

@@ -16,11 +16,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain import inference
-from posttrain.inference import Answer
 from posttrain.verdict import Check
-from validators import intervals
+from validators import inference, intervals
 from validators.answers import Message, markers_of
+from validators.inference import Answer
 from validators.matching import Reference, structured
 from validators.matching.text import plain
 
@@ -60,7 +59,7 @@ def load(path: str) -> PairwiseJudge:
     Raises:
         ValueError: its tokenizer splits a letter, so that no single token is its verdict.
     """
-    from posttrain import backend
+    from posttrain.train import backend
 
     tokenizer = backend.load_tokenizer(path)
     ids = [tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in LETTERS]

@@ -5,7 +5,7 @@ reference -> what scores an answer against it
 
 import unicodedata
 
-from posttrain.rows import INVISIBLE, normalise
+from posttrain.rows.formats import INVISIBLE, normalise
 from validators.matching import Options, Reference, Scorer
 
 # Scripts that write words without blanks between them, and Hangul, which joins particles to a word.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.inference import Answer
+from validators.inference import Answer
 from validators.matching import function
 from validators.measuring import Timeouts
 

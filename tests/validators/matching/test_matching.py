@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from posttrain.inference import Answer
+from validators.inference import Answer
 from validators.matching import Options, best_scores, scorer
 from validators.matching.number import last_number
 from validators.matching.structured import sample_text

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from posttrain.inference import Answer
+from validators.inference import Answer
 from validators.matching import pairwise
 
 RIGHT = {"Capital of France?": "Paris", "Capital of Japan?": "Tokyo"}
