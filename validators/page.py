@@ -10,15 +10,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from posttrain.pages import wording
-from posttrain.pages.html import TEMPLATES as STYLES
+from posttrain.pages.html import environment
 from posttrain.verdict import Check, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 WIDTH = 240  # of a scale
 MARGIN = 8  # on both sides, for the dot
-TONES = {"passed": "good", "failed": "bad", "timed out": "bad", "undecided": "unsure", "not run": "none"}  # CSS classes
 
 
 class ShownAnswer(BaseModel):
@@ -73,13 +71,6 @@ def scale_of(check: Check) -> Scale | None:
 
 @cache
 def _template():
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        loader=jinja2.FileSystemLoader([TEMPLATES, STYLES]),
-    )  # fmt: skip
-    words = ("number", "measured", "limit", "interval", "headline", "conclusion", "duration", "line", "visible")
-    environment.filters |= {name: getattr(wording, name) for name in words}
-    environment.filters |= {"scale": scale_of, "tone": TONES.get}
-    return environment.get_template("verdict.html")
+    env = environment(TEMPLATES)
+    env.filters["scale"] = scale_of
+    return env.get_template("verdict.html")

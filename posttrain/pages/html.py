@@ -14,20 +14,31 @@ TONES = {
 }  # fmt: skip
 
 
-def environment() -> Any:
-    """jinja2's, for our templates and with our words."""
+def environment(*folders: Path) -> Any:
+    """The jinja2 environment that escapes everything, for templates in `folders` and in ours, with our filters."""
     import jinja2
 
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = ("number", "measured", "limit", "interval", "conclusion", "tally", "duration", "line", "visible")
-    found.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
-    return found
+    words = (
+        "number",
+        "measured",
+        "limit",
+        "interval",
+        "headline",
+        "conclusion",
+        "tally",
+        "duration",
+        "line",
+        "visible",
+    )
+    env.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
+    return env
 
 
 def size(gigabytes: float) -> str:

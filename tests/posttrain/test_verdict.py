@@ -4,7 +4,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from posttrain.verdict import Check, Verdict, above, at_least, at_most, below, finite, holds
+from posttrain.verdict import Check, Verdict, above, at_least, at_most, below, finite, holds, none_wrong
 
 SUBJECT = {"model": "0" * 64}
 
@@ -57,6 +57,15 @@ def test_only_true_itself_holds(value):
     assert holds("x", value).status == "failed"
     assert holds("x", True).status == "passed"
     assert holds("x", None).status == "not run"
+
+
+@pytest.mark.parametrize(("wrong", "status"), [([], "passed"), (["a"], "failed"), (None, "not run")])
+def test_a_list_of_what_is_wrong_must_have_been_made_and_be_empty(wrong, status):
+    assert none_wrong("x", wrong, "mend it").status == status
+
+
+def test_what_is_wrong_is_named():
+    assert none_wrong("x", list("abcd"), "Mend it.").sentence == "x (4: a, b, c). Mend it."
 
 
 def test_a_verdict_passes_only_if_every_check_did():

@@ -27,6 +27,14 @@ class Row:
     loss: float
 
 
+@dataclass(frozen=True)
+class Example:
+    """Numbers of a gate."""
+
+    model: dict
+    missing: int | None = None
+
+
 def raises() -> dict:
     raise RuntimeError("out of memory\nin line two")
 
@@ -272,9 +280,3 @@ def test_parts_may_measure_one_model_together_and_are_read_as_the_numbers_of_a_g
         measured = Measured({"model": {"size": None}, "other": None}) | way(parts, Timeouts(10))
         assert measured.numbers == {"model": {"size": None, "loss": 1.0, "answers": {"a": ["x"]}}, "other": None}
         assert measured.read(Example) == Example({"size": None, "loss": 1.0, "answers": {"a": ["x"]}}, missing=None)
-
-
-@dataclass(frozen=True)
-class Example:
-    model: dict
-    missing: int | None = None
