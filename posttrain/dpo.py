@@ -8,7 +8,6 @@ The method is arXiv:2305.18290.
 import argparse
 import math
 import sys
-from typing import Any
 
 from posttrain.config import DpoConfig, DpoStep, parse_step
 from posttrain.step import kfp_io
@@ -16,7 +15,8 @@ from posttrain.step.running import Running
 from posttrain.train import backend, ranks, stage, tracking
 from posttrain.train.callbacks import CheckReference
 from posttrain.train.checkpoints import Checkpoints
-from posttrain.train.cpu import packing
+from posttrain.train.cpu.trainers import dpo_trainer
+from posttrain.train.overrides import overrides
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,7 +49,7 @@ def train(
     from trl import DPOConfig
 
     checkpoints.refuse_if_diverged()
-    told = tracking.arguments(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
+    tracking_args = tracking.reporting_args(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
     config, kind = step.dpo, "preference"
     tokenizer = backend.load_tokenizer(base)
     rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
@@ -58,7 +58,7 @@ def train(
         set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
         with ranks.folder() as folder:
-            trainer = trainer_for(model, config, checkpoints)(
+            trainer = keeping_reference(dpo_trainer(model, config), checkpoints)(
                 model=model,
                 ref_model=None,  # the model with its adapter off
                 args=DPOConfig(
@@ -68,15 +68,14 @@ def train(
                     disable_dropout=False,  # lora_dropout says how much there is
                     # A model that is to be sharded lies on no GPU yet.
                     precompute_ref_log_probs=not backend.is_sharded(config),
-                    **stage.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
-                    **told,
+                    **stage.training_args(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
+                    **tracking_args,
                 ),
                 train_dataset=stage.dataset(rows["train"], kind=kind, folder=folder / "train"),
                 eval_dataset=stage.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
-            backend.spare_passes(trainer.model, config)
             evaluation = stage.run(
                 trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"],
                 checks=[CheckReference(config).on_log],
@@ -89,18 +88,6 @@ def train(
         return metrics
 
     return stage.halving_batches(fit, config)
-
-
-def trainer_for(model: Any, config: DpoConfig, checkpoints: Checkpoints) -> type:
-    """The `DPOTrainer` of this model: one that keeps its reference, and spares what this model and backend let it."""
-    from trl import DPOTrainer
-
-    trainer_class = keeping_reference(DPOTrainer, checkpoints)
-    if packing.is_on(model):
-        trainer_class = packing.sharing_prompts(trainer_class)
-    if backend.leaves_trainer_alone(config):
-        trainer_class = sparing_logits(trainer_class)
-    return trainer_class
 
 
 def measured(log_history: list[dict[str, float]], evaluation: dict[str, float], config: DpoConfig) -> dict[str, float]:
@@ -117,28 +104,11 @@ def measured(log_history: list[dict[str, float]], evaluation: dict[str, float], 
     }
 
 
-def sparing_logits(trainer_class: type) -> type:
-    """A `DPOTrainer` that gives logits to tokens of answers alone, and never holds those of the whole vocabulary.
-
-    That is what trl does where its liger flag is on. The code is its own; only its constructor asks for the package.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from trl.models.utils import _ForwardRedirection
-
-    class SparesLogits(trainer_class):
-        def _precompute_ref_logps(self, *arguments):
-            has_adapted_head = isinstance(self.model.get_output_embeddings(), BaseTunerLayer)
-            if not (has_adapted_head or self.aux_loss_enabled):  # trl refuses both
-                self.use_liger_kernel, self._forward_redirection = True, _ForwardRedirection()
-            return super()._precompute_ref_logps(*arguments)
-
-    return SparesLogits
-
-
 def keeping_reference(trainer_class: type, checkpoints: Checkpoints) -> type:
-    """A `DPOTrainer` that takes the reference's log-probabilities from the checkpoints, if they have been computed."""
+    """Extends `DPOTrainer` so that a resume reads the reference's log-probabilities from the checkpoints."""
 
     class KeepsReference(trainer_class):
+        @overrides(trainer_class)
         def _precompute_ref_logps(self, dataset, name: str, batch_size: int):
             columns = ("ref_chosen_logps", "ref_rejected_logps")
             kept = ranks.of_first(lambda: checkpoints.read_reference(name, num_rows=len(dataset)))

@@ -11,7 +11,7 @@ from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.train import backend, ranks, stage, tracking
 from posttrain.train.checkpoints import Checkpoints
-from posttrain.train.cpu import packing
+from posttrain.train.cpu.trainers import sft_trainer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,10 +40,10 @@ def train(
     """
     backend.prepare(step.training.gpu_memory_fraction)
     from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     checkpoints.refuse_if_diverged()
-    told = tracking.arguments(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
+    tracking_args = tracking.reporting_args(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
     config, kind = step.sft, "sft"
     tokenizer = backend.load_tokenizer(base)
     rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
@@ -51,23 +51,19 @@ def train(
     def fit(config: SftConfig) -> dict:
         set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
-        is_packed = packing.is_on(model)
-        trainer_class = packing.without_padding(SFTTrainer) if is_packed else SFTTrainer
         with ranks.folder() as folder:
-            trainer = trainer_class(
+            trainer = sft_trainer(model, config)(
                 model=model,
                 args=SFTConfig(
                     completion_only_loss=True,
-                    loss_type="nll" if is_packed else None,  # packed rows ask for the logits of answers alone
-                    **stage.arguments(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
-                    **told,
+                    **stage.training_args(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
+                    **tracking_args,
                 ),
                 train_dataset=stage.dataset(rows["train"], kind=kind, folder=folder / "train"),
                 eval_dataset=stage.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
-            backend.spare_passes(trainer.model, config)
             evaluation = stage.run(trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"])
         metrics = {
             **stage.summary(trainer.state, rows=rows, num_left_out=num_left_out),

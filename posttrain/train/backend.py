@@ -20,8 +20,6 @@ from posttrain.config.placement import BACKEND_ENV
 from posttrain.rows import chat
 from posttrain.step import usage
 from posttrain.train import ranks
-from posttrain.train.cpu import packing
-from posttrain.train.cpu.lora import turn_on
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +96,7 @@ def current() -> Backend:
     return Backend(library=_library(device), device=device, dtype=dtype)
 
 
-def training_arguments(config: LoraTraining) -> dict[str, Any]:
+def device_args(config: LoraTraining) -> dict[str, Any]:
     """The trainer arguments that depend on the devices. trl turns bfloat16 and gradient checkpointing on by default."""
     backend = current()
     arguments = {
@@ -129,21 +127,7 @@ def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any 
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",
         target_modules=config.target_modules, task_type="CAUSAL_LM",
     )  # fmt: skip
-    model = _load(path, **_at_load(config))
-    if _suits_cpu(config):
-        packing.turn_on(model)
-    return model, lora
-
-
-def spare_passes(model: Any, config: LoraTraining) -> None:
-    """Has the model that a trainer has added LoRA to compute it in fewer passes over memory, where that pays."""
-    if _suits_cpu(config):
-        turn_on(model)
-
-
-def _suits_cpu(config: LoraTraining) -> bool:
-    """Whether to spare what has been measured to cost time on a CPU; on GPUs it has not been."""
-    return current().device == "cpu" and leaves_trainer_alone(config)
+    return _load(path, **_at_load(config)), lora
 
 
 def leaves_trainer_alone(config: LoraTraining) -> bool:

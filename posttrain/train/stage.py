@@ -103,7 +103,7 @@ def dataset(rows: list[dict], *, kind: str, folder: Path) -> Any:
     return load_from_disk(folder)
 
 
-def arguments(config: LoraTraining, training: Training, *, num_train_rows: int, output: str) -> dict[str, Any]:
+def training_args(config: LoraTraining, training: Training, *, num_train_rows: int, output: str) -> dict[str, Any]:
     """The trainer arguments that SFT and DPO share.
 
     An optimizer step takes batch_size * gradient_accumulation rows, whatever the number of ranks that share them.
@@ -132,7 +132,7 @@ def arguments(config: LoraTraining, training: Training, *, num_train_rows: int, 
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would log a NaN as 0.0
         "disable_tqdm": True,
-        **backend.training_arguments(config),
+        **backend.device_args(config),
     }
 
 

@@ -18,7 +18,7 @@ from posttrain.train import ranks
 LOGS_ENV = "TENSORBOARD_LOGGING_DIR"  # of transformers
 
 
-def arguments(report_to: Sequence[str], *, step: str, logs: str) -> dict[str, Any]:
+def reporting_args(report_to: Sequence[str], *, step: str, logs: str) -> dict[str, Any]:
     """The trainer's.
 
     Raises:

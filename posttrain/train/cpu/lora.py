@@ -7,6 +7,17 @@ from functools import cache, partial
 from typing import Any
 
 
+def in_fewer_passes(trainer_class: type) -> type:
+    """Extends a trainer so that it fuses the LoRA layers which its constructor adds to its model."""
+
+    class InFewerPasses(trainer_class):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            turn_on(self.model)
+
+    return InFewerPasses
+
+
 def turn_on(model: Any) -> None:
     """Has each linear layer with a plain LoRA update and no dropout compute both at once."""
     from peft.tuners.lora import Linear

@@ -9,25 +9,27 @@ one row in which both answers follow the one prompt, so that is computed once fo
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.train.overrides import overrides
+
 ATTENTION = "posttrain_rows"  # its name among the attention implementations of transformers
 
 
-def turn_on(model: Any) -> None:
-    """Has the model take batches without padding, if it sees in them what it sees in padded ones: as `is_on` tells."""
+def turn_on(model: Any) -> bool:
+    """Switches the model to packed batches if it computes from them what it computes from padded ones.
+
+    Returns whether it did.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     if not may_suit(model):
-        return
+        return False
     AttentionInterface.register(ATTENTION, attend)
     AttentionMaskInterface.register(ATTENTION, _padding_mask)
     before, model.config._attn_implementation = model.config._attn_implementation, ATTENTION
-    if not _sees_the_same(model):
+    is_on = _sees_the_same(model)
+    if not is_on:
         model.config._attn_implementation = before
-
-
-def is_on(model: Any) -> bool:
-    """Whether the model takes batches without padding."""
-    return model.config._attn_implementation == ATTENTION
+    return is_on
 
 
 def may_suit(model: Any) -> bool:
@@ -187,9 +189,14 @@ def _beside_shared(mask: Any, num_tokens: int, num_shared: int) -> Any:
 
 
 def without_padding(trainer_class: type) -> type:
-    """An `SFTTrainer` whose model is given each batch without its padding."""
+    """Extends `SFTTrainer` so that its model gets each batch without padding."""
 
     class WithoutPadding(trainer_class):
+        def __init__(self, *, args, **kwargs):
+            args.loss_type = "nll"  # trl's default ignores which tokens need logits, and computes all of them
+            super().__init__(args=args, **kwargs)
+
+        @overrides(trainer_class)
         def compute_loss(self, model, inputs, *args, **kwargs):
             return super().compute_loss(model, pack(inputs), *args, **kwargs)
 
@@ -197,9 +204,10 @@ def without_padding(trainer_class: type) -> type:
 
 
 def sharing_prompts(trainer_class: type) -> type:
-    """A `DPOTrainer` whose model is given the prompt of a pair once, without padding."""
+    """Extends `DPOTrainer` so that its model gets each pair without padding, and the pair's prompt once."""
 
-    class SharingPrompts(trainer_class):
+    class SharesPrompts(trainer_class):
+        @overrides(trainer_class)
         def _get_per_token_logps_and_entropies(self, model, model_kwargs, input_ids, completion_mask):
             packed = pack_pairs(input_ids, model_kwargs["attention_mask"], completion_mask)
             others = {name: value for name, value in model_kwargs.items() if name != "attention_mask"}
@@ -209,4 +217,4 @@ def sharing_prompts(trainer_class: type) -> type:
             )
             return *(packed.put_back(values, input_ids) for values in found), outputs
 
-    return SharingPrompts
+    return SharesPrompts

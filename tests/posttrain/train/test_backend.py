@@ -20,7 +20,7 @@ def decided_anew():
 def test_without_a_gpu_peft_trains_in_float32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert backend.current() == backend.Backend(library="peft", device="cpu", dtype="float32")
-    arguments = backend.training_arguments(SftConfig(gradient_checkpointing=True))
+    arguments = backend.device_args(SftConfig(gradient_checkpointing=True))
     assert arguments == {
         "use_cpu": True, "bf16": False, "fp16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False,
     }  # fmt: skip
@@ -31,7 +31,7 @@ def test_a_gpu_that_only_emulates_bfloat16_trains_in_float16(monkeypatch, native
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     assert backend.current().dtype == dtype
-    arguments = backend.training_arguments(SftConfig())
+    arguments = backend.device_args(SftConfig())
     assert (arguments["bf16"], arguments["fp16"]) == (native, not native)
     assert arguments["gradient_checkpointing"] and not arguments["use_cpu"]
 
@@ -102,7 +102,7 @@ def test_several_gpus_are_trained_on_with_peft(monkeypatch, caplog):
 def test_a_model_is_sharded_where_asked_and_where_there_is_somebody_to_share_with(monkeypatch, parallelism, num_ranks):
     decide(monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", str(num_ranks))
-    arguments = backend.training_arguments(SftConfig(parallelism=parallelism))
+    arguments = backend.device_args(SftConfig(parallelism=parallelism))
     is_sharded = (parallelism, num_ranks) == ("fsdp", 4)
     assert arguments.get("fsdp", False) == is_sharded
     assert arguments["gradient_checkpointing"] != is_sharded  # then it is FSDP's to do

@@ -207,7 +207,7 @@ def test_out_of_memory_is_told_with_the_remedy(tiny_model, rows, tmp_path):
 def test_an_optimizer_step_takes_the_same_rows_on_any_number_of_gpus(monkeypatch, num_rows, accumulation, expected):
     config, step = SFT.model_copy(update={"gradient_accumulation": accumulation}), SftStep().training
     monkeypatch.setenv("WORLD_SIZE", "4")
-    found = stage.arguments(config, step, num_train_rows=num_rows, output="")
+    found = stage.training_args(config, step, num_train_rows=num_rows, output="")
     assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == expected
 
 

@@ -54,4 +54,4 @@ def test_a_library_that_is_not_there_is_refused_before_anything_is_loaded(leave_
     with pytest.raises(
         ValueError, match=r"report_to: wandb is not installed here: pip install 'posttrain\[tracking\]'"
     ):
-        tracking.arguments(["wandb"], step="train_sft", logs="logs")
+        tracking.reporting_args(["wandb"], step="train_sft", logs="logs")
