@@ -2,10 +2,10 @@
 
 preflight -> fetch + data, the data gate -> a loop of trials -> compare -> the winner on unseen rows -> the line
 
-A pipeline of its own, for a loop inside an exit handler fails when the run starts. A trial is one pod that runs the
-line's own steps as child processes, so that whatever ends one of them is a row of the table: a failed iteration would
-cut its siblings. Which settings a trial tries it decides when it starts, from what the others have left in storage;
-with successive halving each rung is a loop of as many trials as go on to it, which is known when the graph is compiled.
+A pipeline of its own, because a loop inside an exit handler fails when the run starts. A trial is one pod that runs the
+line's own steps as child processes, so that whatever ends one of them becomes a row of the table: a failed iteration
+would cancel its siblings. A trial chooses its settings when it starts, by the results that the others have left in
+storage. With successive halving each rung is a loop; how many trials it has is known when the graph is compiled.
 """
 
 import tempfile
@@ -22,13 +22,12 @@ from pipelines.post_training import Inputs, Rows, fetch_and_check, post_training
 from pipelines.resources import place
 from pipelines.steps import Steps, step_names
 from posttrain.config import PipelineConfig
+from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, SWEEP, is_gate
 from posttrain.config.sweep import Command, CompareStep, HoldOutStep, Rung, SweepConfig, TrialStep
-
-JUDGE_WINNER, COMPARE_TRIALS = "judge_winner", "compare_trials"
 
 
 def sweep(config: PipelineConfig, settings: SweepConfig):
-    """The graph of a sweep over a line."""
+    """Returns the graph of a sweep over a line."""
     commands = trial_commands(config, until=settings.objective.gate)
 
     @dsl.pipeline(name="sweep", description=f"{config.pipeline_id}: trials, their table, the line with the best")
@@ -44,7 +43,7 @@ def sweep(config: PipelineConfig, settings: SweepConfig):
         named = {"base_model": base_model, "sft_dataset": sft_dataset, "preference_dataset": preference_dataset}
         with ExitStack() as line:
             inputs = fetch_and_check(steps, line, **named)
-            selection, unseen = held_out(steps, settings, inputs)
+            selection, unseen = split_held_out(steps, settings, inputs)
             trials = Trials(steps, settings, commands)
             compared = None
             for rung in settings.rungs:
@@ -60,28 +59,25 @@ def sweep(config: PipelineConfig, settings: SweepConfig):
 
 
 def sweep_steps(config: PipelineConfig, settings: SweepConfig) -> list[str]:
-    """The steps of a sweep that finds a winner, in the order of the graph."""
+    """Returns the names of the steps of a sweep that finds a winner, in the order of the graph."""
     names = step_names(config)
-    data_gate = next(name for name in names if name.startswith("check_"))
-    start, line = _parted(names, behind=data_gate)
-    sft, dpo = config.stages.sft.enabled, config.stages.dpo.enabled
-    parts = [f"hold_out_{kind}" for kind, is_on in (("sft", sft), ("preferences", dpo)) if is_on]
+    start, line = _parted(names, behind=_data_gate(names))
+    parts = [step.name for step in SWEEP if step.section is HoldOutStep and step.is_in(config.stages)]
     rungs = [name for rung in settings.rungs for name in (*settings.slots(rung), _compare_name(settings, rung))]
     return [*start, *parts, *rungs, JUDGE_WINNER, *(line if settings.continue_with_best else [])]
 
 
 def trial_commands(config: PipelineConfig, *, until: str) -> list[Command]:
-    """The line's steps behind the data gate as far as this gate, as its own graph has them.
+    """Returns the line's steps between the data gate and this gate, as its own graph has them.
 
     Raises:
         ValueError: the line has no such gate.
     """
     names = step_names(config)
     if until not in names:
-        gates = ", ".join(name for name in names[5:] if name.startswith("check_"))
-        raise ValueError(f"objective.gate {until} is no gate of this line, whose gates are {gates}")
-    data_gate = next(name for name in names if name.startswith("check_"))
-    wanted = _parted(_parted(names, behind=data_gate)[1], behind=until)[0]
+        gates = ", ".join(filter(is_gate, _parted(names, behind=_data_gate(names))[1]))
+        raise ValueError(f"objective.gate {until} is not in this line: give one of {gates}")
+    wanted = _parted(_parted(names, behind=_data_gate(names))[1], behind=until)[0]
     with tempfile.TemporaryDirectory() as folder:
         compiler.Compiler().compile(post_training(config), str(Path(folder, "line.yaml")))
         steps = {step.name: step for step in Package.read(Path(folder, "line.yaml")).steps}
@@ -94,14 +90,14 @@ def trial_commands(config: PipelineConfig, *, until: str) -> list[Command]:
 
 
 def _command(step: Task, made_by: dict[str, str]) -> Command:
-    """A step of the graph as a trial runs it."""
+    """Returns a step of the graph as a trial runs it."""
     inputs = {}
-    for name, given in step.given("artifacts").items():
-        if "taskOutputArtifact" in given:
-            source = given["taskOutputArtifact"]
+    for name, origin in step.given("artifacts").items():
+        if "taskOutputArtifact" in origin:
+            source = origin["taskOutputArtifact"]
             inputs[name] = made_by[f"{source['producerTask']}-{source['outputArtifactKey']}"]
         else:
-            inputs[name] = made_by[given["componentInputArtifact"].removeprefix("pipelinechannel--")]
+            inputs[name] = made_by[origin["componentInputArtifact"].removeprefix("pipelinechannel--")]
     outputs = [*step.declared("outputs", "artifacts"), *step.declared("outputs", "parameters")]
     module = step.container["command"][-1]
     return Command(
@@ -109,8 +105,8 @@ def _command(step: Task, made_by: dict[str, str]) -> Command:
     )
 
 
-def held_out(steps: Steps, settings: SweepConfig, inputs: Inputs) -> tuple[Inputs, Inputs]:
-    """The inputs of the trials, and those of the line that goes on: the same but for the rows that gates judge on."""
+def split_held_out(steps: Steps, settings: SweepConfig, inputs: Inputs) -> tuple[Inputs, Inputs]:
+    """Returns the inputs of the trials and of the line behind them, which differ in the rows that gates judge on."""
 
     def split(kind: str, rows: Rows | None) -> tuple[Rows | None, Rows | None]:
         if rows is None:
@@ -118,23 +114,23 @@ def held_out(steps: Steps, settings: SweepConfig, inputs: Inputs) -> tuple[Input
         config = HoldOutStep(
             allowed_prefixes=steps.config.prefixes, data=steps.config.data, unseen_fraction=settings.unseen_fraction
         ).model_dump(mode="json", exclude_none=True)
-        made = steps.run(do.hold_out, f"hold_out_{kind}", config=config, eval=rows.eval).outputs
-        chosen = replace(rows, eval=made["selection"], judged=made["selection"])
-        return chosen, replace(chosen, judged=made["unseen"])
+        parts = steps.run(do.hold_out, f"hold_out_{kind}", config=config, eval=rows.eval).outputs
+        selection = replace(rows, eval=parts["selection"], judged=parts["selection"])
+        return selection, replace(selection, judged=parts["unseen"])
 
     (sft, unseen_sft), (pairs, unseen_pairs) = split("sft", inputs.sft), split("preferences", inputs.preferences)
     return replace(inputs, sft=sft, preferences=pairs), replace(inputs, sft=unseen_sft, preferences=unseen_pairs)
 
 
 class Trials:
-    """The trials of a sweep while its graph is written."""
+    """Adds the trials of a sweep to its graph while it is written."""
 
     def __init__(self, steps: Steps, settings: SweepConfig, commands: list[Command]):
         self.steps, self.settings, self.commands = steps, settings, commands
         self.trainings = [command.step for command in commands if command.is_training]
 
     def loop(self, rung: Rung, inputs: Inputs, *, after: dsl.PipelineTask | None) -> dsl.Collected:
-        """A trial for each slot of a rung, when the one before has been compared; addresses of what they came to."""
+        """Adds a trial for each slot of a rung, after the comparison of the rung before; returns URIs of results."""
         slots = self.settings.slots(rung)
         with dsl.ParallelFor(slots, name=f"rung-{rung.number + 1}", parallelism=self.settings.parallelism) as slot:
             trial = self.run(f"trials_of_rung_{rung.number + 1}", inputs, step=slot)
@@ -142,24 +138,25 @@ class Trials:
                 trial.after(after)
         return dsl.Collected(trial.outputs["row"])
 
-    def run(self, name: str, inputs: Inputs, **given) -> dsl.PipelineTask:
-        """One trial, placed as its last training is, with the time of all its steps."""
-        placement = self.steps.config.placement.of(self.trainings[-1])
+    def run(self, name: str, inputs: Inputs, **arguments) -> dsl.PipelineTask:
+        """Adds one trial, placed like its last training, with the time of all its steps, unless it says otherwise."""
+        placements, training = self.steps.config.placement, self.trainings[-1]
+        placement, own = placements.of(name, like=training), placements.own(name)
         section = TrialStep(
             allowed_prefixes=self.steps.config.prefixes, sweep=self.settings, commands=self.commands,
             num_gpus=placement.accelerator_count,
         )  # fmt: skip
         rows = {"sft": inputs.sft, "preference": inputs.preferences}
         files = {
-            f"{kind}_{part}": getattr(found, part)
-            for kind, found in rows.items()
-            if found
+            f"{kind}_{part}": getattr(data_set, part)
+            for kind, data_set in rows.items()
+            if data_set
             for part in ("train", "eval", "judged")
         }
         config = section.model_dump(mode="json", exclude_none=True)
-        trial = self.steps.add(self._component(), name, config=config, base=inputs.model, **files, **given)
-        minutes = sum(self.steps.pod_minutes(command.step) for command in self.commands)
-        retries = self.steps.retry_count(self.trainings[-1])
+        trial = self.steps.add(self._component(), name, config=config, base=inputs.model, **files, **arguments)
+        minutes = own.timeout_minutes or sum(self.steps.pod_minutes(command.step) for command in self.commands)
+        retries = self.steps.retry_count(training) if own.retry_count is None else own.retry_count
         place(trial, placement, timeout_minutes=minutes, retry_count=retries)
         return trial
 
@@ -171,7 +168,7 @@ class Trials:
 def compare(
     steps: Steps, settings: SweepConfig, rung: Rung, *, rows: dsl.Collected, **named: PipelineChannel
 ) -> dsl.PipelineTask:
-    """The table of a rung."""
+    """Adds the comparison of a rung's trials."""
     pipeline = steps.config.model_dump(mode="json", exclude_none=True)
     for stage in pipeline["stages"].values():
         stage.pop("config_path", None)  # its settings stand here
@@ -186,7 +183,11 @@ def _compare_name(settings: SweepConfig, rung: Rung) -> str:
     return COMPARE_TRIALS if rung.share == 1 else f"compare_rung_{rung.number + 1}"
 
 
+def _data_gate(names: list[str]) -> str:
+    return next(filter(is_gate, names))
+
+
 def _parted(names: list[str], *, behind: str) -> tuple[list[str], list[str]]:
-    """The list as far as a name, and what follows it."""
+    """Splits a list behind a name."""
     at = names.index(behind) + 1
     return names[:at], names[at:]

@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 
 from posttrain.config import masking
+from posttrain.config.line import TRAININGS, is_rejection
 from posttrain.pages import wording
-from posttrain.report import REJECT_PREFIX, published_model
+from posttrain.report import published_model
 from posttrain.step.records import StepRecord, read_records
 from posttrain.sweep import table
 from posttrain.sweep.ranking import QUALIFIED, Candidate, Cost, Ranked, measures_of, ranked
 from posttrain.sweep.table import Comparison
 from posttrain.verdict import Verdict
 
-SECTIONS = {"train_sft": "sft", "train_dpo": "dpo"}  # step -> the section of its settings
 FORMS = {"markdown": table.markdown, "html": table.html, "csv": table.to_csv}
 
 
@@ -41,9 +41,9 @@ def candidate_of(storage_root: str, run_id: str, objective: str | None) -> Candi
         name=run_id,
         run_id=run_id,
         settings={
-            f"{SECTIONS[entry.step]}.{name}": value
+            f"{TRAININGS[entry.step]}.{name}": value
             for entry in records
-            for name, value in (entry.config.items() if entry.step in SECTIONS else ())
+            for name, value in (entry.config.items() if entry.step in TRAININGS else ())
         },
         status=status,
         reason=reason,
@@ -58,7 +58,7 @@ def end_of(records: list[StepRecord], verdicts: dict[str, Verdict]) -> tuple[str
     stopped = next((verdict for verdict in verdicts.values() if not verdict.passed), None)
     if stopped:
         return f"stopped by {stopped.gate}", wording.reason(stopped)
-    latest = {entry.step: entry for entry in records if not entry.step.startswith(REJECT_PREFIX)}
+    latest = {entry.step: entry for entry in records if not is_rejection(entry.step)}
     broken = next((entry for entry in latest.values() if entry.status not in ("succeeded", "reused")), None)
     if broken:
         return f"{broken.status} at {broken.step}", broken.error or ""

@@ -341,7 +341,7 @@ def main(argv: list[str] | None = None) -> None:
         _write_json(Path(args.metrics), numbers)
         return numbers
 
-    settings = config.parse_step(config.MergeStep, args.config)
+    settings = config.parse_step(config.StepSection, args.config)
     inputs = {"base": args.base, "adapter": args.adapter}
     outputs = {"model": args.model, "info": args.info, "metrics": args.metrics}
     frame.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work)

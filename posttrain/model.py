@@ -220,7 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    settings = config.parse_step(config.FetchStep, args.config, args.overrides)
+    settings = config.parse_step(config.StepSection, args.config, args.overrides)
 
     def work(running: Running) -> dict[str, str]:
         fetched = fetch(args.base_model, args.model, args.tokenizer, allowed_prefixes=settings.allowed_prefixes)

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    step = config.parse_step(config.RejectStep, args.config, args.overrides)
+    step = config.parse_step(config.StepSection, args.config, args.overrides)
 
     def work(_: Running) -> None:
         reject(Verdict.read(Path(args.verdict).read_bytes()))

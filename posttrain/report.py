@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, computed_field
 
 from posttrain import config, storage
-from posttrain.config import ReportStep
+from posttrain.config import ReportStep, Stages, line
 from posttrain.pages import wording
 from posttrain.pages.html import environment
 from posttrain.publish import STEP as PUBLISH_STEP
@@ -27,13 +27,6 @@ from posttrain.verdict import Verdict
 
 RESULT, REPORT = "pipeline_result.json", "report.html"
 HEADLINE = ("success", "outcome", "pipeline_id", "final_model_path", "stages_completed")  # first in the result
-REJECT_PREFIX = "reject_"  # such a step fails on purpose: the verdict before it says why
-# Stage -> its steps and the gates that judge them, as far as the graph has them.
-STAGES = {
-    "sft": ("train_sft", "check_sft", "check_safety"),
-    "merge": ("merge_sft", "check_sft_merge", "merge_dpo", "check_dpo_merge"),
-    "dpo": ("train_dpo", "check_alignment"),
-}
 # Output of a step -> its name in the run's folder, where a person looks for it.
 SHOWN = {
     "report": "verdict.html",
@@ -137,7 +130,7 @@ def step_results(records: list[StepRecord], names: list[str]) -> list[StepResult
     """The steps in the order of the graph, a rejecting step behind its gate."""
     names = list(names)
     for extra in dict.fromkeys(found.step for found in records if found.step not in names):
-        gate = extra.replace(REJECT_PREFIX, "check_", 1)
+        gate = line.gate_of(extra) if line.is_rejection(extra) else None
         names.insert(names.index(gate) + 1 if gate in names else len(names), extra)
     results, explained = [], False
     for name in names:
@@ -152,9 +145,9 @@ def step_results(records: list[StepRecord], names: list[str]) -> list[StepResult
 def stage_results(steps: list[StepResult], gates: dict[str, Verdict]) -> dict[str, StageResult]:
     """The stages that the graph has. A stage is a success when its steps are done and its gates have passed."""
     results = {}
-    for stage, names in STAGES.items():
-        own = [step for step in steps if step.name in names]
-        work = [step for step in own if not step.name.startswith("check_")]
+    for stage in Stages.model_fields:
+        own = [step for step in steps if (row := line.find_step(step.name)) and row.stage == stage]
+        work = [step for step in own if not line.is_gate(step.name)]
         if not work:
             continue
         passed = all(gates[step.name].passed for step in own if step.name in gates)
@@ -187,7 +180,7 @@ def errors_of(steps: list[StepResult], gates: dict[str, Verdict]) -> list[str]:
     """Every cause on a line: failed steps in the order of the graph, and each check that did not pass."""
     errors = []
     for step in steps:
-        if step.error and not step.name.startswith(REJECT_PREFIX):
+        if step.error and not line.is_rejection(step.name):
             errors.append(f"{step.name}: {step.error}")
         if step.name in gates:
             errors += [f"{step.name}: {check.sentence}" for check in gates[step.name].failed_checks]

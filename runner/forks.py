@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.line import STEPS
 from posttrain.step.become import OURS, forget, run
 
 IS_POSSIBLE = sys.platform == "linux"  # elsewhere the libraries of the system may not be used after a fork
@@ -35,14 +36,9 @@ from runner import forks
 del sys.path[0]
 forks.main()
 """
-WITH_MODEL = (  # modules of steps that load a model
-    "posttrain.sft", "posttrain.dpo", "posttrain.sweep.trial", "validators.sft",
-    "validators.merge", "validators.alignment",
-)  # fmt: skip
-PLAIN = (  # those of other steps, and what they import only at work
-    "posttrain.preflight", "posttrain.model", "posttrain.data", "posttrain.merge", "posttrain.publish",
-    "posttrain.report", "posttrain.reject", "validators.data", "validators.custom", "tokenizers", "jinja2",
-)  # fmt: skip
+WITH_MODEL = tuple({step.module: None for step in STEPS.values() if step.loads_model})  # modules
+AT_WORK = ("validators.custom", "tokenizers", "jinja2")  # what steps without a model import only at work
+PLAIN = (*{step.module: None for step in STEPS.values() if not step.loads_model}, *AT_WORK)
 IMPORTS = {"plain": PLAIN, "models": WITH_MODEL}
 
 

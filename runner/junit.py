@@ -9,11 +9,11 @@ published, so that no end of a run but promotion is green.
 
 from xml.etree import ElementTree
 
+from posttrain.config.line import is_gate
 from posttrain.pages import wording
 from posttrain.report import PipelineResult, StepResult, headline
 from posttrain.verdict import Check, Verdict
 
-GATE_PREFIX = "check_"
 # Status of a check that did not pass -> element. A failure is a judgement, an error the lack of one.
 ELEMENTS = {"failed": "failure", "undecided": "failure", "timed out": "error", "not run": "error"}
 COUNTED = {"tests": ".//testcase", "failures": ".//failure", "errors": ".//error"}
@@ -21,7 +21,7 @@ COUNTED = {"tests": ".//testcase", "failures": ".//failure", "errors": ".//error
 
 def of_run(result: PipelineResult) -> str:
     """All gates of the run, those that it did not reach too."""
-    gates = [step for step in result.steps if step.name.startswith(GATE_PREFIX)]
+    gates = [step for step in result.steps if is_gate(step.name)]
     return _xml(result.pipeline_id, [_run(result), *(_gate(step, result.gates.get(step.name)) for step in gates)])
 
 

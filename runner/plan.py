@@ -15,18 +15,13 @@ from typing import Any
 import yaml
 
 from posttrain import storage
-from posttrain.config import STEP_SECTIONS, StepSection, parse_step
+from posttrain.config import StepSection, parse_step
+from posttrain.config.line import is_rejection, step_of
 from posttrain.step import code, results
 from posttrain.step.records import RECORD, StepRecord, read_records
 from posttrain.train.checkpoints import Checkpoints
 
 NUM_RUNS = 20  # the newest, by name, whose records are read
-# Steps that take something in from outside, and the run's parameter that is its address.
-ADDRESSES = {
-    "fetch_model": "base_model",
-    "prepare_sft_data": "sft_dataset",
-    "prepare_preferences": "preference_dataset",
-}
 TO_DO, REUSED = "to do", "reused"
 
 
@@ -39,14 +34,15 @@ def plan(graph: Path, parameters: dict[str, Any], records: list[StepRecord]) -> 
         entry = newest.get(step)
         same = entry and set(entry.inputs.values()) & made <= expected and is_same(entry, section, parameters)
         states[step] = state_of(parameters["storage_root"], entry) if same else TO_DO
-        if same and (states[step] == REUSED or step in ADDRESSES):  # those are done anew, in seconds
+        if same and (states[step] == REUSED or step_of(step).reads):  # those are done anew, in seconds
             expected |= set(entry.outputs.values())
     return states
 
 
 def is_same(entry: StepRecord, section: StepSection, parameters: dict[str, Any]) -> bool:
     """Whether a step with the inputs of this record would have its fingerprint now."""
-    if entry.step in ADDRESSES and entry.measured.get("source") != parameters[ADDRESSES[entry.step]]:
+    address = step_of(entry.step).reads
+    if address and entry.measured.get("source") != parameters[address]:
         return False
     return code.fingerprint(entry.step, config=section.decisive, inputs=entry.inputs) == entry.fingerprint
 
@@ -71,7 +67,7 @@ def recent_records(storage_root: str) -> list[StepRecord]:
 def broken_off(records: list[StepRecord]) -> StepRecord | None:
     """Where the newest run stopped: its last step, if it has published nothing."""
     newest = [entry for entry in records if entry.run_id == records[-1].run_id]
-    steps = [entry for entry in newest if entry.step != "report_run" and not entry.step.startswith("reject_")]
+    steps = [entry for entry in newest if entry.step != "report_run" and not is_rejection(entry.step)]
     is_published = any(entry.step == "publish_model" and entry.status == "succeeded" for entry in steps)
     return None if is_published or not steps else steps[-1]
 
@@ -89,5 +85,5 @@ def sections(graph: Path, overrides: dict[str, Any]) -> Iterator[tuple[str, Step
             tasks[constants[0]] = (component, json.dumps(constants[1]))
     order = next(json.loads(config)["steps"] for component, config in tasks.values() if component == "report_run")
     for step in order:
-        component, config = tasks[step]
-        yield step, parse_step(STEP_SECTIONS[component], config, json.dumps(overrides))
+        _, config = tasks[step]
+        yield step, parse_step(step_of(step).section, config, json.dumps(overrides))

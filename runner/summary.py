@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelines.sweep import COMPARE_TRIALS, JUDGE_WINNER
 from posttrain import report, storage
 from posttrain.config import PipelineConfig
+from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, STEPS, is_gate
 from posttrain.config.sweep import SweepConfig
 from posttrain.pages import wording
 from posttrain.sweep import compare
@@ -37,7 +37,7 @@ def finds_winner_alone(result: report.PipelineResult, sweep: SweepConfig) -> boo
 
 def print_sweep(result: report.PipelineResult, storage_root: str, sweep: SweepConfig) -> None:
     """The table of the trials, and where it lies; of a sweep without a winner too."""
-    found = [step for step in result.steps if step.name.startswith("compare_") and step.num_attempts]
+    found = [step for step in result.steps if STEPS[COMPARE_TRIALS].covers(step.name) and step.num_attempts]
     if not found:
         return
     folder = storage.join(storage_root, "runs", result.run_id, found[-1].name)
@@ -84,7 +84,7 @@ def print_start(
         "Publishes to": f"{publish_root}/{parameters['model_name']}",
         "Storage": parameters["storage_root"],
         "Logs": logs,
-        "Steps": f"{len(steps)}, {sum(name.startswith('check_') for name in steps)} of them gates",
+        "Steps": f"{len(steps)}, {sum(map(is_gate, steps))} of them gates",
     })  # fmt: skip
     print(flush=True)
 

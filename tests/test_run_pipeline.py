@@ -64,7 +64,7 @@ def work(_):
 
 if args.step.startswith("train_"):
     print("INFO: step 4/4 loss 0.5", file=sys.stderr)
-settings = config.parse_step(config.STEP_SECTIONS["check_sft"] if gate else config.FetchStep, "{}", args.overrides)
+settings = config.parse_step(config.CheckSftStep if gate else config.StepSection, "{}", args.overrides)
 frame.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work)
 """
 STAND_INS = ["posttrain.preflight", "posttrain.model", "posttrain.data", "posttrain.sft", "posttrain.merge"] + [

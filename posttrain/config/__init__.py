@@ -1,8 +1,8 @@
 """Typed configuration: YAML files and `--set` values -> one `PipelineConfig`, and the section that each step gets.
 
-The graph (which has no torch) and the images (which have no kfp) both import this room and nothing else of each other:
-pydantic and YAML, nothing heavier. Every default stands here once. Bad input is one `ValueError` that names file, key,
-value and remedy.
+The graph (which has no torch) and the images (which have no kfp) share this room and nothing else: it imports pydantic
+and YAML, nothing heavier. Every default stands here once. Bad input is one `ValueError` that names file, key, value and
+remedy.
 """
 
 from posttrain.config.limits import (
@@ -19,13 +19,12 @@ from posttrain.config.limits import (
     SftLimits,
     Validation,
 )
-from posttrain.config.load import (
+from posttrain.config.load import OTHER_NAMES, load_config
+from posttrain.config.parse import (
     MAX_RUN_PARAMETERS_BYTES,
-    OTHER_NAMES,
     OVERRIDABLE,
     check_overrides,
     check_run_parameters,
-    load_config,
     merged,
     parse_step,
     read_section,
@@ -48,20 +47,16 @@ from posttrain.config.steps import (
     EXIT_AGAIN,
     FRESH_ENV,
     RUN_ID_ENV,
-    STEP_SECTIONS,
     CheckAlignmentStep,
     CheckDataStep,
     CheckMergeStep,
     CheckSftStep,
     DpoStep,
     DpoTraining,
-    FetchStep,
-    MergeStep,
     PreflightStep,
     PrepareStep,
-    Processes,
     PublishStep,
-    RejectStep,
+    Ranks,
     ReportStep,
     SftStep,
     SftTraining,
@@ -70,12 +65,55 @@ from posttrain.config.steps import (
 )
 
 __all__ = [
-    "AlignmentLimits", "AnswerLimits", "BUILT_IN_CHECKS", "CUSTOM_CHECK", "CheckAlignmentStep", "CheckDataStep",
-    "CheckMergeStep", "CheckSftStep", "DataConfig", "DataLimits", "DpoConfig", "DpoStage", "DpoStep", "DpoTraining",
-    "EXIT_AGAIN", "FRESH_ENV", "FetchStep", "Judging", "Limits", "LoraTraining", "MAX_RUN_PARAMETERS_BYTES",
-    "MergeLimits", "MergeStage", "MergeStep", "OTHER_NAMES", "OVERRIDABLE", "OutputFormat", "PipelineConfig",
-    "PreflightStep", "PrepareStep", "Processes", "PromptFiles", "PublishStep", "RUN_ID_ENV", "RejectStep",
-    "ReportStep", "STEP_SECTIONS", "Section", "SftConfig", "SftLimits", "SftStage", "SftStep", "SftTraining", "Stage",
-    "Stages", "StepSection", "Training", "Validation", "check_dealt", "check_overrides", "check_run_parameters",
-    "load_config", "merged", "parse_step", "read_section",
-]  # fmt: skip
+    "AlignmentLimits",
+    "AnswerLimits",
+    "BUILT_IN_CHECKS",
+    "CUSTOM_CHECK",
+    "CheckAlignmentStep",
+    "CheckDataStep",
+    "CheckMergeStep",
+    "CheckSftStep",
+    "DataConfig",
+    "DataLimits",
+    "DpoConfig",
+    "DpoStage",
+    "DpoStep",
+    "DpoTraining",
+    "EXIT_AGAIN",
+    "FRESH_ENV",
+    "Judging",
+    "Limits",
+    "LoraTraining",
+    "MAX_RUN_PARAMETERS_BYTES",
+    "MergeLimits",
+    "MergeStage",
+    "OTHER_NAMES",
+    "OVERRIDABLE",
+    "OutputFormat",
+    "PipelineConfig",
+    "PreflightStep",
+    "PrepareStep",
+    "PromptFiles",
+    "PublishStep",
+    "RUN_ID_ENV",
+    "Ranks",
+    "ReportStep",
+    "Section",
+    "SftConfig",
+    "SftLimits",
+    "SftStage",
+    "SftStep",
+    "SftTraining",
+    "Stage",
+    "Stages",
+    "StepSection",
+    "Training",
+    "Validation",
+    "check_dealt",
+    "check_overrides",
+    "check_run_parameters",
+    "load_config",
+    "merged",
+    "parse_step",
+    "read_section",
+]

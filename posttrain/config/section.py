@@ -1,4 +1,4 @@
-"""What every part of the configuration is: a frozen model that refuses what it does not know."""
+"""The base class of every part of the configuration, and the types of numbers that many of them hold."""
 
 from typing import Annotated
 

@@ -6,45 +6,39 @@ from pydantic import Field, model_validator
 
 from posttrain.config.section import Count, Positive, Section
 
+ALL_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
 
 class LoraTraining(Section):
-    """What SFT and DPO share. A subclass gives the defaults."""
+    """Settings that SFT and DPO share. A subclass gives the defaults."""
 
-    max_seq_length: Count = 2048  # tokens; longer rows are left out and counted, never cut
+    max_seq_length: Count = 2048  # tokens; longer rows are counted and left out, never cut
     lora_r: Count  # rank
     lora_alpha: Count  # the adapter is scaled by lora_alpha / lora_r
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]  # probability
     target_modules: list[str] | Literal["all-linear"]  # names of linear layers
     epochs: Positive  # passes over the training rows
-    batch_size: Count  # rows a device takes at once
-    gradient_accumulation: Count  # micro-batches per optimizer step, dealt to the GPUs: a multiple of their number
+    batch_size: Count  # rows that a device takes at once
+    gradient_accumulation: Count  # micro-batches per optimizer step, shared by the GPUs: a multiple of their number
     learning_rate: Annotated[float, Field(gt=0, lt=1)]  # peak; cosine to 0
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # AdamW's
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # of AdamW
     max_grad_norm: Positive = 1.0  # gradients are clipped to this norm
     save_steps: Count  # optimizer steps between checkpoints
     save_total_limit: Count = 3  # checkpoints kept
     gradient_checkpointing: bool = True  # less memory, about a third slower
-    parallelism: Literal["ddp", "fsdp"] = "ddp"  # on several GPUs: ddp, a model on each; fsdp, its layers dealt to all
+    parallelism: Literal["ddp", "fsdp"] = "ddp"  # on several GPUs: ddp, a model on each; fsdp, one sharded over all
     seed: Annotated[int, Field(ge=0)] = 42  # of adapter, dropout and row order
 
 
 class SftConfig(LoraTraining):
     """Supervised fine-tuning with LoRA."""
 
-    load_in_4bit: bool = False  # on a GPU the base is quantised at load (QLoRA); merging uses the 16-bit weights
+    load_in_4bit: bool = False  # on a GPU: quantise the base at load (QLoRA); merging uses the 16-bit weights
     lora_r: Count = 16
     lora_alpha: Count = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    target_modules: list[str] | Literal["all-linear"] = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ]
+    target_modules: list[str] | Literal["all-linear"] = ALL_PROJECTIONS
     epochs: Positive = 3
     batch_size: Count = 4
     gradient_accumulation: Count = 4
@@ -54,12 +48,12 @@ class SftConfig(LoraTraining):
     @model_validator(mode="after")
     def _four_bits_are_not_sharded(self):
         if self.load_in_4bit and self.parallelism == "fsdp":
-            raise ValueError("load_in_4bit with parallelism fsdp is not supported: a 4-bit base fits one GPU, take ddp")
+            raise ValueError("load_in_4bit with parallelism fsdp is not supported: a 4-bit base fits one GPU, use ddp")
         return self
 
 
 class DpoConfig(LoraTraining):
-    """Direct preference optimization (arXiv:2305.18290) with LoRA, from the merged SFT model."""
+    """Direct preference optimization (arXiv:2305.18290) with LoRA, starting from the merged SFT model."""
 
     lora_r: Count = 8
     lora_alpha: Count = 16
@@ -70,14 +64,16 @@ class DpoConfig(LoraTraining):
     gradient_accumulation: Count = 8
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
     beta: Positive = 0.1  # strength of the pull towards the start model
-    loss_type: list[Literal["sigmoid", "ipo", "hinge", "sft"]] = ["sigmoid"]  # summed; sft: of the chosen answer
+    loss_type: list[Literal["sigmoid", "ipo", "hinge", "sft"]] = ["sigmoid"]  # summed; sft: that of the chosen answer
     loss_weights: list[Positive] | None = None  # one per loss_type; null: 1.0 each
     save_steps: Count = 50
 
     @model_validator(mode="after")
     def _one_weight_per_loss(self):
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types")
+            raise ValueError(
+                f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types: give one each"
+            )
         return self
 
 
@@ -93,8 +89,8 @@ class Stage(Section):
     """One stage of the line."""
 
     enabled: bool = True  # off: a shorter graph
-    config_path: str | None = None  # looked up beside each pipeline configuration, then from the working directory
-    timeout_minutes: Count  # minutes, of one attempt
+    config_path: str | None = None  # looked up beside each pipeline configuration, then in the working directory
+    timeout_minutes: Count  # minutes for one attempt
     retry_count: Annotated[int, Field(ge=0)]  # further attempts
 
 
@@ -136,7 +132,11 @@ class Stages(Section):
 
 
 def check_dealt(config: LoraTraining, num_processes: int, *, section: str) -> None:
-    """Refuses micro-batches that GPUs cannot share evenly: an optimizer step takes as many rows on any number."""
+    """Refuses micro-batches that the GPUs cannot share evenly: an optimizer step is as many rows on any number of them.
+
+    Raises:
+        ValueError: naming section, key and remedy.
+    """
     if num_processes > 1 and config.gradient_accumulation % num_processes:
         raise ValueError(
             f"{section}.gradient_accumulation = {config.gradient_accumulation} cannot be shared by {num_processes} "

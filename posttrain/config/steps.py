@@ -1,4 +1,7 @@
-"""What each step of the graph is given of the configuration."""
+"""The part of the configuration that each step of the graph gets, as compiled into it.
+
+`posttrain.config.line` says which step gets which; those without settings of their own get a `StepSection`.
+"""
 
 from typing import Annotated, Literal
 
@@ -8,49 +11,49 @@ from posttrain.config.limits import AlignmentLimits, DataLimits, Judging, MergeL
 from posttrain.config.section import Count, Positive, Section
 from posttrain.config.stages import DataConfig, DpoConfig, SftConfig, Stages, check_dealt
 
-RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, locally set by the runner
-EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a stage left before its end, and the next attempt goes on from there
-FRESH_ENV = "POSTTRAIN_FRESH"  # 1: nothing of earlier runs is taken over
+RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, locally from the runner
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a stage left before its end, and the next attempt continues from there
+FRESH_ENV = "POSTTRAIN_FRESH"  # 1: nothing of earlier runs is reused
 
 
-class Processes(Section):
-    """How many train together; another number deals rows and dropout otherwise, and gives another result."""
+class Ranks(Section):
+    """The number of processes that train together: with another one rows and dropout, and so the result, differ."""
 
     num_processes: Count = 1  # one per GPU
 
 
-class SftTraining(SftConfig, Processes):
-    """What decides the result of train_sft."""
+class SftTraining(SftConfig, Ranks):
+    """The settings that decide the result of train_sft."""
 
 
-class DpoTraining(DpoConfig, Processes):
-    """What decides the result of train_dpo."""
+class DpoTraining(DpoConfig, Ranks):
+    """The settings that decide the result of train_dpo."""
 
 
-class Training(Processes):
-    """What a training stage needs beside its own settings."""
+class Training(Ranks):
+    """Settings of a training stage that do not decide its result, except for the number of ranks."""
 
     checkpoint_every_n_steps: Count = 100
     checkpoint_every_n_minutes: Positive = 15
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
-    timeout_minutes: Count = 180  # the stage saves and leaves before that; its pod is given longer
+    timeout_minutes: Count = 180  # minutes; the stage saves and leaves before that; its pod may run longer
     report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = []
-    leave_at: Annotated[float, Field(gt=0, lt=1)] | None = None  # share of its steps, after which it does the same
+    leave_at: Annotated[float, Field(gt=0, lt=1)] | None = None  # share of its steps after which it saves and leaves
 
 
 class StepSection(Section):
-    """What every step is given."""
+    """Settings of every step. Some steps have no others."""
 
     allowed_prefixes: list[str] = ["/", "hf://"]
 
     @property
     def decisive(self) -> Section:
-        """What of it decides what the step gives: part of the fingerprint."""
+        """The settings that decide the step's outputs, and so are a part of its fingerprint."""
         return self
 
 
 class PreflightStep(StepSection):
-    """Configuration that preflight is given."""
+    """Configuration of preflight."""
 
     stages: Stages = Stages()
     data: DataConfig = DataConfig()
@@ -58,26 +61,22 @@ class PreflightStep(StepSection):
     publish_root: str | None = None
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
-    num_gpus: dict[str, int] = {}  # step that can use a GPU -> those that its placement asks for
+    num_gpus: dict[str, int] = {}  # step that can use a GPU -> number of GPUs in its placement
 
     @property
     def prefixes(self) -> list[str]:
-        """As in `PipelineConfig`, which is looked at by the same code."""
+        """Named as in `PipelineConfig`, for code that checks either."""
         return self.allowed_prefixes
 
 
-class FetchStep(StepSection):
-    """Configuration that fetch_model is given."""
-
-
 class PrepareStep(StepSection):
-    """Configuration that prepare_data is given."""
+    """Configuration of the steps that prepare data."""
 
     data: DataConfig = DataConfig()
 
 
 class SftStep(StepSection):
-    """Configuration that train_sft is given."""
+    """Configuration of train_sft."""
 
     sft: SftConfig = SftConfig()
     training: Training = Training()
@@ -92,12 +91,8 @@ class SftStep(StepSection):
         return SftTraining(**self.sft.model_dump(), num_processes=self.training.num_processes)
 
 
-class MergeStep(StepSection):
-    """Configuration that merge_adapter is given."""
-
-
 class DpoStep(StepSection):
-    """Configuration that train_dpo is given."""
+    """Configuration of train_dpo."""
 
     dpo: DpoConfig = DpoConfig()
     training: Training = Training()
@@ -113,7 +108,7 @@ class DpoStep(StepSection):
 
 
 class CheckDataStep(StepSection):
-    """Configuration that the data gates are given; `sft` and `dpo` say what was asked of the stages."""
+    """Configuration of the data gates: `sft` and `dpo` say how long rows may be."""
 
     validation: DataLimits = DataLimits()
     sft: SftConfig = SftConfig()
@@ -121,20 +116,20 @@ class CheckDataStep(StepSection):
 
 
 class CheckSftStep(StepSection):
-    """Configuration that check_sft is given."""
+    """Configuration of check_sft."""
 
     validation: SftLimits = SftLimits()
     sft: SftConfig = SftConfig()
 
 
 class CheckMergeStep(StepSection):
-    """Configuration that the merge gates are given."""
+    """Configuration of the merge gates."""
 
     validation: MergeLimits = MergeLimits()
 
 
 class CheckAlignmentStep(StepSection):
-    """Configuration that check_alignment and check_safety are given."""
+    """Configuration of check_alignment and check_safety."""
 
     validation: AlignmentLimits = AlignmentLimits()
     sft: SftConfig = SftConfig()
@@ -142,43 +137,18 @@ class CheckAlignmentStep(StepSection):
 
 
 class PublishStep(StepSection):
-    """Configuration that publish_model is given."""
+    """Configuration of publish_model."""
 
     publish_root: str | None = None  # null: <storage_root>/published
     required_gates: list[str] = []  # step names; each must have passed in this run
-    judged_gates: list[str] = []  # those among them whose subject["model"] is the published model
+    judged_gates: list[str] = []  # those of them whose subject["model"] is the published model
     save_intermediate: bool = True
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
 
 
-class RejectStep(StepSection):
-    """Configuration that reject is given."""
-
-
 class ReportStep(StepSection):
-    """Configuration that report_run is given."""
+    """Configuration of report_run."""
 
     pipeline_id: str = "task-api-v1.0"
     steps: list[str] = []  # in the order of the graph
-
-
-STEP_SECTIONS: dict[str, type[StepSection]] = {
-    "preflight": PreflightStep,
-    "fetch_model": FetchStep,
-    "prepare_data": PrepareStep,
-    "check_data": CheckDataStep,
-    "check_sft_data": CheckDataStep,
-    "check_preference_data": CheckDataStep,
-    "train_sft": SftStep,
-    "check_sft": CheckSftStep,
-    "merge_adapter": MergeStep,
-    "check_merge": CheckMergeStep,
-    "train_dpo": DpoStep,
-    "check_alignment": CheckAlignmentStep,
-    "check_preference_alignment": CheckAlignmentStep,
-    "check_safety": CheckAlignmentStep,
-    "publish_model": PublishStep,
-    "reject": RejectStep,
-    "report_run": ReportStep,
-}

@@ -1,7 +1,4 @@
-"""What a sweep varies, how it chooses and by what it judges: configs/sweep_config.yaml -> `SweepConfig`.
-
-Like `posttrain.config` imported by the graph and by the images: pydantic, nothing heavier.
-"""
+"""Settings of a sweep: configs/sweep_config.yaml -> `SweepConfig`, and the part of it that each of its steps gets."""
 
 import math
 from pathlib import Path
@@ -9,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrain.config import OVERRIDABLE, DataConfig, DpoConfig, SftConfig, StepSection, check_overrides, read_section
+from posttrain.config.parse import OVERRIDABLE, check_overrides, read_section
 from posttrain.config.section import Count, Section
+from posttrain.config.stages import DataConfig
+from posttrain.config.steps import StepSection
 
-SECTIONS = {"sft": SftConfig, "dpo": DpoConfig}
 MAX_TRIALS = 200
 
 Number = int | float
@@ -20,7 +18,7 @@ Settings = dict[str, Any]  # `sft.learning_rate` -> its value in one trial
 
 
 def nested(settings: Settings) -> dict[str, dict[str, Any]]:
-    """`{"sft.lora_r": 8}` as the overrides of a run: `{"sft": {"lora_r": 8}}`."""
+    """Turns `{"sft.lora_r": 8}` into the overrides of a run: `{"sft": {"lora_r": 8}}`."""
     sections: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         section, _, key = name.partition(".")
@@ -29,19 +27,19 @@ def nested(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 class Range(Section):
-    """Numbers from min to max; whole ones if both are."""
+    """Numbers from min to max, whole ones if both are whole."""
 
     min: Number
     max: Number
-    log: bool = False  # chosen, or spaced, by their logarithm
-    num: Annotated[int, Field(ge=2)] | None = None  # values that a grid takes, both ends among them
+    log: bool = False  # sampled or spaced by their logarithm
+    num: Annotated[int, Field(ge=2)] | None = None  # number of values in a grid, both ends included
 
     @model_validator(mode="after")
     def _is_a_range(self):
         if not self.min < self.max:
             raise ValueError(f"min {self.min} is not below max {self.max}: swap them, or give a list of one value")
         if self.log and not self.min > 0:
-            raise ValueError(f"log needs min above 0, it is {self.min}")
+            raise ValueError(f"log needs a min above 0, but it is {self.min}")
         return self
 
     @property
@@ -49,25 +47,25 @@ class Range(Section):
         return isinstance(self.min, int) and isinstance(self.max, int)
 
     def at(self, share: float) -> Number:
-        """The value that lies this share of the way from min to max."""
+        """Returns the value at this share of the way from min to max."""
         if self.log:
             low, high = math.log(self.min), math.log(self.max)
             value = math.exp(low + share * (high - low))
         else:
             value = self.min + share * (self.max - self.min)
-        value = min(max(value, self.min), self.max)  # what exp and log have rounded away
+        value = min(max(value, self.min), self.max)  # exp and log round
         return round(value) if self.is_whole else float(f"{value:.4g}") if 0 < share < 1 else value
 
     def spaced(self) -> list[Number]:
-        """The values of a grid."""
+        """Returns the values of a grid."""
         return list(dict.fromkeys(self.at(step / (self.num - 1)) for step in range(self.num)))
 
 
 class Objective(Section):
     """The number by which trials are compared. A gate measures it: a training loss says little about answers."""
 
-    gate: Literal["check_sft", "check_safety", "check_alignment"] = "check_sft"  # a trial goes as far as this gate
-    metric: str = "held_out_loss"  # one of its checks, or of the numbers that its verdict shows beside them
+    gate: Literal["check_sft", "check_safety", "check_alignment"] = "check_sft"  # trials run as far as this gate
+    metric: str = "held_out_loss"  # a check of the gate, or another number of its verdict
     direction: Literal["minimize", "maximize"] = "minimize"
 
     @property
@@ -77,12 +75,12 @@ class Objective(Section):
 
     @property
     def sign(self) -> int:
-        """Times a value: the smaller, the better."""
+        """The factor that makes smaller values better."""
         return 1 if self.direction == "minimize" else -1
 
 
 class Constraint(Section):
-    """A bound that a trial must keep beside its gates."""
+    """A bound on a metric that a trial must keep, beside passing its gates."""
 
     gate: str = "check_sft"
     metric: str
@@ -108,37 +106,41 @@ class Constraint(Section):
 
 
 class Halving(Section):
-    """Successive halving (arXiv:1502.07943): all trials train a little, the best of them go on, and so forth."""
+    """Successive halving (arXiv:1502.07943): all trials train a little, the best go on, and again."""
 
-    reduction_factor: Annotated[int, Field(ge=2)] = 3  # one in so many goes on, and trains so much longer
-    num_rungs: Annotated[int, Field(ge=2)] = 2  # the last is the whole training
+    reduction_factor: Annotated[int, Field(ge=2)] = 3  # one in so many trials goes on, and trains so many times longer
+    num_rungs: Annotated[int, Field(ge=2)] = 2  # rounds; in the last one trials train to their end
 
 
 class Rung(Section):
     """One round of a sweep."""
 
     number: Annotated[int, Field(ge=0)]
-    share: Annotated[float, Field(gt=0, le=1)]  # of the optimizer steps of a trial's last training
+    share: Annotated[float, Field(gt=0, le=1)]  # share of the optimizer steps of a trial's last training
     num_trials: Count
 
 
 class SweepConfig(Section):
-    """All of it."""
+    """The settings of a sweep."""
 
-    space: dict[str, Range | list[Any]]  # setting of a stage -> the values that are tried
-    sampler: Literal["grid", "random", "tpe"] = "grid"  # tpe: from what earlier trials came to, by optuna
-    num_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None  # null: all of a grid
-    seed: Annotated[int, Field(ge=0)] = 0  # of the sampler; that of a training is a setting like any other
-    parallelism: Count = 1  # trials at once
+    space: dict[str, Range | list[Any]]  # setting of a stage, as sft.lora_r -> values to try
+    sampler: Literal["grid", "random", "tpe"] = "grid"  # tpe: by the results of earlier trials, with optuna
+    num_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None  # null: the whole grid
+    seed: Annotated[int, Field(ge=0)] = 0  # of the sampler; that of a training is sft.seed or dpo.seed
+    parallelism: Count = 1  # trials that run at once
     objective: Objective = Objective()
-    constraints: list[Constraint] = []  # beside the gates, all of which must pass
+    constraints: list[Constraint] = []  # in addition to the gates, all of which must pass
     halving: Halving | None = None  # null: every trial trains to its end
-    unseen_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5  # share of held-out prompts kept for judging the winner
-    continue_with_best: bool = True  # the whole line goes on with the winner's settings
+    unseen_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5  # share of held-out prompts that only judge the winner
+    continue_with_best: bool = True  # run the whole line with the winner's settings
 
     @classmethod
     def read(cls, path: str | Path) -> "SweepConfig":
-        """Raises `ValueError` on one line that names file, key, value and remedy."""
+        """Reads the settings from a YAML file.
+
+        Raises:
+            ValueError: on one line that names file, key, value and remedy.
+        """
         return read_section(cls, path)
 
     @field_validator("space")
@@ -148,8 +150,8 @@ class SweepConfig(Section):
             raise ValueError("is empty: give settings such as sft.learning_rate: [1.0e-4, 2.0e-4]")
         for name, values in space.items():
             section, _, key = name.partition(".")
-            if section not in OVERRIDABLE or key not in SECTIONS[section].model_fields:
-                raise ValueError(f"{name!r} is no setting of {' or '.join(OVERRIDABLE)}: give one like sft.lora_r")
+            if section not in OVERRIDABLE or key not in OVERRIDABLE[section].model_fields:
+                raise ValueError(f"{name!r} is not a setting of {' or '.join(OVERRIDABLE)}: give one like sft.lora_r")
             if values == []:
                 raise ValueError(f"{name} has no values: give at least one")
             for value in [values.min, values.max] if isinstance(values, Range) else values:
@@ -160,8 +162,8 @@ class SweepConfig(Section):
     def _objective_compares(self):
         if "dpo.beta" in self.space and self.objective.metric == "reward_margin":
             raise ValueError(
-                "objective reward_margin is beta times a shift, so that a larger dpo.beta wins whatever it does: "
-                "take preference_shift or reward_accuracy"
+                "objective reward_margin is beta times a shift, so that a larger dpo.beta always wins: "
+                "use preference_shift or reward_accuracy"
             )
         return self
 
@@ -170,12 +172,12 @@ class SweepConfig(Section):
         if self.sampler == "grid":
             spaceless = [name for name, values in self.space.items() if isinstance(values, Range) and not values.num]
             if spaceless:
-                raise ValueError(f"sampler grid: {spaceless[0]} is a range: give num, how many values of it to take")
+                raise ValueError(f"sampler grid: {spaceless[0]} is a range: give num, the number of its values")
             size = math.prod(len(values) for values in self.choices.values())
             if self.num_trials not in (None, size) or size > MAX_TRIALS:
                 raise ValueError(
                     f"sampler grid: the space has {size} trials, num_trials is {self.num_trials} and at most "
-                    f"{MAX_TRIALS}: leave num_trials out and shorten the lists, or take sampler random"
+                    f"{MAX_TRIALS}: remove num_trials and shorten the lists, or use sampler random"
                 )
         elif self.num_trials is None:
             raise ValueError(f"sampler {self.sampler} needs num_trials")
@@ -191,13 +193,13 @@ class SweepConfig(Section):
 
     @property
     def trials(self) -> list[str]:
-        """Their names, which are those of their steps."""
+        """The names of the trials, which are those of their steps."""
         number = self.num_trials or math.prod(len(values) for values in self.choices.values())
         return [f"trial_{at:0{len(str(number))}}" for at in range(1, number + 1)]
 
     @property
     def rungs(self) -> list[Rung]:
-        """One where nothing is cut short."""
+        """The rounds of the sweep; without halving there is one."""
         factor, number = (self.halving.reduction_factor, self.halving.num_rungs) if self.halving else (1, 1)
         return [
             Rung.model_construct(
@@ -212,23 +214,23 @@ class SweepConfig(Section):
         return [slot for rung in self.rungs for slot in self.slots(rung)]
 
     def slots(self, rung: Rung) -> list[str]:
-        """The names of a rung's steps: first those of the trials, then the places that they had on the rung before."""
+        """Returns the names of a rung's steps: on the first rung the trials, later their ranks on the rung before."""
         if rung.number == 0:
             return self.trials
         return [f"rung_{rung.number + 1}_rank_{rank}" for rank in range(1, rung.num_trials + 1)]
 
     def rung_of(self, slot: str) -> Rung | None:
-        """The rung that a step belongs to; None for one that judges the winner."""
+        """Returns the rung that a step belongs to; None for judge_winner."""
         return next((rung for rung in self.rungs if slot in self.slots(rung)), None)
 
 
 class Command(Section):
-    """A step of the line as a trial runs it: `python -m <module>`, with a flag for each of these."""
+    """A step of the line as a trial runs it: `python -m <module>`, with a flag for each input and output."""
 
     step: str
     module: str
     config: dict[str, Any]
-    inputs: dict[str, str]  # flag -> `<step>.<output>` that made it
+    inputs: dict[str, str]  # flag -> `<step>.<output>` that it takes
     outputs: list[str]
 
     @property
@@ -241,39 +243,30 @@ class Command(Section):
 
 
 class HoldOutStep(StepSection):
-    """Configuration that hold_out is given."""
+    """Configuration of hold_out."""
 
     data: DataConfig = DataConfig()
     unseen_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
 class TrialStep(StepSection):
-    """Configuration that run_trial is given: the same for all trials of a sweep, so that they know each other by it."""
+    """Configuration of a trial. All trials of a sweep have the same, and find each other by its fingerprint."""
 
     sweep: SweepConfig
     commands: list[Command]
-    num_gpus: Annotated[int, Field(ge=0)] = 0  # of a trial, where there are any
-    overrides: dict[str, Any] = {}  # of the run, below what a trial tries
+    num_gpus: Annotated[int, Field(ge=0)] = 0  # GPUs of a trial
+    overrides: dict[str, Any] = {}  # of the run; a trial's settings come on top
 
     @property
     def decisive(self) -> Section:
-        """How many trials run at once, and what follows after them, makes no other sweep of it."""
+        """All but the number of trials at once and what follows them."""
         defaults = {name: SweepConfig.model_fields[name].default for name in ("parallelism", "continue_with_best")}
         return self.model_copy(update={"sweep": self.sweep.model_copy(update=defaults), "num_gpus": 0})
 
 
 class CompareStep(StepSection):
-    """Configuration that compare_trials is given."""
+    """Configuration of compare_trials."""
 
     sweep: SweepConfig
     pipeline: dict[str, Any]  # the resolved configuration of the line
     rung: Annotated[int, Field(ge=0)] = 0
-
-
-SWEEP_SECTIONS: dict[str, type[StepSection]] = {  # beside `posttrain.config.steps.STEP_SECTIONS`
-    "hold_out": HoldOutStep,
-    "run_trial": TrialStep,
-    "run_sft_trial": TrialStep,
-    "run_preference_trial": TrialStep,
-    "compare_trials": CompareStep,
-}

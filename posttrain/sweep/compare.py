@@ -16,7 +16,7 @@ import yaml
 
 from posttrain import config, storage
 from posttrain.config import PipelineConfig, merged
-from posttrain.config.placement import TRAINING_STEPS
+from posttrain.config.line import TRAININGS
 from posttrain.config.sweep import CompareStep, nested
 from posttrain.step import frame, kfp_io, run
 from posttrain.step.records import read_records
@@ -89,7 +89,7 @@ def forget_losers(study: Study, rung: int, *, best: Candidate | None) -> None:
 def _trainings(study: Study, candidate: Candidate) -> set[tuple[str, str]]:
     """Step and fingerprint of the steps of a trial that may have left checkpoints."""
     records = read_records(study.storage_root, candidate.run_id)
-    return {(entry.step, entry.fingerprint) for entry in records if entry.step in TRAINING_STEPS}
+    return {(entry.step, entry.fingerprint) for entry in records if entry.step in TRAININGS}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,8 +6,6 @@ import pytest
 from google.protobuf import json_format
 
 import components
-from posttrain.config import STEP_SECTIONS
-from posttrain.config.sweep import SWEEP_SECTIONS
 
 COMPONENTS = [getattr(components, name) for name in components.__all__]
 
@@ -45,9 +43,3 @@ def test_a_flag_is_the_name_of_its_argument(component):
     for flag, placeholder in zip(args[::2], args[1::2], strict=True):
         name = flag.removeprefix("--").replace("-", "_")
         assert f"'{name}'" in placeholder or (flag, placeholder) == ("--executor-input", "{{$}}")
-
-
-@pytest.mark.parametrize("component", COMPONENTS, ids=components.__all__)
-def test_every_component_has_its_section_of_the_configuration(component):
-    name = component.name.replace("-", "_")
-    assert name in STEP_SECTIONS or name in SWEEP_SECTIONS

@@ -13,6 +13,7 @@ import signal
 from pathlib import Path
 
 from posttrain import config
+from posttrain.config.line import step_of
 from posttrain.step import frame, kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import at_most, holds
@@ -49,14 +50,14 @@ def work_step(args: argparse.Namespace) -> None:
         source = {} if inputs else {"source": f"address of {args.step}", "digest": "0" * 64}
         return {"final_loss": 0.5} | source
 
-    step = config.parse_step(config.FetchStep, "{}")
+    step = config.parse_step(config.StepSection, "{}")
     frame.run_step(args, inputs=inputs, outputs=outputs, config=step, work=work)
 
 
 def run_gate(args: argparse.Namespace, name: str) -> None:
     """The gate with one of `OUTCOMES`."""
     inputs = _artifacts(args, "inputs")
-    step = config.parse_step(config.STEP_SECTIONS[component_of(args.step)], args.config, args.overrides)
+    step = config.parse_step(step_of(args.step).section, args.config, args.overrides)
 
     def work(running: Running) -> checks.GateVerdict:
         if name == "the gate is killed":
@@ -105,10 +106,6 @@ def tell(args: argparse.Namespace, *, passed: bool) -> None:
     """What the graph goes by, past `checks.run_gate`."""
     kfp_io.write_outputs(args.executor_input, parameters={"passed": passed}, metadata={})
     Path(args.passed).write_text(json.dumps(passed))
-
-
-def component_of(step: str) -> str:
-    return "check_merge" if step.endswith("_merge") else step
 
 
 def _artifacts(args: argparse.Namespace, side: str) -> dict[str, str]:

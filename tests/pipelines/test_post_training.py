@@ -8,7 +8,7 @@ import pytest
 from pipelines.compiler import compile_graph
 from pipelines.steps import step_names
 from posttrain.config import PipelineConfig, load_config
-from posttrain.config.placement import CPU_STEPS, GPU_STEPS
+from posttrain.config.line import LINE, is_rejection
 from tests.pipelines.graph import SHAPES, Graph
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -133,8 +133,8 @@ def _inputs_from_tasks(task: dict) -> bool:
 
 
 def test_every_step_of_every_shape_can_be_placed(graphs):
-    names = {name for graph in graphs.values() for name in graph.tasks if not name.startswith("reject_")}
-    assert names == {*CPU_STEPS, *GPU_STEPS}
+    names = {name for graph in graphs.values() for name in graph.tasks if not is_rejection(name)}
+    assert names == {step.name for step in LINE} | {"report_run"}
 
 
 @pytest.mark.parametrize("step", ["train_sft", "train_dpo", "check_sft", "check_alignment"])

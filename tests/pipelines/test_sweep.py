@@ -51,6 +51,32 @@ def test_a_trial_is_placed_as_its_training_with_the_time_of_all_its_steps(packag
     assert int(trial["kubernetes"]["activeDeadlineSeconds"]) == sum(seconds)
 
 
+PLACED = {
+    "hold_out_sft": "{memory: 3Gi, node_selector: {pool: small}}",
+    "hold_out_preferences": "{memory: 5Gi}",
+    "trials": "{memory: 90Gi, timeout_minutes: 999, retry_count: 7}",
+    "compare_trials": "{cpu: 1}",
+    "judge_winner": "{memory: 91Gi}",
+    "train_sft": "{memory: 92Gi, timeout_minutes: 100}",
+}
+
+
+def test_every_step_of_a_sweep_can_be_placed(tmp_path):
+    settings = [f"placement.steps.{step}={placement}" for step, placement in PLACED.items()]
+    tasks = Graph(compiled(tmp_path / "s.yaml", settings, halving={"reduction_factor": 2, "num_rungs": 2})).tasks
+    memory = {name: task["container"]["resources"].get("resourceMemoryLimit") for name, task in tasks.items()}
+    assert (memory["hold_out_sft"], memory["hold_out_preferences"]) == ("3Gi", "5Gi")
+    assert tasks["hold_out_sft"]["kubernetes"]["nodeSelector"] == {"labels": {"pool": "small"}}
+    assert "nodeSelector" not in tasks["hold_out_preferences"]["kubernetes"]
+    for name in ("compare_rung_1", "compare_trials"):
+        assert tasks[name]["container"]["resources"]["resourceCpuLimit"] == "1"
+    assert (memory["trials_of_rung_1"], memory["trials_of_rung_2"], memory["judge_winner"]) == ("90Gi", "90Gi", "91Gi")
+    deadlines = {name: int(task["kubernetes"]["activeDeadlineSeconds"]) for name, task in tasks.items()}
+    assert deadlines["trials_of_rung_1"] == 999 * 60
+    assert deadlines["judge_winner"] == deadlines["train_sft"] + deadlines["check_sft"]
+    assert tasks["trials_of_rung_1"]["task"]["retryPolicy"]["maxRetryCount"] == 7
+
+
 def test_the_line_goes_on_with_the_winners_settings_and_is_judged_on_unseen_rows(package):
     graph = Graph(package)
     for name, output in (("train_sft", "selection"), ("check_sft", "unseen"), ("judge_winner", "unseen")):
@@ -101,7 +127,7 @@ def test_a_trial_has_the_lines_own_steps_as_far_as_the_gate(tmp_path, settings, 
 
 
 def test_a_gate_that_the_line_does_not_have_is_refused():
-    with pytest.raises(ValueError, match="check_safety is no gate of this line, whose gates are check_sft"):
+    with pytest.raises(ValueError, match="check_safety is not in this line: give one of check_sft"):
         trial_commands(load_config(CONFIG), until="check_safety")
 
 

@@ -13,12 +13,12 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from posttrain import publish
-from posttrain.config import RUN_ID_ENV, CheckAlignmentStep, FetchStep, PublishStep, SftConfig
+from posttrain.config import RUN_ID_ENV, CheckAlignmentStep, PublishStep, SftConfig, StepSection
 from posttrain.step import digests, frame, kfp_io
 from posttrain.verdict import Check, Verdict, at_most, holds
 from posttrain.weights.folder import source_digest
 
-NO_SETTINGS = FetchStep()
+NO_SETTINGS = StepSection()
 GATES = ["check_data", "check_sft", "check_safety"]
 GOOD = (at_most("loss", 1.0, 2.0, detail="a | b", interval=(0.9, 1.1)), holds("finite", True))
 PROMPTS = "gs://acme/red_team.jsonl"

@@ -224,5 +224,5 @@ def test_what_decides_a_training_names_its_settings_and_the_number_of_its_proces
 
 
 def test_a_base_in_four_bits_is_not_sharded(files):
-    with pytest.raises(ValueError, match=r"sft: load_in_4bit with parallelism fsdp is not supported.*take ddp"):
+    with pytest.raises(ValueError, match=r"sft: load_in_4bit with parallelism fsdp is not supported.*use ddp"):
         load_config(files / "pipeline.yaml", ["sft.load_in_4bit=true", "sft.parallelism=fsdp"])

@@ -1,0 +1,145 @@
+"""The steps of the line and of a sweep: one row for each, which says what it is.
+
+Whatever else has to know about a step asks this table: the graph, its placement, the report, the launcher. Some rows
+stand for several steps of a graph, as many as its configuration asks for: trials, their comparisons, rejections.
+"""
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from posttrain.config.stages import Stages
+from posttrain.config.steps import (
+    CheckAlignmentStep,
+    CheckDataStep,
+    CheckMergeStep,
+    CheckSftStep,
+    DpoStep,
+    PreflightStep,
+    PrepareStep,
+    PublishStep,
+    ReportStep,
+    SftStep,
+    StepSection,
+)
+from posttrain.config.sweep import CompareStep, HoldOutStep, TrialStep
+
+Kind = Literal["gate", "training", "merge", "trial", "rejection", "other"]
+REJECTION = "reject_"  # comes before the name of the gate, in place of `check_`
+GATE = "check_"
+JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
+TRIAL_COMPONENTS = ("run_trial", "run_sft_trial", "run_preference_trial")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A row of the table."""
+
+    name: str
+    module: str  # started as `python -m <module>`
+    section: type[StepSection]  # its part of the configuration
+    kind: Kind = "other"
+    stage: Literal["sft", "merge", "dpo"] | None = None  # the stage that it belongs to, or that a gate judges
+    needs: tuple[str, ...] = ()  # stages that are on in every graph with this step
+    excludes: tuple[str, ...] = ()  # stages that are off in every graph with this step
+    pool: Literal["cpu", "gpu"] = "cpu"  # whose placement it has
+    placed_like: str | None = None  # the step whose placement it has, instead of a pool's
+    loads_model: bool = False  # has torch in its image: a GPU is of use to it
+    reads: str | None = None  # the run's parameter that is the address of what it takes in from outside
+    is_retried: bool = True  # off: another attempt would end as the first
+    components: tuple[str, ...] = ()  # one for each shape of the line; empty: one of the step's name
+    also: str = ""  # regular expression for the names of the steps that it stands for, beside its own
+
+    def is_in(self, stages: Stages) -> bool:
+        """Whether the graph with these stages has the step."""
+        is_on = {stage: getattr(stages, stage).enabled for stage in (*self.needs, *self.excludes)}
+        return all(is_on[stage] for stage in self.needs) and not any(is_on[stage] for stage in self.excludes)
+
+    def covers(self, name: str) -> bool:
+        """Whether the row is that of the step with this name."""
+        return name == self.name or bool(self.also and re.fullmatch(self.also, name))
+
+
+# In the order of the graph. preflight must see what fetch_model will see: the same node, the same secrets.
+LINE = (
+    Step("preflight", "posttrain.preflight", PreflightStep, placed_like="fetch_model", is_retried=False),
+    Step("fetch_model", "posttrain.model", StepSection, reads="base_model"),
+    Step("prepare_sft_data", "posttrain.data", PrepareStep, needs=("sft",),
+         reads="sft_dataset", components=("prepare_data",)),
+    Step("prepare_preferences", "posttrain.data", PrepareStep, needs=("dpo",),
+         reads="preference_dataset", components=("prepare_data",)),
+    Step("check_data", "validators.data", CheckDataStep, "gate", needs=("sft", "dpo")),
+    Step("check_sft_data", "validators.data", CheckDataStep, "gate", needs=("sft",), excludes=("dpo",)),
+    Step("check_preference_data", "validators.data", CheckDataStep, "gate", needs=("dpo",), excludes=("sft",)),
+    Step("train_sft", "posttrain.sft", SftStep, "training", "sft", needs=("sft",), pool="gpu", loads_model=True),
+    Step("check_sft", "validators.sft", CheckSftStep, "gate", "sft", needs=("sft",), pool="gpu", loads_model=True),
+    Step("merge_sft", "posttrain.merge", StepSection, "merge", "merge", needs=("sft", "merge"),
+         components=("merge_adapter",)),
+    Step("check_sft_merge", "validators.merge", CheckMergeStep, "gate", "merge", needs=("sft", "merge"),
+         loads_model=True, components=("check_merge",)),
+    Step("check_safety", "validators.alignment", CheckAlignmentStep, "gate", "sft",
+         needs=("sft", "merge"), excludes=("dpo",), pool="gpu", loads_model=True),
+    Step("train_dpo", "posttrain.dpo", DpoStep, "training", "dpo", needs=("dpo",), pool="gpu", loads_model=True),
+    Step("merge_dpo", "posttrain.merge", StepSection, "merge", "merge", needs=("dpo",),
+         components=("merge_adapter",)),
+    Step("check_dpo_merge", "validators.merge", CheckMergeStep, "gate", "merge", needs=("dpo",),
+         loads_model=True, components=("check_merge",)),
+    Step("check_alignment", "validators.alignment", CheckAlignmentStep, "gate", "dpo", needs=("dpo",),
+         pool="gpu", loads_model=True, components=("check_alignment", "check_preference_alignment")),
+    Step("publish_model", "posttrain.publish", PublishStep),
+)  # fmt: skip
+# Those that a promoted run has not, or has whatever its end.
+ENDS = (
+    Step("reject", "posttrain.reject", StepSection, "rejection", is_retried=False, also=f"{REJECTION}.+"),
+    Step("report_run", "posttrain.report", ReportStep, is_retried=False),  # a hook: kfp refuses to retry it
+)
+# Trials are placed like the last training that they run.
+SWEEP = (
+    Step("hold_out_sft", "posttrain.sweep.hold_out", HoldOutStep, needs=("sft",), components=("hold_out",)),
+    Step("hold_out_preferences", "posttrain.sweep.hold_out", HoldOutStep, needs=("dpo",), components=("hold_out",)),
+    Step(TRIALS, "posttrain.sweep.trial", TrialStep, "trial", pool="gpu", loads_model=True,
+         components=TRIAL_COMPONENTS, also=r"trial_\d+|rung_\d+_rank_\d+|trials_of_rung_\d+"),
+    Step(COMPARE_TRIALS, "posttrain.sweep.compare", CompareStep, also=r"compare_rung_\d+"),
+    Step(JUDGE_WINNER, "posttrain.sweep.trial", TrialStep, "trial", pool="gpu", loads_model=True,
+         components=TRIAL_COMPONENTS),
+)  # fmt: skip
+STEPS = {step.name: step for step in (*LINE, *ENDS, *SWEEP)}
+TRAININGS = {step.name: step.stage for step in LINE if step.kind == "training"}  # step -> section of its settings
+
+
+def find_step(name: str) -> Step | None:
+    """The row of the step with this name, if there is one."""
+    return STEPS.get(name) or next((step for step in STEPS.values() if step.covers(name)), None)
+
+
+def step_of(name: str) -> Step:
+    """The row of the step with this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if step := find_step(name):
+        return step
+    raise ValueError(f"{name}: {no_such_step(name)}")
+
+
+def no_such_step(name: str) -> str:
+    """The remedy for a name that is in no row: the nearest one that is."""
+    near = get_close_matches(name, STEPS, n=1)
+    return "no such step; " + (f"did you mean {near[0]}?" if near else f"known are: {', '.join(STEPS)}")
+
+
+def is_gate(name: str) -> bool:
+    """Whether the step with this name gives a verdict."""
+    return (step := find_step(name)) is not None and step.kind == "gate"
+
+
+def is_rejection(name: str) -> bool:
+    """Whether the step with this name fails on purpose: the verdict before it says why."""
+    return (step := find_step(name)) is not None and step.kind == "rejection"
+
+
+def gate_of(rejection: str) -> str:
+    """The gate whose verdict makes this step fail."""
+    return GATE + rejection.removeprefix(REJECTION)
