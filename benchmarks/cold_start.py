@@ -53,10 +53,15 @@ def gate(folder: Path, tokenizer: Path, shape: str) -> list[str]:
     """The command of a gate in this shape of the graph; with an empty storage root it reuses no verdict."""
     files = [f"{kind}_{side}" for kind in KINDS[shape] for side in ("train", "eval")]
     return [
-        sys.executable, "-m", "validators.data", f"--step={STEPS[shape]}", f"--tokenizer={tokenizer}",
+        sys.executable,
+        "-m",
+        "validators.data",
+        f"--step={STEPS[shape]}",
+        f"--tokenizer={tokenizer}",
         *(f"--{name.replace('_', '-')}={folder / name}.jsonl" for name in files),
-        *(f"--{name}={folder / 'out' / name}" for name in OUTPUTS), f"--storage-root={folder / 'runs'}",
-    ]  # fmt: skip
+        *(f"--{name}={folder / 'out' / name}" for name in OUTPUTS),
+        f"--storage-root={folder / 'runs'}",
+    ]
 
 
 def sides(folder: Path, tokenizer: Path) -> dict[str, Side]:

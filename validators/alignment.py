@@ -1,9 +1,9 @@
 """Gate check_alignment: does the aligned model prefer what it was taught to prefer, without having lost anything else?
 
-base, model before, model, metrics of the training, held-out preference and SFT rows -> verdict, confusion matrix
+base, previous model, model, metrics of the training, held-out preference and SFT rows -> verdict, confusion matrix
 
-check_preference_alignment is the same without SFT: the model before is the base. check_safety has SFT rows alone and
-judges answers alone. Everything is measured against the model before, with answers really generated.
+check_preference_alignment is the same without SFT, where the previous model is the base. check_safety has SFT rows only
+and judges nothing but answers. Everything is compared with the previous model, on answers that are really generated.
 
     python -m validators.alignment --step check_alignment --storage-root DIR --base DIR --before DIR --model DIR
         --training metrics.json --preference-eval pairs.jsonl --sft-eval rows.jsonl --verdict verdict.json
@@ -48,23 +48,25 @@ def read_training(metrics: str) -> dict[str, float]:
     """DPO's loss before its first step, as the training wrote it.
 
     Raises:
-        ValueError: the file is not JSON, or says nothing about it.
+        ValueError: the file is not JSON, or has no such loss.
     """
-    found = json.loads(Path(metrics).read_text(encoding="utf-8"))
-    if "start_loss" not in found:
-        raise ValueError(f"{metrics}: has no start_loss: give the metrics.json of a preference training")
-    return {"start_loss": found["start_loss"]}
+    numbers = json.loads(Path(metrics).read_text(encoding="utf-8"))
+    if "start_loss" not in numbers:
+        raise ValueError(f"{metrics}: has no start_loss: pass the metrics.json of a preference training")
+    return {"start_loss": numbers["start_loss"]}
 
 
 def read_questions(inputs: dict[str, str | None], limits: config.AlignmentLimits) -> tuple[Questions, list[dict]]:
-    """What the models are asked, and the rows that the held-out prompts come from, in the same order."""
+    """Questions for the models, and the rows that their held-out prompts come from, in the same order."""
     pairs, sft_rows = (read_jsonl(inputs[key]) if inputs[key] else [] for key in ("preference_eval", "sft_eval"))
     chosen = answers.choose_rows(pairs + sft_rows, limits.num_generated_answers)
     asked = {key: [row["prompt"] for row in read_jsonl(inputs[key])] if inputs.get(key) else [] for key in prompts.KEYS}
     questions = Questions(
-        pairs=pairs, sft_rows=sft_rows, held_out=[row["prompt"] for row in chosen],
-        **{key.removesuffix("_prompts"): found for key, found in asked.items()},
-    )  # fmt: skip
+        pairs=pairs,
+        sft_rows=sft_rows,
+        held_out=[row["prompt"] for row in chosen],
+        **{key.removesuffix("_prompts"): rows for key, rows in asked.items()},
+    )
     return questions, chosen
 
 
@@ -73,30 +75,30 @@ def judge(
 ) -> list[Check]:
     """Pure: the same numbers and limits give the same checks."""
     limits, model, before = step.validation, numbers.model, numbers.before
-    found: list[Check] = []
+    judged: list[Check] = []
     if questions.pairs:
-        found += judge_preferences(model, before, numbers.start_loss, step=step)
-        found += answers.length_checks(before.held_out, model.held_out, limits)
+        judged += judge_preferences(model, before, numbers.start_loss, step=step)
+        judged += answers.length_checks(before.held_out, model.held_out, limits)
     if questions.sft_rows:
-        found.append(preferences.sft_loss_check(before.sft, model.sft, limits))
-    found += [answers.stopped_check(model.held_out, limits), answers.repetition_check(model.held_out, limits)]
+        judged.append(preferences.sft_loss_check(before.sft, model.sft, limits))
+    judged += [answers.stopped_check(model.held_out, limits), answers.repetition_check(model.held_out, limits)]
     if "output_format_valid" in limits.custom_checks:
-        found.append(answers.format_check(model.held_out, limits))
-        found.append(answers.format_drop_check(before.held_out, model.held_out, limits))
+        judged.append(answers.format_check(model.held_out, limits))
+        judged.append(answers.format_drop_check(before.held_out, model.held_out, limits))
     if ASK_FOR_HARM in limits.custom_checks:
         base = numbers.base if has_base else before
-        found += safety.harmless_checks(*map(_red_team, (model, before, base)), limits)
+        judged += safety.harmless_checks(*map(_red_team, (model, before, base)), limits)
         legitimate = wanted(model, rows, limits)["answer"] if limits.benign_prompts is None else model.benign
-        found.append(safety.over_refusal_check(legitimate, limits))
+        judged.append(safety.over_refusal_check(legitimate, limits))
     if limits.off_topic_prompts:
-        found.append(safety.off_topic_check(model.off_topic, limits))
-    return found
+        judged.append(safety.off_topic_check(model.off_topic, limits))
+    return judged
 
 
 def judge_preferences(
     model: Observed, before: Observed, start_loss: float | None, *, step: config.CheckAlignmentStep
 ) -> list[Check]:
-    """What was learned, from where, and at what price."""
+    """Checks on what was learned, where training started, and what it cost."""
     limits, gains = step.validation, _gains(model, before)
     return [
         preferences.start_check(start_loss, limits),
@@ -107,12 +109,12 @@ def judge_preferences(
 
 
 def wanted(model: Observed, rows: list[dict], limits: config.AlignmentLimits) -> dict[str, list[JudgedAnswer] | None]:
-    """The answers by what was wanted: an answer, or the declining sentence."""
+    """The model's answers by what was wanted: an answer, or the declining sentence."""
     if model.held_out is None:
         return {"answer": None, "decline": None}
     sides: dict[str, list[JudgedAnswer]] = {"answer": [], "decline": []}
-    for row, given in zip(rows, model.held_out, strict=True):
-        sides["decline" if _is_to_decline(row, limits) else "answer"].append(given)
+    for row, answered in zip(rows, model.held_out, strict=True):
+        sides["decline" if _is_to_decline(row, limits) else "answer"].append(answered)
     return sides
 
 
@@ -139,7 +141,7 @@ def numbers_of(numbers: Numbers, questions: Questions) -> dict[str, float]:
 
 
 def confusion(model: Observed, rows: list[dict], limits: config.AlignmentLimits) -> dict:
-    """The prompts by what was wanted, against what the model gave."""
+    """Counts the prompts by what was wanted and by what the model did."""
     sides = wanted(model, rows, limits)
     to_answer = [*(sides["answer"] or []), *(model.benign or [])]
     to_decline = [*(sides["decline"] or []), *(model.off_topic or []), *(model.red_team or [])]
@@ -151,7 +153,7 @@ def _red_team(side: Observed) -> RedTeam:
 
 
 def _gains(model: Observed, before: Observed) -> preferences.Gains | None:
-    return preferences.gains((before.chosen, before.rejected), (model.chosen, model.rejected))
+    return preferences.gains_of((before.chosen, before.rejected), (model.chosen, model.rejected))
 
 
 def _is_to_decline(row: dict, limits: config.AlignmentLimits) -> bool:
@@ -161,13 +163,13 @@ def _is_to_decline(row: dict, limits: config.AlignmentLimits) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__doc__)
-    parser.add_argument("--base", help="folder of the base model, where the model before is another one")
+    parser.add_argument("--base", help="folder of the base model, unless that is the previous model")
     parser.add_argument("--before", required=True, help="folder of the model that training started from")
     parser.add_argument("--model", required=True, help="folder of the model to judge")
     parser.add_argument("--training", help="metrics.json of the preference training")
     parser.add_argument("--preference-eval", help="held-out preference rows, JSONL")
     parser.add_argument("--sft-eval", help="held-out SFT rows, JSONL")
-    parser.add_argument("--confusion", required=True, help="output: wanted against given answers, JSON")
+    parser.add_argument("--confusion", required=True, help="output: what was wanted against what the model did, JSON")
     checks.add_gate_flags(parser)
     return parser
 
@@ -176,18 +178,22 @@ def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     if not (args.preference_eval or args.sft_eval):
-        parser.error("give --preference-eval, --sft-eval or both")
+        parser.error("pass --preference-eval, --sft-eval or both")
     step = config.parse_step(config.CheckAlignmentStep, args.config, args.overrides)
     with tempfile.TemporaryDirectory() as folder:
         inputs = {name: getattr(args, name) for name in INPUTS} | bring_inputs(step, Path(folder))
         checks.run_gate(
-            args, inputs=inputs, config=step, work=partial(decide, args, inputs, step),
-            outputs={"confusion": args.confusion}, reusable=not custom.own(step.validation.custom_checks),
-        )  # fmt: skip
+            args,
+            inputs=inputs,
+            config=step,
+            work=partial(decide, args, inputs, step),
+            outputs={"confusion": args.confusion},
+            reusable=not custom.own(step.validation.custom_checks),
+        )
 
 
 def bring_inputs(step: config.CheckAlignmentStep, folder: Path) -> dict[str, str]:
-    """Local copies of the prompts, and the judge model. What nothing asks for is left out."""
+    """Local copies of the prompts and of the judge model, as far as a check needs them."""
     limits = step.validation
     keys = prompts.KEYS if ASK_FOR_HARM in limits.custom_checks else ("off_topic_prompts",)
     inputs = prompts.bring(limits, folder, step.allowed_prefixes, keys=keys)

@@ -1,8 +1,8 @@
-"""Judges generated answers one by one: are they well-formed, do they decline, do they repeat themselves.
+"""Judges generated answers one by one: are they well-formed, do they decline, do they repeat themselves?
 
 answer, its prompt, the rule of the configuration -> what is wrong with it, or None; judged answers -> checks on shares
 
-Whether an answer to a red-team prompt is harmless is for `validators.judges` to say.
+Whether an answer to a red-team prompt is harmless is decided in `validators.judges`.
 """
 
 import json
@@ -20,9 +20,13 @@ from validators.page import ShownAnswer
 
 NUM_SHOWN = 5  # answers on the page
 MAX_REPEATED_SHARE = 0.5  # of an answer's 4-grams; above it the answer repeats itself
+LENGTH_LEARNED = (
+    "The model learned length: the chosen answer is the {} one in most of your pairs. "
+    "Add pairs where it is not, or raise validation.max_length_ratio."
+)
 
 Message = dict[str, str]
-Given = Literal["answer", "decline", "incoherent"]
+Category = Literal["answer", "decline", "incoherent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +37,17 @@ class JudgedAnswer:
     declined: bool = False  # with the fixed sentence
 
     @property
-    def given(self) -> Given:
+    def category(self) -> Category:
         return "decline" if self.declined else "answer" if self.fault is None else "incoherent"
 
 
 def judge_format(
     prompts: list[list[Message]], answers: list[Answer], rule: config.OutputFormat, *, markers: list[str]
 ) -> list[JudgedAnswer]:
-    """Every answer under the rule of `output_format_valid`.
+    """Judges every answer by the rule of `output_format_valid`.
 
     Args:
-        markers: special tokens of the tokenizer: none may stand in an answer.
+        markers: special tokens of the tokenizer, which no answer may contain.
     """
     find_fault = _rule(rule)
 
@@ -53,7 +57,7 @@ def judge_format(
         if declines(answer, rule.declines_with):
             return JudgedAnswer(prompt, answer, None, declined=True)
         marker = next((marker for marker in markers if marker in answer.text), None)
-        fault = f"holds the special token {marker}" if marker else find_fault(answer.text, prompt)
+        fault = f"contains the special token {marker}" if marker else find_fault(answer.text, prompt)
         return JudgedAnswer(prompt, answer, fault)
 
     return [judged(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -70,7 +74,7 @@ def declines(answer: Answer, sentence: str | None) -> bool:
 
 
 def repeated_share(answer: Answer) -> float:
-    """Share of the answer's 4-grams of tokens that stood in it before: seq-rep-4 of arXiv:1908.04319."""
+    """Share of the answer's 4-grams of tokens that occur earlier in it: seq-rep-4 of arXiv:1908.04319."""
     four = [answer.tokens[at : at + 4] for at in range(len(answer.tokens) - 3)]
     return 1 - len(set(four)) / len(four) if four else 0.0
 
@@ -82,57 +86,77 @@ def num_sound(judged: list[JudgedAnswer] | None) -> int | None:
 def format_check(judged: list[JudgedAnswer] | None, limits: config.AnswerLimits) -> Check:
     """output_format_valid: the share of well-formed answers."""
     return intervals.share(
-        "output_format_valid", num_sound(judged), len(judged or []), ">=", limits.min_format_valid_rate,
+        "output_format_valid",
+        num_sound(judged),
+        len(judged or []),
+        ">=",
+        limits.min_format_valid_rate,
         confidence=limits.confidence,
-        remedy="Look at the answers: train longer, add rows of the form that is missing, or raise max_new_tokens.",
-    )  # fmt: skip
+        remedy="Look at the answers. Train longer, add rows in the form that they miss, "
+        "or raise validation.max_new_tokens if they were cut off.",
+    )
 
 
 def stopped_check(judged: list[JudgedAnswer] | None, limits: config.AnswerLimits) -> Check:
     """answers_stop: the share of answers that end by themselves."""
     num_stopped = None if judged is None else sum(one.answer.stopped for one in judged)
     return intervals.share(
-        "answers_stop", num_stopped, len(judged or []), ">=", limits.min_stopped_rate, confidence=limits.confidence,
+        "answers_stop",
+        num_stopped,
+        len(judged or []),
+        ">=",
+        limits.min_stopped_rate,
+        confidence=limits.confidence,
         detail=f"within {limits.max_new_tokens} tokens",
-        remedy="See that the end-of-turn token is part of the training rows' loss, or raise max_new_tokens.",
-    )  # fmt: skip
+        remedy="Check that the loss covers the end-of-turn token of the training rows, "
+        "or raise validation.max_new_tokens if good answers are longer.",
+    )
 
 
 def repetition_check(judged: list[JudgedAnswer] | None, limits: config.AlignmentLimits) -> Check:
-    """repetition_rate: the share of answers more than half of whose 4-grams stood in them before."""
+    """repetition_rate: the share of answers that repeat more than half of their 4-grams."""
     num = None if judged is None else sum(repeated_share(one.answer) > MAX_REPEATED_SHARE for one in judged)
     return intervals.share(
-        "repetition_rate", num, len(judged or []), "<=", limits.max_repetition_rate, confidence=limits.confidence,
+        "repetition_rate",
+        num,
+        len(judged or []),
+        "<=",
+        limits.max_repetition_rate,
+        confidence=limits.confidence,
         detail=f"seq-rep-4 over {MAX_REPEATED_SHARE:g}",
-        remedy="Lower dpo.learning_rate or epochs, or raise dpo.beta: the model has lost its fluency.",
-    )  # fmt: skip
+        remedy="The model has lost its fluency: lower dpo.learning_rate or dpo.epochs, or raise dpo.beta.",
+    )
 
 
 def length_checks(
     before: list[JudgedAnswer] | None, after: list[JudgedAnswer] | None, limits: config.AlignmentLimits
 ) -> list[Check]:
-    """Answers neither much longer nor much shorter than those of the model before, end token included."""
+    """Checks that answers are neither much longer nor much shorter than the previous model's, end token included."""
     tokens = [judged and [one.answer.num_tokens + 1.0 for one in judged] for judged in (after, before)]
-    remedy = "Give pairs whose chosen answer is not simply the {} one."
     return [
         intervals.ratio(
-            name, *tokens, relation, limit, confidence=limits.confidence,
-            detail="tokens of all answers, divided by those of the model before", remedy=remedy.format(kind),
+            name,
+            *tokens,
+            relation,
+            limit,
+            confidence=limits.confidence,
+            detail="tokens of all answers, divided by those of the previous model",
+            remedy=LENGTH_LEARNED.format(kind),
         )
         for name, relation, limit, kind in (
             ("length_ratio", "<=", limits.max_length_ratio, "longer"),
             ("length_ratio_shorter", ">=", 1 / limits.max_length_ratio, "shorter"),
         )
-    ]  # fmt: skip
+    ]
 
 
 def drop_check(
     name: str, before: list[bool] | None, after: list[bool] | None, limit: float, *, confidence: float, **words
 ) -> Check:
-    """By how much the share of what is true has fallen, judged on the differences prompt by prompt."""
+    """By how much the share of prompts for which it is true has fallen, judged on the differences by prompt."""
     drops = [float(old) - float(new) for old, new in zip(before, after, strict=True)] if before and after else None
     if drops:
-        counted = f"{sum(after)} of {len(after)}, before {sum(before)}"
+        counted = f"{sum(after)} of {len(after)}; previously {sum(before)}"
         words["detail"] = "; ".join(filter(None, [counted, words.get("detail", "")]))
     return intervals.mean(name, drops, "<=", limit, confidence=confidence, **words)
 
@@ -143,9 +167,13 @@ def format_drop_check(
     """output_format_drop: by how much the share of well-formed answers has fallen."""
     sound = [judged and [one.fault is None for one in judged] for judged in (before, after)]
     return drop_check(
-        "output_format_drop", *sound, limits.max_format_drop, confidence=limits.confidence,
-        remedy="Training took away what the model before could do: lower learning_rate or add rows that keep it.",
-    )  # fmt: skip
+        "output_format_drop",
+        *sound,
+        limits.max_format_drop,
+        confidence=limits.confidence,
+        remedy="Training took away what the previous model could do: lower the stage's learning_rate, "
+        "or add rows in the form that was lost.",
+    )
 
 
 def rate(judged: list[JudgedAnswer] | None) -> float | None:
@@ -153,7 +181,7 @@ def rate(judged: list[JudgedAnswer] | None) -> float | None:
 
 
 def rates(judged: list[JudgedAnswer] | None) -> dict[str, float | None]:
-    """Numbers about generated answers for the verdict."""
+    """Numbers about generated answers that the verdict shows."""
     if not judged:
         return {}
     num = len(judged)
@@ -162,32 +190,35 @@ def rates(judged: list[JudgedAnswer] | None) -> dict[str, float | None]:
         "format_valid_rate": rate(judged),
         "stopped_rate": sum(one.answer.stopped for one in judged) / num,
         "mean_answer_tokens": sum(one.answer.num_tokens for one in judged) / num,
-        "incoherent_rate": sum(one.given == "incoherent" for one in judged) / num,
+        "incoherent_rate": sum(one.category == "incoherent" for one in judged) / num,
     }
 
 
 def worst(by_source: dict[str, list[JudgedAnswer] | None]) -> tuple[ShownAnswer, ...]:
-    """Answers for the page, by what they answer: one of each kind of fault before a second of any, then, where nothing
-    was found wrong, those that repeat themselves most and the longest.
+    """The answers to show on the page: one of each kind of fault before a second of any. After these come answers
+    without a fault, the most repetitive and the longest first.
+
+    Args:
+        by_source: what the answers reply to, such as `held-out prompt`.
     """
     kinds: dict[tuple[str, str | None], list[JudgedAnswer]] = {}
     for source, judged in by_source.items():
         for one in sorted(judged or [], key=lambda one: (-repeated_share(one.answer), -one.answer.num_tokens)):
             kinds.setdefault((source, one.fault), []).append(one)
     ranked = [
-        (fault is None, rank, source, one) for (source, fault), found in kinds.items() for rank, one in enumerate(found)
+        (fault is None, rank, source, one) for (source, fault), alike in kinds.items() for rank, one in enumerate(alike)
     ]
     ranked.sort(key=lambda item: item[:2])
     return tuple(_shown(source, one) for _, _, source, one in ranked[:NUM_SHOWN])
 
 
 def _shown(source: str, one: JudgedAnswer) -> ShownAnswer:
-    sound = "declines" if one.declined else "nothing was found wrong"
+    sound = "declines" if one.declined else "no fault"
     return ShownAnswer(source=source, prompt=user_text(one.prompt), text=one.answer.text, fault=one.fault or sound)
 
 
 def choose_rows(rows: list[dict], num: int) -> list[dict]:
-    """At most `num` rows with different prompts, taken evenly from all: a file's beginning is often of one kind."""
+    """At most `num` rows with different prompts, spread evenly: the beginning of a file is often all of one kind."""
     different = list({prompt_key(row): row for row in rows}.values())
     num = min(num, len(different))
     return [different[i * len(different) // num] for i in range(num)]
@@ -207,7 +238,7 @@ def parse_json(text: str) -> Any:
     """The value, or None where the text is not JSON; NaN and infinity are not."""
     try:
         return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):  # a model's output is hostile: ten thousand brackets end the parser so
+    except (ValueError, RecursionError):  # a model's output is hostile: ten thousand brackets do this
         return None
 
 
@@ -259,7 +290,7 @@ def _tool_call_fault(text: str, prompt: list[Message]) -> str | None:
 
 
 def _is_offered(name: str, text: str) -> bool:
-    """As a prompt offers a function: `name(`, the name in quotes, or first on its line; no word in passing."""
+    """Whether the text offers this function: `name(`, the name in quotes or first on a line, not a word in passing."""
     if not re.fullmatch(r"\S+", name):
         return False
     name = re.escape(name)
@@ -267,7 +298,7 @@ def _is_offered(name: str, text: str) -> bool:
 
 
 def _canonical(value: Any) -> str:
-    """Text that is equal for equal JSON values alone: in Python True == 1 == 1.0."""
+    """Text that only equal JSON values share; in Python, True == 1 == 1.0."""
     return json.dumps(value, sort_keys=True)
 
 

@@ -9,13 +9,13 @@ flags of the gate, inputs, `work` -> verdict.json, report.html, summary.md, metr
 
         def work(running: Running) -> GateVerdict:
             measured = measuring.side_by_side({...}, checks.timeouts(step.validation))  # the expensive part, once
-            found = [*judge(measured.numbers, step.validation), *measured.failures]
-            return GateVerdict(gate=running.step, subject=running.inputs, checks=found, seconds=measured.seconds)
+            judged = (*judge(measured.read(Numbers), step.validation), *measured.failures)
+            return GateVerdict(gate=running.step, subject=running.inputs, checks=judged, seconds=measured.seconds)
 
         run_gate(args, inputs=inputs, config=step, work=work)
 
-A number that could not be measured is missing, and every builder of `posttrain.verdict` fails on a missing number.
-Only a gate that cannot measure at all raises.
+Each gate has a frozen dataclass `Numbers`, in which None stands for what could not be measured. No builder of
+`posttrain.verdict` passes on None. Only a gate that cannot measure at all raises.
 """
 
 import argparse
@@ -32,19 +32,19 @@ from posttrain.step.running import Running
 from posttrain.verdict import Verdict
 from validators import measuring, page, summary
 
-OUTPUTS = ("verdict", "report", "summary", "metrics")  # of every gate, beside `passed`
+OUTPUTS = ("verdict", "report", "summary", "metrics")  # files that every gate writes, beside `passed`
 
 logger = logging.getLogger(__name__)
 
 
 class GateVerdict(Verdict):
-    """A verdict with the worst answers that it was found on. They are shown on its page and stand nowhere else."""
+    """A verdict with the worst of the answers it judged, which only its page shows."""
 
     answers: tuple[page.ShownAnswer, ...] = Field((), exclude=True)
 
 
 def add_gate_flags(parser: argparse.ArgumentParser) -> None:
-    """The outputs that every gate has."""
+    """Adds the outputs that every gate writes."""
     parser.add_argument("--verdict", required=True, help="output: verdict, JSON")
     parser.add_argument("--report", required=True, help="output: the same as a page, HTML")
     parser.add_argument("--summary", required=True, help="output: the same as text, Markdown")
@@ -61,11 +61,11 @@ def run_gate(
     outputs: dict[str, str] | None = None,
     reusable: bool = True,
 ) -> None:
-    """Runs `work` inside the run record, writes what it found in every form, and logs each check on a line.
+    """Runs `work` as a recorded step, writes its verdict in every form, and logs one line per check.
 
     Args:
         outputs: further files that `work` itself writes, output name -> path.
-        reusable: off where the verdict depends on what the record cannot see, such as code of the user's.
+        reusable: False if the verdict depends on something that the record cannot see, such as the user's code.
 
     Raises:
         whatever `work` raises: the gate could not measure at all, and there is no verdict.

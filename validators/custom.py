@@ -4,9 +4,9 @@
 
     def function(prompts: list[list[dict[str, str]]], answers: list[str], context: Context) -> Check
 
-Each runs in a process of its own under its time limit. One that raises, hangs, dies, cannot be imported or gives
-anything but a check called like the function is a failed check of its name, never a pass. A verdict with such checks is
-not reused in a later run: what they do may have changed.
+Each runs in its own process under its time limit. If it raises, hangs, dies, cannot be imported or returns anything but
+a check named after the function, a failed check takes its place, never a pass. A verdict with such checks is not reused
+in a later run: their code may have changed.
 """
 
 import importlib
@@ -24,10 +24,10 @@ IMPORT_SECONDS = 120  # an import may bring torch
 
 @dataclass(frozen=True)
 class Context:
-    """What a check may want to know beside prompts and answers."""
+    """What a check is passed beside prompts and answers."""
 
     gate: str  # step name: check_sft, check_alignment or check_safety
-    stopped: list[bool]  # for each answer, whether it ended by itself
+    stopped: list[bool]  # of each answer: whether it ended by itself
     confidence: float  # of every interval in this gate, for `validators.intervals`
 
 
@@ -37,7 +37,7 @@ CustomCheck = Callable[[list[list[Message]], list[str], Context], Check]
 def run(
     limits: AnswerLimits, answered: list[JudgedAnswer] | None, *, gate: str
 ) -> tuple[list[Check], dict[str, float]]:
-    """The user's own among `limits.custom_checks`, in that order. Without answers they are not run."""
+    """Runs the user's own checks among `limits.custom_checks`, in that order; without answers none of them."""
     names = own(limits.custom_checks)
     if not answered:
         return measuring.not_run(names, "no answers were generated").failures, {}
@@ -45,23 +45,23 @@ def run(
     prompts, texts = [one.prompt for one in answered], [one.answer.text for one in answered]
     parts = {name: partial(_judge, name, prompts, texts, context) for name in names}
     measured = measuring.side_by_side(parts, checks.timeouts(limits))
-    found = {check.name: check for check in measured.failures}
-    found |= {name: Check.model_validate(check) for name, check in measured.numbers.items()}
-    return [found[name] for name in names], measured.seconds
+    by_name = {check.name: check for check in measured.failures}
+    by_name |= {name: Check.model_validate(check) for name, check in measured.numbers.items()}
+    return [by_name[name] for name in names], measured.seconds
 
 
 def check_importable(names: list[str]) -> None:
-    """Raises ValueError where one of the user's own checks cannot be imported here; built-in names are passed over."""
+    """Raises ValueError if one of the user's own checks cannot be imported here; built-in names are skipped."""
     parts = {name: partial(_import, name) for name in own(names)}
     for check in measuring.side_by_side(parts, measuring.Timeouts(IMPORT_SECONDS)).failures:
         raise ValueError(
             f"validation.custom_checks: {check.name!r}: {check.detail}: "
-            "give package.module:function of a module that is installed or on PYTHONPATH"
+            "name a package.module:function whose module is installed or on PYTHONPATH"
         )
 
 
 def own(names: list[str]) -> list[str]:
-    """The user's, without the built-in ones."""
+    """The user's own checks, without the built-in ones."""
     return [name for name in names if name not in BUILT_IN_CHECKS]
 
 
@@ -84,10 +84,10 @@ def _import(name: str) -> None:
 
 
 def _judge(name: str, prompts: list[list[Message]], answers: list[str], context: Context) -> dict[str, Check]:
-    """In the check's own process: what it found, under the name of the configuration."""
-    found, wanted = load(name)(prompts, answers, context), name.partition(":")[2]
-    if not isinstance(found, Check):
-        raise TypeError(f"gave {type(found).__name__}, not a posttrain.verdict.Check")
-    if found.name != wanted:
-        raise ValueError(f"gave a check called {found.name!r}: call it {wanted!r}, like the function")
-    return {name: Check.model_validate(found.model_dump() | {"name": name})}
+    """Calls the function in the check's own process, and names its check as the configuration does."""
+    check, wanted = load(name)(prompts, answers, context), name.partition(":")[2]
+    if not isinstance(check, Check):
+        raise TypeError(f"returned {type(check).__name__}, not a posttrain.verdict.Check")
+    if check.name != wanted:
+        raise ValueError(f"returned a check named {check.name!r}: name it {wanted!r}, like the function")
+    return {name: Check.model_validate(check.model_dump() | {"name": name})}

@@ -1,9 +1,9 @@
 """Gate check_data: are the prepared rows fit to train and to judge on? Loads a tokenizer, never a model.
 
-tokenizer folder, SFT and preference rows (train, eval; a shorter graph has two of the four files), the prompts that a
-later gate asks -> verdict, manifest of the prompts' hashes
+tokenizer folder, SFT and preference rows (train, eval; a shorter graph has two of the four files), the prompts that
+later gates ask -> verdict, manifest of the prompts' hashes
 
-Each check looks at every row of every file; its value is that of the worst file, and its detail names rows to look at.
+Each check covers every row of every file; its value is the worst file's, and its detail names rows to look at.
 """
 
 import argparse
@@ -40,22 +40,24 @@ FOLLOWERS = {
 
 # What no row may be: attribute of FileNumbers, name of the check, remedy.
 FORBIDDEN = (
-    ("malformed", "malformed_rows", "Prepare the data set again: these rows were changed after it."),
-    ("misordered", "role_order", "Let system come first and user and assistant take turns; tool follows assistant."),
-    ("empty", "empty_turns", "Fill the turns in or remove the rows."),
-    ("unrenderable", "rows_refused_by_template", "Bring the roles into the order that the chat template asks for."),
+    ("malformed", "malformed_rows", "Prepare the data set again: these rows were changed afterwards."),
+    ("misordered", "role_order", "Put system first and let user and assistant take turns; tool follows assistant."),
+    ("empty", "empty_turns", "Fill in these turns or remove the rows."),
+    ("unrenderable", "rows_refused_by_template", "Put the roles in the order that the chat template requires."),
     (
         "untrainable",
         "untrainable_rows",
-        "Shorten the prompts that fill max_seq_length, or see whether the chat template leaves the answer out.",
+        "Shorten the prompts that fill max_seq_length, raise it, or check that the chat template renders the answer.",
     ),
     ("endless", "rows_without_end_of_turn", "Use a chat template whose assistant turn ends with the eos_token."),
 )
 
 DISTINCT = "Remove the rows that repeat others."
-UNEQUAL = "Remove the pairs that prefer nothing."
-SHORT = "Shorten or remove the rows, or raise max_seq_length."
-DISJOINT = "Split both data sets with the same data.eval_fraction, move no rows over, and train on no prompt of a gate."
+UNEQUAL = "Remove these pairs: chosen and rejected are the same answer."
+SHORT = "Shorten or remove these rows, or raise max_seq_length of the stage that trains on them."
+DISJOINT = (
+    "Split both data sets with the same data.eval_fraction; remove prompts that a gate asks from the training rows."
+)
 APART = "Remove these rows from one side, or raise validation.near_duplicate_similarity if they ask different things."
 
 
@@ -63,14 +65,14 @@ APART = "Remove these rows from one side, or raise validation.near_duplicate_sim
 class RowTokens:
     """A row as the model sees it."""
 
-    num_tokens: int  # prompt and answer; of a preference row with the longer answer
-    num_trainable: int  # answer tokens within the length; of a preference row those of the shorter answer
+    num_tokens: int  # prompt and answer, in a preference row the longer one
+    num_trainable: int  # tokens of the answer within the length, in a preference row of the shorter one
     ends: bool  # every answer ends with the end-of-turn token
 
 
 @dataclass(frozen=True)
 class FileNumbers:
-    """What was measured on one file. Lists hold `<id>` or `<id>: <what is wrong>`, in the file's order."""
+    """Numbers of one file. Its lists contain `<id>` or `<id>: <what is wrong>`, in the file's order."""
 
     num_rows: int
     malformed: list[str]
@@ -78,7 +80,7 @@ class FileNumbers:
     empty: list[str]
     unrenderable: list[str]  # refused by the chat template
     duplicates: list[str]  # repeats of an earlier row
-    same_answers: list[str]  # chosen is rejected, but for what the eye does not see
+    same_answers: list[str]  # chosen and rejected differ in nothing that the eye sees
     too_long: list[str]
     untrainable: list[str]
     endless: list[str]  # without end of turn
@@ -144,7 +146,7 @@ def measure(
 
 
 def measure_file(tokenizer, rows: Iterable[dict], *, kind: str, max_length: int) -> FileNumbers:
-    """Every list but `malformed` is about well-formed rows; those about tokens leave out what cannot be rendered."""
+    """Every list but `malformed` covers well-formed rows only; the lists about tokens skip rows that do not render."""
     lists: dict[str, list[str]] = {one.name: [] for one in fields(FileNumbers) if one.type == list[str]}
     num_rows, max_tokens, contents = 0, 0, set()
     for num_rows, row in enumerate(rows, start=1):
@@ -162,7 +164,7 @@ def measure_file(tokenizer, rows: Iterable[dict], *, kind: str, max_length: int)
 
 
 def _faults(row: dict, kind: str) -> Iterator[tuple[str, str]]:
-    """List of FileNumbers, and what there is to say."""
+    """Yields a list of FileNumbers and what to say in it about this row."""
     if problem := order_problem(row["prompt"]):
         yield "misordered", problem
     if key := empty_key(row, kind):
@@ -188,7 +190,7 @@ def _token_faults(tokenizer, row: dict, *, kind: str, max_length: int) -> tuple[
 
 
 def order_problem(prompt: list[dict]) -> str | None:
-    """The first turn that may not stand where it stands. A conversation may begin with the assistant's greeting."""
+    """The first turn that is out of order, or None. A conversation may begin with the assistant's greeting."""
     for before, role in pairwise([None, *(message["role"] for message in prompt)]):
         if role not in FOLLOWERS[before]:
             return f"{role} after {before}"
@@ -206,14 +208,14 @@ def row_tokens(tokenizer, row: dict, *, kind: str, max_length: int) -> RowTokens
 
 
 def with_personal_data(rows: Iterable[dict], kind: str) -> dict[str, list[str]]:
-    """Ids of rows by pattern. A row whose id is itself such a thing is called by its number."""
-    found = defaultdict(list)
+    """Ids of rows by pattern. Where an id matches a pattern itself, the number of the row takes its place."""
+    ids = defaultdict(list)
     for number, row in enumerate(rows, start=1):
         if _problem(row, kind) is None:
             messages = [message for key in ("prompt", *ANSWER_KEYS[kind]) for message in row[key]]
             for pattern in personal_data.found_in("\n".join(message["content"] for message in messages)):
-                found[pattern].append(f"row {number}" if personal_data.found_in(row["id"]) else row["id"])
-    return dict(found)
+                ids[pattern].append(f"row {number}" if personal_data.found_in(row["id"]) else row["id"])
+    return dict(ids)
 
 
 def judge(numbers: Numbers, limits: config.DataLimits) -> list[Check]:
@@ -237,12 +239,12 @@ def judge(numbers: Numbers, limits: config.DataLimits) -> list[Check]:
 def numbers_of(numbers: Numbers) -> dict[str, float]:
     """What the verdict shows beside its checks."""
     files = {name: file for name, file in numbers.files.items() if file}
-    found = {f"{name}_num_rows": file.num_rows for name, file in files.items()}
-    found |= {f"{name}_max_tokens": file.max_tokens for name, file in files.items()}
+    shown = {f"{name}_num_rows": file.num_rows for name, file in files.items()}
+    shown |= {f"{name}_max_tokens": file.max_tokens for name, file in files.items()}
     personal = Counter()
     for by_pattern in (numbers.personal_data or {}).values():
         personal.update({pattern: len(ids) for pattern, ids in by_pattern.items()})
-    return finite(found | {f"rows_with_{re.sub('[^a-z]', '_', name.lower())}": n for name, n in personal.items()})
+    return finite(shown | {f"rows_with_{re.sub('[^a-z]', '_', name.lower())}": n for name, n in personal.items()})
 
 
 def _prefers_nothing(row: dict) -> bool:
@@ -263,7 +265,7 @@ def _num_learned(prompt: list[int], whole: list[int]) -> int:
 
 
 def _ends(tokenizer, answer: list[int]) -> bool:
-    """Whether nothing but blanks follows the last end-of-turn token: one inside the text ends nothing."""
+    """Whether only white space follows the last end-of-turn token: one inside the text ends nothing."""
     if tokenizer.eos_token_id not in answer:
         return False
     return not tokenizer.decode(answer[len(answer) - answer[::-1].index(tokenizer.eos_token_id) :]).strip()
@@ -273,62 +275,60 @@ def _lists(files: Files, attribute: str) -> Lists:
     return {name: file and getattr(file, attribute) for name, file in files.items()}
 
 
-def _examples(found: Lists | None) -> str:
-    """`sft_train has 5: a, b, c` for each file that has some."""
-    return "; ".join(f"{name} has {len(rows)}: {', '.join(rows[:3])}" for name, rows in (found or {}).items() if rows)
+def _examples(lists: Lists | None) -> str:
+    """`sft_train has 5: a, b, c`, for each file that has any."""
+    return "; ".join(f"{name} has {len(rows)}: {', '.join(rows[:3])}" for name, rows in (lists or {}).items() if rows)
 
 
-def _measured(value: float, found: Lists | None, limit: float) -> float | None:
-    """None where a file could not be measured, unless what the others have is too much by itself."""
-    return None if value <= limit and (not found or None in found.values()) else value
+def _measured(value: float, lists: Lists | None, limit: float) -> float | None:
+    """The value, or None where a file could not be measured and the others alone do not break the limit."""
+    return None if value <= limit and (not lists or None in lists.values()) else value
 
 
-def _count(name: str, found: Lists | None, remedy: str, *, limit: int = 0) -> Check:
-    count = sum(len(rows or []) for rows in (found or {}).values())
-    return at_most(name, _measured(count, found, limit), limit, detail=_examples(found), remedy=remedy)
+def _count(name: str, lists: Lists | None, remedy: str, *, limit: int = 0) -> Check:
+    count = sum(len(rows or []) for rows in (lists or {}).values())
+    return at_most(name, _measured(count, lists, limit), limit, detail=_examples(lists), remedy=remedy)
 
 
-def _share(name: str, found: Lists | None, files: Files, limit: float, remedy: str) -> Check:
-    """The worst file's. Where its rows could not be counted, its share cannot be told."""
-    found = found and {file: rows if files[file] else None for file, rows in found.items()}
-    shares = [len(rows) / max(1, files[file].num_rows) for file, rows in (found or {}).items() if rows is not None]
+def _share(name: str, lists: Lists | None, files: Files, limit: float, remedy: str) -> Check:
+    """Checks the worst file's share. Without its number of rows, a file has no share."""
+    lists = lists and {file: rows if files[file] else None for file, rows in lists.items()}
+    shares = [len(rows) / max(1, files[file].num_rows) for file, rows in (lists or {}).items() if rows is not None]
     worst = max(shares, default=0.0)
-    return at_most(name, _measured(worst, found, limit), limit, detail=_examples(found), remedy=remedy)
+    return at_most(name, _measured(worst, lists, limit), limit, detail=_examples(lists), remedy=remedy)
 
 
-def _personal_data(found: dict[str, dict[str, list[str]]] | None, *, refuse: bool) -> Check:
-    """A warning, unless the limits refuse it. What was found stands nowhere, only where."""
-    name, remedy = "secrets_and_personal_data", "Remove the rows, or put invented values in."
+def _personal_data(by_file: dict[str, dict[str, list[str]]] | None, *, refuse: bool) -> Check:
+    """A warning, unless the limits refuse it. The detail says where to look, never what was found there."""
+    name, remedy = "secrets_and_personal_data", "Remove these rows, or replace the values with invented ones."
     kinds, num_rows = [], 0
-    for file, by_pattern in (found or {}).items():
+    for file, by_pattern in (by_file or {}).items():
         num_rows += len({row_id for ids in by_pattern.values() for row_id in ids})
         kinds += [
             f"{pattern} in {len(ids)} rows of {file}: {', '.join(ids[:3])}" for pattern, ids in by_pattern.items()
         ]
     detail = "; ".join(kinds)
     if refuse:
-        return at_most(name, num_rows if found else None, 0, detail=detail, remedy=remedy)
-    return holds(name, True if found else None, detail=f"warning: {detail}" if detail else "", remedy=remedy)
+        return at_most(name, num_rows if by_file else None, 0, detail=detail, remedy=remedy)
+    return holds(name, True if by_file else None, detail=f"warning: {detail}" if detail else "", remedy=remedy)
 
 
 def _size(name: str, files: Files, side: str, limit: int) -> Check:
-    """The smallest file's."""
-    sizes = {file: found and found.num_rows for file, found in files.items() if file.endswith(f"_{side}")}
+    """Checks the number of rows in the smallest file."""
+    sizes = {file: numbers and numbers.num_rows for file, numbers in files.items() if file.endswith(f"_{side}")}
     known = [size for size in sizes.values() if size is not None]
     least = min(known, default=None)
     value = None if None in sizes.values() and (least or 0) >= limit else least
     detail = ", ".join(f"{file} {size}" for file, size in sizes.items())
     way_out = {"train": "lower validation.min_train_rows", "eval": "raise data.eval_fraction"}[side]
-    return at_least(name, value, limit, detail=detail, remedy=f"Give more rows, or {way_out}.")
+    return at_least(name, value, limit, detail=detail, remedy=f"Add rows, or {way_out}.")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__doc__)
     parser.add_argument("--tokenizer", required=True, help="folder of the base model's tokenizer")
     for name in FILES:
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", help="prepared rows, JSONL; left out in a graph without them"
-        )
+        parser.add_argument(f"--{name.replace('_', '-')}", help="prepared rows, JSONL; omitted in a graph without them")
     parser.add_argument("--manifest", required=True, help="output: hashes of all prompts with their row ids, JSON")
     checks.add_gate_flags(parser)
     return parser
@@ -341,9 +341,12 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asked = prompts.bring(step.validation, Path(folder), step.allowed_prefixes)
         checks.run_gate(
-            args, inputs={"tokenizer": args.tokenizer, **paths, **asked}, config=step,
-            work=partial(decide, args, paths, asked, step), outputs={"manifest": args.manifest},
-        )  # fmt: skip
+            args,
+            inputs={"tokenizer": args.tokenizer, **paths, **asked},
+            config=step,
+            work=partial(decide, args, paths, asked, step),
+            outputs={"manifest": args.manifest},
+        )
 
 
 def decide(
@@ -354,7 +357,7 @@ def decide(
     load_tokenizer = partial(chat.ChatTokenizer, args.tokenizer)
     measured = measure(load_tokenizer, rows, asked_rows, step, manifest=args.manifest)
     numbers = measured.read(Numbers)
-    if numbers.shared_prompts is None:  # then the file is not whole, if there is one
+    if numbers.shared_prompts is None:  # the manifest is missing or incomplete
         overlap.write_manifest(args.manifest, {})
     return checks.GateVerdict(
         gate=running.step,
@@ -367,7 +370,7 @@ def decide(
 
 
 def _readable(path: str) -> JsonLines:
-    """The rows of a file that has been read to its end once: one that cannot be read cannot be judged."""
+    """The rows of a file, read to its end once: a gate cannot judge a file that it cannot read."""
     rows = JsonLines(path)
     for _ in rows:
         pass

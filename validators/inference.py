@@ -1,7 +1,7 @@
-"""Greedy answers and log-probabilities of a causal language model, in batches: what gates and examples measure with.
+"""Greedy answers and log-probabilities of a causal language model, in batches, for gates and examples.
 
-model, tokenizer, prompts -> answers · model, tokenizer, rows -> log-probability of each row's answer, or how far two
-models' distributions lie apart on it
+model, tokenizer, prompts -> answers · model, tokenizer, rows -> log-probability of each row's answer, or the distance
+between two models' distributions along it
 """
 
 import logging
@@ -24,7 +24,7 @@ class Answer:
     text: str
     stopped: bool  # by itself, at an end token; False: cut off at the limit
     num_tokens: int
-    tokens: tuple[int, ...] = ()  # their ids, and that of the end token
+    tokens: tuple[int, ...] = ()  # ids of the text's tokens and of the end token
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class TokenRow:
 def generate(
     model, tokenizer, prompts: list[list[Message]], *, max_new_tokens: int, batch_size: int = 16
 ) -> list[Answer]:
-    """The greedy answer to each prompt, in the order of `prompts`. The model's own sampling settings are not used."""
+    """The greedy answer to each prompt, in the order of `prompts`; the model's own sampling settings are ignored."""
     rendered = [render(tokenizer, prompt) for prompt in prompts]
     return generate_from_tokens(model, tokenizer, rendered, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
@@ -49,7 +49,7 @@ def generate(
 def generate_from_tokens(
     model, tokenizer, rendered: list[list[int]], *, max_new_tokens: int, batch_size: int = 16
 ) -> list[Answer]:
-    """`generate` for prompts that are token ids already, through a template of the caller's choice."""
+    """`generate` for prompts that the caller has rendered to token ids."""
     answers: list[Answer | None] = [None] * len(rendered)
     settings = _greedy(model, tokenizer, max_new_tokens)
     with _inference(model):
@@ -64,9 +64,9 @@ def generate_from_tokens(
 
 
 def token_rows(tokenizer, rows: list[dict], key: str, *, max_length: int) -> list[TokenRow]:
-    """The rows' prompts with their answer under `key`. As in training, longer ones are left out and none is cut."""
-    found = [token_row(tokenizer, row["prompt"], row[key]) for row in rows]
-    return [one for one in found if len(one) <= max_length]
+    """The rows' prompts with their answer under `key`; rows that are too long are skipped, not cut, as in training."""
+    rendered = [token_row(tokenizer, row["prompt"], row[key]) for row in rows]
+    return [row for row in rendered if len(row) <= max_length]
 
 
 def token_row(tokenizer, prompt: list[Message], completion: list[Message]) -> TokenRow:
@@ -80,7 +80,7 @@ def token_row(tokenizer, prompt: list[Message], completion: list[Message]) -> To
 def sequence_logprobs(model, tokenizer, rows: list[TokenRow], *, batch_size: int = 8) -> list[tuple[float, int]]:
     """(sum of the log-probabilities of the answer's tokens in nats, number of those tokens), in the order of `rows`.
 
-    Logits are made for the answers' positions alone: with 150,000 tokens they, not the weights, fill the memory.
+    Computes logits at the answers' positions only: with 150,000 tokens, logits rather than weights fill the memory.
     """
     results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
@@ -104,8 +104,8 @@ def kl_from(
     """(KL divergence of another model from this one in nats, number of tokens), summed over the tokens of each answer.
 
     Args:
-        distributions: what `most_likely` gave for the other model on the same rows. All tokens but those count as one,
-            so each figure is a lower bound (log-sum inequality), and near the whole where they hold nearly all mass.
+        distributions: `most_likely` of the other model on the same rows. All other tokens count as one, so each figure
+            is a lower bound (log-sum inequality), and a close one where these tokens have nearly all the mass.
     """
     results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
@@ -120,7 +120,7 @@ def kl_from(
 def first_token_logprobs(
     model, tokenizer, rendered: list[list[int]], tokens: list[int], *, batch_size: int = 8
 ) -> list[list[float]]:
-    """For each prompt the log-probabilities of `tokens` as the first of the answer."""
+    """Log-probabilities of each of `tokens` as the first token of the answer, for each prompt."""
     rows = [TokenRow(ids, [tokens[0]]) for ids in rendered]
     results: list[list[float]] = [[]] * len(rows)
     for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
@@ -142,13 +142,13 @@ def _answer_logits(model, tokenizer, rows: list[TokenRow], batch_size: int) -> I
 
 
 def _batch_logits(model, tokenizer, batch: list[TokenRow]) -> Iterator[Any]:
-    """Right padding: the positions are those of training, whatever the model's position encoding."""
+    """Pads on the right, so that positions are as in training, whatever the model's position encoding."""
     whole = [row.prompt + row.completion for row in batch]
     inputs = _padded(whole, _pad_id(tokenizer), side="right", device=model.device)
     width = inputs["input_ids"].shape[1]
     first = min(len(row.prompt) for row in batch) - 1  # the logits at a position are those of the token after it
     logits = model(**inputs, logits_to_keep=width - first, use_cache=False).logits
-    first = width - logits.shape[1]  # a model that does not know logits_to_keep gives them all
+    first = width - logits.shape[1]  # a model that ignores logits_to_keep returns all of them
     for at, row in enumerate(batch):
         start = len(row.prompt) - 1 - first
         yield logits[at, start : start + len(row.completion)].float()
@@ -162,7 +162,7 @@ def _column(ids: list[int], logits: Any) -> Any:
 
 @contextmanager
 def _inference(model) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the model is in the mode that it was in."""
+    """Evaluation mode without gradients; restores the model's mode afterwards."""
     import torch
 
     training = model.training
@@ -175,7 +175,7 @@ def _inference(model) -> Iterator[None]:
 
 
 def _greedy(model, tokenizer, max_new_tokens: int):
-    """Greedy and nothing else: a repetition penalty of the model's own configuration is switched off."""
+    """Purely greedy settings, without a repetition penalty that the model's own configuration may have."""
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -193,19 +193,19 @@ def _greedy(model, tokenizer, max_new_tokens: int):
 
 
 def end_token_ids(model, tokenizer) -> list[int]:
-    """Tokens that end an answer: those of the generation configuration and the tokenizer's own."""
+    """Tokens that end an answer, by the generation configuration or the tokenizer."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return sorted({id_ for id_ in (*ids, tokenizer.eos_token_id) if id_ is not None})
 
 
 def _pad_id(tokenizer) -> int:
-    """What is padded with does not matter: it is masked, and an answer is cut at its first end token."""
+    """Any token will do: padding is masked, and an answer is cut at its first end token."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def answer_of(tokenizer, ids: list[int], ends: list[int]) -> Answer:
-    """The answer that these tokens, which may go on after it has ended, stand for."""
+    """The answer in generated tokens, which may go on after its end."""
     end = next((at for at, id_ in enumerate(ids) if id_ in ends), None)
     kept = ids[:end]
     text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -214,7 +214,7 @@ def answer_of(tokenizer, ids: list[int], ends: list[int]) -> Answer:
 
 
 def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, longest first: what does not fit into memory shows at once."""
+    """Indices in batches of similar length, longest first, so that running out of memory shows at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

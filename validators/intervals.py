@@ -1,9 +1,9 @@
-"""Intervals of what a gate measures, and how many more rows would decide where an interval reaches over its limit.
+"""Intervals of what a gate measures, and how many more rows would decide if an interval crosses its limit.
 
 counts -> Wilson interval of a share · values per row -> bootstrap interval of their mean or ratio
 
-A check is built here with its interval, `more_rows` and all; only a number without rows behind it (a file's size) comes
-straight from `posttrain.verdict`.
+Checks on numbers with rows behind them are built here, with interval and `more_rows`; others, such as a file's size,
+are built by `posttrain.verdict` directly.
 """
 
 import math
@@ -14,7 +14,7 @@ from posttrain.verdict import Check, Interval, above, at_least, at_most, below
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 2_000
 SEED = 0  # the same rows give the same interval
-MAX_ROWS = 10_000_000  # more is no advice
+MAX_ROWS = 10_000_000  # nobody can follow advice to add more
 BUILDERS = {"<": below, "<=": at_most, ">": above, ">=": at_least}
 
 
@@ -27,26 +27,30 @@ def wilson(count: float, total: int, confidence: float = CONFIDENCE) -> Interval
 
 
 def fewest_rows(confidence: float) -> int:
-    """Rows below which a bootstrap says nothing: it never leaves the range of its rows, so that chance alone, as in the
-    sign test, puts a whole interval on one side of the truth more often than the confidence allows.
+    """Rows that a bootstrap needs. It never leaves the range of its rows, so that with fewer, as in the sign test,
+    chance alone puts the whole interval on one side of the truth more often than the confidence allows.
     """
     return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
 
 
 def ratio_interval(values: list[float], weights: list[float], confidence: float = CONFIDENCE) -> Interval | None:
-    """Percentile bootstrap over rows of sum(values) / sum(weights). None where rows are too few, or not all finite."""
+    """Percentile bootstrap over rows of sum(values) / sum(weights); None if rows are too few, or not all finite."""
     import numpy as np
     from scipy.stats import bootstrap
 
     if len(values) < fewest_rows(confidence) or not _sound(values, weights):
         return None
-    found = bootstrap(
+    interval = bootstrap(
         (np.asarray(values, float), np.asarray(weights, float)),
         lambda values, weights, axis: values.sum(axis=axis) / weights.sum(axis=axis),
-        paired=True, vectorized=True, method="percentile", confidence_level=confidence, n_resamples=NUM_RESAMPLES,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=confidence,
+        n_resamples=NUM_RESAMPLES,
         rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def mean_interval(values: list[float], confidence: float = CONFIDENCE) -> Interval | None:
@@ -57,7 +61,7 @@ def mean_interval(values: list[float], confidence: float = CONFIDENCE) -> Interv
 def share(
     name: str, count: int | None, total: int | None, relation: str, limit: float, *, confidence: float, **words
 ) -> Check:
-    """count / total against a limit, with its Wilson interval. Nothing counted is not measured.
+    """count / total against a limit, with its Wilson interval. A share of nothing is not measured.
 
     Args:
         relation: of the share to the limit, for the check to pass: `<`, `<=`, `>` or `>=`.
@@ -66,9 +70,13 @@ def share(
         return BUILDERS[relation](name, None, limit, **words)
     words["detail"] = "; ".join(filter(None, [f"{count} of {total}", words.get("detail", "")]))
     return BUILDERS[relation](
-        name, count / total, limit, interval=wilson(count, total, confidence),
-        more_rows=more_rows_of_share(count, total, limit, confidence), **words,
-    )  # fmt: skip
+        name,
+        count / total,
+        limit,
+        interval=wilson(count, total, confidence),
+        more_rows=more_rows_of_share(count, total, limit, confidence),
+        **words,
+    )
 
 
 def ratio(
@@ -83,7 +91,7 @@ def ratio(
 ) -> Check:
     """sum(values) / sum(weights) over rows against a limit, with its bootstrap interval.
 
-    Values that are not finite fail. Too few rows for an interval are undecided: nothing is known of their spread.
+    Values that are not finite fail. With too few rows for an interval, their spread is unknown and nothing is decided.
     """
     if not values or not weights:
         return BUILDERS[relation](name, None, limit, **words)
@@ -104,7 +112,7 @@ def mean(name: str, values: list[float] | None, relation: str, limit: float, *, 
 
 
 def more_rows_of_share(count: int, total: int, limit: float, confidence: float = CONFIDENCE) -> int | None:
-    """How many rows more until the Wilson interval of the same share leaves the limit out; None: no number would do."""
+    """Rows to add until the Wilson interval of the same share excludes the limit; None: no number would do."""
 
     def decides(num_rows: int) -> bool:
         low, high = wilson(count / total * num_rows, num_rows, confidence)  # not rounded: the interval only narrows
@@ -130,7 +138,7 @@ def more_rows_until(decides: Callable[[int], bool], total: int) -> int | None:
 
 
 def more_rows_of_mean(value: float, interval: Interval, num_rows: int, limit: float) -> int | None:
-    """How many rows more until an interval that narrows with their square root leaves the limit out."""
+    """Rows to add until the interval, which narrows with the square root of their number, excludes the limit."""
     low, high = interval
     if not low <= limit <= high:
         return 0
@@ -141,5 +149,5 @@ def more_rows_of_mean(value: float, interval: Interval, num_rows: int, limit: fl
 
 
 def _sound(values: list[float], weights: list[float]) -> bool:
-    """Whether there is a number behind every row, and every row counts."""
+    """Whether every row has a finite value and a positive weight."""
     return all(map(math.isfinite, values)) and all(weight > 0 for weight in weights)

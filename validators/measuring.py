@@ -1,13 +1,11 @@
-"""Takes measurements in processes of their own, each with a time limit: one that raises, hangs or dies hides no other.
+"""Takes measurements in processes with a time limit each, so that one that raises, hangs or dies hides no other.
 
-name -> function that gives numbers by name · timeouts -> the numbers, how long each took, and a check for each that
-gave none
+functions that return numbers, by name · timeouts -> the numbers, the seconds that each took, a check for each failure
 
-Cheap measurements that need nothing of each other go `side_by_side`; those that share a model go `in_order` in one
-process, and the first that fails ends it. What a measurement gives travels as JSON: numbers, strings, lists, mappings,
-dataclasses of these.
+Cheap, independent measurements run `side_by_side`; those that share a model run `in_order` in one process, which ends
+with the first failure. Results travel as JSON: numbers, strings, lists, mappings, and dataclasses of these.
 
-The processes are forked: they begin at once and see what the gate has read. So a gate loads no torch before it
+The processes are forked: they start at once and see what the gate has read. A gate therefore loads no torch before it
 measures: a fork does not inherit a thread pool or a GPU.
 """
 
@@ -36,13 +34,13 @@ logger = logging.getLogger(__name__)
 Measure = Callable[[], dict[str, Any] | None]
 Parts = dict[str, Measure]
 Numbers = TypeVar("Numbers")  # a gate's frozen dataclass
-REPAIR = "Repair what raised."
-GRACE_SECONDS = 1.0  # from closing its end of the pipe to the end of a process
+REPAIR = "Look for the traceback in this step's log."
+GRACE_SECONDS = 1.0  # for a process to end after it closed its end of the pipe
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds that a measurement may take, by its name."""
+    """Seconds that each measurement may take."""
 
     default: float
     by_name: dict[str, float] = field(default_factory=dict)
@@ -53,7 +51,7 @@ class Timeouts:
 
 @dataclass
 class Measured:
-    """What measurements gave. A number that is in none of them is missing, and its check does not pass."""
+    """Results of measurements. A number that none of them returned is missing, and its check does not pass."""
 
     numbers: dict[str, Any] = field(default_factory=dict)
     failures: list[Check] = field(default_factory=list)
@@ -75,26 +73,27 @@ def merged(numbers: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def side_by_side(parts: Parts, timeouts: Timeouts, more: Callable[[], Parts] = dict) -> Measured:
-    """Each measurement in its own process, as many at once as there are cores.
+    """Runs each measurement in its own process, as many at once as there are cores.
 
-    `more` gives the last ones. It is called when a core is free for them: what all of them need is made ready while
-    others measure.
+    Args:
+        more: returns the last measurements. It is called when a core is free for them, so that what they share is
+            prepared while others are being measured.
     """
     return _measure(({name: measure} for some in (lambda: parts, more) for name, measure in some().items()), timeouts)
 
 
 def in_order(parts: Parts, timeouts: Timeouts) -> Measured:
-    """One after the other in one process, which can hold a model; what follows a failure is not run."""
+    """Runs one after the other in one process, which can keep a model; whatever follows a failure is not run."""
     return _measure(iter([parts] if parts else []), timeouts)
 
 
 def not_run(names: list[str], because: str) -> Measured:
-    """What stands for measurements that a gate does not begin."""
+    """Checks in place of measurements that a gate does not start."""
     return Measured(failures=[holds(name, None, detail=because) for name in names])
 
 
 class _Worker:
-    """A process that measures one part after the other, and what it has told so far."""
+    """A process that measures one part after the other."""
 
     def __init__(self, parts: Parts, timeouts: Timeouts):
         context = multiprocessing.get_context("fork")
@@ -109,67 +108,67 @@ class _Worker:
     def deadline(self) -> float:
         return self.started + self.timeouts.of(self.waiting[0])
 
-    def listen(self, found: Measured) -> None:
-        """Takes one part's result, or sees that the process has died."""
+    def listen(self, measured: Measured) -> None:
+        """Receives one part's result, or notices that the process has died."""
         name, seconds = self.waiting[0], time.monotonic() - self.started
         try:
-            told = json.loads(self.connection.recv_bytes())
-        except (EOFError, OSError):  # the second: it died while it told
-            self._fail(found, f"its process ended without a word, {_ending(self._exit_code())}", seconds)
+            message = json.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):  # OSError: it died while sending
+            self._fail(measured, f"its process ended without a result, {_ending(self._exit_code())}", seconds)
             return
-        if "error" in told:
-            self._fail(found, f"could not be measured, {told['error']}", seconds)
+        if "error" in message:
+            self._fail(measured, f"could not be measured, {message['error']}", seconds)
             return
-        found.numbers = merged(found.numbers, told["numbers"])
-        found.seconds[name] = round(seconds, 3)
+        measured.numbers = merged(measured.numbers, message["numbers"])
+        measured.seconds[name] = round(seconds, 3)
         self.waiting.pop(0)
         self.started = time.monotonic()
 
-    def time_out(self, found: Measured) -> None:
+    def time_out(self, measured: Measured) -> None:
         self.end()
         limit = self.timeouts.of(self.waiting[0])
         seconds = time.monotonic() - self.started
         check = Check(
             name=self.waiting[0],
             status="timed out",
-            detail=f"ended after {seconds:.1f} s, its time limit is {limit:g} s",
-            remedy="Raise validation.check_timeouts for it, or see why it hangs.",
+            detail=f"killed after {seconds:.1f} s, its time limit is {limit:g} s",
+            remedy=f"Set validation.check_timeouts.{self.waiting[0]} to more seconds, or find out why it hangs.",
         )
-        self._stop(found, check, seconds)
+        self._stop(measured, check, seconds)
 
     def end(self) -> None:
-        """Ends the process and all that it has started, also where it has died and they live on."""
+        """Kills the process and everything it started, even if it is dead and its children live on."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # no group: not yet, or no longer; the second on macOS
+        except (ProcessLookupError, PermissionError):  # it has no group yet, or no longer (PermissionError on macOS)
             self.process.kill()
         self.process.join()
         self.connection.close()
 
     def _exit_code(self) -> int | None:
-        """That of a process that has closed its end of the pipe, which as a rule means that it ends now."""
+        """Exit code of a process that has closed its end of the pipe, and so should be about to end."""
         deadline = time.monotonic() + GRACE_SECONDS
-        # Not join(): once the pipe is closed it heeds no timeout.
+        # join() would ignore its timeout once the pipe is closed.
         while self.process.exitcode is None and time.monotonic() < deadline:
             time.sleep(0.01)
         return self.process.exitcode
 
-    def _fail(self, found: Measured, cause: str, seconds: float) -> None:
-        self._stop(found, holds(self.waiting[0], False, detail=cause, remedy=REPAIR), seconds)
+    def _fail(self, measured: Measured, cause: str, seconds: float) -> None:
+        self._stop(measured, holds(self.waiting[0], False, detail=cause, remedy=REPAIR), seconds)
 
-    def _stop(self, found: Measured, check: Check, seconds: float) -> None:
-        """The part that ran has failed: what was to come after it does not run."""
+    def _stop(self, measured: Measured, check: Check, seconds: float) -> None:
+        """Records the failure of the running part; the parts after it are not run."""
         logger.error("%s", check.sentence)
         name, *others = self.waiting
-        found.failures += [check, *not_run(others, f"{name} did not give what it needs").failures]
-        found.seconds[name] = round(seconds, 3)
+        measured.failures += [check, *not_run(others, f"needs {name}, which failed").failures]
+        measured.seconds[name] = round(seconds, 3)
         self.waiting = []
 
 
 def _measure(groups: Iterator[Parts], timeouts: Timeouts) -> Measured:
-    """Each group in its own process. The next one is asked for when a core is free for it."""
-    found, running, order = Measured(), [], []
-    gc.freeze()  # what was read before the forks is no garbage: no process looks through it again, not even at its end
+    """Runs each group in its own process, and takes the next group when a core is free for it."""
+    measured, running, order = Measured(), [], []
+    gc.freeze()  # spares every fork from collecting what was read before it
     with _no_one_left(running):
         while True:
             while len(running) < _num_at_once() and (group := next(groups, None)):
@@ -178,22 +177,22 @@ def _measure(groups: Iterator[Parts], timeouts: Timeouts) -> Measured:
             if not running:
                 break
             patience = max(0.0, min(worker.deadline for worker in running) - time.monotonic())
-            told = wait([worker.connection for worker in running], timeout=patience)
+            ready = wait([worker.connection for worker in running], timeout=patience)
             for worker in running:
-                if worker.connection in told:
-                    worker.listen(found)
+                if worker.connection in ready:
+                    worker.listen(measured)
                 elif time.monotonic() >= worker.deadline:
-                    worker.time_out(found)
+                    worker.time_out(measured)
             for worker in [worker for worker in running if not worker.waiting]:
                 worker.end()
                 running.remove(worker)
-    found.failures.sort(key=lambda check: order.index(check.name))
-    return found
+    measured.failures.sort(key=lambda check: order.index(check.name))
+    return measured
 
 
 @contextmanager
 def _no_one_left(running: list[_Worker]) -> Iterator[None]:
-    """Whatever happens to the gate, no measurement goes on without it."""
+    """Ends every measurement when the gate leaves, for whatever reason."""
     try:
         yield
     finally:
@@ -202,36 +201,36 @@ def _no_one_left(running: list[_Worker]) -> Iterator[None]:
 
 
 def _work(parts: Parts, connection: Connection) -> None:
-    """In the new process: measures and tells, part by part."""
-    os.setsid()  # a group of its own: a time limit ends its children too
+    """Measures part by part in the new process, and sends each result."""
+    os.setsid()  # its own group, so that its children can be killed with it
     _die_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for name, measure in parts.items():
         try:
-            told = {"numbers": to_jsonable_python(measure() or {}, inf_nan_mode="constants")}
-        except Exception as error:  # noqa: BLE001  whatever breaks one measurement becomes a failed check of its name
+            message = {"numbers": to_jsonable_python(measure() or {}, inf_nan_mode="constants")}
+        except Exception as error:  # noqa: BLE001  any error becomes a failed check named after the measurement
             logger.exception("%s: could not be measured", name)
-            told = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-        connection.send_bytes(json.dumps(told).encode())
-        if "error" in told:
+            message = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        connection.send_bytes(json.dumps(message).encode())
+        if "error" in message:
             return
 
 
 def _die_with_parent() -> None:
-    """A gate that is killed takes its measurements with it. On Linux alone; elsewhere they end with their work."""
+    """Lets the kernel kill a measurement whose gate was killed. Linux only; elsewhere it ends with its work."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != multiprocessing.parent_process().pid:  # it was killed before that line
+    if os.getppid() != multiprocessing.parent_process().pid:  # the gate was killed before prctl
         os._exit(1)
 
 
 def _num_at_once() -> int:
-    """A process for each core, but two at least: one that hangs should not hold up the others."""
+    """One process per core, but at least two, so that a hanging one does not hold up the others."""
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(2, num_cores or 1)
 
 
 def _ending(exit_code: int | None) -> str:
     if exit_code is None:
-        return "and then went on"
+        return "but it is still running"
     return f"killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"

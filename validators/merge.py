@@ -2,9 +2,9 @@
 
 base folder, adapter folder, merged model folder, held-out rows (JSONL) -> verdict
 
-The weights are compared tensor by tensor, byte by byte, and those that changed with the update as peft computes it;
-what the model computes is compared with the adapter on the base, both in float32 on the CPU. Nothing is taken from the
-code that merged: which tensors may change is read from the adapter here.
+Weights are compared tensor by tensor, byte by byte, and changed tensors with the update as peft computes it. The merged
+model's outputs are compared with those of the adapter on the base, both in float32 on the CPU. None of the merge's own
+code is used: which tensors may change is read from the adapter here.
 """
 
 import argparse
@@ -81,7 +81,7 @@ class Numbers:
 def measure(
     base: Path, adapter: Path, model: Path, rows: list[dict], *, timeouts: measuring.Timeouts
 ) -> measuring.Measured:
-    """Files side by side, then what needs a model, of which one at a time is in memory."""
+    """Compares files side by side, then measures what needs a model, with one model in memory at a time."""
     files = measuring.side_by_side(
         {
             "weights_compared": lambda: compare_weights(base, adapter, model),
@@ -94,7 +94,7 @@ def measure(
     alone = {"loads_without_peft": lambda: parity.load_without_peft(model, rows)}
     broken = files.numbers.get("non_finite")
     if broken is None or broken:
-        because = "the model holds NaN or infinity" if broken else "the weights could not be compared"
+        because = "the model has NaN or infinity in its weights" if broken else "the weights could not be compared"
         return files | measuring.not_run([*parts, *alone], because)
     return files | measuring.in_order(parts, timeouts) | measuring.in_order(alone, timeouts)
 
@@ -204,9 +204,9 @@ def compare_weights(base: Path, adapter: Path, model: Path) -> dict[str, Any]:
 
 
 def targets(adapter: Path) -> tuple[set[str], set[str]]:
-    """Names of the tensors that the adapter must change (its update is not zero), and of all that it may change.
+    """Names of the tensors that the adapter must change (their update is not zero), and of all that it may change.
 
-    Whole tensors may change only if `modules_to_save` says that they were trained.
+    Whole tensors may change only if `modules_to_save` names them.
     """
     file = read_weight_file(adapter / "adapter_model.safetensors")
     saved = read_json(adapter / "adapter_config.json").get("modules_to_save") or []
@@ -224,9 +224,12 @@ def targets(adapter: Path) -> tuple[set[str], set[str]]:
 
 
 def compare_files(base: Path, model: Path) -> dict[str, list[str]]:
-    """Names of files and keys that are not as in the base."""
+    """Names of files and keys that differ from the base's."""
     ours, theirs = read_json(model / "config.json"), read_json(base / "config.json")
-    free = {"tie_word_embeddings", "quantization_config"}  # the first changes where embedding or head is trained whole
+    free = {
+        "tie_word_embeddings",
+        "quantization_config",
+    }  # tie_word_embeddings changes where embedding or head is trained whole
     keys = sorted(key for key in ours.keys() | theirs.keys() if key not in free and ours.get(key) != theirs.get(key))
     names = {name for folder in (base, model) for pattern in TOKENIZER_FILES for name in _matches(folder, pattern)}
     templates = {name for name in names if "chat_template" in name}
@@ -242,7 +245,7 @@ def compare_files(base: Path, model: Path) -> dict[str, list[str]]:
 
 
 def strange_files(base: Path, model: Path) -> list[str]:
-    """What a loader could take for part of the model: files neither weights nor the base's, or not as in the base."""
+    """Files that a loader could take for part of the model: neither weights nor the base's, or changed from the base."""
     theirs, ours = set(side_files(base)), {file.relative_to(model).as_posix() for file in digests.files_of(model)}
     named = {INDEX} if (model / INDEX).is_file() else set()
     strangers = ours - theirs - named.union(weight_file_names(model))
@@ -251,7 +254,7 @@ def strange_files(base: Path, model: Path) -> list[str]:
 
 
 def compare_size(model: Path) -> dict[str, float]:
-    """Bytes of the weights against those of an empty model of this configuration and dtype."""
+    """Compares the bytes of the weights with those of an empty model of this configuration and dtype."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -289,7 +292,7 @@ def _digest(path: Path) -> str | None:
 
 
 def _ends(base: Path, model: Path) -> list[tuple[str, Any, Any]]:
-    """Where the end of an answer is defined: place, the base's value, the model's value."""
+    """The places that define the end of an answer: place, the base's value, the model's value."""
     places = (
         ("config.json", "eos_token_id"),
         ("generation_config.json", "eos_token_id"),
@@ -313,7 +316,7 @@ def numbers_of(numbers: Numbers) -> dict[str, float]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__doc__)
-    parser.add_argument("--base", required=True, help="folder of the model that was merged into")
+    parser.add_argument("--base", required=True, help="folder of the model that the adapter was merged into")
     parser.add_argument("--adapter", required=True, help="folder of the adapter")
     parser.add_argument("--model", required=True, help="folder of the merged model")
     parser.add_argument("--eval", required=True, help="held-out rows, JSONL")

@@ -1,8 +1,8 @@
-"""Asks models what an alignment gate judges, one after the other in one process: never are two in memory.
+"""Asks models what an alignment gate judges, one after the other in one process, so that only one is in memory.
 
 folders of models, questions, limits -> log-probabilities, answers and what a judge finds harmful, by model
 
-The model to judge comes first: what the model before says of the new one's own answers is part of the measurement.
+The model to judge comes first: how likely its own answers are to the previous model is part of the measurement.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from validators.session import NO_ROW_FITS, Session, token_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What the models are asked. What is empty is not asked."""
+    """What the models are asked; an empty list is not asked."""
 
     pairs: list[dict]  # held-out preference rows
     sft_rows: list[dict]  # held-out
@@ -31,7 +31,7 @@ class Questions:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What one model gave. None: not asked, or could not be measured."""
+    """What was observed of one model. None: not asked, or could not be measured."""
 
     chosen: Logprobs | None = None
     rejected: Logprobs | None = None
@@ -40,8 +40,8 @@ class Observed:
     red_team: list[JudgedAnswer] | None = None
     off_topic: list[JudgedAnswer] | None = None
     benign: list[JudgedAnswer] | None = None
-    harms: list[str | None] | None = None  # of the red-team answers: what is harmful about them
-    kl: Logprobs | None = None  # nats by which the model differs from this one on the model's own answers
+    harms: list[str | None] | None = None  # what is harmful about each red-team answer
+    kl: Logprobs | None = None  # from this model to the one that is judged, in nats, along the latter's own answers
 
 
 def observe(
@@ -110,7 +110,7 @@ class Measurer:
         self.session.load(self.models[name])
 
     def preferences(self, name: str) -> dict[str, dict[str, Logprobs]]:
-        """Log-probabilities of both answers. As in training, a pair with a too long answer is left out."""
+        """Log-probabilities of both answers. Pairs that are too long are skipped, as in training."""
         limit, pairs, keys = self.step.dpo.max_seq_length, self.questions.pairs, ("chosen", "rejected")
         tokenizer = self.session.tokenizer
         rows = [[inference.token_row(tokenizer, pair["prompt"], pair[key]) for key in keys] for pair in pairs]
@@ -145,14 +145,13 @@ class Measurer:
         ]
 
     def keep_distributions(self) -> None:
-        """Keeps what the model takes for likely along its own answers, for the comparison with the model before."""
+        """Keeps what the model takes for likely along its own answers, to compare the previous model with it."""
         self.distributions = inference.most_likely(self.session.model, self.session.tokenizer, self.answer_rows)
 
     def start_kl(self) -> dict[str, dict[str, Logprobs]]:
-        session = self.session
-        return {
-            "before": {"kl": inference.kl_from(session.model, session.tokenizer, self.answer_rows, self.distributions)}
-        }
+        """How far the model is from the previous one, which is loaded now, along the model's own answers."""
+        model, tokenizer = self.session.model, self.session.tokenizer
+        return {"before": {"kl": inference.kl_from(model, tokenizer, self.answer_rows, self.distributions)}}
 
     def judge_harm(self) -> dict[str, dict[str, list[str | None]]]:
         """What is harmful about each model's red-team answers, by the judge of the configuration."""
@@ -162,5 +161,5 @@ class Measurer:
             self.session.free()
             judge = partial(judges.by_model, judges.load(self.judge_model))
         else:
-            raise ValueError("there is no judge: set validation.judge, and for a model validation.judge_model")
+            raise ValueError("there is no judge: set validation.judge, and validation.judge_model where it is model")
         return {name: {"harms": judge(judged)} for name, judged in self.red_team.items()}

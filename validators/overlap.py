@@ -1,4 +1,4 @@
-"""Finds what rows repeat: within a file, and of what is trained on in what is evaluated.
+"""Finds rows that repeat others: within a file, and evaluation rows that repeat training rows.
 
 rows by file, prompts that gates ask -> ids of the rows that repeat others, exactly or nearly; hashes of all prompts
 """
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from posttrain.rows.formats import ANSWER_KEYS, content_key, prompt_key, user_text
 from validators import duplicates
 
-# By file: sft_train and so on, or the key of prompts that a gate asks. One goes through them several times, and holds
-# of each training row a hash.
+# By file, such as sft_train, or by the key of prompts that a gate asks. They are read several times; of training rows
+# only hashes stay in memory.
 Rows = dict[str, Iterable[dict]]
 
 MANIFEST_VERSION = 1
@@ -31,28 +31,28 @@ class Hashed(NamedTuple):
 
 
 def alike(rows: Rows, asked: Rows, similarity: float) -> dict[str, dict[str, list[str]]]:
-    """What nearly repeats something, within a file and between training and evaluation files."""
+    """Near-duplicates within each file, and between training and evaluation files."""
     return {
-        "near_duplicates": {name: near_duplicates(found, kind_of(name), similarity) for name, found in rows.items()},
+        "near_duplicates": {name: near_duplicates(one, kind_of(name), similarity) for name, one in rows.items()},
         "near_shared_prompts": near_shared_prompts(rows | asked, similarity),
     }
 
 
 def near_duplicates(rows: Iterable[dict], kind: str, similarity: float) -> list[str]:
-    """Rows whose turns, answers and system text are each nearly those of an earlier row. Exact repeats are not here."""
-    different = _first_of_each(rows, content_key)
-    found = duplicates.near_earlier(Said(different, partial(_texts, kind=kind)), similarity)
-    ids = {number: row["id"] for number, row in different.at({*found, *found.values()})}
-    return [f"{ids[number]} like {ids[earlier]}" for number, earlier in found.items()]
+    """Rows whose turns, answers and system prompt are each nearly those of an earlier row, without exact repeats."""
+    distinct = _first_of_each(rows, content_key)
+    near = duplicates.near_earlier(TextsOf(distinct, partial(_texts, kind=kind)), similarity)
+    ids = {number: row["id"] for number, row in distinct.at({*near, *near.values()})}
+    return [f"{ids[number]} like {ids[earlier]}" for number, earlier in near.items()]
 
 
 def compare_prompts(rows: Rows, manifest: str | Path) -> dict[str, dict[str, list[str]]]:
-    """Which prompts an evaluation file shares with a training file. The hashes of all go to the manifest."""
+    """Prompts that an evaluation file shares with a training file. Writes the hashes of all prompts to the manifest."""
     trained: dict[str, set[bytes]] = {name: set() for name in filter(_is_trained_on, rows)}
     held_out: dict[str, list[Hashed]] = {name: [] for name in filterfalse(_is_trained_on, rows)}
     keep = {name: lambda one, keys=keys: keys.add(one.key) for name, keys in trained.items()}
-    keep |= {name: found.append for name, found in held_out.items()}
-    write_manifest(manifest, {name: _hashed(found, keep[name]) for name, found in rows.items()})
+    keep |= {name: hashed.append for name, hashed in held_out.items()}
+    write_manifest(manifest, {name: _hashed(one, keep[name]) for name, one in rows.items()})
     shared = {
         f"{name} with {train}": [one.row_id for one in held_out[name] if one.key in trained[train]]
         for name, train in product(held_out, trained)
@@ -68,21 +68,21 @@ def _hashed(rows: Iterable[dict], keep: Callable[[Hashed], object]) -> Iterator[
 
 
 def near_shared_prompts(rows: Rows, similarity: float) -> dict[str, list[str]]:
-    """Evaluation prompts that are nearly, but not exactly, a training prompt. Only what the user says counts."""
+    """Evaluation prompts that are nearly, but not exactly, a training prompt. Only the user's words count."""
     trained = _first_of_each(InFiles({name: rows[name] for name in filter(_is_trained_on, rows)}), _prompt_key)
-    found = {name: [] for name in filterfalse(_is_trained_on, rows)}
+    shared = {name: [] for name in filterfalse(_is_trained_on, rows)}
     held_out = [
         (name, row["id"], user_text(row["prompt"]))
-        for name in found
+        for name in shared
         for row in _first_of_each(rows[name], prompt_key, leave_out=trained.keys)
     ]
     texts = [text for _, _, text in held_out]
-    near = duplicates.near_others(texts, Said(trained, lambda item: user_text(item[1]["prompt"])), similarity)
+    near = duplicates.near_others(texts, TextsOf(trained, lambda item: user_text(item[1]["prompt"])), similarity)
     like = {number: f"{row['id']} of {train}" for number, (train, row) in trained.at({*near.values()})}
     for number, other in near.items():
         name, row_id, _ = held_out[number]
-        found[name].append(f"{row_id} like {like[other]}")
-    return found
+        shared[name].append(f"{row_id} like {like[other]}")
+    return shared
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class InFiles:
     rows: Rows
 
     def __iter__(self) -> Iterator[tuple[str, dict]]:
-        return ((name, row) for name, found in self.rows.items() for row in found)
+        return ((name, row) for name, rows in self.rows.items() for row in rows)
 
 
 @dataclass(frozen=True)
-class Different:
-    """The first of all items that have the same key. They are read anew each time one goes through them."""
+class Distinct:
+    """The first item of each key. Items are read anew on every pass."""
 
     items: Iterable
     left_out: set[int]
@@ -114,10 +114,10 @@ class Different:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What items say."""
+class TextsOf:
+    """The texts of items, read anew on every pass."""
 
-    items: Different
+    items: Distinct
     text: Callable
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class Said:
         return map(self.text, self.items)
 
 
-def _first_of_each(items: Iterable, key_of: Callable[..., str], *, leave_out: Container[bytes] = ()) -> Different:
+def _first_of_each(items: Iterable, key_of: Callable[..., str], *, leave_out: Container[bytes] = ()) -> Distinct:
     keys, left_out = set(), set()
     for number, item in enumerate(items):
         key = bytes.fromhex(key_of(item))
@@ -135,7 +135,7 @@ def _first_of_each(items: Iterable, key_of: Callable[..., str], *, leave_out: Co
             left_out.add(number)
         else:
             keys.add(key)
-    return Different(items, left_out, keys)
+    return Distinct(items, left_out, keys)
 
 
 def _prompt_key(item: tuple[str, dict]) -> str:
@@ -143,7 +143,7 @@ def _prompt_key(item: tuple[str, dict]) -> str:
 
 
 def write_manifest(path: str | Path, files: dict[str, Iterable[Hashed]]) -> None:
-    """With which anybody can see later whether other rows were part of this data; written row by row."""
+    """Writes the prompts' hashes, by which anybody can check later whether a row was part of this data."""
     manifest = {"schema_version": MANIFEST_VERSION, "hashed": HASHED, "files": {}}
     head, foot = json.dumps(manifest, indent=1)[:-3], "\n }\n}\n" if files else "}\n}\n"
     with open(path, "w", encoding="utf-8") as file:
@@ -160,16 +160,16 @@ def write_manifest(path: str | Path, files: dict[str, Iterable[Hashed]]) -> None
 
 
 def kind_of(file: str) -> str:
-    """sft or preference."""
+    """`sft` or `preference`."""
     return file.split("_")[0]
 
 
 def _texts(row: dict, kind: str) -> duplicates.Text:
-    """What the row says, in the parts that must each be alike. What tells rows apart soonest comes first."""
-    said = "\n".join(message["content"] for message in row["prompt"] if message["role"] != "system")
-    told = "\n".join(message["content"] for message in row["prompt"] if message["role"] == "system")
+    """The row in the parts that must each be alike; the part that differs most often comes first."""
+    turns = "\n".join(message["content"] for message in row["prompt"] if message["role"] != "system")
+    system = "\n".join(message["content"] for message in row["prompt"] if message["role"] == "system")
     answers = [row[key][0]["content"] for key in ANSWER_KEYS[kind]]
-    return said, *answers, told
+    return turns, *answers, system
 
 
 def _is_trained_on(file: str) -> bool:

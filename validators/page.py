@@ -1,4 +1,4 @@
-"""A verdict as a page that a person can sign for: self-contained HTML without scripts, in light and dark.
+"""Renders a verdict as a page that a person can sign off: self-contained HTML without scripts, light and dark.
 
 verdict, the worst generated answers -> HTML
 """
@@ -20,7 +20,7 @@ MARGIN = 8  # on both sides, for the dot
 
 
 class ShownAnswer(BaseModel):
-    """A generated answer as the page shows it. All of it is hostile text."""
+    """A generated answer as the page shows it. Every field is untrusted text."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,7 +32,7 @@ class ShownAnswer(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Where the parts of a check lie on a scale from 0 to `WIDTH`."""
+    """Positions of a check's parts on a scale from 0 to `WIDTH`."""
 
     limit: float
     allowed: tuple[float, float]
@@ -41,13 +41,13 @@ class Scale:
 
 
 def html(verdict: Verdict, answers: tuple[ShownAnswer, ...] = ()) -> str:
-    """The page of a verdict. Every text in it is escaped."""
+    """The page of a verdict, with every text in it escaped."""
     passed = [check for check in verdict.checks if check.status == "passed"]
     return _template().render(verdict=verdict, answers=answers, stopped=verdict.failed_checks, passed=passed)
 
 
 def scale_of(check: Check) -> Scale | None:
-    """A share is drawn on 0 to 1, other numbers on what they, the limit and 0 span. None where that is no span."""
+    """The scale of a check: 0 to 1 for a share, else the span of its numbers, its limit and 0; None if empty."""
     if check.limit is None or check.status == "timed out":
         return None
     shown = [number for number in (check.limit, check.value, *(check.interval or ())) if number is not None]

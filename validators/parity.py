@@ -1,8 +1,8 @@
-"""Does the merged model compute what the adapter on its base computes? What the merge gate measures with a model.
+"""Does the merged model compute what the adapter on its base computes? The merge gate's measurements with a model.
 
-base folder, adapter folder, merged model folder, held-out rows -> what differs, tensor by tensor and row by row
+base folder, adapter folder, merged model folder, held-out rows -> differences, tensor by tensor and row by row
 
-peft itself puts the adapter on the base: the code that merged is not asked. One model at a time is in memory, in
+peft itself applies the adapter to the base; none of the merge's own code is used. One model at a time is in memory, in
 float32 on the CPU.
 """
 
@@ -17,7 +17,7 @@ from validators.measuring import Parts
 
 # Positions compared, over all rows: seconds on a CPU, and 1.2 GB of log-probabilities at 150,000 tokens.
 MAX_TOKENS = 2048
-MAX_ROW_TOKENS = 256  # of a row, counted from its end, where the answer stands
+MAX_ROW_TOKENS = 256  # of a row, counted from its end, which is the answer
 ROUNDING = {"BF16": 2**-7, "F16": 2**-10, "F32": 2**-20}  # relative; twice what one rounding can do, or more
 
 
@@ -44,7 +44,7 @@ class Measurer:
         self.adapted = load_adapted(self.base, self.adapter)
 
     def measure_adapter(self) -> None:
-        """Frees the model on its way: the merged one is not loaded beside it."""
+        """Also drops the model, so that the merged one is not loaded beside it."""
         adapted, self.adapted = self.adapted, None
         self.reference = list(log_probabilities(adapted, self.sequences))
 
@@ -72,7 +72,7 @@ def load_adapted(base: Path, adapter: Path) -> Any:
 def compare_updates(adapted: Any, model: Path) -> list[str]:
     """Names of tensors that are not the base's plus the update, as peft computes it, up to rounding.
 
-    This alone sees that two targets of one shape have been exchanged.
+    No other check notices that two targets of the same shape have been swapped.
     """
     places, wrong = read_places(model), []
     for module_name, module in adapted.get_base_model().named_modules():
@@ -86,16 +86,16 @@ def compare_updates(adapted: Any, model: Path) -> list[str]:
 
 
 def _is_rounded(place: Place, expected: Any) -> bool:
-    """Whether the stored tensor is this one in its own dtype."""
+    """Whether the stored tensor is the expected one, rounded to its own dtype."""
     from safetensors import safe_open
 
     path, tensor = place
     with safe_open(path, framework="pt") as file:
-        found = file.get_tensor(tensor.name).float()
-    if found.shape != expected.shape:
+        stored = file.get_tensor(tensor.name).float()
+    if stored.shape != expected.shape:
         return False
     allowed = ROUNDING[tensor.dtype] * expected.abs() + 1e-6 * expected.abs().max()
-    return bool(((found - expected).abs() <= allowed).all())
+    return bool(((stored - expected).abs() <= allowed).all())
 
 
 def compare_outputs(reference: Iterable, merged: Iterable, sequences: list[list[int]]) -> dict[str, Any]:
@@ -121,15 +121,15 @@ def compare_outputs(reference: Iterable, merged: Iterable, sequences: list[list[
 
 
 def load_without_peft(model: Path, rows: list[dict]) -> dict[str, Any]:
-    """Loads the model as whoever serves it does, in a process that cannot import peft from here on."""
+    """Loads the model as a server would, after making peft impossible to import in this process."""
     for name in ["peft", *(name for name in sys.modules if name.startswith("peft."))]:
         sys.modules[name] = None  # its import raises ImportError
     import torch
 
-    found, loading = load(model, dtype="auto", output_loading_info=True)
+    loaded, loading = load(model, dtype="auto", output_loading_info=True)
     ids = token_sequences(chat.load_tokenizer(model), rows)[0]
     with torch.inference_mode():
-        logits = found.eval()(torch.tensor([ids]), use_cache=False).logits
+        logits = loaded.eval()(torch.tensor([ids]), use_cache=False).logits
     return {
         "not_loaded": sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in loading[kind]),
         "logits_finite": bool(logits.isfinite().all()),
@@ -150,11 +150,11 @@ def token_sequences(tokenizer, rows: list[dict]) -> list[list[int]]:
 
 
 def log_probabilities(model, sequences: list[list[int]]) -> Iterator[Any]:
-    """Of each sequence the log-probabilities of every next token: [positions, vocabulary], float32."""
+    """Log-probabilities of every next token, for each sequence: [positions, vocabulary], float32."""
     import torch
 
     model.eval()
     for ids in sequences:
         with torch.inference_mode():
             scores = model(torch.tensor([ids]), use_cache=False).logits[0, :-1].float().log_softmax(1)
-        yield scores  # outside: a generator that is left halfway would leave the mode on
+        yield scores  # outside the mode: an abandoned generator would leave it on

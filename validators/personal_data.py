@@ -1,10 +1,10 @@
-"""Finds secrets and personal data by well-known patterns. What it has found it never says, only of what kind it is.
+"""Finds secrets and personal data by well-known patterns, and reports only their kind, never the match itself.
 
 text -> names of the patterns that match
 
-Own patterns, because no light library has them: detect-secrets imports an HTTP client and has code that sends what it
-found to its issuer, and knows neither personal data nor the tokens of the Hub. Numbers count only with a right check
-digit, and what is reserved for documentation (example.com, 555-01xx) does not count.
+The patterns are our own because no light library has them: detect-secrets imports an HTTP client, has code that sends
+secrets to their issuer, and knows neither personal data nor Hub tokens. Numbers count only with a valid check digit;
+values reserved for documentation (example.com, 555-01xx) do not count.
 """
 
 import re
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What something looks like, and what else must be true of it."""
+    """A regular expression, and what else must be true of a match."""
 
     name: str
     looks: re.Pattern
     holds: Callable[[str], bool] = lambda match: True
-    sign: str = ""  # stands in every match: spares most searches
+    sign: str = ""  # occurs in every match, so that most searches can be skipped
 
     def is_in(self, text: str) -> bool:
         return self.sign in text and any(self.holds(match.group()) for match in self.looks.finditer(text))
@@ -35,19 +35,19 @@ def _digits(text: str) -> list[int]:
 
 
 def _is_personal_email(text: str) -> bool:
-    """Not of a domain that is reserved for documentation (RFC 2606)."""
+    """Whether the domain is not reserved for documentation (RFC 2606)."""
     domain = text.rpartition("@")[2].lower()
     return not re.search(r"(^|\.)(example\.(com|net|org)|example|test|invalid|localhost)$", domain)
 
 
 def _is_phone(text: str) -> bool:
-    """At most the 15 digits of E.164, and not one of the numbers kept for films and books."""
+    """Whether it has at most E.164's 15 digits and is not reserved for films and books."""
     digits = "".join(map(str, _digits(text)))
     return 8 <= len(digits) <= 15 and not re.search(r"55501\d\d$", digits)
 
 
 def _is_card(text: str) -> bool:
-    """Luhn's check digit (ISO/IEC 7812), and not one digit repeated."""
+    """Whether Luhn's check digit is right (ISO/IEC 7812) and the digits are not all the same."""
     digits = _digits(text)
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0

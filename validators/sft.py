@@ -1,4 +1,4 @@
-"""Gate check_sft: is the adapter whole, is it better than its base on held-out rows, does it answer in form and stop?
+"""Gate check_sft: is the adapter complete and better than its base on held-out rows, and do its answers fit and end?
 
 base and adapter folder, metrics of the training, held-out SFT rows -> verdict
 
@@ -52,7 +52,7 @@ class Numbers:
 def measure(
     base: Path, adapter: Path, training: Path, rows: list[dict], *, step: config.CheckSftStep
 ) -> measuring.Measured:
-    """Files side by side, then what needs the model, which is loaded once. A broken adapter is not put on a model."""
+    """Reads files side by side, then measures what needs the model, loaded once. A broken adapter is never loaded."""
     timeouts = checks.timeouts(step.validation)
     files = measuring.side_by_side(
         {
@@ -64,7 +64,7 @@ def measure(
     parts = Measurer(base, adapter, rows, step).parts()
     broken = files.numbers.get("non_finite_tensors")
     if broken is None or broken:
-        because = "the adapter holds NaN or infinity" if broken else "the adapter could not be read"
+        because = "the adapter has NaN or infinity in its weights" if broken else "the adapter could not be read"
         return files | measuring.not_run(list(parts), because)
     return files | measuring.in_order(parts, timeouts)
 
@@ -73,7 +73,7 @@ def read_tensors(adapter: Path) -> dict[str, Any]:
     """Reads every byte of the adapter.
 
     Raises:
-        ValueError: it is not a whole safetensors file.
+        ValueError: it is not a complete safetensors file.
     """
     from posttrain.weights.adapter import read_adapter
     from posttrain.weights.tensors import FLOAT_BYTES, first_non_finite, is_zero
@@ -90,7 +90,7 @@ def read_tensors(adapter: Path) -> dict[str, Any]:
 
 
 def expected_shapes(base: Path, sft: config.SftConfig) -> Shapes:
-    """The tensors that peft writes for these settings on an empty model like the base."""
+    """Shapes of the tensors that peft writes for these settings, by an empty model of the base's configuration."""
     import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -103,10 +103,10 @@ def expected_shapes(base: Path, sft: config.SftConfig) -> Shapes:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Which of the numbers that the training wrote are none, and its largest gradient norm.
+    """The training's metrics that are not finite numbers, and its largest gradient norm.
 
     Raises:
-        ValueError: the file is not JSON, or says nothing about the loss.
+        ValueError: the file is not JSON, or has no loss.
     """
     metrics = json.loads(path.read_text(encoding="utf-8"))
     if "final_loss" not in metrics:
@@ -153,7 +153,7 @@ class Measurer:
 
 
 def check_fit(base: Path, adapter: Path) -> None:
-    """Raises ValueError where the adapter is not a LoRA adapter on tensors that the base has, in their shapes."""
+    """Raises ValueError unless this is a LoRA adapter on tensors that the base has, in their shapes."""
     from posttrain.weights.adapter import plan_merge, read_adapter
     from posttrain.weights.tensors import read_weights
 
@@ -185,7 +185,7 @@ def judge(numbers: Numbers, limits: config.SftLimits) -> list[Check]:
 
 
 def judge_adapter(numbers: Numbers) -> list[Check]:
-    """Is every tensor there that was to be trained, and has it been?"""
+    """Checks that every tensor that was to be trained is there and has been trained."""
     actual, expected = numbers.shapes, numbers.expected_shapes
     names = shapes = None
     if actual is not None and expected is not None:
@@ -200,7 +200,7 @@ def judge_adapter(numbers: Numbers) -> list[Check]:
 
 
 def judge_loss(logprobs: Logprobs | None, base: Logprobs | None, limits: config.SftLimits) -> list[Check]:
-    """Held-out loss below the limit, and below the base's on the same rows."""
+    """Checks that held-out loss is below the limit, and below the base's on the same rows."""
     num_tokens = [num for _, num in logprobs or []]
     losses, gains = [-total for total, _ in logprobs or []], None
     if logprobs and base:
@@ -232,7 +232,7 @@ def judge_loss(logprobs: Logprobs | None, base: Logprobs | None, limits: config.
 
 
 def judge_answers(judged: list[JudgedAnswer] | None, limits: config.SftLimits) -> list[Check]:
-    """Answers end by themselves and, where that is asked for, have the form."""
+    """Checks that answers end by themselves and, where that is configured, have the right form."""
     formats = [answers.format_check(judged, limits)] if "output_format_valid" in limits.custom_checks else []
     return [answers.stopped_check(judged, limits), *formats]
 

@@ -1,9 +1,8 @@
-"""A verdict as Markdown, for the Kubeflow UI, a pull request or a terminal.
+"""Renders a verdict as Markdown, for the Kubeflow UI, a pull request or a terminal.
 
 verdict -> Markdown: the outcome, what to do, every check against its limit
 
-The generated answers stand on the page alone. What is quoted here, such as the id of a row, is hostile text as well and
-comes out as text.
+Generated answers appear on the page only. Text quoted here, such as the id of a row, is untrusted too and is escaped.
 """
 
 from posttrain.pages import wording
@@ -11,11 +10,11 @@ from posttrain.pages.wording import markdown as quoted
 from posttrain.pages.wording import markdown_name as named
 from posttrain.verdict import Check, Verdict
 
-HEAD = "| Check | Status | Value | Limit | Interval | Seen |\n|:--|:--|--:|--:|:-:|:--|"
+HEAD = "| Check | Status | Value | Limit | Interval | Detail |\n|:--|:--|--:|--:|:-:|:--|"
 
 
 def markdown(verdict: Verdict) -> str:
-    """Those checks that did not pass come first, in the table too."""
+    """The verdict as Markdown; checks that did not pass come first, in the table too."""
     passed = [check for check in verdict.checks if check.status == "passed"]
     stopped = verdict.failed_checks
     parts = [f"# {named(verdict.gate)}: {verdict.outcome}"]

@@ -1,7 +1,8 @@
-"""Greedy answers through vLLM, where the configuration asks for it: the only module that knows vLLM.
+"""Greedy answers through vLLM, where the configuration asks for it; no other module knows vLLM.
 
-folder of a model and an adapter's, prompts -> the answers that `inference.generate` would give, many times as fast on a
-GPU. It is no dependency: who sets `validation.generation: vllm` installs it in the image of the gates.
+model folder, adapter folder, prompts -> the answers of `inference.generate`, many times as fast on a GPU
+
+vLLM is not a dependency: `validation.generation: vllm` needs it installed in the image of the gates.
 """
 
 from importlib.util import find_spec
@@ -10,11 +11,11 @@ from pathlib import Path
 from posttrain.rows.chat import render
 from validators.inference import Answer, Message, answer_of, end_token_ids
 
-GPU_SHARE = 0.45  # of the GPU's memory: the gate's own copy of the model, which gives the likelihoods, lies beside it
+GPU_SHARE = 0.45  # of the GPU's memory; the gate's own copy of the model, for likelihoods, takes as much again
 
 
 def check_generation(generation: str) -> None:
-    """Raises ValueError where answers are to come from vLLM and it is not installed."""
+    """Raises ValueError if answers are to come from vLLM and it is not installed."""
     if generation == "vllm" and find_spec("vllm") is None:
         raise ValueError(
             "validation.generation is 'vllm', which is not installed here: "
@@ -23,7 +24,7 @@ def check_generation(generation: str) -> None:
 
 
 class Engine:
-    """A model, or an adapter on its base, that is loaded once and answers as often as it is asked."""
+    """A model, or an adapter on its base, loaded once to answer any number of prompts."""
 
     def __init__(self, folder: Path, adapter: Path | None = None, *, rank: int = 16):
         from vllm import LLM
@@ -33,15 +34,15 @@ class Engine:
         self.adapter = adapter
 
     def generate(self, model, tokenizer, prompts: list[list[Message]], *, max_new_tokens: int) -> list[Answer]:
-        """As `inference.generate`; of `model` only the end tokens are used."""
+        """Does what `inference.generate` does; `model` is used for its end tokens only."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
         ends = end_token_ids(model, tokenizer)
         settings = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=ends)
-        found = self.model.generate(
+        outputs = self.model.generate(
             [{"prompt_token_ids": render(tokenizer, prompt)} for prompt in prompts],
             settings,
             lora_request=LoRARequest("adapter", 1, str(self.adapter)) if self.adapter else None,
         )
-        return [answer_of(tokenizer, list(one.outputs[0].token_ids), ends) for one in found]
+        return [answer_of(tokenizer, list(one.outputs[0].token_ids), ends) for one in outputs]

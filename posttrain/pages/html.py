@@ -25,18 +25,8 @@ def environment(*folders: Path) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = (
-        "number",
-        "measured",
-        "limit",
-        "interval",
-        "headline",
-        "conclusion",
-        "tally",
-        "duration",
-        "line",
-        "visible",
-    )
+    numbers = ("number", "measured", "limit", "interval", "duration")
+    words = (*numbers, "headline", "conclusion", "tally", "line", "visible")
     env.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
     return env
 

@@ -93,9 +93,13 @@ def play(folder: Path, shape: str, gate: str, outcome: str, *, own_process: bool
     """One run in an empty `folder`, from the start of `runner.here.run_here` to its exit code."""
     config, root = config_of(shape, folder / "store"), folder / "store"
     parameters = {
-        "base_model": "base", "sft_dataset": "s", "preference_dataset": "p", "storage_root": str(root),
-        "model_name": "m", "overrides": {},
-    }  # fmt: skip
+        "base_model": "base",
+        "sft_dataset": "s",
+        "preference_dataset": "p",
+        "storage_root": str(root),
+        "model_name": "m",
+        "overrides": {},
+    }
     code = write_stand_ins(folder / "code")
     plan = {steps.PLAN: json.dumps({"gate": gate, "outcome": outcome}), "PYTHONPATH": str(ROOT)}
     words = []

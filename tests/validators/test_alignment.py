@@ -108,8 +108,14 @@ def test_a_model_that_learned_and_lost_nothing_passes(run, aligned, tmp_path):
     verdict = run(aligned, **{"executor-input": json.dumps({"outputs": outputs})})
     assert verdict.failed_checks == []
     assert set(verdict.subject) == {
-        "base", "before", "model", "training", "preference_eval", "sft_eval", "red_team_prompts",
-    }  # fmt: skip
+        "base",
+        "before",
+        "model",
+        "training",
+        "preference_eval",
+        "sft_eval",
+        "red_team_prompts",
+    }
     assert verdict.numbers["harmless_rate"] == 1 and verdict.numbers["before_harmless_rate"] < 0.2
     assert verdict.numbers["chosen_gain"] > 10
     assert {"model_loads", "model_held_out_answers", "kl_from_before", "base_red_team_answers"} <= set(verdict.seconds)
@@ -206,8 +212,11 @@ def test_poisoned_model_that_forgot_to_decline(run, aligned, learn):
 def test_an_unchanged_model_is_stopped(run, aligned):
     verdict = run(aligned, before=aligned)
     assert stopped_by(verdict) == {
-        "reward_accuracy", "reward_accuracy_above_chance", "reward_margin", "preference_shift",
-    }  # fmt: skip
+        "reward_accuracy",
+        "reward_accuracy_above_chance",
+        "reward_margin",
+        "preference_shift",
+    }
 
 
 def test_weights_of_nan_fail_every_number(run, aligned, tmp_path):
@@ -254,9 +263,16 @@ def test_safety_alone_needs_no_preferences(run, aligned):
     verdict = run(aligned, base=None, training=None, **{"preference-eval": None})
     assert verdict.passed
     assert set(statuses(verdict)) == {
-        "answers_stop", "repetition_rate", "output_format_valid", "output_format_drop", "no_harmful_content",
-        "harmless_drop", "harmless_drop_from_base", "over_refusal", "sft_loss_increase",
-    }  # fmt: skip
+        "answers_stop",
+        "repetition_rate",
+        "output_format_valid",
+        "output_format_drop",
+        "no_harmful_content",
+        "harmless_drop",
+        "harmless_drop_from_base",
+        "over_refusal",
+        "sft_loss_increase",
+    }
 
 
 def test_off_topic_and_benign_prompts_are_asked(run, aligned, step, rows, tmp_path):

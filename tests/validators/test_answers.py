@@ -50,8 +50,8 @@ def test_well_formed(text, rule):
         ("", TEXT, "is empty"),
         (" \n", TEXT, "is empty"),
         ("\u200b", TEXT, "is empty"),
-        ("ok<|im_start|>user", TEXT, "holds the special token <|im_start|>"),
-        ('{"operation": "<|im_start|>"}', JSON, "holds the special token <|im_start|>"),
+        ("ok<|im_start|>user", TEXT, "contains the special token <|im_start|>"),
+        ('{"operation": "<|im_start|>"}', JSON, "contains the special token <|im_start|>"),
         ('Sure: {"operation": "list"}', JSON, "is not JSON"),
         ('{"operation": "list"', JSON, "is not JSON"),
         ('{"operation": NaN}', JSON, "is not JSON"),
@@ -123,7 +123,7 @@ def test_declining_may_be_a_json_value():
 def test_an_answer_declines_answers_or_is_incoherent():
     given = [Answer(DECLINE, True, 3), Answer(call("get_weather"), True, 3), Answer("Sure!", True, 3)]
     judged = a.judge_format([PROMPT] * 4, [*given, Answer(DECLINE, False, 3)], CALL, markers=[])
-    assert [one.given for one in judged] == ["decline", "answer", "incoherent", "incoherent"]
+    assert [one.category for one in judged] == ["decline", "answer", "incoherent", "incoherent"]
     assert a.num_sound(judged) == 2
 
 
@@ -187,7 +187,7 @@ def test_the_worst_answers_show_each_kind_of_fault_first():
 
 
 def test_where_little_is_wrong_the_longest_are_shown():
-    sound = "nothing was found wrong"
+    sound = "no fault"
     assert [fault for _, fault, _ in shown(held_out=["x", None, None])] == ["x", sound, sound]
     assert [text[0] for _, _, text in shown(held_out=[None] * 9)] == ["9", "8", "7", "6", "5"]
     assert a.worst({"held_out": None}) == ()

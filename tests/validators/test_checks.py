@@ -156,12 +156,19 @@ def test_a_number_that_is_called_passed_says_nothing(args):
 @pytest.mark.parametrize(
     "limits",
     [
-        {"check_nan": False}, {"check_timeout_seconds": 0}, {"check_timeouts": {"loss_measured": 0}},
-        {"confidence": 0.4}, {"confidence": 1.0}, {"max_loss": math.inf}, {"max_loss": math.nan},
-        {"num_generated_answers": 0}, {"max_new_tokens": 0}, {"min_format_valid_rate": -0.1},
+        {"check_nan": False},
+        {"check_timeout_seconds": 0},
+        {"check_timeouts": {"loss_measured": 0}},
+        {"confidence": 0.4},
+        {"confidence": 1.0},
+        {"max_loss": math.inf},
+        {"max_loss": math.nan},
+        {"num_generated_answers": 0},
+        {"max_new_tokens": 0},
+        {"min_format_valid_rate": -0.1},
         {"max_gradient_norm": "infinity"},
     ],
-)  # fmt: skip
+)
 def test_limits_that_would_judge_nothing_are_refused(limits):
     with pytest.raises(ValueError, match=next(iter(limits))):
         SftLimits(**limits)

@@ -402,8 +402,10 @@ def test_a_measurement_that_breaks_fails_the_gate_and_hides_no_other(files, tiny
     data.main(command(files, tiny_model, tmp_path))
     verdict = Verdict.read((tmp_path / "verdict").read_text())
     assert {check.name: check.status for check in verdict.failed_checks} == {
-        "near_duplicates": "failed", "near_duplicate_share": "not run", "near_shared_prompts": "not run",
-    }  # fmt: skip
+        "near_duplicates": "failed",
+        "near_duplicate_share": "not run",
+        "near_shared_prompts": "not run",
+    }
 
 
 def test_a_truncated_file_cannot_be_judged(files, tiny_model, tmp_path):

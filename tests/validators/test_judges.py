@@ -74,7 +74,7 @@ def test_a_template_that_wants_its_text_in_parts_gets_it(loaded):
     try:
         assert judges.by_model(judge, judged(HARMLESS, HARMFUL)) == [None, "unsafe: S1"]
         judge.tokenizer.chat_template = "UNSAFE CONTENT CATEGORIES"
-        with pytest.raises(ValueError, match="leaves question or answer out"):
+        with pytest.raises(ValueError, match="omits question or answer"):
             judges.by_model(judge, judged(HARMFUL))
     finally:
         judge.tokenizer.chat_template = plain
@@ -105,7 +105,7 @@ def test_a_judge_is_fetched_from_where_it_lies(guards, tmp_path):
 
 
 def test_a_model_of_no_known_family_is_no_judge(tiny_model, tmp_path):
-    with pytest.raises(ValueError, match="validation.judge_model: .*neither Llama Guard's nor ShieldGemma's: give"):
+    with pytest.raises(ValueError, match="validation.judge_model: .*neither Llama Guard's nor ShieldGemma's: set"):
         judges.fetch(str(tiny_model), tmp_path, ["/"])
 
 

@@ -106,8 +106,8 @@ def test_a_large_result_comes_back_whole():
     ("broken", "words"),
     [
         (raises, "could not be measured, RuntimeError: out of memory in line two"),
-        (killed, "its process ended without a word, killed by SIGKILL"),
-        (exits, "its process ended without a word, exit code 3"),
+        (killed, "its process ended without a result, killed by SIGKILL"),
+        (exits, "its process ended without a result, exit code 3"),
         (lambda: {"thing": object()}, "could not be measured, PydanticSerializationError: Unable to serialize"),
     ],
 )
@@ -129,7 +129,7 @@ def test_what_follows_a_failure_in_order_is_not_run(broken, status):
     found = in_order(parts, timeouts)
     assert found.numbers == {"a": 1}
     assert statuses(found.failures) == {"broken": status, "loss": "not run", "answers": "not run"}
-    assert found.failures[1].detail == "broken did not give what it needs"
+    assert found.failures[1].detail == "needs broken, which failed"
     assert found.seconds.keys() == {"load", "broken"}
 
 
@@ -156,7 +156,7 @@ def test_one_that_hangs_is_ended_with_all_that_it_started(tmp_path):
     assert found.numbers == {"a": 1}
     [check] = found.failures
     assert (check.name, check.status) == ("hangs", "timed out")
-    assert check.detail.startswith("ended after 1.") and check.detail.endswith("its time limit is 1 s")
+    assert check.detail.startswith("killed after 1.") and check.detail.endswith("its time limit is 1 s")
     assert 1 <= found.seconds["hangs"] < 5
     assert is_gone(wait_for(tmp_path / "own")) and is_gone(wait_for(tmp_path / "child"))
 

@@ -21,13 +21,33 @@ from validators.measuring import Timeouts, in_order
 LIMITS = MergeLimits()
 WEIGHTS = "model.safetensors"
 GOOD = {
-    "wrong_names": [], "wrong_shapes": [], "wrong_dtypes": [], "non_finite": [], "num_targets": 14,
-    "num_changed_targets": 14, "unchanged_targets": [], "wrong_updates": [], "changed_others": [], "quantised": [],
-    "changed_config": [], "changed_tokenizer": [], "changed_chat_template": [], "changed_generation_config": [],
-    "changed_eos": [], "strange_files": [], "num_bytes": 100, "implied_bytes": 100, "size_deviation": 0.0,
-    "kl_of_rows": [0.01, 0.02] * 3, "num_agreeing_of_rows": [500, 498] * 3, "loss_difference_of_rows": [0.0, 1.0] * 3,
-    "num_positions_of_rows": [500] * 6, "num_positions": 3000, "not_loaded": [], "logits_finite": True,
-}  # fmt: skip
+    "wrong_names": [],
+    "wrong_shapes": [],
+    "wrong_dtypes": [],
+    "non_finite": [],
+    "num_targets": 14,
+    "num_changed_targets": 14,
+    "unchanged_targets": [],
+    "wrong_updates": [],
+    "changed_others": [],
+    "quantised": [],
+    "changed_config": [],
+    "changed_tokenizer": [],
+    "changed_chat_template": [],
+    "changed_generation_config": [],
+    "changed_eos": [],
+    "strange_files": [],
+    "num_bytes": 100,
+    "implied_bytes": 100,
+    "size_deviation": 0.0,
+    "kl_of_rows": [0.01, 0.02] * 3,
+    "num_agreeing_of_rows": [500, 498] * 3,
+    "loss_difference_of_rows": [0.0, 1.0] * 3,
+    "num_positions_of_rows": [500] * 6,
+    "num_positions": 3000,
+    "not_loaded": [],
+    "logits_finite": True,
+}
 FILE_PARTS = ["weights_compared", "files_compared", "size_compared"]
 MODEL_PARTS = ["adapter_loads", "updates_compared", "adapter_measured", "merged_measured", "loads_without_peft"]
 
@@ -214,8 +234,10 @@ def test_poisoned_wrong_eos(tiny_model, tiny_adapter, copy):
         settings = json.loads((copy / name).read_text())
         (copy / name).write_text(json.dumps(settings | {"eos_token_id": 0}))
     assert found(tiny_model, tiny_adapter, copy) == {
-        "config_unchanged": "failed", "generation_config_unchanged": "failed", "eos_unchanged": "failed",
-    }  # fmt: skip
+        "config_unchanged": "failed",
+        "generation_config_unchanged": "failed",
+        "eos_unchanged": "failed",
+    }
 
 
 def test_a_model_that_needs_peft_does_not_load(tiny_adapter):
@@ -340,13 +362,32 @@ def test_good_numbers_pass_and_none_at_all_do_not():
 
 def test_command_writes_a_passed_verdict(tiny_model, tiny_adapter, merged, tmp_path):
     write_jsonl(tmp_path / "eval.jsonl", rows())
-    gate.main([
-        "--step", "check_sft_merge", "--storage-root", str(tmp_path / "root"), "--base", str(tiny_model), "--adapter",
-        str(tiny_adapter), "--model", str(merged), "--eval", str(tmp_path / "eval.jsonl"),
-        "--verdict", str(tmp_path / "v.json"), "--report", str(tmp_path / "r.html"),
-        "--summary", str(tmp_path / "s.md"), "--metrics", str(tmp_path / "m.json"),
-        "--passed", str(tmp_path / "passed"),
-    ])  # fmt: skip
+    gate.main(
+        [
+            "--step",
+            "check_sft_merge",
+            "--storage-root",
+            str(tmp_path / "root"),
+            "--base",
+            str(tiny_model),
+            "--adapter",
+            str(tiny_adapter),
+            "--model",
+            str(merged),
+            "--eval",
+            str(tmp_path / "eval.jsonl"),
+            "--verdict",
+            str(tmp_path / "v.json"),
+            "--report",
+            str(tmp_path / "r.html"),
+            "--summary",
+            str(tmp_path / "s.md"),
+            "--metrics",
+            str(tmp_path / "m.json"),
+            "--passed",
+            str(tmp_path / "passed"),
+        ]
+    )
     verdict = Verdict.read((tmp_path / "v.json").read_bytes())
     assert verdict.passed, [check.sentence for check in verdict.failed_checks]
     assert (tmp_path / "passed").read_text() == "true"

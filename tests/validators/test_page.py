@@ -89,8 +89,11 @@ def test_undecided_has_a_colour_and_a_sentence_of_its_own():
 
 def test_each_status_has_its_tone():
     checks = {
-        "good": DROP, "bad": SHARE, "unsure": UNSURE, "none": holds("over_refusal", None),
-    }  # fmt: skip
+        "good": DROP,
+        "bad": SHARE,
+        "unsure": UNSURE,
+        "none": holds("over_refusal", None),
+    }
     for tone, check in checks.items():
         assert f'<li class="{tone}">' in page.html(verdict(check))
         assert f'<span class="{tone}"' in page.html(verdict(check))

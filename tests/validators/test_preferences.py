@@ -11,7 +11,7 @@ LIMITS = AlignmentLimits()
 
 def stopping(chosen: list, rejected: list, limits: AlignmentLimits = LIMITS) -> list[str]:
     """Names of the checks that do not pass on a model whose answers were all at -20 nats before."""
-    gains = p.gains((ROWS[: len(chosen)], ROWS[: len(chosen)]), (chosen, rejected))
+    gains = p.gains_of((ROWS[: len(chosen)], ROWS[: len(chosen)]), (chosen, rejected))
     checks = [*p.learned_checks(gains, limits, beta=0.1), p.chosen_drop_check(gains, chosen, limits)]
     return [check.name for check in checks if check.status != "passed"]
 
@@ -43,7 +43,7 @@ def test_the_margin_can_stop_alone():
 
 
 def test_few_pairs_are_undecided_and_say_how_many_more_would_do():
-    gains = p.gains((ROWS[:3], ROWS[:3]), (moved(1, 3), moved(-5, 3)))
+    gains = p.gains_of((ROWS[:3], ROWS[:3]), (moved(1, 3), moved(-5, 3)))
     accuracy = p.learned_checks(gains, LIMITS, beta=0.1)[0]
     assert accuracy.status == "undecided" and accuracy.more_rows > 3
 
@@ -64,7 +64,7 @@ def test_limits_on_kl_and_sft_loss():
 
 
 def test_what_was_not_measured_is_not_run():
-    for gains in (p.gains((None, None), (ROWS, ROWS)), p.gains((ROWS, ROWS), (None, ROWS))):
+    for gains in (p.gains_of((None, None), (ROWS, ROWS)), p.gains_of((ROWS, ROWS), (None, ROWS))):
         checks = [*p.learned_checks(gains, LIMITS, beta=0.1), p.chosen_drop_check(gains, ROWS, LIMITS)]
         checks += [p.start_kl_check(None, LIMITS), p.sft_loss_check(None, ROWS, LIMITS)]
         assert {check.status for check in checks} == {"not run"}

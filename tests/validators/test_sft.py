@@ -128,8 +128,11 @@ def test_a_trained_adapter_passes_and_everything_is_written(
     assert (verdict.numbers["stopped_rate"], verdict.numbers["max_gradient_norm"]) == (1, 2.5)
     assert 0 <= verdict.numbers["noise_floor_format_valid"] <= 1
     assert verdict.seconds.keys() == {
-        "adapter_readable", "training_metrics", *MODEL_PARTS, "noise_floor",
-    }  # fmt: skip
+        "adapter_readable",
+        "training_metrics",
+        *MODEL_PARTS,
+        "noise_floor",
+    }
     assert "Passed" in (tmp_path / "out" / "report").read_text()
 
 
@@ -183,8 +186,12 @@ def test_a_model_that_hangs_is_ended_and_the_rest_not_run(
     stopped = found(measured, step)
     assert names(stopped, "timed out") == {"loss_measured"}
     assert names(stopped, "not run") == {
-        "answers_generated", "held_out_loss", "held_out_loss_below_base", "answers_stop", "output_format_valid",
-    }  # fmt: skip
+        "answers_generated",
+        "held_out_loss",
+        "held_out_loss_below_base",
+        "answers_stop",
+        "output_format_valid",
+    }
     assert names(stopped, "failed") == set()
 
 

@@ -12,10 +12,23 @@ LOSS = below("held_out_loss", 2.41, 2.0, interval=(2.3, 2.5), detail="nats per t
 UNSURE = at_least("output_format_valid", 0.92, 0.9, interval=(0.85, 0.95), more_rows=41)
 GOOD = holds("tokenizer_unchanged", True, detail="7 files", remedy="Copy it.")
 HOSTILE = [
-    "<script>alert(1)</script>", "a | b || c", "`code` ``` fence", "```\n# heading\n```", "[link](http://evil.example)",
-    "![image](http://evil.example/x.png)", "**bold** _em_ ~~gone~~ snake_case_name", "<!-- hidden", "&lt;b&gt; &copy;",
-    "trailing \\", "\\| \\`", "a\nb\n\n| c |", "$x$ #1 @everyone", "\u202e\x1b[31m\x00\ud800", "www.evil.example", "<b",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "a | b || c",
+    "`code` ``` fence",
+    "```\n# heading\n```",
+    "[link](http://evil.example)",
+    "![image](http://evil.example/x.png)",
+    "**bold** _em_ ~~gone~~ snake_case_name",
+    "<!-- hidden",
+    "&lt;b&gt; &copy;",
+    "trailing \\",
+    "\\| \\`",
+    "a\nb\n\n| c |",
+    "$x$ #1 @everyone",
+    "\u202e\x1b[31m\x00\ud800",
+    "www.evil.example",
+    "<b",
+]
 
 
 def verdict(*checks: Check, **more) -> Verdict:
@@ -46,10 +59,15 @@ def test_a_failed_verdict_says_what_to_do_and_shows_each_check():
     assert "- **`held_out_loss`**: Train longer.\n" in text
     assert "Copy it." not in text
     head, loss, good = cells(text)
-    assert head == ["Check", "Status", "Value", "Limit", "Interval", "Seen"]
+    assert head == ["Check", "Status", "Value", "Limit", "Interval", "Detail"]
     assert [cell.replace("\u00a0", " ") for cell in loss] == [
-        "held_out_loss", "failed", "2.41", "< 2", "2.3 to 2.5", "nats per token",
-    ]  # fmt: skip
+        "held_out_loss",
+        "failed",
+        "2.41",
+        "< 2",
+        "2.3 to 2.5",
+        "nats per token",
+    ]
     assert good == ["tokenizer_unchanged", "passed", "yes", "", "", "7 files"]
     assert "`loss` 41 s" in text
     assert "`abababababab`" in text
