@@ -1,11 +1,11 @@
-"""Cold start: from process start to verdict of the gate that loads no model, `python -m validators.data`, on few rows.
+"""Times a cold start of the gate without a model, `python -m validators.data`: from process start to verdict, few rows.
 
 number of rounds (and a tokenizer's folder) -> wall time and CPU seconds of the gate in each shape of the graph
 
 The rows are those of the Task API example (200 SFT rows, 100 preference rows), split as a run splits them. The tiny
-tokenizer has 600 tokens; give a real one with --tokenizer, whose own file of some MB then has to be read. Beside the
-gate stand what it cannot go below: the interpreter that does nothing, and its own --help, which imports and parses. CPU
-seconds are those of all its processes: on a busy machine they say more than the clock.
+tokenizer has 600 tokens; --tokenizer takes a real one, whose file of several MB then has to be read. Two lower bounds
+are measured too: an interpreter that does nothing, and the gate's --help, which imports and parses. CPU seconds are
+summed over all processes of the gate; on a busy machine they are more telling than the clock.
 
     python -m benchmarks.cold_start
     python -m benchmarks.cold_start --tokenizer build/function_calling/base

@@ -1,13 +1,13 @@
-"""A gate with 8 checks of which one sleeps: side by side, in order, and as plain calls.
+"""Times a gate with 8 checks, one of which sleeps: side by side, in order, and as plain calls.
 
 number of checks, work and sleep of a check -> wall time of each way
 
-Side by side each check has a process of its own, as many at once as this process may use cores; in order they share
-one. Both end a check that takes too long. Plain calls cannot, and are here as the price of that. The clock begins when
-all is imported.
+Side by side, each check has its own process, as many at once as there are cores for this one; in order, they share a
+process. Both kill a check that takes too long. Plain calls cannot, and show what that costs. The clock starts after all
+imports.
 
     python -m benchmarks.gate_checks
-    python -m benchmarks.gate_checks --sleep 0 --work 0      # what the processes themselves cost
+    python -m benchmarks.gate_checks --sleep 0 --work 0      # the cost of the processes themselves
 """
 
 import json
@@ -36,7 +36,7 @@ WAYS: dict[str, Callable] = {
 
 
 def work(name: str, seconds: float) -> dict[str, int]:
-    """Keeps a core busy for so many seconds of its time, however many processes share it."""
+    """Uses this many seconds of CPU time, however many processes share the core."""
     end, rounds = time.process_time() + seconds, 0
     while time.process_time() < end:
         rounds += 1
@@ -49,22 +49,22 @@ def sleep(name: str, seconds: float) -> dict[str, int]:
 
 
 def checks(num: int, work_seconds: float, sleep_seconds: float) -> dict[str, Measure]:
-    """The one that sleeps comes first, where it delays the others most."""
+    """The checks; the one that sleeps comes first, where it delays the others most."""
     parts = {"sleeps": partial(sleep, "sleeps", sleep_seconds)}
     return parts | {name: partial(work, name, work_seconds) for name in (f"works_{n}" for n in range(1, num))}
 
 
 def seconds_of(way: str, parts: dict[str, Measure]) -> float:
     start = time.monotonic()
-    found = WAYS[way](parts, TIMEOUTS)
+    measured = WAYS[way](parts, TIMEOUTS)
     seconds = time.monotonic() - start
-    if found.failures or found.numbers.keys() != parts.keys():
-        raise RuntimeError(f"{way}: {[check.sentence for check in found.failures]}")
+    if measured.failures or measured.numbers.keys() != parts.keys():
+        raise RuntimeError(f"{way}: {[check.sentence for check in measured.failures]}")
     return seconds
 
 
 def side(way: str, *sizes: float) -> Side:
-    """A process that runs one way and tells its seconds."""
+    """A process that runs one way and prints its seconds."""
     return Side([sys.executable, "-m", "benchmarks.gate_checks", "--way", way, *_flags(*sizes)])
 
 

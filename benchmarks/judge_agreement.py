@@ -1,4 +1,4 @@
-"""How far a judge model agrees with people: on the human-scored answers that pyrit's wheel brings along (MIT).
+"""Measures how far a judge model agrees with people, on the human-scored answers in pyrit's wheel (MIT).
 
 judge model (Hub id, gs://, s3:// or folder), human-scored rows -> a table on stdout, JSON with every row
 
@@ -6,8 +6,8 @@ judge model (Hub id, gs://, s3:// or folder), human-scored rows -> a table on st
     python benchmarks/judge_agreement.py --judge-model meta-llama/Llama-Guard-3-1B --rows pyrit-1.1.0-py3-none-any.whl
 
 Rows are the wheel's `scorer_evals/harm/*.csv`, each a request and an answer that people scored from 0 (no harm) to 1:
-984 different ones in pyrit 1.1.0. Its other rows say whether an aim was reached or refused, not what harms.
-`--rows` takes a CSV file with these columns too: objective, assistant_response, human_score, human_score_2, ...
+984 different ones in pyrit 1.1.0. Its other rows score whether an objective was reached or refused, not harm.
+`--rows` also takes a CSV file with these columns: objective, assistant_response, human_score, human_score_2, ...
 """
 
 import argparse
@@ -36,20 +36,20 @@ class ScoredAnswer:
 
 
 def read_scored(path: Path) -> list[ScoredAnswer]:
-    """The different answers of a CSV file, or of all such files in a wheel.
+    """The distinct answers in a CSV file, or in all such files of a wheel.
 
     Raises:
         ValueError: there are none, or a row lacks a column or a score.
     """
     if path.suffix != ".whl":
-        found = list(_scored(path.stem, path.read_text(encoding="utf-8-sig")))
+        scored = list(_scored(path.stem, path.read_text(encoding="utf-8-sig")))
     else:
         with zipfile.ZipFile(path) as wheel:
             names = [name for name in sorted(wheel.namelist()) if name.startswith(IN_WHEEL) and name.endswith(".csv")]
-            found = [row for name in names for row in _scored(Path(name).stem, wheel.read(name).decode("utf-8-sig"))]
-    different = list({(row.request, row.text): row for row in found}.values())
+            scored = [row for name in names for row in _scored(Path(name).stem, wheel.read(name).decode("utf-8-sig"))]
+    different = list({(row.request, row.text): row for row in scored}.values())
     if not different:
-        raise ValueError(f"{path}: holds no human-scored rows: give pyrit's wheel or a CSV file")
+        raise ValueError(f"{path}: has no human-scored rows: pass pyrit's wheel or a CSV file")
     return different
 
 
@@ -57,21 +57,21 @@ def _scored(name: str, text: str) -> Iterator[ScoredAnswer]:
     lines = text.splitlines(keepends=True)
     rows = csv.DictReader(lines[1:] if lines and lines[0].startswith("#") else lines)  # the first line may be a version
     for number, row in enumerate(rows, start=1):
-        given = [value for key, value in row.items() if key and key.startswith("human_score") and value]
+        texts = [value for key, value in row.items() if key and key.startswith("human_score") and value]
         try:
-            scores = [float(value) for value in given]
+            scores = [float(value) for value in texts]
             yield ScoredAnswer(name, row["objective"], row["assistant_response"], sum(scores) / len(scores))
         except (KeyError, ValueError, ZeroDivisionError):
             raise ValueError(
-                f"{name}: row {number}: scores {given}: give objective, assistant_response and human_score"
+                f"{name}: row {number}: scores {texts}: every row needs objective, assistant_response and human_score"
             ) from None
 
 
-def agreement(harmful: list[bool], said: list[bool]) -> dict:
+def agreement(by_people: list[bool], by_judge: list[bool]) -> dict:
     """Accuracy with its interval, Cohen's kappa, and the table of people (rows) against judge (columns)."""
     from statsmodels.stats.inter_rater import cohens_kappa
 
-    pairs = list(zip(harmful, said, strict=True))
+    pairs = list(zip(by_people, by_judge, strict=True))
     table = [[pairs.count((person, judge)) for judge in (False, True)] for person in (False, True)]
     right = table[0][0] + table[1][1]
     return {
@@ -84,32 +84,32 @@ def agreement(harmful: list[bool], said: list[bool]) -> dict:
 
 
 def measure(judge: judges.Judge, rows: list[ScoredAnswer]) -> list[str | None]:
-    """What the judge finds harmful about each answer."""
+    """The harm that the judge finds in each answer, or None."""
     asked = [JudgedAnswer([{"role": "user", "content": row.request}], Answer(row.text, True, 0), None) for row in rows]
     return judges.by_model(judge, asked)
 
 
 def _varies(table: list[list[int]]) -> bool:
-    """Where both say the same of everything, chance alone agrees too, and kappa is no number."""
+    """Whether kappa is defined: it is not if both give every row the same single label."""
     return sum(bool(sum(row)) for row in table) > 1 or sum(bool(sum(column)) for column in zip(*table, strict=True)) > 1
 
 
-def report(rows: list[ScoredAnswer], said: list[str | None]) -> dict[str, dict]:
+def report(rows: list[ScoredAnswer], harms: list[str | None]) -> dict[str, dict]:
     """Agreement over all rows and by category."""
-    found = {}
+    agreements = {}
     for category in ("all", *sorted({row.category for row in rows})):
         own = [at for at, row in enumerate(rows) if category in ("all", row.category)]
-        found[category] = agreement(
-            [rows[at].score >= HARMFUL_FROM for at in own], [said[at] is not None for at in own]
+        agreements[category] = agreement(
+            [rows[at].score >= HARMFUL_FROM for at in own], [harms[at] is not None for at in own]
         )
-    return found
+    return agreements
 
 
-def show(found: dict[str, dict]) -> None:
-    """A line for each category. The last four are answers harmless to people, then harmful ones, each as judged."""
+def show(agreements: dict[str, dict]) -> None:
+    """Prints a line per category; its last four columns count harmless, then harmful answers, as the judge saw them."""
     counts = f"{'ok':>6}{'wrong':>7}{'missed':>8}{'ok':>6}"
     print(f"{'':24}{'rows':>6}{'accuracy':>10}{'95 % interval':>16}{'kappa':>8}{counts}")
-    for name, one in found.items():
+    for name, one in agreements.items():
         low, high = one["accuracy_interval"]
         kappa = "none" if one["kappa"] is None else f"{one['kappa']:.2f}"
         (harmless, wrong), (missed, harmful) = one["harmless_and_harmful"]
@@ -130,14 +130,16 @@ def main(argv: list[str] | None = None) -> None:
     rows = read_scored(args.rows)
     with tempfile.TemporaryDirectory() as folder:
         judge = judges.load(judges.fetch(args.judge_model, Path(folder), ["/", "gs://", "s3://", "hf://"]))
-        said = measure(judge, rows)
-    found = report(rows, said)
+        harms = measure(judge, rows)
+    agreements = report(rows, harms)
     print(f"{args.judge_model} ({judge.family}) against people; harmful from a mean score of {HARMFUL_FROM:g}")
-    show(found)
-    no_verdict = sum(harm == judges.NO_VERDICT for harm in said)
-    print(f"{no_verdict} of {len(said)} answers got no verdict, which counts as harmful")
-    judged = [vars(row) | {"harm": harm} for row, harm in zip(rows, said, strict=True)]
-    Path(args.output).write_text(json.dumps({"agreement": found, "rows": judged}, indent=2) + "\n", encoding="utf-8")
+    show(agreements)
+    no_verdict = sum(harm == judges.NO_VERDICT for harm in harms)
+    print(f"{no_verdict} of {len(harms)} answers got no verdict, which counts as harmful")
+    judged = [vars(row) | {"harm": harm} for row, harm in zip(rows, harms, strict=True)]
+    Path(args.output).write_text(
+        json.dumps({"agreement": agreements, "rows": judged}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

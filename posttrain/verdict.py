@@ -172,7 +172,8 @@ def _compare(
         status = "undecided" if unsure else _status(value, limit, relation, interval)
     if status == "undecided":
         rows = f"about {rows_more(more_rows)}" if more_rows else "no number of held-out rows"
-        remedy = f"{rows[0].upper()}{rows[1:]} would decide, if the value stays. {remedy}".strip()
+        advice = "" if _holds(value, limit, relation) else remedy  # what keeps its limit needs rows, not mending
+        remedy = f"{rows[0].upper()}{rows[1:]} would decide, if the value stays. {advice}".strip()
     return Check(
         name=name,
         status=status,

@@ -226,10 +226,8 @@ def targets(adapter: Path) -> tuple[set[str], set[str]]:
 def compare_files(base: Path, model: Path) -> dict[str, list[str]]:
     """Names of files and keys that differ from the base's."""
     ours, theirs = read_json(model / "config.json"), read_json(base / "config.json")
-    free = {
-        "tie_word_embeddings",
-        "quantization_config",
-    }  # tie_word_embeddings changes where embedding or head is trained whole
+    # Ties are undone where embedding or head is trained whole; quantisation has a check of its own.
+    free = {"tie_word_embeddings", "quantization_config"}
     keys = sorted(key for key in ours.keys() | theirs.keys() if key not in free and ours.get(key) != theirs.get(key))
     names = {name for folder in (base, model) for pattern in TOKENIZER_FILES for name in _matches(folder, pattern)}
     templates = {name for name in names if "chat_template" in name}
@@ -245,7 +243,7 @@ def compare_files(base: Path, model: Path) -> dict[str, list[str]]:
 
 
 def strange_files(base: Path, model: Path) -> list[str]:
-    """Files that a loader could take for part of the model: neither weights nor the base's, or changed from the base."""
+    """Files that a loader could take for part of the model: neither weights nor the base's, or not as in the base."""
     theirs, ours = set(side_files(base)), {file.relative_to(model).as_posix() for file in digests.files_of(model)}
     named = {INDEX} if (model / INDEX).is_file() else set()
     strangers = ours - theirs - named.union(weight_file_names(model))
