@@ -189,7 +189,7 @@ class _Seen:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--dataset", required=True, help="path, gs://, s3:// or Hub id owner/name[@revision]")
     parser.add_argument("--kind", required=True, choices=sorted(ANSWER_KEYS))
     parser.add_argument("--train", required=True, help="output: training rows, JSONL")

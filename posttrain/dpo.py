@@ -20,7 +20,7 @@ from posttrain.train.overrides import overrides
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--model", required=True, help="full model folder, no adapter")
     parser.add_argument("--train", required=True, help="training rows, JSONL: id, prompt, chosen, rejected")
     parser.add_argument("--eval", required=True, help="evaluation rows, JSONL")

@@ -322,7 +322,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--base", required=True, help="folder of the base model")
     parser.add_argument("--adapter", required=True, help="folder of the LoRA adapter")
     parser.add_argument("--model", required=True, help="folder for the merged model")

@@ -211,7 +211,7 @@ def _copy(source: Path, names: list[str], target: Path) -> Digests:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--base-model", required=True, help="org/name[@revision], gs://, s3:// or a folder")
     parser.add_argument("--model", required=True, help="folder for the model")
     parser.add_argument("--tokenizer", required=True, help="folder for the tokenizer and the configuration")

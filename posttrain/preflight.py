@@ -167,7 +167,7 @@ def check_prompts(uri: str, config: Config, *, key: str) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--base-model", required=True, help="org/name[@revision], gs://, s3:// or a folder")
     for name in DATASETS:
         parser.add_argument(f"--{name.replace('_', '-')}", required=True, help="path, gs://, s3:// or Hub id")

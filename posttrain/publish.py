@@ -24,7 +24,7 @@ from posttrain import config, storage
 from posttrain.config import PublishStep
 from posttrain.pages import wording
 from posttrain.step import digests, frame, kfp_io, provenance, records, run
-from posttrain.step.code import code_version, fingerprint
+from posttrain.step.code import code_of, fingerprint
 from posttrain.step.provenance import Link, Provenance
 from posttrain.step.running import Running
 from posttrain.train import checkpoints
@@ -115,11 +115,9 @@ def read_chain(storage_root: str, run_id: str, sha256: str, settings: PublishSte
     Raises:
         ValueError: saying everything that is wrong with it, on a line.
     """
-    inputs, values = {"model": sha256}, settings.model_dump(mode="json")
-    end = Link(
-        step=STEP, fingerprint=fingerprint(STEP, config=settings, inputs=inputs), code=code_version(), config=values,
-        inputs=inputs, outputs={},
-    )  # fmt: skip
+    values = settings.model_dump(mode="json")
+    bound = {"config": values, "inputs": {"model": sha256}, "code": code_of(__spec__.name, config=values)}
+    end = Link(step=STEP, fingerprint=fingerprint(STEP, **bound), outputs={}, **bound)
     chain = provenance.trace(records.read_records(storage_root, run_id), run_id=run_id, end=end)
     if found := provenance.faults(chain):
         raise ValueError(" | ".join(found))
@@ -263,7 +261,7 @@ def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: Publi
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--model", required=True, help="folder of the model")
     parser.add_argument("--model-name", required=True, help="name to publish under")
     parser.add_argument("--version", help="version to publish under (default: start of the model's digest)")

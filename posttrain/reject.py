@@ -35,7 +35,7 @@ def reject(verdict: Verdict) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--verdict", required=True, help="verdict of the gate that did not pass, JSON")
     return parser
 

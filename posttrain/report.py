@@ -238,7 +238,7 @@ def publish_report(storage_root: str, result: PipelineResult) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--status", default="{}", help="what Kubeflow says about the run, as JSON; kept, not trusted")
     parser.add_argument("--result", required=True, help="output: the result, JSON")
     parser.add_argument("--report", required=True, help="output: the report, HTML")

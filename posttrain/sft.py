@@ -15,7 +15,7 @@ from posttrain.train.cpu.trainers import sft_trainer
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--base", required=True, help="base model folder")
     parser.add_argument("--train", required=True, help="training rows, JSONL: id, prompt, completion")
     parser.add_argument("--eval", required=True, help="evaluation rows, JSONL")

@@ -44,7 +44,11 @@ def is_same(entry: StepRecord, section: StepSection, parameters: dict[str, Any])
     address = step_of(entry.step).reads
     if address and entry.measured.get("source") != parameters[address]:
         return False
-    return code.fingerprint(entry.step, config=section.decisive, inputs=entry.inputs) == entry.fingerprint
+    if entry.code is None:
+        return False
+    config = section.decisive.model_dump(mode="json")
+    here = code.code_of(entry.code.module, config=config)
+    return code.fingerprint(entry.step, config=config, inputs=entry.inputs, code=here) == entry.fingerprint
 
 
 def state_of(storage_root: str, entry: StepRecord) -> str:

@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.steps import step_names
 from posttrain.config import PipelineConfig
-from posttrain.step import records
+from posttrain.step import imports, records
+from tests.imported import imported, watching
 from tests.tiny_line import write_line
 
 GATES = {
@@ -45,7 +46,7 @@ PLANTED = {
 
 @pytest.fixture(scope="module")
 def promoted(line):
-    result = run(line, "--run-id", "promoted", **PLANTED)
+    result = run(line, "--run-id", "promoted", **PLANTED, **watching(line / "imports"))
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 
@@ -63,6 +64,16 @@ def test_a_promoted_run_says_so_and_publishes(line, promoted):
     published = Path(result["final_model_path"])
     assert published.parent.parent == line / "root" / "published"
     assert json.loads((published / "manifest.json").read_text())["run_id"] == "promoted"
+
+
+def test_what_a_step_imports_is_covered_by_its_fingerprint(line, promoted):
+    steps = imported(line / "imports")
+    entries = records.read_records(str(line / "root"), "promoted")
+    assert steps.keys() == {entry.step for entry in entries}
+    assert "validators.inference" in steps["check_sft"] and "posttrain.train.backend" in steps["train_sft"]
+    for entry in entries:
+        covered = imports.closure([entry.code.module])
+        assert not steps[entry.step] & set(imports.modules_of()) - covered.keys(), entry.step
 
 
 def test_the_published_model_is_verified_down_to_its_sources(line, promoted, taught_model):

@@ -31,7 +31,7 @@ from posttrain import config
 from posttrain.step import digests, frame, kfp_io
 from posttrain.verdict import Verdict, at_most, holds
 
-args, rest = kfp_io.parser(None).parse_known_args()
+args, rest = kfp_io.parser(__spec__.name).parse_known_args()
 plan = json.loads(os.environ.get("PLAN", "{}")).get(args.step)
 if plan == "crash":
     sys.exit("ImportError: no such library")

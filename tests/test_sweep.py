@@ -10,7 +10,8 @@ import yaml
 
 from posttrain import compare
 from posttrain.config import load_config
-from posttrain.step import records
+from posttrain.step import imports, records
+from tests.imported import imported, watching
 from tests.tiny_line import write_line
 
 SWEEP = {"space": {"sft.learning_rate": [0.02, 5e-3], "sft.epochs": [2]}, "continue_with_best": False}
@@ -36,14 +37,12 @@ def line(tmp_path_factory, taught_model):
     folder = tmp_path_factory.mktemp("sweep")
     write_line(folder, taught_model, data={"eval_fraction": 0.3})
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
-    (folder / "faults").mkdir()
-    (folder / "faults" / "sitecustomize.py").write_text(FAULT)
     return folder
 
 
 def run(line, run_id: str) -> str:
     files = ["--config", str(line / "pipeline.yaml"), "--sweep", str(line / "sweep.yaml"), "--run-id", run_id]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(line / "faults")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | watching(line / "imports", also=FAULT)
     command = [sys.executable, "run_pipeline.py", *files]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -59,6 +58,16 @@ def test_one_trial_diverges_and_the_other_wins(line, told):
     assert "Best of 2: trial_2" in told
     assert "trial_1: train_sft: diverged at step 2/" in told
     assert "On unseen rows:     qualified" in told
+
+
+def test_what_a_step_imports_is_covered_by_its_fingerprint(line, told):
+    steps, root = imported(line / "imports"), str(line / "root")
+    runs = ("first", "first.trial_1", "first.trial_2", "first.winner")
+    entries = [entry for run in runs for entry in records.read_records(root, run)]
+    assert {"hold_out_sft", "trial_1", "train_sft", "check_sft", "compare_trials"} <= {entry.step for entry in entries}
+    for entry in entries:
+        covered = imports.closure([entry.code.module])
+        assert not steps[entry.step] & set(imports.modules_of()) - covered.keys(), entry.step
 
 
 def test_the_winners_configuration_is_taken_as_it_is(line, told):

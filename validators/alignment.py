@@ -162,7 +162,7 @@ def _is_to_decline(row: dict, limits: config.AlignmentLimits) -> bool:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--base", help="folder of the base model, unless that is the previous model")
     parser.add_argument("--before", required=True, help="folder of the model that training started from")
     parser.add_argument("--model", required=True, help="folder of the model to judge")

@@ -3,7 +3,7 @@
 flags of the gate, inputs, `work` -> verdict.json, report.html, summary.md, metrics.json, output parameter `passed`
 
     def main(argv=None):
-        args = build_parser().parse_args(argv)  # kfp_io.parser(__doc__), the inputs, add_gate_flags(parser)
+        args = build_parser().parse_args(argv)  # kfp_io.parser(...), the inputs, add_gate_flags(parser)
         step = config.parse_step(config.CheckMergeStep, args.config, args.overrides)
         inputs = {"model": args.model}
 

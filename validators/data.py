@@ -325,7 +325,7 @@ def _size(name: str, files: Files, side: str, limit: int) -> Check:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--tokenizer", required=True, help="folder of the base model's tokenizer")
     for name in FILES:
         parser.add_argument(f"--{name.replace('_', '-')}", help="prepared rows, JSONL; omitted in a graph without them")

@@ -313,7 +313,7 @@ def numbers_of(numbers: Numbers) -> dict[str, float]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--base", required=True, help="folder of the model that the adapter was merged into")
     parser.add_argument("--adapter", required=True, help="folder of the adapter")
     parser.add_argument("--model", required=True, help="folder of the merged model")

@@ -251,7 +251,7 @@ def numbers_of(numbers: Numbers) -> dict[str, float]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--base", required=True, help="folder of the base model")
     parser.add_argument("--adapter", required=True, help="folder of the adapter")
     parser.add_argument("--training", required=True, help="metrics.json of the training")

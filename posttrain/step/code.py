@@ -1,7 +1,8 @@
-"""The code that runs, and the fingerprint of all that a result depends on."""
+"""The code that a step's result depends on, and the fingerprint of that, its configuration and its inputs."""
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from posttrain.step.digests import digest, files_of
+from posttrain.step import imports
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "unsloth")  # another release may train otherwise
+PAGES = "posttrain.pages"  # shows results and decides none: a curve in another colour is no other training
 
 
 class Code(BaseModel):
@@ -20,36 +22,60 @@ class Code(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     posttrain: str  # release of this package
-    source: str  # SHA-256 of `posttrain` and `validators`, templates included
+    source: str  # SHA-256 of the modules of ours that the step can import
     libraries: dict[str, str]  # name -> release; `absent` where it is not installed
+    module: str = ""  # that the step is; empty in records from when `source` was that of all modules
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True).encode()).hexdigest()
 
 
-def fingerprint(step: str, *, config: BaseModel, inputs: dict[str, str]) -> str:
-    """SHA-256 of all that a result depends on: step, configuration, input digests, our source and the libraries."""
-    return fingerprint_of(step, config=config.model_dump(mode="json"), inputs=inputs, code=code_version())
-
-
-def fingerprint_of(step: str, *, config: dict[str, Any], inputs: dict[str, str], code: Code) -> str:
-    """The same of what stands in a record."""
+def fingerprint(step: str, *, config: dict[str, Any], inputs: dict[str, str], code: Code) -> str:
+    """SHA-256 of everything that a result depends on: step, configuration, input digests, our source, libraries."""
     parts = {"step": step, "config": config, "inputs": inputs, "code": code.sha256}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def code_of(module: str, *, config: dict[str, Any]) -> Code:
+    """The code of a step as it is here.
+
+    It is that of every module which the step can import and, for a step that starts others, of those that its
+    configuration names. A module from elsewhere may use any of ours, so then all of them count.
+    """
+    started = frozenset(text for text in _strings(config) if imports.STARTED.fullmatch(text))
+    return _code(module, started)
+
+
 @cache
-def code_version() -> Code:
-    """The code that runs here."""
-    here = Path(__file__).parents[1]
-    files = [*files_of(here), *files_of(here.parent / "validators")]
-    lines = [f"{file.relative_to(here.parent)} {digest(file)}" for file in files if file.suffix != ".pyc"]
+def _code(module: str, started: frozenset[str]) -> Code:
     return Code(
         posttrain=_release("posttrain"),
-        source=hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        source=source_digest(module, started),
         libraries={name: _release(name) for name in LIBRARIES},
+        module=module,
     )
+
+
+def source_digest(module: str, started: frozenset[str] = frozenset(), root: Path = imports.ROOT) -> str:
+    """SHA-256 of the modules that count for a step: sorted `<name> <SHA-256>` lines."""
+    reached = imports.closure([module, *started], root)
+    if module not in reached:
+        reached = imports.closure(imports.modules_of(root), root)
+    lines = [f"{name} {source.sha256}" for name, source in sorted(reached.items()) if not is_page(name)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def is_page(module: str) -> bool:
+    return f"{module}.".startswith(f"{PAGES}.")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def _release(name: str) -> str:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from posttrain import storage
 from posttrain.config import masking
 from posttrain.step import kfp_io, usage
-from posttrain.step.code import code_version, fingerprint
+from posttrain.step.code import code_of, fingerprint
 from posttrain.step.digests import digest, file_digests, files_of, folder_digest
 from posttrain.step.records import Status, StepRecord, replace_record, write_record
 from posttrain.step.results import Result, keep, read_outputs, reuse
@@ -61,7 +61,7 @@ def run_step(
         storage.check_allowed(args.storage_root, prefixes, name="storage_root")
     with _recorded(args, outputs=outputs, config=config) as attempt:
         stamps = _stamps(inputs)
-        attempt.running = running = _running(args, inputs, config)
+        attempt.running = running = _running(args, inputs, attempt.config)
         attempt.write()
         for path in outputs.values():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def run_step(
     return attempt.result
 
 
-def _running(args: argparse.Namespace, inputs: dict[str, str | None], config: BaseModel) -> Running:
+def _running(args: argparse.Namespace, inputs: dict[str, str | None], config: dict[str, Any]) -> Running:
     """Reads the inputs, and computes the fingerprint from their bytes and the configuration."""
     paths = {name: path for name, path in inputs.items() if path}
     files = {name: file_digests(path) for name, path in paths.items() if Path(path).is_dir()}
@@ -85,7 +85,7 @@ def _running(args: argparse.Namespace, inputs: dict[str, str | None], config: Ba
     return Running(
         step=args.step,
         storage_root=args.storage_root,
-        fingerprint=fingerprint(args.step, config=config, inputs=digests),
+        fingerprint=fingerprint(args.step, config=config, inputs=digests, code=code_of(args.module, config=config)),
         inputs=digests,
         files=files,
     )
@@ -111,7 +111,7 @@ class Attempt:
     """One attempt of a step while it runs."""
 
     args: argparse.Namespace
-    config: BaseModel
+    config: dict[str, Any]  # that decides the result
     status: Status = "running"
     running: Running | None = None  # None until the inputs have been read
     result: Result | None = None
@@ -136,8 +136,8 @@ class Attempt:
             cpu_seconds=round(usage.cpu_seconds_of(*usage.here()) - self.cpu_clock, 3),
             peak_memory=usage.peak_memory_of(*usage.here()),
             fingerprint=self.running.fingerprint if self.running else "",
-            code=code_version(),
-            config=self.config.model_dump(mode="json"),
+            code=code_of(self.args.module, config=self.config),
+            config=self.config,
             inputs=self.running.inputs if self.running else {},
             outputs=self.result.outputs if self.result else {},
             measured=self.result.measured if self.result else {},
@@ -154,7 +154,7 @@ class Attempt:
 @contextmanager
 def _recorded(args: argparse.Namespace, *, outputs: dict[str, str], config: BaseModel) -> Iterator[Attempt]:
     """Writes the record of what happens inside, however it ends; of a process that is killed the last one stays."""
-    attempt = Attempt(args, config)
+    attempt = Attempt(args, config.model_dump(mode="json"))
     try:
         yield attempt
         attempt.verdict = _verdict(outputs)

@@ -13,9 +13,16 @@ from typing import Any
 CONFUSION_MATRIX = "confusionMatrix"  # where the UI looks for it in an artifact's metadata
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser with the flags that every step has."""
-    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(module: str, description: str | None = None) -> argparse.ArgumentParser:
+    """An argument parser with the flags that every step has.
+
+    Args:
+        module: the step's own, which `python -m` starts: `__spec__.name`. It is in what the parser returns.
+    """
+    result = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.set_defaults(module=module)
     result.add_argument("--step", required=True, help="name of the step in the graph")
     result.add_argument(
         "--storage-root", required=True, help="gs://, s3:// or folder that keeps records and checkpoints"

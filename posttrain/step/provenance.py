@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
 from posttrain.pages import wording
-from posttrain.step.code import Code, fingerprint_of
+from posttrain.step.code import Code, fingerprint
 from posttrain.step.records import StepRecord
 from posttrain.verdict import Verdict
 
@@ -109,9 +109,10 @@ class Provenance(BaseModel):
         return found
 
     @property
-    def codes(self) -> list[Code]:
-        """The code that ran: more than one where images differ."""
-        return list({link.code.sha256: link.code for link in self.links if link.code}.values())
+    def releases(self) -> list[dict[str, str]]:
+        """This package and the libraries that ran, by name: several where images differ."""
+        ran = [{"posttrain": link.code.posttrain} | link.code.libraries for link in self.links if link.code]
+        return [releases for at, releases in enumerate(ran) if releases not in ran[:at]]
 
     def passed_on(self, link: Link) -> dict[str, str]:
         """Of what a link gave, what a later one took."""
@@ -183,7 +184,7 @@ def _link_faults(link: Link, given: set[str]) -> list[str]:
 
 
 def _fingerprint(link: Link) -> str:
-    return fingerprint_of(link.step, config=link.config, inputs=link.inputs, code=link.code)
+    return fingerprint(link.step, config=link.config, inputs=link.inputs, code=link.code)
 
 
 def _read_verdict(link: Link) -> tuple[Verdict | None, list[str]]:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--rows", required=True, help="addresses of what the trials of the rung came to, a JSON list")
     for name in PARAMETERS:
         if name != "storage_root":

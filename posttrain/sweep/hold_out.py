@@ -16,7 +16,7 @@ from posttrain.step.running import Running
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--eval", required=True, help="held-out rows, JSONL")
     parser.add_argument("--selection", required=True, help="output: rows that choose among trials, JSONL")
     parser.add_argument("--unseen", required=True, help="output: rows for the winner alone, JSONL")

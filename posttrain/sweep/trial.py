@@ -48,7 +48,7 @@ WINNER = "winner"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--base", required=True, help="folder of the base model")
     parser.add_argument("--sft-train", help="training rows, JSONL")
     parser.add_argument("--sft-eval", help="held-out rows for the training's own curve, JSONL")
@@ -70,8 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     outputs = {name: getattr(args, name) for name in ("summary", "metrics")}
 
     def work(running: Running) -> dict[str, Any]:
-        fingerprint = code.fingerprint("sweep", config=step.decisive, inputs=running.inputs)
-        study = Study(running.storage_root, fingerprint, step.sweep)
+        study = Study(running.storage_root, fingerprint_of_sweep(args.module, step, running.inputs), step.sweep)
         with tempfile.TemporaryDirectory(dir=kfp_io.output_folder(args.executor_input)) as folder:
             candidate = run_slot(args, step, study, Path(folder))
         if candidate:
@@ -83,6 +82,12 @@ def main(argv: list[str] | None = None) -> None:
         return {"row": study.place_of(args.step) if candidate else "", "is_final": is_final, **numbers}
 
     frame.run_step(args, inputs=inputs, outputs=outputs, config=step.decisive, work=work)
+
+
+def fingerprint_of_sweep(module: str, step: TrialStep, inputs: dict[str, str]) -> str:
+    """The same for all trials: it names their study."""
+    config = step.decisive.model_dump(mode="json")
+    return code.fingerprint("sweep", config=config, inputs=inputs, code=code.code_of(module, config=config))
 
 
 def run_slot(args: argparse.Namespace, step: TrialStep, study: Study, folder: Path) -> Candidate | None:

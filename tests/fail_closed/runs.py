@@ -28,7 +28,7 @@ from pipelines.compiler import compile_graph
 from pipelines.steps import step_names
 from posttrain import report
 from posttrain.config import PipelineConfig, Validation
-from posttrain.step.code import code_version
+from posttrain.step.code import code_of
 from posttrain.step.records import read_records
 from posttrain.verdict import Verdict, holds
 from runner import here, local
@@ -191,9 +191,10 @@ def quick(shape: str, gate: str, own_process: bool) -> Iterator[None]:
 @functools.cache
 def warm_up() -> None:
     """What every step would do again: our digest, imports, the page's template."""
-    code_version()
+    code_of(steps.__name__, config={})
     for module in REAL:
         importlib.import_module(module)
+        code_of(module, config={})
     page.html(Verdict(gate="check_none", subject={}, checks=[holds("warm", True)]))
     gc.freeze()  # the copies share memory
 

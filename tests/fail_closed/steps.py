@@ -26,7 +26,7 @@ OTHER = "not this gate"  # passes without a measurement
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     for name in (*checks.OUTPUTS, "passed"):
         parser.add_argument(f"--{name}")
     args, _ = parser.parse_known_args(argv)

@@ -101,7 +101,7 @@ class Line:
     ) -> dict[str, Path]:  # fmt: skip
         """Runs one step, `words` being the text of its files and what it measures."""
         paths = {name: self.path(step, name) for name in outputs}
-        args = kfp_io.parser(None).parse_args(["--step", step, "--storage-root", self.root])
+        args = kfp_io.parser("posttrain.sft").parse_args(["--step", step, "--storage-root", self.root])
 
         def work(_) -> dict:
             for path in paths.values():

@@ -33,6 +33,15 @@ MEASURED = {
     "prepare_preferences": {"source": "pairs.jsonl"},
 }
 
+MODULES = {
+    "fetch_model": "posttrain.model",
+    "prepare_sft_data": "posttrain.data",
+    "prepare_preferences": "posttrain.data",
+    "check_data": "validators.data",
+    "train_sft": "posttrain.sft",
+    "check_sft": "validators.sft",
+}
+
 
 def compiled(folder: Path, **settings) -> Path:
     path = folder / "graph.yaml"
@@ -61,14 +70,16 @@ def ran(graph, parameters):
         root, sections = parameters["storage_root"], dict(plan.sections(graph, {}))
         for number, step in enumerate(INPUTS):
             inputs = {name: f"digest of {name}" for name in INPUTS[step]}
-            fingerprint = code.fingerprint(step, config=sections[step].decisive, inputs=inputs)
+            config = sections[step].decisive.model_dump(mode="json")
+            ours = code.code_of(MODULES[step], config=config)
+            fingerprint = code.fingerprint(step, config=config, inputs=inputs, code=ours)
             is_last = step == last
             outputs = {} if is_last else {name: f"digest of {name}" for name in OUTPUTS.get(step, [])}
             started = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number)
             entry = StepRecord(
                 step=step, attempt=1, run_id=run_id, status="running" if is_last else "succeeded", config={},
                 started_at=started.isoformat(), seconds=1, fingerprint=fingerprint, inputs=inputs, outputs=outputs,
-                measured=MEASURED.get(step, {}),
+                measured=MEASURED.get(step, {}), code=ours,
             )  # fmt: skip
             write_record(root, entry)
             if is_last:
@@ -127,7 +138,7 @@ def test_other_settings_are_another_training_and_the_data_gate_knows_them_too(gr
 
 def test_other_code_makes_everything_anew(graph, parameters, ran, monkeypatch):
     ran("check_sft")
-    monkeypatch.setattr(code, "code_version", lambda: code.Code(posttrain="9", source="another", libraries={}))
+    monkeypatch.setattr(code, "code_of", lambda *_, **__: code.Code(posttrain="9", source="another", libraries={}))
     assert set(planned(graph, parameters).values()) == {"to do"}
 
 

@@ -25,7 +25,7 @@ class NoSettings(BaseModel):
 @pytest.fixture
 def args(tmp_path: Path) -> argparse.Namespace:
     (tmp_path / "model").write_text("weights")
-    parser = kfp_io.parser("A gate.")
+    parser = kfp_io.parser("validators.sft")
     checks.add_gate_flags(parser)
     outputs = [
         part

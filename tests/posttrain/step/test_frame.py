@@ -14,7 +14,7 @@ DEFAULTS = SftConfig()
 @pytest.fixture
 def args(tmp_path, monkeypatch):
     monkeypatch.setenv("KFP_RUN_ID", "run-1")
-    return kfp_io.parser("a step").parse_args(["--step", "train_sft", "--storage-root", str(tmp_path / "root")])
+    return kfp_io.parser("posttrain.sft").parse_args(["--step", "train_sft", "--storage-root", str(tmp_path / "root")])
 
 
 @pytest.fixture
@@ -191,9 +191,9 @@ def test_a_record_says_what_its_fingerprint_binds(step, args):
     step()
     (done,) = records.read_records(args.storage_root, "run-1")
     bound = {"config": done.config, "inputs": done.inputs}
-    assert code.fingerprint_of(done.step, **bound, code=done.code) == done.fingerprint
+    assert code.fingerprint(done.step, **bound, code=done.code) == done.fingerprint
     newer = done.code.model_copy(update={"libraries": done.code.libraries | {"trl": "99"}})
-    assert code.fingerprint_of(done.step, **bound, code=newer) != done.fingerprint
+    assert code.fingerprint(done.step, **bound, code=newer) != done.fingerprint
     assert done.code.posttrain == metadata.version("posttrain")
 
 

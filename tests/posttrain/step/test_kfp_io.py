@@ -44,7 +44,7 @@ def test_by_hand_there_is_nothing_to_write():
 
 
 def test_every_step_has_the_common_flags():
-    args = kfp_io.parser("does a thing").parse_args(["--step", "s", "--storage-root", "r"])
+    args = kfp_io.parser("posttrain.sft", "does a thing").parse_args(["--step", "s", "--storage-root", "r"])
     assert (args.step, args.storage_root, args.config, args.overrides, args.executor_input) == (
         "s",
         "r",

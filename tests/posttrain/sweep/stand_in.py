@@ -38,7 +38,7 @@ def work(args, rate: float) -> dict:
 
 
 def main() -> None:
-    parser = kfp_io.parser(__doc__)
+    parser = kfp_io.parser(__spec__.name, __doc__)
     for name in ("adapter", "eval", "verdict", "passed"):
         parser.add_argument(f"--{name}")
     args = parser.parse_args()
