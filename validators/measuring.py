@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 Measure = Callable[[], dict[str, Any] | None]
 Parts = dict[str, Measure]
 Numbers = TypeVar("Numbers")  # a gate's frozen dataclass
-REPAIR = "Look for the traceback in this step's log."
+REPAIR = "See this step's log for the cause."
 GRACE_SECONDS = 1.0  # for a process to end after it closed its end of the pipe
 
 

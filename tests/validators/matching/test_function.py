@@ -95,7 +95,7 @@ def test_an_answer_that_did_not_end_by_itself_is_not_even_shown():
     [
         ("raises", "RuntimeError: out of luck in line two"),
         ("raises_late", "KeyError: 'no'"),
-        ("exits", "its process ended without a word, exit code 0"),
+        ("exits", "its process ended without a result, exit code 0"),
         ("dies", "killed by SIGKILL"),
         ("nothing", "gave NoneType, not a number from 0 to 1"),
         ("text", "gave str, not a number"),
