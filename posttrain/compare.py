@@ -18,6 +18,7 @@ from posttrain.config.line import TRAININGS, is_rejection
 from posttrain.pages import wording
 from posttrain.report import published_model
 from posttrain.step.records import StepRecord, read_records
+from posttrain.storage import layout
 from posttrain.sweep import table
 from posttrain.sweep.ranking import QUALIFIED, Candidate, Cost, Ranked, measures_of, ranked
 from posttrain.sweep.table import Comparison
@@ -34,7 +35,7 @@ def candidate_of(storage_root: str, run_id: str, objective: str | None) -> Candi
     """
     records = read_records(storage_root, run_id)
     if not records:
-        raise ValueError(f"{run_id}: no run of this id has a record below {storage_root}/runs: give an id from there")
+        raise ValueError(f"{run_id}: no such run in {layout.runs(storage_root)}: give the id of a folder there")
     verdicts = {entry.step: Verdict.read(json.dumps(entry.verdict)) for entry in records if entry.verdict}
     status, reason = end_of(records, verdicts)
     return Candidate(

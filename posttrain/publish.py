@@ -27,6 +27,7 @@ from posttrain.step import digests, frame, kfp_io, provenance, records, run
 from posttrain.step.code import code_of, fingerprint
 from posttrain.step.provenance import Link, Provenance
 from posttrain.step.running import Running
+from posttrain.storage import layout
 from posttrain.train import checkpoints
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -97,7 +98,7 @@ def publish(
     _check_names(model_name, version, settings)
     _check_files(model, files)
     chain = read_chain(storage_root, run_id, sha256, settings)
-    target = storage.join(settings.publish_root or storage.join(storage_root, "published"), model_name, version)
+    target = storage.join(settings.publish_root or layout.published(storage_root), model_name, version)
     if read_manifest(target) is None:
         _publish(model, target, _claim_of(chain, model_name=model_name, version=version, files=files))
     storage.remove(storage.join(target, CLAIM))  # also that of a publisher who was killed right at the end

@@ -23,6 +23,7 @@ from posttrain.publish import STEP as PUBLISH_STEP
 from posttrain.step import frame, kfp_io, run
 from posttrain.step.records import StepRecord, read_records
 from posttrain.step.running import Running
+from posttrain.storage import layout
 from posttrain.verdict import Verdict
 
 RESULT, REPORT = "pipeline_result.json", "report.html"
@@ -222,7 +223,7 @@ def headline(result: PipelineResult) -> str:
 
 def publish_report(storage_root: str, result: PipelineResult) -> None:
     """Writes result, report, verdicts and curves below `<storage_root>/runs/<run id>/`."""
-    folder = storage.join(storage_root, "runs", result.run_id)
+    folder = layout.runs(storage_root, result.run_id)
     for gate, verdict in result.gates.items():
         storage.write_bytes(storage.join(folder, gate, "verdict.json"), verdict.model_dump_json(indent=2).encode())
     pages = []

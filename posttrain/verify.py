@@ -24,6 +24,7 @@ from posttrain.publish import CLAIM, MANIFEST, PROVENANCE, SUMS, Manifest
 from posttrain.step import digests, provenance, run
 from posttrain.step.provenance import Link, Provenance
 from posttrain.step.records import RECORD, StepRecord, read_records
+from posttrain.storage import layout
 from posttrain.weights.folder import source_digest
 
 OF_THE_HUB = {".gitattributes"}  # it adds this file to every repository
@@ -176,7 +177,7 @@ def _receipts(storage_root: str, run_id: str, step: str) -> Iterator[str]:
 
     Where its publisher was killed another run may have finished its work, and has the receipt.
     """
-    runs = storage.join(storage_root, "runs")
+    runs = layout.runs(storage_root)
     found = {name: RECORD.fullmatch(name.partition("/")[2]) for name in storage.list_files(runs)}
     names = [name for name, match in found.items() if match and match["step"] == step]
     for name in sorted(names, key=lambda name: not name.startswith(f"{run_id}/")):

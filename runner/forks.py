@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from posttrain.config.line import STEPS
+from posttrain.config.line import ENDS, LINE, STEPS
 from posttrain.step.become import OURS, forget, run
 
 IS_POSSIBLE = sys.platform == "linux"  # elsewhere the libraries of the system may not be used after a fork
@@ -38,7 +38,7 @@ forks.main()
 """
 WITH_MODEL = tuple({step.module: None for step in STEPS.values() if step.loads_model})  # modules
 AT_WORK = ("validators.custom", "tokenizers", "jinja2")  # what steps without a model import only at work
-PLAIN = (*{step.module: None for step in STEPS.values() if not step.loads_model}, *AT_WORK)
+PLAIN = (*{step.module: None for step in (*LINE, *ENDS) if not step.loads_model}, *AT_WORK)
 IMPORTS = {"plain": PLAIN, "models": WITH_MODEL}
 
 

@@ -15,6 +15,7 @@ from posttrain import report, storage
 from posttrain.config import PipelineConfig, ReportStep
 from posttrain.config.placement import Placements
 from posttrain.config.sweep import SweepConfig
+from posttrain.storage import layout
 from runner import junit, lock, places
 from runner.docker import Docker
 from runner.forking import forked
@@ -54,9 +55,9 @@ def run_here(config: PipelineConfig, parameters: dict[str, Any], here: Here, *, 
     root, run_id, sweep = parameters["storage_root"], here.run_id, here.sweep
     steps = sweep_steps(config, sweep) if sweep else step_names(config)
     folder = local_folder(root)
-    run_folder, artifacts = folder / "runs" / run_id, folder / "artifacts"
+    run_folder, artifacts = Path(layout.runs(folder, run_id)), folder / "artifacts"
     run_folder.mkdir(parents=True, exist_ok=True)
-    for killed, settings in lock.killed_runs(folder / "runs"):
+    for killed, settings in lock.killed_runs(run_folder.parent):
         here.runner.forget(artifacts.absolute() / killed)
         report.publish_report(root, report.collect(root, killed, settings))
     unplaced = config.model_copy(update={"placement": Placements()})  # nodes, secrets, paths of a cluster mean nothing
@@ -106,7 +107,7 @@ def settle(settings: ReportStep, storage_root: str, run_id: str, errors: list[st
     told = {step.name for step in result.steps if step.error}
     more = [error for error in dict.fromkeys(errors) if error.partition(":")[0] not in told]
     result = result.model_copy(update={"errors": [*result.errors, *more]})
-    written = storage.join(storage_root, "runs", run_id, report.RESULT)
+    written = layout.runs(storage_root, run_id, report.RESULT)
     if more or not storage.exists(written):
         report.publish_report(storage_root, result)
     return result

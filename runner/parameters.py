@@ -11,6 +11,7 @@ from typing import Any
 from posttrain import storage
 from posttrain.config import PipelineConfig, check_overrides, check_run_parameters
 from posttrain.rows import prompts, sources
+from posttrain.storage import layout
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 RUN_PARAMETERS = ("base_model", "sft_dataset", "preference_dataset", "storage_root", "model_name")
@@ -72,6 +73,6 @@ def new_run_id(storage_root: str, wanted: str | None) -> str:
         return f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     if not RUN_ID.fullmatch(wanted):
         raise ValueError(f"--run-id {wanted!r} is not a name; use up to 63 letters, digits, '.', '_' and '-'")
-    if storage.list_files(storage.join(storage_root, "runs", wanted)):
+    if storage.list_files(layout.runs(storage_root, wanted)):
         raise ValueError(f"--run-id {wanted!r} has a record in {storage_root} already; give another id")
     return wanted

@@ -19,6 +19,7 @@ from posttrain.config import StepSection, parse_step
 from posttrain.config.line import is_rejection, step_of
 from posttrain.step import code, results
 from posttrain.step.records import RECORD, StepRecord, read_records
+from posttrain.storage import layout
 from posttrain.train.checkpoints import Checkpoints
 
 NUM_RUNS = 20  # the newest, by name, whose records are read
@@ -62,7 +63,7 @@ def state_of(storage_root: str, entry: StepRecord) -> str:
 
 def recent_records(storage_root: str) -> list[StepRecord]:
     """Records of the newest runs, in the order in which their steps started."""
-    names = storage.list_files(storage.join(storage_root, "runs"))
+    names = storage.list_files(layout.runs(storage_root))
     runs = sorted({run for run, _, name in (name.partition("/") for name in names) if RECORD.fullmatch(name)})
     records = [entry for run in runs[-NUM_RUNS:] for entry in read_records(storage_root, run)]
     return sorted(records, key=lambda entry: entry.started_at)

@@ -9,6 +9,7 @@ from posttrain.config import PipelineConfig
 from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, STEPS, is_gate
 from posttrain.config.sweep import SweepConfig
 from posttrain.pages import wording
+from posttrain.storage import layout
 from posttrain.sweep import compare
 from posttrain.sweep.study import Study
 from posttrain.sweep.table import print_terminal
@@ -40,7 +41,7 @@ def print_sweep(result: report.PipelineResult, storage_root: str, sweep: SweepCo
     found = [step for step in result.steps if STEPS[COMPARE_TRIALS].covers(step.name) and step.num_attempts]
     if not found:
         return
-    folder = storage.join(storage_root, "runs", result.run_id, found[-1].name)
+    folder = layout.runs(storage_root, result.run_id, found[-1].name)
     rung = len(found) - 1
     places = [step.measured["row"] for step in result.steps if step.measured.get("row")]
     if places:
@@ -73,7 +74,7 @@ def print_start(
     config: PipelineConfig, parameters: dict[str, Any], run_id: str, *, logs: Path | str, steps: list[str]
 ) -> None:
     stages = config.stages
-    publish_root = config.publish_root or storage.join(parameters["storage_root"], "published")
+    publish_root = config.publish_root or layout.published(parameters["storage_root"])
     print_pairs({
         "Run": run_id,
         "Pipeline": config.pipeline_id,
@@ -118,7 +119,7 @@ def print_result(result: report.PipelineResult, storage_root: str) -> None:
         "Errors": "\n".join(errors) or (None if stop else "none"),
         "Reused": ", ".join(result.reused) or None,
     })  # fmt: skip
-    folder = storage.join(storage_root, "runs", result.run_id)
+    folder = layout.runs(storage_root, result.run_id)
     if stop:
         print_stop(stop, storage.join(folder, result.stopped_by))
     places = {"Report": storage.join(folder, report.REPORT), "Result": storage.join(folder, report.RESULT)}

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from posttrain import storage
 from posttrain.step.code import Code
+from posttrain.storage import layout
 from posttrain.verdict import Verdict
 
 RECORD = re.compile(r"(?P<step>[^/]+)\.\d+\.json")  # name of a record's file
@@ -55,12 +56,12 @@ def replace_record(storage_root: str, record: StepRecord) -> None:
 
 
 def _name(storage_root: str, record: StepRecord) -> str:
-    return storage.join(storage_root, "runs", record.run_id, f"{record.step}.{record.attempt}.json")
+    return layout.runs(storage_root, record.run_id, f"{record.step}.{record.attempt}.json")
 
 
 def read_records(storage_root: str, run: str, *, of: Container[str] | None = None) -> list[StepRecord]:
     """All records of a run, or those of these steps, in the order in which the steps started."""
-    folder = storage.join(storage_root, "runs", run)
+    folder = layout.runs(storage_root, run)
     found = {name: RECORD.fullmatch(name) for name in storage.list_files(folder)}
     names = [name for name, match in found.items() if match and (of is None or match["step"] in of)]
     records = [StepRecord.model_validate_json(storage.read_bytes(storage.join(folder, name))) for name in names]

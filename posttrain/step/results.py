@@ -12,6 +12,7 @@ from posttrain import storage
 from posttrain.step.digests import digest, file_digests, folder_digest
 from posttrain.step.run import run_id
 from posttrain.step.running import Running
+from posttrain.storage import layout
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def finished(storage_root: str, step: str, fingerprint: str) -> Result | None:
 
 
 def _receipt(storage_root: str, step: str, fingerprint: str) -> str:
-    return storage.join(storage_root, "results", step, fingerprint, "COMPLETE.json")
+    return layout.results(storage_root, step, fingerprint, "COMPLETE.json")
 
 
 def reuse(running: Running, outputs: dict[str, str]) -> Result | None:
@@ -67,7 +68,7 @@ def keep(running: Running, outputs: dict[str, str], measured: dict[str, Any]) ->
     Without that stays what a gate gave that stopped the run: it is evidence, and the next run judges again. And what
     says of itself that it is not final: a trial of a sweep that was killed.
     """
-    kept = f"results/{running.step}/{running.fingerprint}/{run_id()}-{secrets.token_hex(4)}"
+    kept = storage.join(layout.RESULTS, running.step, running.fingerprint, f"{run_id()}-{secrets.token_hex(4)}")
     digests = {name: _send(path, storage.join(running.storage_root, kept, name)) for name, path in outputs.items()}
     result = Result(outputs=digests, measured=measured, kept=kept)
     if result.measured.get("passed", True) and result.measured.get("is_final", True):

@@ -21,6 +21,7 @@ from posttrain.config.sweep import CompareStep, nested
 from posttrain.step import frame, kfp_io, run
 from posttrain.step.records import read_records
 from posttrain.step.running import Running
+from posttrain.storage import layout
 from posttrain.sweep import table
 from posttrain.sweep.children import IS_FINAL
 from posttrain.sweep.ranking import Candidate, Ranked, ranked
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         for name, text in texts.items():
             Path(outputs[name]).write_text(text, encoding="utf-8")
-            uri = storage.join(running.storage_root, "runs", run.run_id(), args.step, NAMES[name])
+            uri = layout.runs(running.storage_root, run.run_id(), args.step, NAMES[name])
             storage.write_bytes(uri, text.encode())
         for row in found.rows:
             logger.info("%s: %s, %s", row.candidate.name, row.candidate.value, table.status(row))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from posttrain import storage
 from posttrain.config.sweep import Rung, Settings, SweepConfig
+from posttrain.storage import layout
 from posttrain.sweep import sampling
 from posttrain.sweep.ranking import NOT_PROMOTED, Candidate, ranked
 
@@ -31,7 +32,7 @@ class Study:
 
     @property
     def root(self) -> str:
-        return storage.join(self.storage_root, "sweeps", self.fingerprint)
+        return layout.sweeps(self.storage_root, self.fingerprint)
 
     def settings_of(self, trial: str) -> Settings:
         """What a trial tries: as it was decided when it first started, or decided now."""

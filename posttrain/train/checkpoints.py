@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from posttrain import storage
 from posttrain.step import run
 from posttrain.step.running import Running
+from posttrain.storage import layout
 
 COMPLETE, DIVERGED = "COMPLETE.json", "DIVERGED.json"
 # All that resuming needs. training_args.bin is a pickle and the tokenizer comes from the model: neither is kept.
@@ -80,7 +81,7 @@ class Checkpoints:
 
     @property
     def root(self) -> str:
-        return storage.join(self.storage_root, "checkpoints", self.step, self.fingerprint)
+        return layout.checkpoints(self.storage_root, self.step, self.fingerprint)
 
     def publish(self, path: str | Path, *, step: int) -> None:
         """Uploads the local checkpoint at `path`, then COMPLETE.json, then removes what is older than the kept ones."""
@@ -197,12 +198,12 @@ class Checkpoints:
 
 def remove_run(storage_root: str, run_id: str) -> None:
     """Removes the checkpoints that a run has written, of every step. Those of other runs stay."""
-    _remove(storage.join(storage_root, "checkpoints"), re.escape(run_id))
+    _remove(layout.checkpoints(storage_root), re.escape(run_id))
 
 
 def remove_trial(storage_root: str, trial: str, *, step: str, fingerprint: str) -> None:
     """Removes the checkpoints of a training that a trial has written, in whichever run of its sweep."""
-    _remove(storage.join(storage_root, "checkpoints", step, fingerprint), rf"[^/]+\.{re.escape(trial)}")
+    _remove(layout.checkpoints(storage_root, step, fingerprint), rf"[^/]+\.{re.escape(trial)}")
 
 
 def _remove(root: str, run_id: str) -> None:

@@ -60,7 +60,7 @@ def test_the_command_prints_and_writes_the_table(root, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["gone"], "gone: no run of this id"),
+        (["gone"], "gone: no such run in"),
         (["one", "--objective", "check_sft.los"], "measured were check_sft.held_out"),
     ],
 )

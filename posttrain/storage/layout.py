@@ -1,0 +1,37 @@
+"""Where things lie below a storage root.
+
+runs/<run id>/                       records, verdicts, pages and report of a run
+results/<step>/<fingerprint>/        finished results, which later runs reuse
+checkpoints/<step>/<fingerprint>/    of trainings, from which another attempt resumes
+published/<model name>/<version>/    published models, unless publish_root says otherwise
+sweeps/<fingerprint>/                settings and results of the trials of a sweep
+"""
+
+from posttrain.storage.address import Uri, join
+
+RUNS, RESULTS, CHECKPOINTS, PUBLISHED, SWEEPS = "runs", "results", "checkpoints", "published", "sweeps"
+
+
+def runs(storage_root: Uri, *names: str) -> str:
+    """Returns the URI of the folder of all runs, or of something in it: run id, file name."""
+    return join(storage_root, RUNS, *names)
+
+
+def results(storage_root: Uri, *names: str) -> str:
+    """Returns the URI of the folder of all results, or of something in it: step, fingerprint, file name."""
+    return join(storage_root, RESULTS, *names)
+
+
+def checkpoints(storage_root: Uri, *names: str) -> str:
+    """Returns the URI of the folder of all checkpoints, or of something in it: step, fingerprint."""
+    return join(storage_root, CHECKPOINTS, *names)
+
+
+def published(storage_root: Uri, *names: str) -> str:
+    """Returns the URI of the folder of all published models, or of something in it: model name, version."""
+    return join(storage_root, PUBLISHED, *names)
+
+
+def sweeps(storage_root: Uri, *names: str) -> str:
+    """Returns the URI of the folder of all sweeps, or of something in it: fingerprint."""
+    return join(storage_root, SWEEPS, *names)
