@@ -1,12 +1,12 @@
 """Runs the compiled graph here or on a cluster: configuration and data -> a published model, or why there is none.
 
 python run_pipeline.py --config FILE --sft-dataset sft.jsonl --preference-dataset preferences.jsonl
-python run_pipeline.py --config FILE --endpoint URL --token-file FILE     on a cluster, and follow the run there
-python run_pipeline.py --config FILE --sweep configs/sweep_config.yaml    many trials, and go on with the best
+python run_pipeline.py --config FILE --endpoint URL --token-file FILE     run on a cluster, and follow the run there
+python run_pipeline.py --config FILE --sweep configs/sweep_config.yaml    run many trials, and go on with the best
 
-Exit code: 0 the model was promoted (of a sweep that ends there: a winner was found), 2 a gate stopped it, 1 anything
-else, 130 interrupted. It comes from what the run left in its storage (the publish receipt, the verdicts), never from
-the word of the runner.
+Exit code: 0 the model was promoted (for a sweep that ends there: a winner was found), 2 a gate stopped the run, 130 the
+run was interrupted, 1 anything else. It comes from what the run left in its storage (the publish receipt, the
+verdicts), never from the state that a runner or Kubeflow reports.
 """
 
 import argparse
@@ -15,20 +15,11 @@ import signal
 import sys
 from contextlib import suppress
 
-from posttrain import preflight
-from posttrain.config import load_config, masking
-from posttrain.config.sweep import SweepConfig
-from posttrain.pages import wording
-from runner import junit
-from runner.here import Here, run_here, runner_of
-from runner.parameters import absolute_paths, local_folder, new_run_id, run_parameters
-from runner.summary import ERROR, INTERRUPTED, write_junit
-from runner.there import run_on_cluster
-from validators import custom
+from runner.exit_codes import ERROR, INTERRUPTED
 
 
 class Parser(argparse.ArgumentParser):
-    """Its own exit code for a wrong command line is 2, which here says that a gate stopped the run."""
+    """Exits 1 for a wrong command line: argparse's own 2 means here that a gate stopped the run."""
 
     def error(self, message: str):
         self.print_usage(sys.stderr)
@@ -37,91 +28,95 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config", nargs="+", default=["configs/pipeline_config.yaml"], metavar="FILE", help="the later on top"
-    )
-    parser.add_argument("--sft-dataset", metavar="URI", help="path, gs://, s3:// or Hub id")
-    parser.add_argument("--preference-dataset", metavar="URI")
-    parser.add_argument("--base-model", metavar="URI", help="folder, gs://, s3:// or Hub id[@revision]")
-    parser.add_argument(
-        "--storage-root", metavar="URI", help="keeps records, results, checkpoints and published models"
-    )
-    parser.add_argument("--model-name", metavar="NAME", help="name to publish under (default: the configuration's)")
-    parser.add_argument(
-        "--overrides", default="{}", metavar="JSON", help='this run\'s sft and dpo settings: {"sft": {"epochs": 1}}'
-    )
-    parser.add_argument("--sweep", metavar="FILE", help="try what this file says, and go on with the best")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    parser.add_argument(
-        "--run-id", metavar="ID", help="default: the time and a random part; with --endpoint: only follow this run"
-    )
-    parser.add_argument("--fresh", action="store_true", help="take nothing over from earlier runs")
-    parser.add_argument(
-        "--junit", metavar="FILE", help="also write all gates as JUnit XML, for CI; however the run ends"
-    )
-    group = parser.add_argument_group("in Docker")
-    group.add_argument(
-        "--runner", choices=["process", "docker"], default="process", help="each step as a process, or in its image"
-    )
-    group.add_argument("--gpus", metavar="GPUS", help="for the steps that want one: all, or what docker run takes")
-    group.add_argument(
-        "--env", action="append", default=[], metavar="NAME", help="a variable of this environment that steps get too"
-    )
-    group = parser.add_argument_group("on a cluster")
-    group.add_argument("--endpoint", metavar="URL", help="of Kubeflow Pipelines: run there, and follow the run")
-    group.add_argument("--experiment", metavar="NAME", help="default: the configuration's pipeline_id")
-    group.add_argument("--namespace", metavar="NAME", help="of a Kubeflow with several users")
-    group.add_argument(
-        "--token-file", metavar="FILE", help="with the bearer token; read at every call ($KF_PIPELINES_SA_TOKEN_PATH)"
-    )
+    add = parser.add_argument
+    default = ["configs/pipeline_config.yaml"]
+    add("--config", nargs="+", default=default, metavar="FILE", help="later files override earlier ones")
+    add("--sft-dataset", metavar="URI", help="path, gs://, s3:// or Hub id")
+    add("--preference-dataset", metavar="URI", help="path, gs://, s3:// or Hub id")
+    add("--base-model", metavar="URI", help="folder, gs://, s3:// or Hub id[@revision]")
+    add("--storage-root", metavar="URI", help="where records, results, checkpoints and published models are kept")
+    add("--model-name", metavar="NAME", help="name to publish under (default: from the configuration)")
+    add("--overrides", default="{}", metavar="JSON", help='sft and dpo settings for this run: {"sft": {"epochs": 1}}')
+    add("--sweep", metavar="FILE", help="run the trials that this file describes, and go on with the best")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings", help="override one key")
+    add("--run-id", metavar="ID", help="id of the run (default: time and a random part); with --endpoint: follow it")
+    add("--fresh", action="store_true", help="reuse nothing from earlier runs")
+    add("--junit", metavar="FILE", help="also write the gates as JUnit XML for CI, however the run ends")
+    add = parser.add_argument_group("in Docker").add_argument
+    add("--runner", choices=["process", "docker"], default="process", help="run each step as a process or in its image")
+    add("--gpus", metavar="GPUS", help="GPUs for the steps that need one: all, or a value of docker run --gpus")
+    add("--env", action="append", default=[], metavar="NAME", help="pass this environment variable on to the steps")
+    add = parser.add_argument_group("on a cluster").add_argument
+    add("--endpoint", metavar="URL", help="Kubeflow Pipelines to run on; the run is followed from here")
+    add("--experiment", metavar="NAME", help="Kubeflow experiment (default: pipeline_id of the configuration)")
+    add("--namespace", metavar="NAME", help="namespace, if Kubeflow has several users")
+    add("--token-file", metavar="FILE", help="file with the bearer token (default: $KF_PIPELINES_SA_TOKEN_PATH)")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parsed(argv)
-    masking.mask_output()
-    again = shlex.join(["python", "run_pipeline.py", *(sys.argv[1:] if argv is None else argv)])
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # both end the running step too, also where a shell ignores the first
-        signal.signal(number, signal.default_int_handler)
-    try:
-        write_junit(args.junit, junit.of_error("ended without a result"))  # stays if this process is killed
-        config = absolute_paths(load_config(args.config, args.settings))
-        parameters = run_parameters(config, args)
-        sweep = SweepConfig.read(args.sweep) if args.sweep else None
-        if args.endpoint:
-            return run_on_cluster(config, parameters, args, again, sweep=sweep)
-        preflight.check(config, parameters, disk=local_folder(parameters["storage_root"]))
-        runner = runner_of(args, config, local_folder(parameters["storage_root"]))
-        if args.runner == "process":  # else they are in the image
-            custom.check_importable(config.validation.custom_checks)
-        here = Here(new_run_id(parameters["storage_root"], args.run_id), runner, is_fresh=args.fresh, sweep=sweep)
-        return run_here(config, parameters, here, junit_file=args.junit)
-    except (ValueError, OSError, ImportError) as error:
-        cause, code = wording.line(str(error)), ERROR
-        print(f"error: {cause}", file=sys.stderr)
-    except KeyboardInterrupt:
-        cause, code = "interrupted", INTERRUPTED
-    with suppress(OSError):  # it may be what the error is about
-        write_junit(args.junit, junit.of_error(cause))
-    return code
-
-
-def parsed(argv: list[str] | None) -> argparse.Namespace:
-    """The command line. A flag that would have no effect is an error."""
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line. A flag that would have no effect is an error."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if not args.endpoint and (args.experiment or args.namespace or args.token_file):
-        parser.error("--experiment, --namespace and --token-file say where on a cluster: give --endpoint URL too")
+        parser.error("--experiment, --namespace and --token-file are for a cluster: give --endpoint URL too")
     if args.runner == "process" and (args.gpus or args.env):
-        parser.error("--gpus and --env say what a container gets: give --runner docker too")
+        parser.error("--gpus and --env are for containers: give --runner docker too")
     if args.endpoint and args.runner == "docker":
-        parser.error("--runner docker is for this machine: leave it or --endpoint out")
+        parser.error("--runner docker runs on this machine: leave out --runner or --endpoint")
     if args.endpoint and args.fresh:
-        parser.error("--fresh is for this machine: on a cluster a new --storage-root has nothing to take over either")
+        parser.error("--fresh is for this machine: on a cluster, give a new --storage-root, which has nothing to reuse")
     return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    # Set here because a shell may start a background job with SIGINT ignored.
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    command = shlex.join(["python", "run_pipeline.py", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        return run(args, command)
+    except KeyboardInterrupt:
+        cause, code = "interrupted", INTERRUPTED
+    except (ValueError, OSError, ImportError) as error:
+        cause, code = str(error), ERROR
+    report_failure(args, cause, code)
+    return code
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """Runs the graph and returns the exit code. The imports take seconds, for which neither --help nor Ctrl-C waits."""
+    from posttrain.config import masking
+    from runner import junit
+
+    masking.mask_output()
+    junit.write(args.junit, junit.of_error("ended without a result"))  # stays if this process is killed
+    if args.endpoint:
+        from runner import there
+
+        return there.run(args, command)
+    from runner import here
+
+    return here.run(args)
+
+
+def report_failure(args: argparse.Namespace, cause: str, code: int) -> None:
+    """Tells the terminal and CI why there is no result. A Ctrl-C needs no words."""
+    from posttrain.pages import wording
+
+    if code != INTERRUPTED:
+        print(f"error: {wording.line(cause)}", file=sys.stderr)
+    if args.junit:
+        from runner import junit
+
+        with suppress(OSError):  # the file may be what the error is about
+            junit.write(args.junit, junit.of_error(wording.line(cause)))
+
+
+def interrupt(number: int, _) -> None:
+    """Ends the run at SIGINT and SIGTERM alike: the running steps save their state and the run is reported."""
+    raise KeyboardInterrupt("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import yaml
 
 from benchmarks.measuring import ROOT, Side, Table, build_parser, in_turn, report
 from examples.task_api.generate import generate, write
-from runner.summary import PROMOTED, STOPPED
+from runner.exit_codes import PROMOTED, STOPPED
 
 STEP = re.compile(r" step \d+/\d+ loss ")  # what a training logs at each step
 ENV = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -2,9 +2,9 @@
 
 a `Step` -> the command line `docker run ...`
 
-A container is confined at least as on a cluster: a plain user without capabilities, a read-only root file system, no
-network unless the step reads or writes elsewhere. It sees this machine's paths under their own names: the artifacts of
-the run (its own writable), the storage root, the inputs that the step is given, and a cache that outlives it.
+A container is confined at least as much as on a cluster: a plain user without capabilities, a read-only root file
+system, no network unless the step reads or writes elsewhere. It sees this machine's paths under their own names: the
+artifacts of the run (only its own are writable), the storage root, its inputs, and a cache that outlives it.
 """
 
 import csv
@@ -19,74 +19,78 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from runner.local import ALLOCATOR, HINT, Process, Step, ends_with_us, popen
+from posttrain.step.parent import tie_to_parent
+from runner.local import ALLOCATOR, HINT, Process, Step, popen
+from runner.places import Places
 
 CONFINED = (
-    "--rm", "--init", "--entrypoint=", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only",
+    "--rm",
+    "--init",
+    "--entrypoint=",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--read-only",
     "--tmpfs=/tmp:exec,mode=1777",
-)  # fmt: skip
-CACHE = "/cache"  # HF_HOME and every other cache of the images lies below it
-IMAGE_USER = (10001, 10001)  # as the Dockerfiles make it; it stands in for root, as whom nothing runs in a container
-LABEL = "posttrain.artifacts"  # folder of the run's artifacts
-SIGNALLED = 128  # a container that a signal ended exits with this and the signal's number
+)
+CACHE = "/cache"  # HF_HOME and all other caches of the images are below it
+IMAGE_USER = (10001, 10001)  # created by the Dockerfiles; used instead of root, as whom no container runs
+LABEL = "posttrain.artifacts"  # its value is the folder of the run's artifacts
+SIGNALLED = 128  # plus the number of the signal: exit code of a container that a signal ended
 BYTES = {"": 1, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
-
-
-class Places(Protocol):
-    """Where a step reads and writes beside its artifacts (`runner.places`)."""
-
-    read: tuple[Path, ...]
-    written: tuple[Path, ...]
-    need_network: bool
 
 
 @dataclass(frozen=True)
 class Docker:
-    """A `Runner` of containers."""
+    """Runs each step in a container; a `Runner`."""
 
-    places_of: Callable[[dict[str, Any]], Places]  # by the arguments of a step
-    variables_of: Callable[[str], Iterable[str]]  # of our environment, for a step: tokens, credentials
+    places_of: Callable[[dict[str, Any]], Places]  # from the arguments of a step
+    variables_of: Callable[[str], Iterable[str]]  # environment variables that a step gets: tokens, credentials
     cache: Path
-    gpus: str | None = None  # for steps that the graph gives a GPU: all, or what `docker run --gpus` takes
+    gpus: str | None = None  # for steps that the graph gives a GPU: all, or a value of `docker run --gpus`
 
     def check(self, images: Iterable[str]) -> None:
-        """Raises ValueError where no container could run: no engine, an image that is nowhere, no GPU."""
+        """Raises ValueError if no container could run: no engine, no GPU, or an image that is nowhere."""
         if not shutil.which("docker"):
-            raise ValueError("--runner docker: there is no docker on PATH; install Docker, or leave --runner out")
-        _ask("info", remedy="start Docker's engine (and may this user talk to it?), or leave --runner out")
+            raise ValueError("--runner docker: there is no docker on PATH; install Docker, or leave out --runner")
+        _ask("info", remedy="start Docker's engine, let this user access it, or leave out --runner")
         images = list(images)
         for image in images:
             if _docker("image", "inspect", image).returncode:
-                remedy = "build it with make image" if image.endswith(":local") else "check registry and login"
+                remedy = "build it with make image" if image.endswith(":local") else "check the registry and your login"
                 _ask("pull", image, remedy=remedy)
         if self.gpus:
-            remedy = "install NVIDIA's driver and container toolkit, or leave --gpus out"
+            remedy = "install NVIDIA's driver and container toolkit, or leave out --gpus"
             _ask("run", *CONFINED, f"--gpus={self.gpus}", images[-1], "python", "--version", remedy=remedy)
 
     def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> Process:
         return popen(self.command(step), directory, environment, stdout)
 
     def command(self, step: Step) -> list[str]:
-        """The client passes SIGTERM on: a step saves its state and ends also when its runner is killed."""
+        """Returns the command. The client passes SIGTERM on: a step saves its state even if its runner is killed."""
         user, places = _user(), self.places_of(step.arguments)
         for folder in (step.folder, self.cache, *places.written):
             folder.mkdir(parents=True, exist_ok=True)
             _give(folder, user)
         options = [
-            *CONFINED, f"--name={_name(step)}", f"--label={LABEL}={step.folder.parent}", f"--user={user[0]}:{user[1]}",
-            *self._mounts(step, places), *self._environment(step), *self._devices(step),
-        ]  # fmt: skip
+            *CONFINED,
+            f"--name={_name(step)}",
+            f"--label={LABEL}={step.folder.parent}",
+            f"--user={user[0]}:{user[1]}",
+            *self._mounts(step, places),
+            *self._environment(step),
+            *self._devices(step),
+        ]
         if not places.need_network:
             options.append("--network=none")
-        return [*ends_with_us("TERM"), "docker", "run", *options, step.image, *step.command]
+        return tie_to_parent(["docker", "run", *options, step.image, *step.command], signal_name="TERM")
 
     def exit_code(self, code: int) -> int:
         return SIGNALLED - code if code - SIGNALLED in set(signal.Signals) else code
 
     def remove(self, step: Step) -> None:
-        """Kills a container that outlived its client; one that ended by itself is gone already."""
+        """Kills a container that outlived its client. One that ended by itself is already gone."""
         _docker("rm", "--force", "--volumes", _name(step))
 
     def forget(self, artifacts: Path) -> None:
@@ -94,7 +98,7 @@ class Docker:
             _docker("rm", "--force", "--volumes", container)
 
     def _mounts(self, step: Step, places: Places) -> Iterator[str]:
-        """The more special one counts: a step's outputs are writable, those of other steps are not."""
+        """Mounts a step's outputs writable and those of other steps read-only: the inner mount takes precedence."""
         read = [path for place in places.read for path in (place, *_linked(place))]
         writable = dict.fromkeys([*read, *self._credentials(step), step.folder.parent], False)
         writable |= dict.fromkeys([*places.written, step.folder], True)
@@ -103,14 +107,14 @@ class Docker:
         yield _mount(self.cache, CACHE, is_writable=True)
 
     def _environment(self, step: Step) -> list[str]:
-        """By name alone: the client takes the values from its own environment, and no process list shows them."""
+        """Passes variables by name: the client has the values in its environment, and no process list shows them."""
         return [f"--env={name}" for name in (*ALLOCATOR, *step.environment, *self._passed(step))]
 
     def _passed(self, step: Step) -> list[str]:
         return [name for name in dict.fromkeys(self.variables_of(step.name)) if name in os.environ]
 
     def _credentials(self, step: Step) -> list[Path]:
-        """Files that passed variables name, such as GOOGLE_APPLICATION_CREDENTIALS."""
+        """Returns the files that variables such as GOOGLE_APPLICATION_CREDENTIALS name."""
         values = (Path(os.environ[name]) for name in self._passed(step))
         return [path for path in values if path.is_absolute() and path.is_file()]
 
@@ -123,27 +127,27 @@ class Docker:
 
 
 def num_bytes(quantity: str) -> int:
-    """Bytes of a Kubernetes quantity such as 16Gi."""
+    """Returns the bytes of a Kubernetes quantity such as 16Gi."""
     match = re.fullmatch(r"(\d+)([A-Za-z]*)", quantity)
     if not match or match[2] not in BYTES:
-        raise ValueError(f"shm_size {quantity!r} is no quantity; give one like 16Gi")
+        raise ValueError(f"shm_size {quantity!r} is not a quantity; give one like 16Gi")
     return int(match[1]) * BYTES[match[2]]
 
 
 def _name(step: Step) -> str:
-    """The same for each attempt of a step, and no other's: the folder is of this run alone."""
+    """Returns a name that all attempts of a step share, and no other step: the folder belongs to this run alone."""
     return f"posttrain-{step.name}-{hashlib.sha256(os.fsencode(step.folder)).hexdigest()[:12]}"
 
 
 def _mount(source: Path, target: Path | str, *, is_writable: bool) -> str:
     fields = ["type=bind", f"source={source}", f"target={target}", *([] if is_writable else ["readonly"])]
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(fields)  # a path may hold a comma
+    csv.writer(line, lineterminator="").writerow(fields)  # quotes a path with a comma
     return f"--mount={line.getvalue()}"
 
 
 def _linked(place: Path) -> list[Path]:
-    """Folders outside of a folder into which its links lead, as in the Hub's cache."""
+    """Returns the folders outside of this one to which its links lead, as in the Hub's cache."""
     if not place.is_dir():
         return []
     targets = {path.resolve().parent for path in place.rglob("*") if path.is_symlink()}
@@ -151,12 +155,12 @@ def _linked(place: Path) -> list[Path]:
 
 
 def _user() -> tuple[int, int]:
-    """Who a container runs as: the user who runs the graph, so that the files are theirs; the image's for root."""
+    """Returns the user of a container: the one who runs the graph, who then owns the files; for root the image's."""
     return (os.getuid(), os.getgid()) if os.getuid() else IMAGE_USER
 
 
 def _give(folder: Path, user: tuple[int, int]) -> None:
-    """Lets the container's user write what root made."""
+    """Lets the container's user write to what root created."""
     if os.getuid():
         return
     for path in (folder, *folder.rglob("*")):

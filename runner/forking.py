@@ -1,9 +1,9 @@
-"""Local steps that begin in milliseconds: forked from processes that have imported what they need.
+"""Starts local steps in milliseconds, by forking them from processes that have imported what they need.
 
-a compiled graph, the steps that an earlier run has done -> a `Runner`
+a compiled graph, the steps that an earlier run has finished -> a `Runner`
 
-Two such processes run beside the line: one for steps without a model, in a third of a second, and one for those with a
-model, which takes as long as the first of them would take to import torch and trl.
+Two such processes run beside the pipeline. One serves steps without a model and is ready in a third of a second; the
+other serves steps with a model and needs as long as the first of them would to import torch and trl.
 """
 
 from collections.abc import Collection, Iterator
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.package import Package
-from runner.forks import IS_POSSIBLE, WITH_MODEL, ForkServer
-from runner.local import Process, Processes, Runner, Step, ends_with_us
+from runner.fork_server import IS_POSSIBLE, WITH_MODEL, ForkServer
+from runner.local import Process, ProcessRunner, Runner, Step
 
 
 @dataclass
-class ForkedProcesses(Processes):
-    """Runs each step as a process forked from one of two, or as `Processes` does where that cannot be."""
+class ForkingRunner(ProcessRunner):
+    """Forks each step from one of two processes, or starts it like a `ProcessRunner` where it cannot be forked."""
 
-    needs_models: bool  # whether a step that loads a model is to be expected
-    reused: Collection[str]  # steps that will hardly have anything to do
+    needs_models: bool  # whether some step will load a model
+    reused: Collection[str]  # steps that will have next to nothing to do
     servers: dict[str, ForkServer] = field(default_factory=dict)
 
     def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> Process:
@@ -29,10 +29,10 @@ class ForkedProcesses(Processes):
             self._start_servers(directory, environment)
         loads_model = step.command[2] in WITH_MODEL and step.name not in self.reused
         server = self.servers["models" if loads_model and self.needs_models else "plain"]
-        if environment == server.environment:  # which it has read when it began
+        if environment == server.environment:  # which libraries read while the server imported them
             try:
                 return server.fork(step.command[2:], environment=environment, stdout=stdout)
-            except OSError:  # it has been killed, or the request is too long
+            except OSError:  # the server has been killed, or the request is too long
                 pass
         return super().start(step, directory, environment, stdout)
 
@@ -42,20 +42,18 @@ class ForkedProcesses(Processes):
 
     def _start_servers(self, directory: Path, environment: dict[str, str]) -> None:
         for name in ("plain", "models") if self.needs_models else ("plain",):
-            self.servers[name] = ForkServer(
-                name, directory=directory, environment=environment, prefix=ends_with_us("KILL")
-            )
+            self.servers[name] = ForkServer(name, directory=directory, environment=environment)
 
 
 @contextmanager
-def forked(runner: Runner, graph: Path, reused: Collection[str]) -> Iterator[Runner]:
-    """The runner for the length of a run of this graph; containers are started as they are."""
-    if not (IS_POSSIBLE and type(runner) is Processes):
+def forked(runner: Runner, package: Package, reused: Collection[str]) -> Iterator[Runner]:
+    """Yields a runner that forks the steps of this graph, in place of a `ProcessRunner`; leaves any other."""
+    if not (IS_POSSIBLE and type(runner) is ProcessRunner):
         yield runner
         return
-    to_come = [task for task in Package.read(graph).tasks if task.constants.get("step") not in reused]
-    processes = ForkedProcesses(any(task.runs(module) for task in to_come for module in WITH_MODEL), reused)
+    to_do = [task for task in package.steps if task.constants.get("step") not in reused]
+    forking = ForkingRunner(any(task.runs(module) for task in to_do for module in WITH_MODEL), reused)
     try:
-        yield processes
+        yield forking
     finally:
-        processes.close()
+        forking.close()

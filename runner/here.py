@@ -1,38 +1,83 @@
-"""One run of the compiled graph on this machine, from its start to its exit code."""
+"""Runs the compiled graph on this machine, from the start of the run to its exit code."""
 
 import argparse
 import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from components.container import image_reference
-from pipelines.compiler import compile_graph, compile_sweep
-from pipelines.steps import step_names
-from pipelines.sweep import sweep_steps
-from posttrain import report, storage
-from posttrain.config import PipelineConfig, ReportStep
+from pipelines.package import Package
+from posttrain import preflight, report, storage
 from posttrain.config.placement import Placements
 from posttrain.config.sweep import SweepConfig
 from posttrain.storage import layout
 from runner import junit, lock, places
 from runner.docker import Docker
+from runner.exit_codes import INTERRUPTED
 from runner.forking import forked
-from runner.local import LocalRun, Processes, Runner, run_graph
-from runner.parameters import local_folder
-from runner.summary import INTERRUPTED, print_plan, print_start, tell_result, write_junit
+from runner.local import GraphRun, ProcessRunner, Runner, run_graph
+from runner.parameters import local_folder, new_run_id
+from runner.request import RunRequest
+from runner.summary import print_interrupt, print_plan, print_start, report_result
 from runner.view import view_of
 from runner.watch import Watch
+from validators import custom
 
 
-def runner_of(args: argparse.Namespace, config: PipelineConfig, folder: Path) -> Runner:
-    """What runs the steps. `folder` keeps what containers download."""
-    if args.runner == "process":
-        return Processes()
+@dataclass(frozen=True)
+class Run:
+    """One run on this machine."""
+
+    request: RunRequest
+    run_id: str
+    runner: Runner
+    is_fresh: bool = False  # reuses nothing from earlier runs
+    has_chosen_id: bool = False  # chosen by the user, and not to be used again
+    junit_file: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Keeps the graph and the logs, and the run record too if the storage is on this machine."""
+        return Path(layout.runs(local_folder(self.request.storage_root), self.run_id))
+
+    @property
+    def artifacts(self) -> Path:
+        """Keeps the outputs of the steps of all runs, each run in a folder of its own."""
+        return (local_folder(self.request.storage_root) / "artifacts").absolute()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs what the command line asks for and returns the exit code."""
+    request = RunRequest.read(args)
+    # All other checks are made by the first step. This one cannot be: a step reports what it finds in that storage.
+    preflight.check_storage(request.storage_root, request.config, name="storage_root")
+    run_id = new_run_id(request.storage_root, args.run_id)
+    runner = docker_runner(args, request) if args.runner == "docker" else process_runner(request)
+    return run_here(Run(request, run_id, runner, args.fresh, has_chosen_id=bool(args.run_id), junit_file=args.junit))
+
+
+def process_runner(request: RunRequest) -> ProcessRunner:
+    """Returns the runner that starts each step as a process.
+
+    Raises:
+        ValueError: one of the user's own checks cannot be imported here. (In Docker it is the image that has them.)
+    """
+    custom.check_importable(request.config.validation.custom_checks)
+    return ProcessRunner()
+
+
+def docker_runner(args: argparse.Namespace, request: RunRequest) -> Docker:
+    """Returns the runner that starts each step in its image.
+
+    Raises:
+        ValueError: a container could not run here, or a path that would be mounted into it does not exist.
+    """
+    folder, config = local_folder(request.storage_root), request.config
+    preflight.check(config, request.parameters, disk=folder)
 
     def variables_of(step: str) -> list[str]:
-        """Those asked for, and those that the step has from secrets on a cluster."""
+        """Returns the names given by --env, and those that the step gets from secrets on a cluster."""
         return [*args.env, *(secret.env for secret in config.placement.of(step).secrets)]
 
     runner = Docker(places.of_step, variables_of, (folder / "cache").absolute(), gpus=args.gpus)
@@ -40,74 +85,85 @@ def runner_of(args: argparse.Namespace, config: PipelineConfig, folder: Path) ->
     return runner
 
 
-@dataclass(frozen=True)
-class Here:
-    """How a run is run on this machine."""
-
-    run_id: str
-    runner: Runner
-    is_fresh: bool = False
-    sweep: SweepConfig | None = None
-
-
-def run_here(config: PipelineConfig, parameters: dict[str, Any], here: Here, *, junit_file: str | None = None) -> int:
-    """Runs the graph, says what it came to, and gives the exit code."""
-    root, run_id, sweep = parameters["storage_root"], here.run_id, here.sweep
-    steps = sweep_steps(config, sweep) if sweep else step_names(config)
-    folder = local_folder(root)
-    run_folder, artifacts = Path(layout.runs(folder, run_id)), folder / "artifacts"
-    run_folder.mkdir(parents=True, exist_ok=True)
-    for killed, settings in lock.killed_runs(run_folder.parent):
-        here.runner.forget(artifacts.absolute() / killed)
-        report.publish_report(root, report.collect(root, killed, settings))
-    unplaced = config.model_copy(update={"placement": Placements()})  # nodes, secrets, paths of a cluster mean nothing
-    graph = run_folder / "graph.yaml"
-    compile_sweep(unplaced, sweep, graph) if sweep else compile_graph(unplaced, graph)
-    print_start(config, parameters, run_id, logs=run_folder / "logs", steps=steps)
-    reused = set() if here.is_fresh or sweep else print_plan(graph, parameters)
-    settings = ReportStep(pipeline_id=config.pipeline_id, steps=steps)
-    with forked(here.runner, graph, reused) as runner:
-        errors, interrupted = walk(graph, parameters, replace(here, runner=runner), settings)
-    result = settle(settings, root, run_id, errors)
-    write_junit(junit_file, junit.of_run(result))
-    code = tell_result(result, root, sweep)
-    if result.success and not config.save_intermediate:
-        shutil.rmtree(artifacts / run_id, ignore_errors=True)
-    return INTERRUPTED if interrupted else code
+def run_here(run: Run) -> int:
+    """Runs the graph, prints what came of it and returns the exit code."""
+    report_killed_runs(run)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    graph = run.folder / "graph.yaml"
+    compile_unplaced(run.request, graph)
+    package = Package.read(graph)
+    print_start(run.request, run.run_id, logs=run.folder / "logs")
+    reused = set() if run.is_fresh or run.request.sweep else print_plan(package, run.request.parameters)
+    with forked(run.runner, package, reused) as runner:
+        errors, interrupted_by = run_steps(graph, replace(run, runner=runner))
+    result = finish(run, errors)
+    junit.write(run.junit_file, junit.of_run(result))
+    exit_code = report_result(result, run.request)
+    if result.success and not run.request.config.save_intermediate:
+        shutil.rmtree(run.artifacts / run.run_id, ignore_errors=True)
+    if interrupted_by:
+        print_interrupt(result, interrupted_by, how_to_continue(run))
+    return INTERRUPTED if interrupted_by else exit_code
 
 
-def walk(graph: Path, parameters: dict[str, Any], here: Here, settings: ReportStep) -> tuple[list[str], bool]:
-    """Runs the steps of a compiled graph; gives what went wrong beside them, and whether it was interrupted."""
-    root = parameters["storage_root"]
-    with lock.under_way(graph.parent, settings), view_of(settings.steps) as view:
-        watch = Watch(root, here.run_id, view)
-        run = LocalRun(
-            here.run_id, artifacts=(local_folder(root) / "artifacts").absolute(),
-            logs=(graph.parent / "logs").absolute(), listener=watch, runner=here.runner, is_fresh=here.is_fresh,
-            environment=threads_of(here.sweep), peak_memory=watch.peak_memory,
-        )  # fmt: skip
+def how_to_continue(run: Run) -> str:
+    """Says what to do after an interrupt. Finished steps and checkpoints are found by any later run."""
+    changes = ["with another --run-id"] * run.has_chosen_id + ["without --fresh"] * run.is_fresh
+    return f"Run the same command again {' and '.join(changes)}{' ' if changes else ''}to continue."
+
+
+def report_killed_runs(run: Run) -> None:
+    """Writes the reports of earlier runs that were killed before they could, and removes what still runs of them."""
+    root = run.request.storage_root
+    for run_id, settings in lock.killed_runs(run.folder.parent):
+        run.runner.forget(run.artifacts / run_id)
+        report.publish_report(root, report.collect(root, run_id, settings))
+
+
+def compile_unplaced(request: RunRequest, graph: Path) -> None:
+    """Writes the graph without its placements: a cluster's nodes, secrets and paths mean nothing on this machine."""
+    config = request.config.model_copy(update={"placement": Placements()})
+    replace(request, config=config).compile(graph)
+
+
+def run_steps(graph: Path, run: Run) -> tuple[list[str], str | None]:
+    """Runs the steps of a compiled graph; returns the errors that no record has, and what interrupted the run."""
+    root, settings = run.request.storage_root, run.request.report_settings
+    with lock.under_way(run.folder, settings), view_of(settings.steps) as view:
+        watch = Watch(root, run.run_id, view)
+        graph_run = GraphRun(
+            run.run_id,
+            artifacts=run.artifacts,
+            logs=(run.folder / "logs").absolute(),
+            listener=watch,
+            runner=run.runner,
+            is_fresh=run.is_fresh,
+            environment=threads_of(run.request.sweep),
+            peak_memory=watch.peak_memory,
+        )
+        interrupted_by = None
         try:
-            run_graph(graph, parameters, run)
-        except KeyboardInterrupt:
-            watch.interrupt()
-            return [*run.errors, *watch.errors], True
-    return [*run.errors, *watch.errors], False
+            run_graph(graph, run.request.parameters, graph_run)
+        except KeyboardInterrupt as interrupt:
+            interrupted_by = str(interrupt) or "Ctrl-C"
+            watch.interrupt(settings.steps)
+    return [*graph_run.errors, *watch.errors], interrupted_by
 
 
 def threads_of(sweep: SweepConfig | None) -> dict[str, str]:
-    """Trials side by side share the cores: OpenMP's threads of two processes on one core are far slower than one's."""
+    """Divides the cores among parallel trials: OpenMP is far slower with the threads of two processes on one core."""
     if sweep is None or sweep.parallelism == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // sweep.parallelism))}
 
 
-def settle(settings: ReportStep, storage_root: str, run_id: str, errors: list[str]) -> report.PipelineResult:
-    """The result from the run record. The exit task has written it too, unless it could not or did not know all."""
-    result = report.collect(storage_root, run_id, settings)
-    told = {step.name for step in result.steps if step.error}
-    more = [error for error in dict.fromkeys(errors) if error.partition(":")[0] not in told]
-    result = result.model_copy(update={"errors": [*result.errors, *more]})
-    written = layout.runs(storage_root, run_id, report.RESULT)
-    if more or not storage.exists(written):
-        report.publish_report(storage_root, result)
+def finish(run: Run, errors: list[str]) -> report.PipelineResult:
+    """Returns the result from the run record, and writes it if the exit task could not, or did not know all of it."""
+    root = run.request.storage_root
+    result = report.collect(root, run.run_id, run.request.report_settings)
+    failed = {step.name for step in result.steps if step.error}
+    unrecorded = [error for error in dict.fromkeys(errors) if error.partition(":")[0] not in failed]
+    result = result.model_copy(update={"errors": [*result.errors, *unrecorded]})
+    if unrecorded or not storage.exists(layout.runs(root, run.run_id, report.RESULT)):
+        report.publish_report(root, result)
     return result

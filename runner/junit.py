@@ -1,12 +1,13 @@
-"""A run as JUnit XML, for CI: a test suite for each gate, a test case for each check, and one for the run itself.
+"""Writes a run as JUnit XML for CI: a test suite for each gate, a test case for each check, and one for the run itself.
 
 result of a run -> XML
 
-How CI reads it decides what stands for what. Skipped is no failure to it, so it stands only for a gate that the run did
-not reach: a check that did not run in a gate that did is an error. And the run's own case fails wherever nothing was
-published, so that no end of a run but promotion is green.
+The mapping follows how CI reads the file. CI takes "skipped" for no failure, so only a gate that the run did not reach
+is skipped: a check that did not run in a gate that did is an error. The run's own case fails whenever nothing was
+published, so that a run is green only if it was promoted.
 """
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 from posttrain.config.line import is_gate
@@ -14,36 +15,44 @@ from posttrain.pages import wording
 from posttrain.report import PipelineResult, StepResult, headline
 from posttrain.verdict import Check, Verdict
 
-# Status of a check that did not pass -> element. A failure is a judgement, an error the lack of one.
+# Status of a check that did not pass -> element. A failure is a judgement, an error is the lack of one.
 ELEMENTS = {"failed": "failure", "undecided": "failure", "timed out": "error", "not run": "error"}
 COUNTED = {"tests": ".//testcase", "failures": ".//failure", "errors": ".//error"}
 
 
+def write(file: str | None, text: str) -> None:
+    """Writes the XML to the file that the user asked for, if there is one."""
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(text, encoding="utf-8")
+
+
 def of_run(result: PipelineResult) -> str:
-    """All gates of the run, those that it did not reach too."""
+    """Returns the XML of a run with all of its gates, also those that it did not reach."""
     gates = [step for step in result.steps if is_gate(step.name)]
-    return _xml(result.pipeline_id, [_run(result), *(_gate(step, result.gates.get(step.name)) for step in gates)])
+    suites = [_gate_suite(step, result.gates.get(step.name)) for step in gates]
+    return _xml(result.pipeline_id, [_run_suite(result), *suites])
 
 
 def of_error(cause: str) -> str:
-    """A run that left no result."""
+    """Returns the XML of a run that left no result."""
     suite = _suite("run", 0.0)
-    _tell(_case(suite, "model published"), "error", "failed", cause)
+    _add_problem(_case(suite, "model published"), "error", "failed", cause)
     return _xml("run", [suite])
 
 
-def _run(result: PipelineResult) -> ElementTree.Element:
+def _run_suite(result: PipelineResult) -> ElementTree.Element:
     suite = _suite("run", result.total_time_seconds)
     case = _case(suite, "model published", result.total_time_seconds)
     if result.success:
         _add(case, "system-out", result.final_model_path)
     else:
         element = "failure" if result.stopped_by else "error"
-        _tell(case, element, result.outcome, headline(result), "\n".join(result.errors))
+        _add_problem(case, element, result.outcome, headline(result), "\n".join(result.errors))
     return suite
 
 
-def _gate(step: StepResult, verdict: Verdict | None) -> ElementTree.Element:
+def _gate_suite(step: StepResult, verdict: Verdict | None) -> ElementTree.Element:
     suite = _suite(step.name, step.seconds)
     if verdict:
         properties = ElementTree.SubElement(suite, "properties")
@@ -51,20 +60,20 @@ def _gate(step: StepResult, verdict: Verdict | None) -> ElementTree.Element:
         for name, value in ({"outcome": verdict.outcome} | judged).items():
             ElementTree.SubElement(properties, "property", name=wording.line(name), value=wording.line(value))
         for check in verdict.checks:
-            _check(suite, check, verdict.seconds.get(check.name, 0.0))
+            _add_check(suite, check, verdict.seconds.get(check.name, 0.0))
     if step.status == "not run":
-        _tell(_case(suite, "verdict"), "skipped", "not reached", "the run ended before this gate")
+        _add_problem(_case(suite, "verdict"), "skipped", "not reached", "the run ended before this gate")
     elif not (step.is_done and verdict):
-        _tell(_case(suite, "verdict"), "error", step.status, step.error or "left no verdict")
+        _add_problem(_case(suite, "verdict"), "error", step.status, step.error or "left no verdict")
     return suite
 
 
-def _check(suite: ElementTree.Element, check: Check, seconds: float) -> None:
+def _add_check(suite: ElementTree.Element, check: Check, seconds: float) -> None:
     case = _case(suite, check.name, seconds)
     if check.status == "passed":
         _add(case, "system-out", check.sentence)
     else:
-        _tell(case, ELEMENTS[check.status], check.status, check.sentence, check.remedy)
+        _add_problem(case, ELEMENTS[check.status], check.status, check.sentence, check.remedy)
 
 
 def _suite(name: str, seconds: float) -> ElementTree.Element:
@@ -77,15 +86,15 @@ def _case(suite: ElementTree.Element, name: str, seconds: float = 0.0) -> Elemen
     )
 
 
-def _tell(case: ElementTree.Element, element: str, kind: str, message: str, text: str = "") -> None:
+def _add_problem(case: ElementTree.Element, element: str, kind: str, message: str, text: str = "") -> None:
     _add(case, element, text or message).attrib.update(type=kind, message=wording.line(message))
 
 
 def _add(case: ElementTree.Element, element: str, text: str) -> ElementTree.Element:
-    """XML holds no control characters, escaped or not: they are spelled out."""
-    found = ElementTree.SubElement(case, element)
-    found.text = wording.visible(text)
-    return found
+    """Adds an element with this text. XML allows no control characters, escaped or not: they are spelled out."""
+    added = ElementTree.SubElement(case, element)
+    added.text = wording.visible(text)
+    return added
 
 
 def _xml(name: str, suites: list[ElementTree.Element]) -> str:

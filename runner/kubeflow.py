@@ -1,14 +1,14 @@
 """Sends the compiled graph to a Kubeflow endpoint and follows the run there.
 
-compiled YAML, run parameters -> run id; run id -> calls of a `TaskListener`, the state in which the run ended
+compiled YAML, run parameters -> run id; run id -> calls of a `TaskListener`, the final state of the run
 
-Three things that kfp's client 2.17 leaves undone are done here:
+This module adds three things to kfp's client 2.17:
 
-- Its calls wait for a silent server for ever, and fail where a busy one would answer a moment later. Ours end, and are
-  made again for a while. Every problem is an `OSError` or a `ValueError` on one line that says what to do.
-- Creating a run again because the answer got lost may start it twice. Ours looks for the run by its name first.
-- `wait_for_run_completion` never returns on CANCELED (kubeflow/pipelines#14473), nor on CANCELING, which is where the
-  backend leaves a run that was terminated. Ours polls the state itself.
+- kfp's calls wait for a silent server forever, and fail where a busy one would answer a moment later. Ours time out and
+  are retried for a while. Every problem is an `OSError` or a `ValueError` on one line that says what to do.
+- Retrying to create a run whose answer got lost may start it twice. Ours looks for the run by its name first.
+- `wait_for_run_completion` never returns on CANCELED (kubeflow/pipelines#14473), nor on CANCELING, in which the backend
+  leaves a run that was terminated. Ours polls the state itself.
 """
 
 import json
@@ -30,13 +30,13 @@ from urllib3.exceptions import HTTPError, LocationValueError, SSLError
 
 from pipelines.package import Package
 
-ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELING"}  # states of a run that do not change any more
-TOLD = {"RUNNING", "SUCCEEDED", "FAILED"}  # states of a task that are told; a skipped one has no reason to run
-BUSY = {429, 500, 502, 503, 504}  # HTTP statuses that may pass; Kubeflow says 500 while its database is away
+ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELING"}  # final states of a run
+REPORTED = {"RUNNING", "SUCCEEDED", "FAILED"}  # states of a task; a skipped one had no reason to run
+BUSY = {429, 500, 502, 503, 504}  # HTTP statuses worth a retry; Kubeflow answers 500 while its database is away
 TIME_LIMITS = (10, 60)  # seconds: to connect, to answer
 POLL_SECONDS = 10.0
-SUBMIT_PATIENCE_SECONDS = 60.0  # with a server that is away or busy, while somebody waits for the run to start
-FOLLOW_PATIENCE_SECONDS = 900.0  # the same while a run is followed: an upgrade of the cluster takes minutes
+SUBMIT_PATIENCE_SECONDS = 60.0  # for a server that is away or busy, while the user waits for the run to start
+FOLLOW_PATIENCE_SECONDS = 900.0  # while a run is followed: an upgrade of the cluster takes minutes
 MAX_WAIT_SECONDS = 30.0  # between two attempts
 
 logger = logging.getLogger(__name__)
@@ -45,29 +45,29 @@ T = TypeVar("T")
 
 
 class TaskListener(Protocol):
-    """What is told as steps run. A step that is tried again stays started."""
+    """Hears what happens to the steps. A step that is tried again stays started."""
 
     def started(self, step: str) -> None: ...
 
     def ended(self, step: str, succeeded: bool, seconds: float) -> None:
-        """`seconds` include the time in which the pod waited for a node and pulled its image."""
+        """Hears that a step ended. `seconds` include the wait for a node and the pull of the image."""
 
     def looked(self) -> None:
-        """After each look at the run."""
+        """Hears that the run has been looked at once more."""
 
 
 class TokenFile(TokenCredentialsBase):
-    """A bearer token in a file that is read at every call: it may be replaced while a run is followed."""
+    """Reads a bearer token from a file at every call: it may be replaced while a run is followed."""
 
     def __init__(self, path: str):
         self.path = path
         self.read()
 
     def read(self) -> str:
-        """The token. Checked here, because the HTTP library shows the whole header when it refuses one."""
+        """Returns the token. It is checked here because the HTTP library prints the whole header if it refuses one."""
         token = Path(self.path).read_text(encoding="ascii", errors="replace").strip()
         if not re.fullmatch(r"[!-~]+", token):
-            raise ValueError(f"the token file {self.path} holds no token: write one word into it and nothing else")
+            raise ValueError(f"the token file {self.path} has no token in it: write the token into it and nothing else")
         return token
 
     def refresh_api_key_hook(self, config) -> None:
@@ -75,16 +75,18 @@ class TokenFile(TokenCredentialsBase):
 
 
 class Client(kfp.Client):
-    """`kfp.Client` whose calls end, are made again while the server is away or busy, and say what to do."""
+    """Adds time limits, retries while the server is away or busy, and clear errors to `kfp.Client`."""
 
     def __init__(self, url: str, *, namespace: str | None = None, token_file: str | None = None):
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"--endpoint {url!r} is no address; give one like https://kubeflow.example.org/pipeline")
+            raise ValueError(f"--endpoint {url!r} is not a URL; give one like https://kubeflow.example.org/pipeline")
         self.url = url.rstrip("/")
         self.token_file = token_file or os.environ.get(KF_PIPELINES_SA_TOKEN_ENV)
         self.namespace = namespace
         self.patience_seconds = SUBMIT_PATIENCE_SECONDS
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a lost connection is told by us, once
+        logging.getLogger("urllib3.connectionpool").setLevel(
+            logging.ERROR
+        )  # we report a lost connection ourselves, once
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This client only works with", category=FutureWarning)
             super().__init__(
@@ -92,57 +94,59 @@ class Client(kfp.Client):
                 credentials=TokenFile(self.token_file) if self.token_file else None,
                 **({"namespace": namespace} if namespace else {}),
             )
-        rest = self._run_api.api_client.rest_client  # all services share it
+        rest = self._run_api.api_client.rest_client  # shared by all services
         rest.request = _with_time_limits(rest.request)
 
     def get_kfp_healthz(self, sleep_duration: int = 5) -> V2beta1GetHealthzResponse:
-        """What kfp asks on its way to a namespace; its own five attempts print a traceback each."""
+        """Replaces kfp's call on its way to a namespace, whose five attempts print a traceback each."""
         return self.ask(self.healthzs.healthz_service_get_healthz, _request_timeout=TIME_LIMITS)
 
     def ask(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """The answer to a call.
+        """Makes a call, and again while the server is away or busy; returns the answer.
 
         Raises:
-            PermissionError: the server does not let us in, or not do this.
-            ConnectionError: it stayed away or busy for `patience_seconds`.
-            ValueError: it refused what was asked.
+            PermissionError: the server refuses the caller, or the caller may not do this.
+            ConnectionError: the server stayed away or busy for `patience_seconds`.
+            ValueError: the server refused the request.
         """
         retrying = Retrying(
             retry=retry_if_exception(_may_pass),
             wait=wait_exponential(max=MAX_WAIT_SECONDS),
             stop=stop_after_delay(self.patience_seconds),
-            before_sleep=self._tell,
+            before_sleep=self._warn,
             reraise=True,
         )
         try:
             return retrying(call, *args, **kwargs)
-        except (ApiException, HTTPError) as error:  # not chained: an answer's headers are nobody's business
+        except (ApiException, HTTPError) as error:  # not chained: the headers of an answer may be secret
             raise self._problem(error) from None
 
     def page(self, run_id: str) -> str:
-        """Where a person sees the run."""
+        """Returns the address of the run's page."""
         return f"{self.url}/#/runs/details/{run_id}"
 
-    def _tell(self, state: RetryCallState) -> None:
+    def _warn(self, state: RetryCallState) -> None:
         if state.attempt_number == 1:
             cause = _cause(state.outcome.exception())
-            logger.warning("%s: %s; asking again for up to %.0f s", self.url, cause, self.patience_seconds)
+            logger.warning("%s: %s; retrying for up to %.0f s", self.url, cause, self.patience_seconds)
 
     def _problem(self, error: ApiException | HTTPError) -> Exception:
         text, status = f"{self.url}: {_cause(error)}", getattr(error, "status", None)
         if status == 401:
             remedy = f"write a fresh token into {self.token_file}" if self.token_file else "give --token-file FILE"
-            return PermissionError(f"{text}; it takes no calls without a valid token: {remedy}")
+            return PermissionError(f"{text}; it needs a valid token: {remedy}")
         if status == 403:
-            where = f"namespace {self.namespace}" if self.namespace else "the namespace; or say which: --namespace NAME"
-            return PermissionError(f"{text}; the caller may not do this: bind the role kubeflow-edit to it in {where}")
+            where = (
+                f"namespace {self.namespace}" if self.namespace else "the namespace, or name one with --namespace NAME"
+            )
+            return PermissionError(f"{text}; the caller lacks permission: bind the role kubeflow-edit to it in {where}")
         return ConnectionError(text) if _may_pass(error) or isinstance(error, HTTPError) else ValueError(text)
 
 
 def submit(client: Client, package: Path, *, experiment: str, name: str, parameters: dict[str, Any]) -> str:
-    """Creates a run of the package in an experiment, which is made if it is not there; the run's id.
+    """Creates a run of the package in an experiment, which is created if necessary; returns the run's id.
 
-    Its name must be new: it is how a run is found whose creation was not answered.
+    The name must be new: a run whose creation got no answer is found by it.
     """
     with redirect_stdout(None):  # kfp prints links
         group = client.ask(client.create_experiment, experiment)
@@ -161,60 +165,59 @@ def submit(client: Client, package: Path, *, experiment: str, name: str, paramet
 
 
 def follow(client: Client, run_id: str, steps: dict[str, str], listener: TaskListener) -> str:
-    """Tells what happens to the steps until the run has ended; the state in which it did.
+    """Reports what happens to the steps until the run has ended; returns its final state.
 
     Args:
-        client: where the run is.
+        client: the cluster of the run.
         run_id: its id.
-        steps: name of a task -> name of its step, as `steps_of_tasks` gives them.
-        listener: is told.
+        steps: name of a task -> name of its step, from `steps_of_tasks`.
+        listener: is called.
     """
     client.patience_seconds = FOLLOW_PATIENCE_SECONDS
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     while True:
         run = client.ask(client.get_run, run_id)
         check_is_kubeflow(client, run.run_id)
         for step, state, seconds in _states(run, steps):
-            if step not in told:
+            if step not in reported:
                 listener.started(step)
-            if state != "RUNNING" and told.get(step) != state:
+            if state != "RUNNING" and reported.get(step) != state:
                 listener.ended(step, state == "SUCCEEDED", seconds)
-            told[step] = state
+            reported[step] = state
         listener.looked()
         if run.state in ENDED:
             return run.state
         time.sleep(POLL_SECONDS)
 
 
-def steps_of_tasks(package: Path) -> dict[str, str]:
-    """Name of a task in Kubeflow (`merge-adapter-2`) -> name of its step (`merge_dpo`).
+def steps_of_tasks(package: Package) -> dict[str, str]:
+    """Maps names of tasks in Kubeflow (`merge-adapter-2`) to names of steps (`merge_dpo`).
 
-    Those in a loop are left out: all its iterations have tasks of the same name.
+    Tasks in a loop are left out: they have the same name in each iteration.
     """
-    steps = Package.read(package).steps
-    return {step.key: step.name for step in steps if not any(group.is_loop for group in step.groups)}
+    return {step.key: step.name for step in package.steps if not any(group.is_loop for group in step.groups)}
 
 
-def check_is_kubeflow(client: Client, given_id: str | None) -> None:
-    """Kubeflow's objects have an id; of any other page kfp's client makes an empty object."""
-    if not given_id:
+def check_is_kubeflow(client: Client, object_id: str | None) -> None:
+    """Refuses an answer that is not Kubeflow's: its objects have an id; from any other page kfp makes an empty one."""
+    if not object_id:
         raise ValueError(
-            f"{client.url}: this is not the answer of a Kubeflow Pipelines API; it may be a page to sign in: "
+            f"{client.url}: the answer is not from a Kubeflow Pipelines API, and may be a sign-in page: "
             "give the address below which /apis/v2beta1 is served, and --token-file FILE"
         )
 
 
 def _states(run: V2beta1Run, steps: dict[str, str]) -> Iterator[tuple[str, str, float]]:
-    """Step, state and seconds of each task that is told, in the order in which they started.
+    """Yields step, state and seconds of each task to report, in the order in which they started.
 
-    Beside a task stands its driver, which prepares the pod: if that fails, the task itself counts as skipped.
+    Each task has a driver, which prepares the pod: if that fails, the task itself counts as skipped.
     """
     details = (run.run_details and run.run_details.task_details) or []
-    tasks = [task for task in details if task.state in TOLD and task.start_time]
+    tasks = [task for task in details if task.state in REPORTED and task.start_time]
     for task in sorted(tasks, key=lambda task: task.start_time):
         name = task.display_name.removesuffix("-driver") if task.state == "FAILED" else task.display_name
         if name in steps:
-            ended = task.end_time or task.start_time  # of a running one the year 1, or nothing
+            ended = task.end_time or task.start_time  # for a running task, the year 1 or None
             yield steps[name], task.state, (ended - task.start_time).total_seconds()
 
 
@@ -233,13 +236,13 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _cause(error: ApiException | HTTPError) -> str:
-    """`503 Service Unavailable`, with what Kubeflow says about it; or why there is no answer."""
+    """Returns `503 Service Unavailable` with Kubeflow's own message, or why there was no answer."""
     if isinstance(error, HTTPError):
         reason = getattr(error, "reason", None) or error
         return str(reason.args[0] if reason.args else reason)
     try:
-        said = json.loads(error.body)
-    except (TypeError, ValueError):  # no body, or the page of some proxy
-        said = {}
-    message = said.get("message") or said.get("error") if isinstance(said, dict) else None
+        body = json.loads(error.body)
+    except (TypeError, ValueError):  # no body, or the page of a proxy
+        body = {}
+    message = body.get("message") or body.get("error") if isinstance(body, dict) else None
     return f"{error.status} {error.reason}" + (f": {message}" if message else "")

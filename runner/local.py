@@ -1,11 +1,11 @@
-"""Runs the compiled graph on this machine: `runner.walk` says which step is next, and a `Runner` how its command is
-run: as a plain process (`Processes`, here) or in its image (`runner.docker.Docker`).
+"""Runs the compiled graph on this machine. `runner.walk` decides which step is next, and a `Runner` how its command is
+run: as a process (`ProcessRunner`, here) or in its image (`runner.docker.Docker`).
 
 compiled YAML, run parameters -> `<artifacts>/<run id>/<step>/<output>`, `<logs>/<step>.log`, calls of a `StepListener`
 
-kfp.local 2.17.0 would refuse container components. `Launcher` takes its place for the length of a run and does what the
-backend's does: folders of outputs exist, an output parameter that was not written fails the step, every output
-artifact reaches its consumers.
+kfp.local 2.17.0 refuses container components. `Launcher` takes the place of its launcher during a run and does what the
+backend's does: it creates the folders of the outputs, fails a step that did not write an output parameter, and hands
+every output artifact to its consumers.
 """
 
 import inspect
@@ -31,14 +31,15 @@ from kfp.local import executor_input_utils, executor_output_utils, placeholder_u
 from kfp.local.status import Status
 
 from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV
+from posttrain.step.parent import tie_to_parent
 from runner.walk import GraphError, Outputs, Walk, existing
 
 ROOT = Path(__file__).parents[1]
 PROGRESS = re.compile(r"step (\d+)/(\d+)(?: (loss \S+))?")
-HINT = re.compile(r"(See|Run) 'docker run --help'")  # with which Docker's client ends its errors
-GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL: a training stage saves a checkpoint
+HINT = re.compile(r"(See|Run) 'docker run --help'")  # the last line of an error of Docker's client
+GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL: a training stage saves a checkpoint
 
-# glibc keeps freed memory instead of handing it back: decoding on a CPU then faults a tenth of the pages in again.
+# Makes glibc keep freed memory instead of returning it: decoding on a CPU then has a tenth of the page faults.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
@@ -47,49 +48,49 @@ ALLOCATOR = {
 
 
 class StepListener(Protocol):
-    """What is told as steps run. A step that is tried again starts again."""
+    """Hears what happens to the steps. A step that is tried again starts again."""
 
     def started(self, step: str) -> None: ...
 
     def progress(self, step: str, done: int, total: int, text: str) -> None:
-        """A line `step 12/40 loss 0.5234` on stderr; `text` is `loss 0.5234` or empty."""
+        """Hears of a line `step 12/40 loss 0.5234` on stderr; `text` is `loss 0.5234` or empty."""
 
     def finished(self, step: str, exit_code: int, seconds: float, cause: str | None) -> None:
-        """`cause` is None if the step succeeded, else the last line of its stderr. A negative exit code is a signal."""
+        """Hears how a step ended. `cause` is None if it succeeded; a negative exit code is the signal that ended it."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One attempt of a step: its container as the graph has it, every placeholder resolved."""
+    """One attempt of a step: its container in the graph with every placeholder resolved."""
 
     name: str
     image: str
     command: list[str]
-    environment: dict[str, str]  # of the container and of the run
+    environment: dict[str, str]  # set by the container and by the run
     arguments: dict[str, Any]  # input name -> value or artifact
-    folder: Path  # of its outputs; beside it lie those of the run's other steps
+    folder: Path  # for its outputs; beside it are the folders of the run's other steps
     num_gpus: int
-    settings: dict[str, Any]  # its part of the graph's settings for Kubernetes
+    settings: dict[str, Any]  # its part of the Kubernetes settings in the graph
 
 
 class Runner(Protocol):
-    """How a step's command is run."""
+    """Runs the command of a step."""
 
     def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> "Process":
-        """Starts it in a session of its own; its stderr is a pipe."""
+        """Starts the command in a session of its own, with a pipe for its stderr."""
 
     def exit_code(self, code: int) -> int:
-        """What that command's exit code says of the step; negative: a signal ended it."""
+        """Returns the exit code of the step for that of its command; a negative one is the signal that ended it."""
 
     def remove(self, step: Step) -> None:
-        """Removes what is left of a step whose command has ended, whichever way."""
+        """Removes what is left of a step when its command has ended, however it ended."""
 
     def forget(self, artifacts: Path) -> None:
-        """The same of a whole run, by the folder of its artifacts, whose runner was killed."""
+        """Removes what is left of a run whose runner was killed; `artifacts` is the folder of that run."""
 
 
 class Process(Protocol):
-    """What of `subprocess.Popen` is used."""
+    """The part of `subprocess.Popen` that is used here."""
 
     pid: int
     stderr: Any
@@ -101,53 +102,52 @@ class Process(Protocol):
 
 def popen(command: list[str], directory: Path, environment: dict[str, str], stdout: int) -> subprocess.Popen:
     return subprocess.Popen(
-        command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE,
+        command,
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         start_new_session=True,
-    )  # fmt: skip
+    )
 
 
-def ends_with_us(signal_name: str) -> list[str]:
-    """What before a command sends it a signal when this process is killed; nothing where there is no setpriv."""
-    setpriv = shutil.which("setpriv")  # of Linux
-    return [setpriv, "--pdeathsig", signal_name, "--"] if setpriv else []
-
-
-class Processes:
-    """Runs each step as a plain process, in the environment of this one."""
+class ProcessRunner:
+    """Runs each step as a process in the environment of this one."""
 
     def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> Process:
         is_python = step.command[0] in ("python", "python3")
-        command = [*ends_with_us("KILL"), sys.executable if is_python else step.command[0], *step.command[1:]]
-        return popen(command, directory, environment, stdout)
+        command = [sys.executable if is_python else step.command[0], *step.command[1:]]
+        return popen(tie_to_parent(command), directory, environment, stdout)
 
     def exit_code(self, code: int) -> int:
         return code
 
     def remove(self, step: Step) -> None:
-        """Nothing: the process's group has been ended."""
+        """Does nothing: the process group has been ended."""
 
     def forget(self, artifacts: Path) -> None:
-        """Nothing: no process outlives its runner."""
+        """Does nothing: no process outlives its runner."""
 
 
 @dataclass(frozen=True)
-class LocalRun:
+class GraphRun:
     """One run of a graph on this machine."""
 
     run_id: str
     artifacts: Path
     logs: Path
     listener: StepListener
-    runner: Runner = Processes()
-    working_directory: Path = ROOT  # of every process; `python -m` finds modules here first
-    environment: dict[str, str] = field(default_factory=dict)  # on top of ours
-    is_fresh: bool = False  # steps take nothing over from earlier runs
-    peak_memory: Callable[[], int] = lambda: 0  # bytes that an iteration of a loop needs; 0: not known
+    runner: Runner = ProcessRunner()
+    working_directory: Path = ROOT  # for every process; `python -m` looks for modules here first
+    environment: dict[str, str] = field(default_factory=dict)  # added to ours
+    is_fresh: bool = False  # steps reuse nothing from earlier runs
+    peak_memory: Callable[[], int] = lambda: 0  # bytes that an iteration of a loop needs; 0: unknown
     errors: list[str] = field(default_factory=list)  # why the graph did not go on
 
 
-def run_graph(path: str | Path, parameters: dict[str, Any], run: LocalRun) -> bool:
-    """Runs a compiled graph and says whether every task that ran succeeded: not the same as a published model.
+def run_graph(path: str | Path, parameters: dict[str, Any], run: GraphRun) -> bool:
+    """Runs a compiled graph; returns whether every task that ran succeeded, which does not mean a published model.
 
     Raises:
         ValueError: the parameters do not fit the graph.
@@ -161,7 +161,14 @@ def run_graph(path: str | Path, parameters: dict[str, Any], run: LocalRun) -> bo
             task.retry_policy.ClearField("backoff_duration")  # waiting helps a busy cluster, not a single machine
     run.logs.mkdir(parents=True, exist_ok=True)
     launcher = Launcher(run, settings)
-    walk = Walk(spec, run.run_id, str(run.artifacts), launcher.end_running, run.peak_memory, run.errors)
+    walk = Walk(
+        spec=spec,
+        run_id=run.run_id,
+        artifacts=str(run.artifacts),
+        end_running=launcher.end_running,
+        peak_memory=run.peak_memory,
+        errors=run.errors,
+    )
     with _replaced(task_dispatcher, "run_single_task_implementation", launcher), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Task .* no effect in the current local runner")
         try:
@@ -172,32 +179,41 @@ def run_graph(path: str | Path, parameters: dict[str, Any], run: LocalRun) -> bo
 
 
 class Launcher:
-    """Does for a container's command what the backend's launcher does in the pod."""
+    """Does on this machine what the backend's launcher does in the pod."""
 
-    def __init__(self, run: LocalRun, settings: dict[str, dict[str, Any]]):
+    def __init__(self, run: GraphRun, settings: dict[str, dict[str, Any]]):
         self.run, self.settings = run, settings
-        self.running: list[Process] = []  # several where iterations of a loop run side by side
+        self.running: list[Process] = []  # several if steps or iterations of a loop run side by side
         self.is_interrupted = False
 
     def end_running(self) -> None:
-        """Ends the steps that other threads run, and lets them begin none."""
+        """Ends the steps that other threads run, and lets them start no more."""
         self.is_interrupted = True
         for process in list(self.running):
             _end(process)
 
     def __call__(
-        self, pipeline_resource_name, component_name, component_spec, executor_spec, arguments, pipeline_root, runner,
-        raise_on_error, block_input_artifact, unique_pipeline_id,
-    ) -> Outputs:  # fmt: skip
-        """Runs one attempt of one step; kfp calls it once per attempt.
+        self,
+        pipeline_resource_name,
+        component_name,
+        component_spec,
+        executor_spec,
+        arguments,
+        pipeline_root,
+        runner,
+        raise_on_error,
+        block_input_artifact,
+        unique_pipeline_id,
+    ) -> Outputs:
+        """Runs one attempt of one step. kfp calls it, with these arguments, once per attempt.
 
         Raises:
             GraphError: the step failed, and another attempt would end the same way.
         """
         name = arguments.get("step") or component_name.removeprefix("comp-")
         _check_inputs(name, component_spec, arguments)
-        folder = Path(pipeline_root, unique_pipeline_id, name)  # in a loop too: its steps have names of their own
-        shutil.rmtree(folder, ignore_errors=True)  # each attempt starts in an empty place, as a new pod would
+        folder = Path(pipeline_root, unique_pipeline_id, name)  # iterations of a loop have names of their own
+        shutil.rmtree(folder, ignore_errors=True)  # each attempt starts with an empty folder, like a new pod
         folder.mkdir(parents=True)
         executor_input = executor_input_utils.construct_executor_input(
             component_spec=component_spec, arguments=arguments, task_root=str(folder), block_input_artifact=False
@@ -212,10 +228,15 @@ class Launcher:
             unique_pipeline_id=unique_pipeline_id,
         )
         step = Step(
-            name, container.image, command, self._environment(container), arguments, folder,
+            name=name,
+            image=container.image,
+            command=command,
+            environment=self._environment(container),
+            arguments=arguments,
+            folder=folder,
             num_gpus=int(container.resources.accelerator.resource_count or 0),
             settings=self.settings.get(component_spec.executor_label, {}),
-        )  # fmt: skip
+        )
         return self._attempt(step, lambda: _outputs_of(executor_input, component_spec))
 
     def _environment(self, container) -> dict[str, str]:
@@ -241,16 +262,16 @@ class Launcher:
         if cause is None:
             return outputs, Status.SUCCESS
         if exit_code == EXIT_AGAIN or exit_code < 0:
-            return {}, Status.FAILURE  # kfp tries again, as often as the step's retry policy says
+            return {}, Status.FAILURE  # kfp retries, as often as the step's retry policy allows
         raise GraphError(f"{step.name}: {cause}")
 
     def _execute(self, step: Step) -> tuple[int, str]:
-        """Runs a step with its output in the step's log; gives the exit code and the last line of stderr."""
+        """Runs a step and writes its output to its log; returns the exit code and the last line of stderr."""
         environment = ALLOCATOR | os.environ | step.environment
         with open(self.run.logs / f"{step.name}.log", "ab", buffering=0) as log:
             process = self.run.runner.start(step, self.run.working_directory, environment, log.fileno())
             self.running.append(process)
-            if self.is_interrupted:  # while it was started
+            if self.is_interrupted:  # while the process was being started
                 _signal(process, signal.SIGKILL)
             last_line = [""]
             reader = threading.Thread(target=self._read, args=(step.name, process.stderr, log, last_line))
@@ -270,7 +291,7 @@ class Launcher:
     def _read(self, step: str, stderr, log, last_line: list[str]) -> None:
         for raw in stderr:
             log.write(raw)
-            line = raw.decode(errors="replace").strip().rpartition("\r")[2]  # of a bar that redraws itself the newest
+            line = raw.decode(errors="replace").strip().rpartition("\r")[2]  # the newest state of a progress bar
             if not line or HINT.match(line):
                 continue
             last_line[0] = line
@@ -288,13 +309,13 @@ def _check_parameters(declared, parameters: dict[str, Any]) -> None:
 
 
 def _settings(platform_spec) -> dict[str, dict[str, Any]]:
-    """What the graph says to Kubernetes, by the label of the executor it says it of."""
+    """Returns the Kubernetes settings in the graph, by the label of the executor that they are for."""
     kubernetes = json_format.MessageToDict(platform_spec).get("platforms", {}).get("kubernetes", {})
     return kubernetes.get("deploymentSpec", {}).get("executors", {})
 
 
 def _check_inputs(step: str, component_spec, arguments: dict[str, Any]) -> None:
-    """kfp.local would put `null` on the command line for an input that has no value."""
+    """Refuses an input that has no value: kfp.local would put `null` on the command line."""
     declared = component_spec.input_definitions
     for name, definition in [*declared.parameters.items(), *declared.artifacts.items()]:
         if arguments.get(name) is None and not definition.is_optional:
@@ -302,18 +323,18 @@ def _check_inputs(step: str, component_spec, arguments: dict[str, Any]) -> None:
 
 
 def _outputs_of(executor_input, component_spec) -> dict[str, Any]:
-    """Outputs of a step that exited 0, by name.
+    """Returns the outputs of a step that exited 0, by name.
 
     Raises:
-        ValueError: an output parameter was not written, or nothing at all, or what was written is not readable.
+        ValueError: an output parameter was not written, or nothing at all, or the file cannot be read.
     """
     file = Path(executor_input.outputs.output_file)
-    if not any(file.parent.iterdir()):  # a container that died at once may be said to have exited 0
+    if not any(file.parent.iterdir()):  # Docker may report 0 for a container that died at once
         raise ValueError(f"nothing was written to {file.parent}")
     written = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name, parameter in executor_input.outputs.parameters.items():
         if name in written.get("parameterValues", {}):
-            # counts before the parameter's own file, as in the launcher; kfp.local has it the other way round
+            # Takes precedence over the parameter's own file, as in the backend; in kfp.local it is the reverse.
             Path(parameter.output_file).unlink(missing_ok=True)
         elif not Path(parameter.output_file).exists():
             raise ValueError(f"output parameter {name!r} was not written to {parameter.output_file}")
@@ -325,7 +346,7 @@ def _outputs_of(executor_input, component_spec) -> dict[str, Any]:
 
 
 def _cause(exit_code: int, last_line: str) -> str:
-    """Why a step failed: the last line of its stderr; of one that was killed that says only how far it came."""
+    """Returns why a step failed: the last line of its stderr, which after a signal tells only how far it had come."""
     if exit_code > 0:
         return last_line or f"exit code {exit_code}"
     memory = " (out of memory?)" if exit_code == -signal.SIGKILL else ""
@@ -333,7 +354,7 @@ def _cause(exit_code: int, last_line: str) -> str:
 
 
 def _end(process: Process) -> None:
-    """Ends a step with all the processes that it has started; one that still runs gets time to save its state."""
+    """Ends a step and all the processes that it started; a running step gets time to save its state."""
     try:
         if process.poll() is None:
             _signal(process, signal.SIGTERM)
@@ -345,7 +366,7 @@ def _end(process: Process) -> None:
 
 
 def _signal(process: Process, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):  # nobody of the step's process group is left
+    with suppress(ProcessLookupError):  # the process group is empty
         os.killpg(process.pid, number)
 
 

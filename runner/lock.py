@@ -1,6 +1,6 @@
-"""Which runs of this machine are under way, and which were killed before they could say what they came to.
+"""Tells which runs on this machine are under way, and which were killed before they could write a report.
 
-A run holds a lock on `<run folder>/RUNNING`. The kernel lets it go when the process ends, however it ends.
+A run holds a lock on `<run folder>/RUNNING`. The kernel releases it when the process ends, however it ends.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ RUNNING = "RUNNING"
 
 @contextmanager
 def under_way(run_folder: Path, settings: ReportStep) -> Iterator[None]:
-    """Marks a run for as long as the block lasts; `settings` are what its report needs."""
+    """Marks a run as running for the length of the block; `settings` are what its report needs."""
     path = run_folder / RUNNING
     with open(path, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -26,13 +26,13 @@ def under_way(run_folder: Path, settings: ReportStep) -> Iterator[None]:
 
 
 def killed_runs(runs: Path) -> Iterator[tuple[str, ReportStep]]:
-    """Id and report settings of runs that were killed; each is given once, to one process."""
+    """Yields id and report settings of runs that were killed; each goes to one process, once."""
     for path in sorted(runs.glob(f"*/{RUNNING}")):
         with open(path, encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                continue  # it runs
+                continue  # it is running
             if text := file.read():
                 yield path.parent.name, ReportStep.model_validate_json(text)
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Run parameters: from the command line and the configuration, with absolute paths."""
+"""Takes run parameters from the command line and the configuration, and makes their paths absolute."""
 
 import argparse
 import json
@@ -18,12 +18,12 @@ RUN_PARAMETERS = ("base_model", "sft_dataset", "preference_dataset", "storage_ro
 
 
 def local_folder(storage_root: str) -> Path:
-    """Where a run on this machine keeps its artifacts and logs."""
+    """Returns the folder in which a run on this machine keeps its artifacts and logs."""
     return Path("runs") if storage.is_remote(storage_root) else storage.local_path(storage_root)
 
 
 def run_parameters(config: PipelineConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """The run-time parameters of the graph: the configuration's, and on top those of the command line."""
+    """Returns the run parameters of the graph: those of the command line override the configuration's."""
     parameters = {name: getattr(args, name) or getattr(config, name) for name in RUN_PARAMETERS}
     parameters["model_name"] = parameters["model_name"] or config.pipeline_id
     parameters["storage_root"] = absolute_path(parameters["storage_root"])
@@ -41,10 +41,10 @@ def run_parameters(config: PipelineConfig, args: argparse.Namespace) -> dict[str
 
 
 def absolute_paths(config: PipelineConfig) -> PipelineConfig:
-    """The configuration with local paths made absolute: the steps run in another working directory."""
-    asked = {key: absolute_path(uri) for key, uri in prompts.given(config.validation).items()}
+    """Returns the configuration with absolute local paths: the steps run in another working directory."""
+    prompt_files = {key: absolute_path(uri) for key, uri in prompts.given(config.validation).items()}
     judge_model = config.validation.judge_model and absolute(config.validation.judge_model)
-    validation = config.validation.model_copy(update=asked | {"judge_model": judge_model})
+    validation = config.validation.model_copy(update=prompt_files | {"judge_model": judge_model})
     changes = {
         "validation": validation,
         "storage_root": absolute_path(config.storage_root),
@@ -55,7 +55,7 @@ def absolute_paths(config: PipelineConfig) -> PipelineConfig:
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute; Hub ids and remote URIs as they are. `data/rows.jsonl` is a path, there or not."""
+    """Makes a local path absolute; leaves Hub ids and remote URIs. `data/rows.jsonl` is a path, there or not."""
     if not uri or storage.is_remote(uri):
         return uri
     is_path = Path(uri).suffix in sources.SUFFIXES or storage.kind(uri) == "local"
@@ -63,16 +63,16 @@ def absolute(uri: str) -> str:
 
 
 def absolute_path(uri: str) -> str:
-    """The same of what is never a Hub id."""
+    """Makes a local path absolute that cannot be a Hub id; leaves remote URIs."""
     return uri if storage.is_remote(uri) else str(storage.local_path(uri).absolute())
 
 
 def new_run_id(storage_root: str, wanted: str | None) -> str:
-    """A run id without a record: verdicts and receipts of another run must not speak for this one."""
+    """Returns a run id that has no record yet: verdicts and receipts of another run must not count for this one."""
     if wanted is None:
         return f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     if not RUN_ID.fullmatch(wanted):
         raise ValueError(f"--run-id {wanted!r} is not a name; use up to 63 letters, digits, '.', '_' and '-'")
     if storage.list_files(layout.runs(storage_root, wanted)):
-        raise ValueError(f"--run-id {wanted!r} has a record in {storage_root} already; give another id")
+        raise ValueError(f"--run-id {wanted!r} has a record in {storage_root} already; choose another id")
     return wanted

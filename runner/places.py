@@ -1,6 +1,6 @@
-"""Where a step reads and writes beside its artifacts: what a container of it must be given.
+"""Finds what a step reads and writes besides its artifacts, and must therefore be mounted into its container.
 
-the arguments of a step -> local paths that it reads, local folders that it writes, whether it needs a network
+arguments of a step -> local paths that it reads, local folders that it writes, whether it needs a network
 """
 
 from collections.abc import Iterator
@@ -11,15 +11,21 @@ from typing import Any
 from posttrain import storage
 
 READ = (
-    "base_model", "dataset", "sft_dataset", "preference_dataset", "judge_model", "red_team_prompts",
-    "off_topic_prompts", "benign_prompts",
-)  # fmt: skip
+    "base_model",
+    "dataset",
+    "sft_dataset",
+    "preference_dataset",
+    "judge_model",
+    "red_team_prompts",
+    "off_topic_prompts",
+    "benign_prompts",
+)
 WRITTEN = ("storage_root", "publish_root")
 
 
 @dataclass(frozen=True)
 class Places:
-    """Of one step."""
+    """Local paths of one step."""
 
     read: tuple[Path, ...]
     written: tuple[Path, ...]
@@ -27,27 +33,24 @@ class Places:
 
 
 def of_step(arguments: dict[str, Any]) -> Places:
-    """The places that the parameters of a step name, its configuration included."""
-    read, written = _named(arguments, READ), _named(arguments, WRITTEN)
+    """Returns the places that the arguments of a step name, its configuration included."""
+    read, written = list(_values(arguments, READ)), list(_values(arguments, WRITTEN))
     local_read = [uri for uri in read if storage.kind(uri) == "local"]
     local_written = [uri for uri in written if not storage.is_remote(uri)]
+    uploads = any(_values(arguments, ("upload_to_hub",)))
     return Places(
         read=tuple(map(storage.local_path, local_read)),
         written=tuple(map(storage.local_path, local_written)),
-        need_network=bool(_named(arguments, ("upload_to_hub",))) or (local_read, local_written) != (read, written),
+        need_network=uploads or (local_read, local_written) != (read, written),
     )
 
 
-def _named(value: Any, names: tuple[str, ...]) -> list[Any]:
-    """Values under these keys, wherever they stand; empty ones are left out."""
-    return list(_walk(value, names))
-
-
-def _walk(value: Any, names: tuple[str, ...]) -> Iterator[Any]:
+def _values(value: Any, names: tuple[str, ...]) -> Iterator[Any]:
+    """Yields the values under these keys, at any depth; empty ones are left out."""
     if not isinstance(value, dict):
         return
     for key, inner in value.items():
         if key in names and inner:
             yield inner
         else:
-            yield from _walk(inner, names)
+            yield from _values(inner, names)

@@ -1,19 +1,16 @@
-"""What a run will find done, said before it starts: read from the compiled graph and the records of earlier runs.
+"""Predicts before a run starts which steps it will reuse: from the compiled graph and the records of earlier runs.
 
 compiled graph, parameters of the run -> for each step `reused`, `resuming at step 300` or `to do`
 
-Each stage decides for itself when it starts, by the content of its inputs. Here these are taken to be what the earlier
-run recorded: a foretold `reused` is done after all if the data or the base model have changed since.
+Each step decides for itself when it starts, by the content of its inputs. The prediction assumes that these are what
+the earlier run recorded: a step predicted as `reused` runs after all if the data or the base model have changed since.
 """
 
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipelines.package import Package
 from posttrain import storage
 from posttrain.config import StepSection, parse_step
 from posttrain.config.line import is_rejection, step_of
@@ -22,73 +19,63 @@ from posttrain.step.records import RECORD, StepRecord, read_records
 from posttrain.storage import layout
 from posttrain.train.checkpoints import Checkpoints
 
-NUM_RUNS = 20  # the newest, by name, whose records are read
+NUM_RUNS = 20  # the newest by name; no records of older runs are read
 TO_DO, REUSED = "to do", "reused"
 
 
-def plan(graph: Path, parameters: dict[str, Any], records: list[StepRecord]) -> dict[str, str]:
-    """What each step will do, in the order of the graph."""
-    made = {sha256 for entry in records for sha256 in entry.outputs.values()}
-    newest = {entry.step: entry for entry in records if entry.fingerprint}
-    states, expected = {}, set()  # expected: digests of what the steps so far will give
-    for step, section in sections(graph, parameters["overrides"]):
-        entry = newest.get(step)
-        same = entry and set(entry.inputs.values()) & made <= expected and is_same(entry, section, parameters)
-        states[step] = state_of(parameters["storage_root"], entry) if same else TO_DO
-        if same and (states[step] == REUSED or step_of(step).reads):  # those are done anew, in seconds
-            expected |= set(entry.outputs.values())
+def plan(package: Package, parameters: dict[str, Any], records: list[StepRecord]) -> dict[str, str]:
+    """Returns what each step will do, in the order of the graph."""
+    made = {sha256 for record in records for sha256 in record.outputs.values()}
+    newest = {record.step: record for record in records if record.fingerprint}
+    states, expected = {}, set()  # expected: digests of the outputs of the steps so far
+    for step, section in sections(package, parameters["overrides"]):
+        record = newest.get(step)
+        same = record and set(record.inputs.values()) & made <= expected and is_same(record, section, parameters)
+        states[step] = state_of(parameters["storage_root"], record) if same else TO_DO
+        if same and (states[step] == REUSED or step_of(step).reads):  # the latter run again, in seconds
+            expected |= set(record.outputs.values())
     return states
 
 
-def is_same(entry: StepRecord, section: StepSection, parameters: dict[str, Any]) -> bool:
-    """Whether a step with the inputs of this record would have its fingerprint now."""
-    address = step_of(entry.step).reads
-    if address and entry.measured.get("source") != parameters[address]:
+def is_same(record: StepRecord, section: StepSection, parameters: dict[str, Any]) -> bool:
+    """Tells whether a step with the inputs of this record would have the same fingerprint now."""
+    address = step_of(record.step).reads
+    if address and record.measured.get("source") != parameters[address]:
         return False
-    if entry.code is None:
+    if record.code is None:
         return False
     config = section.decisive.model_dump(mode="json")
-    here = code.code_of(entry.code.module, config=config)
-    return code.fingerprint(entry.step, config=config, inputs=entry.inputs, code=here) == entry.fingerprint
+    here = code.code_of(record.code.module, config=config)
+    return code.fingerprint(record.step, config=config, inputs=record.inputs, code=here) == record.fingerprint
 
 
-def state_of(storage_root: str, entry: StepRecord) -> str:
-    """What becomes of a step that an earlier run has begun with the same inputs, settings and code."""
-    if results.finished(storage_root, entry.step, entry.fingerprint):
+def state_of(storage_root: str, record: StepRecord) -> str:
+    """Returns what a step will do that an earlier run began with the same inputs, settings and code."""
+    if results.finished(storage_root, record.step, record.fingerprint):
         return REUSED
-    checkpoints = Checkpoints(storage_root, entry.step, entry.fingerprint, run_id=entry.run_id, limit=1)
+    checkpoints = Checkpoints(storage_root, record.step, record.fingerprint, run_id=record.run_id, limit=1)
     newest = checkpoints.newest_step()
     return f"resuming at step {newest}" if newest else TO_DO
 
 
 def recent_records(storage_root: str) -> list[StepRecord]:
-    """Records of the newest runs, in the order in which their steps started."""
+    """Reads the records of the newest runs, in the order in which their steps started."""
     names = storage.list_files(layout.runs(storage_root))
     runs = sorted({run for run, _, name in (name.partition("/") for name in names) if RECORD.fullmatch(name)})
-    records = [entry for run in runs[-NUM_RUNS:] for entry in read_records(storage_root, run)]
-    return sorted(records, key=lambda entry: entry.started_at)
+    records = [record for run in runs[-NUM_RUNS:] for record in read_records(storage_root, run)]
+    return sorted(records, key=lambda record: record.started_at)
 
 
 def broken_off(records: list[StepRecord]) -> StepRecord | None:
-    """Where the newest run stopped: its last step, if it has published nothing."""
-    newest = [entry for entry in records if entry.run_id == records[-1].run_id]
-    steps = [entry for entry in newest if entry.step != "report_run" and not is_rejection(entry.step)]
-    is_published = any(entry.step == "publish_model" and entry.status == "succeeded" for entry in steps)
+    """Returns the last step of the newest run, or None if that run published a model."""
+    newest = [record for record in records if record.run_id == records[-1].run_id]
+    steps = [record for record in newest if record.step != "report_run" and not is_rejection(record.step)]
+    is_published = any(record.step == "publish_model" and record.status == "succeeded" for record in steps)
     return None if is_published or not steps else steps[-1]
 
 
-def sections(graph: Path, overrides: dict[str, Any]) -> Iterator[tuple[str, StepSection]]:
-    """The configuration that each step of a compiled graph is given, by the step's name."""
-    spec = next(yaml.safe_load_all(graph.read_text(encoding="utf-8")))
-    dags = [component["dag"] for component in [spec["root"], *spec["components"].values()] if "dag" in component]
-    tasks = {}
-    for task in (task for dag in dags for task in dag["tasks"].values()):
-        given = task.get("inputs", {}).get("parameters", {})
-        if {"step", "config"} <= given.keys():
-            component = re.sub(r"^comp-|-\d+$", "", task["componentRef"]["name"]).replace("-", "_")
-            constants = [given[name]["runtimeValue"]["constant"] for name in ("step", "config")]
-            tasks[constants[0]] = (component, json.dumps(constants[1]))
-    order = next(json.loads(config)["steps"] for component, config in tasks.values() if component == "report_run")
-    for step in order:
-        _, config = tasks[step]
-        yield step, parse_step(step_of(step).section, config, json.dumps(overrides))
+def sections(package: Package, overrides: dict[str, Any]) -> Iterator[tuple[str, StepSection]]:
+    """Yields the configuration of each step of a promoted run, in the order of the graph."""
+    configs = {task.constants.get("step"): task.constants.get("config") for task in package.steps}
+    for step in configs["report_run"]["steps"]:
+        yield step, parse_step(step_of(step).section, json.dumps(configs[step]), json.dumps(overrides))

@@ -1,11 +1,11 @@
-"""Says what happened: the start, the plan, the result, the exit code."""
+"""Prints the start of a run, the plan and the result, and derives the exit code."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from pipelines.package import Package
 from posttrain import report, storage
-from posttrain.config import PipelineConfig
 from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, STEPS, is_gate
 from posttrain.config.sweep import SweepConfig
 from posttrain.pages import wording
@@ -15,53 +15,49 @@ from posttrain.sweep.study import Study
 from posttrain.sweep.table import print_terminal
 from posttrain.verdict import Check, Verdict
 from runner import plan
+from runner.exit_codes import ERROR, PROMOTED, STOPPED
+from runner.request import RunRequest
 from runner.view import CheckRow, print_checks, print_pairs
+from runner.watch import CAUSE_INTERRUPTED
 
-PROMOTED, ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 130
 
-
-def tell_result(result: report.PipelineResult, storage_root: str, sweep: SweepConfig | None) -> int:
-    """Says what a run came to, and gives its exit code."""
+def report_result(result: report.PipelineResult, request: RunRequest) -> int:
+    """Prints what came of a run and returns its exit code."""
+    sweep = request.sweep
     if sweep:
-        print_sweep(result, storage_root, sweep)
+        print_sweep(result, request.storage_root, sweep)
     if sweep and finds_winner_alone(result, sweep):
         return PROMOTED
-    print_result(result, storage_root)
+    print_result(result, request.storage_root)
     return exit_code(result)
 
 
 def finds_winner_alone(result: report.PipelineResult, sweep: SweepConfig) -> bool:
-    """Whether this sweep was to end with a winner, and has done so."""
+    """Tells whether the sweep was to end with a winner, and has done so."""
     ended = {step.name for step in result.steps if step.is_done}
     return not sweep.continue_with_best and {COMPARE_TRIALS, JUDGE_WINNER} <= ended
 
 
 def print_sweep(result: report.PipelineResult, storage_root: str, sweep: SweepConfig) -> None:
-    """The table of the trials, and where it lies; of a sweep without a winner too."""
-    found = [step for step in result.steps if STEPS[COMPARE_TRIALS].covers(step.name) and step.num_attempts]
-    if not found:
+    """Prints the table of the trials and where it is kept, also for a sweep that found no winner."""
+    comparisons = [step for step in result.steps if STEPS[COMPARE_TRIALS].covers(step.name) and step.num_attempts]
+    if not comparisons:
         return
-    folder = layout.runs(storage_root, result.run_id, found[-1].name)
-    rung = len(found) - 1
-    places = [step.measured["row"] for step in result.steps if step.measured.get("row")]
-    if places:
-        study = Study.of_place(storage_root, places[0], sweep)
+    folder = layout.runs(storage_root, result.run_id, comparisons[-1].name)
+    rows = [step.measured["row"] for step in result.steps if step.measured.get("row")]
+    if rows:
+        study = Study.of_place(storage_root, rows[0], sweep)
         print()
-        print_terminal(compare.compare(study, rung, "Sweep"))
-    judged = next((step for step in result.steps if step.name == JUDGE_WINNER and step.measured), None)
-    told = judged and f"{judged.measured['status']}, {sweep.objective.name} {judged.measured.get(sweep.objective.name)}"
-    print_pairs({
-        "On unseen rows": told,
+        print_terminal(compare.compare(study, len(comparisons) - 1, "Sweep"))
+    judged = next((step.measured for step in result.steps if step.name == JUDGE_WINNER and step.measured), None)
+    objective = sweep.objective.name
+    pairs = {
+        "On unseen rows": judged and f"{judged['status']}, {objective} {judged.get(objective)}",
         "Table": storage.join(folder, compare.NAMES["table"]),
         "As CSV": storage.join(folder, compare.NAMES["csv"]),
         "Winner's settings": storage.join(folder, compare.NAMES["winner"]),
-    })  # fmt: skip
-
-
-def write_junit(file: str | None, text: str) -> None:
-    if file:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(text, encoding="utf-8")
+    }
+    print_pairs(pairs)
 
 
 def exit_code(result: report.PipelineResult) -> int:
@@ -70,12 +66,12 @@ def exit_code(result: report.PipelineResult) -> int:
     return STOPPED if result.stopped_by else ERROR
 
 
-def print_start(
-    config: PipelineConfig, parameters: dict[str, Any], run_id: str, *, logs: Path | str, steps: list[str]
-) -> None:
-    stages = config.stages
-    publish_root = config.publish_root or layout.published(parameters["storage_root"])
-    print_pairs({
+def print_start(request: RunRequest, run_id: str, *, logs: Path | str) -> None:
+    """Prints what is about to run, on what, and where it goes."""
+    config, parameters, stages = request.config, request.parameters, request.config.stages
+    publish_root = config.publish_root or layout.published(request.storage_root)
+    num_gates = sum(map(is_gate, request.steps))
+    pairs = {
         "Run": run_id,
         "Pipeline": config.pipeline_id,
         "Base model": parameters["base_model"],
@@ -83,63 +79,84 @@ def print_start(
         "Preferences": parameters["preference_dataset"] if stages.dpo.enabled else None,
         "Overrides": json.dumps(parameters["overrides"]) if parameters["overrides"] else None,
         "Publishes to": f"{publish_root}/{parameters['model_name']}",
-        "Storage": parameters["storage_root"],
+        "Storage": request.storage_root,
         "Logs": logs,
-        "Steps": f"{len(steps)}, {sum(map(is_gate, steps))} of them gates",
-    })  # fmt: skip
+        "Steps": f"{len(request.steps)}, including {num_gates} gates",
+    }
+    print_pairs(pairs)
     print(flush=True)
 
 
-def print_plan(graph: Path, parameters: dict[str, Any]) -> set[str]:
-    """What each step will do, where an earlier run has left something to go on with. Gives those that it has done."""
+def print_plan(package: Package, parameters: dict[str, Any]) -> set[str]:
+    """Prints what each step will do if an earlier run left something to reuse; returns the steps that need not run."""
     records = plan.recent_records(parameters["storage_root"])
-    states = plan.plan(graph, parameters, records)
+    states = plan.plan(package, parameters, records)
     if set(states.values()) == {plan.TO_DO}:
         return set()
     if last := plan.broken_off(records):
-        print_pairs({"Earlier run": f"{last.run_id} did not end with a published model; it came to {last.step}"})
+        print_pairs({"Earlier run": f"{last.run_id} stopped at {last.step} without publishing a model"})
     print_pairs({"Plan": "\n".join(f"{step:<20} {state}" for step, state in states.items())})
     print(flush=True)
     return {step for step, state in states.items() if state == plan.REUSED}
 
 
 def print_result(result: report.PipelineResult, storage_root: str) -> None:
-    """What the run came to; if a gate stopped it, each check that did not pass and where the evidence is."""
+    """Prints what came of the run; if a gate stopped it, each check that did not pass and where the evidence is."""
     stop = result.gates.get(result.stopped_by)
-    told = (
-        {f"{result.stopped_by}: {check.sentence}" for check in stop.failed_checks} if stop else set()
-    )  # below, in full
-    errors = [wording.line(error) for error in result.errors if error not in told]
+    # Each of these is printed by `print_stop` or `print_interrupt`.
+    elsewhere = {f"{result.stopped_by}: {check.sentence}" for check in stop.failed_checks} if stop else set()
+    elsewhere |= {f"{step}: {CAUSE_INTERRUPTED}" for step in interrupted_steps(result)}
+    errors = [wording.line(error) for error in result.errors if error not in elsewhere]
     print("\nPIPELINE RESULT")
-    print_pairs({
+    pairs = {
         "Success": "yes" if result.success else "no",
         "Stages completed": ", ".join(result.stages_completed) or "none",
         "Total time": wording.duration(result.total_time_seconds),
         "Final model": result.final_model_path or "none",
-        "Errors": "\n".join(errors) or (None if stop else "none"),
+        "Errors": "\n".join(errors) or ("none" if result.success else None),
         "Reused": ", ".join(result.reused) or None,
-    })  # fmt: skip
+    }
+    print_pairs(pairs)
     folder = layout.runs(storage_root, result.run_id)
     if stop:
         print_stop(stop, storage.join(folder, result.stopped_by))
-    places = {"Report": storage.join(folder, report.REPORT), "Result": storage.join(folder, report.RESULT)}
-    print_pairs({title: place for title, place in places.items() if storage.exists(place)})
+    print_existing({"Report": storage.join(folder, report.REPORT), "Result": storage.join(folder, report.RESULT)})
+
+
+def print_interrupt(result: report.PipelineResult, cause: str, remedy: str) -> None:
+    """Prints where the run was interrupted, by what, and how to continue it."""
+    steps = " and ".join(interrupted_steps(result))
+    print(f"\nInterrupted ({cause}){f' in {steps}' if steps else ''}. {remedy}")
+
+
+def interrupted_steps(result: report.PipelineResult) -> list[str]:
+    return [step.name for step in result.steps if step.error == CAUSE_INTERRUPTED]
 
 
 def print_stop(verdict: Verdict, folder: str) -> None:
-    """The gate that stopped the run: its outcome, its checks, its evidence."""
+    """Prints the gate that stopped the run: its outcome, its checks, its evidence."""
     print(f"\nSTOPPED BY {verdict.gate}")
     print_pairs({"Outcome": f"{wording.headline(verdict)}. {wording.conclusion(verdict)}"})
     print_checks([check_row(check) for check in verdict.failed_checks])
-    places = {"Verdict": "verdict.json", "Its page": "verdict.html", "As Markdown": "summary.md"}
-    places = {title: storage.join(folder, name) for title, name in places.items()}
     num_passed = len(verdict.checks) - len(verdict.failed_checks)
     print_pairs({"Checks passed": f"{num_passed} of {len(verdict.checks)}"})
+    names = {"Verdict": "verdict.json", "Its page": "verdict.html", "As Markdown": "summary.md"}
+    print_existing({title: storage.join(folder, name) for title, name in names.items()})
+
+
+def print_existing(places: dict[str, str]) -> None:
+    """Prints those of the addresses at which there is a file."""
     print_pairs({title: place for title, place in places.items() if storage.exists(place)})
 
 
 def check_row(check: Check) -> CheckRow:
+    """Puts a check that did not pass into words."""
     return CheckRow(
-        name=wording.line(check.name), status=check.status, value=wording.measured(check), limit=wording.limit(check),
-        interval=wording.interval(check), seen=wording.line(check.detail), remedy=wording.line(check.remedy),
-    )  # fmt: skip
+        name=wording.line(check.name),
+        status=check.status,
+        value=wording.measured(check),
+        limit=wording.limit(check),
+        interval=wording.interval(check),
+        seen=wording.line(check.detail),
+        remedy=wording.line(check.remedy),
+    )

@@ -1,64 +1,68 @@
-"""One run of the compiled graph on a cluster: submitted, followed, reported."""
+"""Runs the compiled graph on a cluster: submits it, follows the run and reports how it ended."""
 
 import argparse
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from pipelines.compiler import check_images_are_pushed, compile_graph, compile_sweep
-from pipelines.steps import step_names
-from pipelines.sweep import sweep_steps
+from pipelines.compiler import check_images_are_pushed
+from pipelines.package import Package
 from posttrain import preflight, report
-from posttrain.config import PipelineConfig, ReportStep
-from posttrain.config.sweep import SweepConfig
 from runner import junit, kubeflow
 from runner.parameters import new_run_id
-from runner.summary import finds_winner_alone, print_start, tell_result, write_junit
+from runner.request import RunRequest
+from runner.summary import finds_winner_alone, print_start, report_result
 from runner.view import print_pairs, view_of
 from runner.watch import ClusterWatch
 
 
-def run_on_cluster(
-    config: PipelineConfig, parameters: dict[str, Any], args: argparse.Namespace, again: str, *,
-    sweep: SweepConfig | None = None,
-) -> int:  # fmt: skip
-    """Runs the graph on a cluster, or looks at a run that is there; says what it came to, and gives the exit code."""
+def run(args: argparse.Namespace, command: str) -> int:
+    """Runs what the command line asks for, or follows the run that it names, and returns the exit code.
+
+    `command` is printed, with the run's id, where somebody stops following the run: it follows it again.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    client, run_id, tasks = submitted(config, parameters, args, sweep)
-    root, page = parameters["storage_root"], client.page(run_id)
-    steps = sweep_steps(config, sweep) if sweep else step_names(config)
-    print_start(config, parameters, run_id, logs=page, steps=steps)
+    request = RunRequest.read(args)
+    client, run_id, tasks = submit(request, args)
+    page = client.page(run_id)
+    print_start(request, run_id, logs=page)
     try:
-        with view_of(steps) as view:
-            watch = ClusterWatch(root, run_id, view, waiting=set(sweep.all_slots) if sweep else set())
-            watch.records()  # says now, not when the run has ended, that they cannot be read from here
-            state = kubeflow.follow(client, run_id, tasks, watch)
+        state = follow(request, client, run_id, tasks)
     except (KeyboardInterrupt, OSError):
-        print("\nNot followed any further; the run goes on.")
-        print_pairs({"Its page": page, "To look again": again if args.run_id else f"{again} --run-id {run_id}"})
+        print("\nNo longer following the run; it goes on.")
+        print_pairs({"Run page": page, "To follow it": command if args.run_id else f"{command} --run-id {run_id}"})
         raise
     print_pairs({"Kubeflow says": state})
-    result = report.collect(root, run_id, ReportStep(pipeline_id=config.pipeline_id, steps=steps))
-    if not (result.success or result.stopped_by or (sweep and finds_winner_alone(result, sweep))):
+    result = report.collect(request.storage_root, run_id, request.report_settings)
+    if not (result.success or result.stopped_by or (request.sweep and finds_winner_alone(result, request.sweep))):
         result = result.model_copy(update={"errors": [f"the run ended {state}: {page}", *result.errors]})
-    write_junit(args.junit, junit.of_run(result))
-    return tell_result(result, root, sweep)
+    junit.write(args.junit, junit.of_run(result))
+    return report_result(result, request)
 
 
-def submitted(
-    config: PipelineConfig, parameters: dict[str, Any], args: argparse.Namespace, sweep: SweepConfig | None
-) -> tuple[kubeflow.Client, str, dict[str, str]]:
-    """The cluster, the id of the run there, and the steps by the names of their tasks."""
+def submit(request: RunRequest, args: argparse.Namespace) -> tuple[kubeflow.Client, str, dict[str, str]]:
+    """Starts the run, unless the command line names one; returns client, run id, and task name -> step name."""
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder, "graph.yaml")
+        graph = Path(folder, "graph.yaml")
         if not args.run_id:
             check_images_are_pushed()
-            preflight.check_for_cluster(config, parameters)
-        compile_sweep(config, sweep, package) if sweep else compile_graph(config, package)
+            preflight.check_for_cluster(request.config, request.parameters)
+        request.compile(graph)
         client = kubeflow.Client(args.endpoint, namespace=args.namespace, token_file=args.token_file)
         run_id = args.run_id or kubeflow.submit(
-            client, package, experiment=args.experiment or config.pipeline_id, parameters=parameters,
-            name=f"{config.pipeline_id} {new_run_id(parameters['storage_root'], None)}",
-        )  # fmt: skip
-        return client, run_id, kubeflow.steps_of_tasks(package)
+            client,
+            graph,
+            experiment=args.experiment or request.config.pipeline_id,
+            name=f"{request.config.pipeline_id} {new_run_id(request.storage_root, None)}",
+            parameters=request.parameters,
+        )
+        return client, run_id, kubeflow.steps_of_tasks(Package.read(graph))
+
+
+def follow(request: RunRequest, client: kubeflow.Client, run_id: str, tasks: dict[str, str]) -> str:
+    """Shows the run until it has ended, and returns the state in which it did."""
+    trials = set(request.sweep.all_slots) if request.sweep else set()
+    with view_of(request.steps) as view:
+        watch = ClusterWatch(request.storage_root, run_id, view, waiting=trials)
+        watch.records()  # warns now, not when the run has ended, that the records cannot be read from here
+        return kubeflow.follow(client, run_id, tasks, watch)

@@ -1,4 +1,4 @@
-"""Shows how far a run is and what stopped it: tables on a terminal, plain lines where the output is a file or a log.
+"""Shows how far a run has come and what stopped it: tables on a terminal, plain lines in a file or a log.
 
 events of steps, checks that did not pass -> text
 """
@@ -17,21 +17,34 @@ from rich.text import Text
 
 State = Literal["pending", "running", "done", "reused", "stopped", "undecided", "unfinished", "failed"]
 MARKS = {
-    "pending": "·", "running": "▸", "done": "✓", "reused": "↺", "stopped": "■", "undecided": "■", "unfinished": "…",
+    "pending": "·",
+    "running": "▸",
+    "done": "✓",
+    "reused": "↺",
+    "stopped": "■",
+    "undecided": "■",
+    "unfinished": "…",
     "failed": "✗",
-}  # fmt: skip
+}
 STYLES = {
-    "pending": "dim", "running": "bold", "done": "green", "reused": "blue", "stopped": "red", "undecided": "yellow",
+    "pending": "dim",
+    "running": "bold",
+    "done": "green",
+    "reused": "blue",
+    "stopped": "red",
+    "undecided": "yellow",
     "unfinished": "yellow",
-    "failed": "red", "timed out": "red", "not run": "dim",
-}  # fmt: skip
+    "failed": "red",
+    "timed out": "red",
+    "not run": "dim",
+}
 REDRAWS_PER_SECOND = 4
-SECONDS_BETWEEN_LINES = 10.0  # of one step's progress, where every line stays
+SECONDS_BETWEEN_LINES = 10.0  # for the progress of one step, in a log
 
 
 @dataclass
 class Row:
-    """One step as it stands."""
+    """The current state of one step."""
 
     state: State = "pending"
     done: int = 0
@@ -55,7 +68,7 @@ class CheckRow:
 
 
 class PlainView:
-    """One line per event, and for a training stage one line every few seconds."""
+    """Prints a line per event, and for a training stage a line every few seconds."""
 
     def __init__(self, steps: list[str], stream: TextIO | None = None):
         self.stream = stream or sys.stdout
@@ -83,18 +96,20 @@ class PlainView:
 
     def _line(self, step: str, text: str) -> None:
         line = f"{time.strftime('%H:%M:%S')}  {step:<{self.width}}  {text}".rstrip()
-        print(f"{line}\n", end="", file=self.stream, flush=True)  # in one write: steps run side by side
+        print(f"{line}\n", end="", file=self.stream, flush=True)  # one write: steps run side by side
 
 
 class LiveView:
-    """A table of all steps that redraws itself; what a step said last stands beside it."""
+    """Draws a table of all steps, each with its latest progress, and keeps redrawing it."""
 
     def __init__(self, steps: list[str], stream: TextIO | None = None):
         self.rows = {step: Row() for step in steps}
         self.live = Live(
-            console=Console(file=stream), get_renderable=self._table, refresh_per_second=REDRAWS_PER_SECOND,
+            console=Console(file=stream),
+            get_renderable=self._table,
+            refresh_per_second=REDRAWS_PER_SECOND,
             vertical_overflow="visible",
-        )  # fmt: skip
+        )
 
     def __enter__(self):
         self.live.__enter__()
@@ -127,29 +142,24 @@ class LiveView:
 
 
 def view_of(steps: list[str], stream: TextIO | None = None) -> PlainView | LiveView:
-    """The view that suits the output."""
+    """Returns the view that suits the output."""
     stream = stream or sys.stdout
     return LiveView(steps, stream) if stream.isatty() else PlainView(steps, stream)
 
 
 def print_checks(rows: list[CheckRow], stream: TextIO | None = None) -> None:
-    """Each check against its limit, and below its name what was seen and what to do."""
+    """Prints each check with its limit, and below its name what was seen and what to do."""
     stream = stream or sys.stdout
     if stream.isatty():
         Console(file=stream).print(_checks(rows))
         return
     for row in rows:
-        print_pairs(
-            {
-                "Check": row.name, "Status": row.status, "Value": row.value, "Limit": row.limit,
-                "Interval": row.interval, "Seen": row.seen, "Remedy": row.remedy,
-            },
-            stream,
-        )  # fmt: skip
+        pairs = {"Check": row.name, "Status": row.status, "Value": row.value, "Limit": row.limit}
+        print_pairs(pairs | {"Interval": row.interval, "Seen": row.seen, "Remedy": row.remedy}, stream)
 
 
 def print_pairs(pairs: dict[str, Any], stream: TextIO | None = None) -> None:
-    """Aligned `key: value` lines; what is empty is left out, and further lines of a value stand below its first."""
+    """Prints aligned `key: value` lines without empty values; further lines of a value go below its first."""
     indent = "\n" + " " * 20
     for key, value in pairs.items():
         if value:

@@ -1,15 +1,15 @@
-"""Walks a compiled graph on this machine: which task runs when, and what comes of one that fails.
+"""Walks a compiled graph on this machine: decides which task runs when, and what follows from a failure.
 
-tasks of a scope, what they take -> what they give; tasks that do not wait for each other run side by side
+tasks of a scope and their inputs -> their outputs; tasks that do not depend on each other run side by side
 
-Values and their scopes, arguments, retries and loops are kfp.local's (2.17.0). Its walk is not used, for these reasons:
+Values and their scopes, arguments, retries and loops are handled by kfp.local (2.17.0). Its own walk is not used:
 
-- It does not find a named output in a condition, takes that for false and skips both branches of a gate, which leaves
-  the run green. Ours reads one form, `<boolean> == true|false`, and raises for all else.
-- It lets an exception out past the exit task. Ours makes a failed task of it.
-- It runs one task after the other, and independent ones in an order left to chance.
-- It runs two iterations of a loop at once, whether they fit or not, and waits for them when it is interrupted.
-  `runner.loops` asks for their memory, and ends them.
+- It does not find a named output in a condition, takes the condition for false and skips both branches of a gate, which
+  leaves the run green. Ours reads one form, `<boolean> == true|false`, and raises for any other.
+- It lets an exception escape past the exit task. Ours turns it into a failed task.
+- It runs one task after another, independent ones in random order.
+- It runs two iterations of a loop at once, whether they fit into memory or not, and waits for them when interrupted.
+  `runner.loops` measures their memory, and ends them.
 """
 
 from collections.abc import Callable
@@ -32,25 +32,25 @@ FAILED: Outputs = ({}, Status.FAILURE)
 
 
 class GraphError(Exception):
-    """The graph cannot go on: a step failed for good, or what it refers to has no value."""
+    """The graph cannot go on: a step failed for good, or a reference has no value."""
 
 
 @dataclass(frozen=True)
 class Walk:
-    """One walk through one graph."""
+    """Runs the tasks of one graph once."""
 
     spec: Any  # PipelineSpec
     run_id: str
     artifacts: str  # folder of all outputs
-    end_running: Callable[[], None]  # called when the walk is interrupted while other threads run tasks
-    peak_memory: Callable[[], int]  # bytes that an iteration of a loop needs; 0: not known
-    errors: list[str]  # why it did not go on
+    end_running: Callable[[], None]  # ends tasks in other threads when the walk is interrupted
+    peak_memory: Callable[[], int]  # bytes that an iteration of a loop needs; 0: unknown
+    errors: list[str]  # why the graph did not go on
 
     def run(self, arguments: dict[str, Any]) -> bool:
-        """Whether every task that ran succeeded.
+        """Runs the graph; returns whether every task that ran succeeded.
 
         Raises:
-            GraphError: in the outermost scope, where there is no exit task to run.
+            GraphError: the outermost scope, where no exit task could run, cannot go on.
         """
         for name in ("_task_output_data", "_parent_input_data", "_parent"):
             existing(io.IOStore(), name)
@@ -58,19 +58,19 @@ class Walk:
 
     def _run_scope(self, component: Any, arguments: dict[str, Any], parent: io.IOStore | None = None) -> Outputs:
         scope, declared = io.IOStore(parent=parent), component.input_definitions
-        given = OrchestratorUtils.join_user_inputs_and_defaults(dag_arguments=arguments, dag_inputs_spec=declared)
-        for name, value in given.items():
+        inputs = OrchestratorUtils.join_user_inputs_and_defaults(dag_arguments=arguments, dag_inputs_spec=declared)
+        for name, value in inputs.items():
             scope.put_parent_input(name, value)
         tasks = dict(sorted(component.dag.tasks.items()))
         exits = {name: task for name, task in tasks.items() if _is_exit(task)}
-        worked = self._run_tasks({name: task for name, task in tasks.items() if name not in exits}, scope)
-        worked &= all(self._ended_well(name, self._execute(name, task, scope), scope) for name, task in exits.items())
-        if not worked:
+        succeeded = self._run_tasks({name: task for name, task in tasks.items() if name not in exits}, scope)
+        succeeded &= all(self._keep(name, self._execute(name, task, scope), scope) for name, task in exits.items())
+        if not succeeded:
             return FAILED
         return OrchestratorUtils.get_dag_outputs(dag_outputs_spec=component.dag.outputs, io_store=scope), Status.SUCCESS
 
     def _run_tasks(self, tasks: dict[str, Any], scope: io.IOStore) -> bool:
-        """Runs each task once all that it waits for have ended; whether all that ran, and could run, did well."""
+        """Runs each task when those that it depends on have ended; returns whether all succeeded or were skipped."""
         ended: dict[str, bool] = {}
         while waiting := {name: task for name, task in tasks.items() if name not in ended}:
             ready = {}
@@ -78,20 +78,20 @@ class Walk:
                 if not ended.keys() >= set(task.dependent_tasks):
                     continue
                 if not (_runs_anyway(task) or all(ended[other] for other in task.dependent_tasks)):
-                    ended[name] = self._ended_well(name, FAILED, scope)
+                    ended[name] = self._keep(name, FAILED, scope)
                 elif (condition := task.trigger_policy.condition) and not evaluate_condition(condition, scope):
                     ended[name] = True
                 else:
                     ready[name] = partial(self._execute, name, task, scope)
             outputs = loops.side_by_side(ready, len(ready), self.end_running)
-            ended |= {name: self._ended_well(name, found, scope) for name, found in outputs.items()}
+            ended |= {name: self._keep(name, output, scope) for name, output in outputs.items()}
         return all(ended.values())
 
-    def _ended_well(self, name: str, outputs: Outputs, scope: io.IOStore) -> bool:
-        """Puts what a task gave into its scope."""
-        found, status = outputs
+    def _keep(self, name: str, outputs: Outputs, scope: io.IOStore) -> bool:
+        """Puts status and outputs of a task into its scope; returns whether it succeeded."""
+        values, status = outputs
         scope.put_task_status(name, "SUCCEEDED" if status == Status.SUCCESS else "FAILED")
-        for key, value in found.items():
+        for key, value in values.items():
             scope.put_task_output(name, key, value)
         return status == Status.SUCCESS
 
@@ -109,12 +109,12 @@ class Walk:
             return task_executor.execute_single_task(
                 task_name=name, task_spec=task, io_store=scope, **self._common(), runner=None
             )
-        except (GraphError, ValueError) as error:  # ValueError: kfp's word for a reference that has no value
+        except (GraphError, ValueError) as error:  # kfp raises ValueError for a reference without a value
             self.errors.append(str(error))
             return FAILED
 
     def _run_loop(self, name: str, task: Any, scope: io.IOStore) -> Outputs:
-        """Puts a list of each output that the iterations gave into the scope, under the loop's name."""
+        """Runs the iterations of a loop; puts a list of each of their outputs into the scope, under the loop's name."""
         failed = kfp_walk._run_parallel_for_task(
             task_name=name, task_spec=task, io_store=scope, **self._common(), runner=None, parallel_executor=self
         )
@@ -123,15 +123,15 @@ class Walk:
     def execute_parallel_tasks(
         self, tasks: list[tuple[str, Any]], io_store: io.IOStore, parallelism_limit: int, **common: Any
     ) -> tuple[dict[str, dict[str, Any]], Status]:
-        """What kfp.local asks of its executor of loops."""
+        """Runs the iterations of a loop when kfp.local asks for it."""
         return loops.run_iterations(
             {name: partial(self._execute, name, task, io_store) for name, task in tasks},
-            num_at_once=lambda: loops.that_fit(parallelism_limit or len(tasks), self.peak_memory()),
+            num_at_once=lambda: loops.num_that_fit(parallelism_limit or len(tasks), self.peak_memory()),
             end_running=self.end_running,
         )
 
     def _common(self) -> dict[str, Any]:
-        """Arguments that kfp's functions take and pass on."""
+        """Returns the arguments that kfp's functions take and pass on."""
         executors = self.spec.deployment_spec["executors"].items()
         return {
             "pipeline_resource_name": self.run_id,
@@ -144,21 +144,21 @@ class Walk:
 
 
 def _is_exit(task: Any) -> bool:
-    """Whether it is an exit handler's task, which alone is given how the run ended."""
-    return any(given.HasField("task_final_status") for given in task.inputs.parameters.values())
+    """Tells whether the task is an exit handler's: only that gets the final status of the run."""
+    return any(parameter.HasField("task_final_status") for parameter in task.inputs.parameters.values())
 
 
 def _runs_anyway(task: Any) -> bool:
-    """Whether it runs also after failed tasks."""
+    """Tells whether the task also runs after failed tasks."""
     strategies = PipelineTaskSpec.TriggerPolicy.TriggerStrategy
     return task.trigger_policy.strategy == strategies.ALL_UPSTREAM_TASKS_COMPLETED
 
 
 def evaluate_condition(condition: str, io_store: io.IOStore) -> bool:
-    """Whether a branch is taken. The gates' `<boolean> == true|false` is the only form: nothing is evaluated as code.
+    """Tells whether a branch is taken. Only the gates' `<boolean> == true|false` is read: nothing is run as code.
 
     Raises:
-        GraphError: another form, a reference that has no value, or a value that is not a boolean.
+        GraphError: another form, a reference without a value, or a value that is not a boolean.
     """
     match = CONDITION.fullmatch(" ".join(condition.split()))
     if not match:
@@ -170,29 +170,29 @@ def evaluate_condition(condition: str, io_store: io.IOStore) -> bool:
 
 
 def _value_of(channel: str, io_store: io.IOStore) -> Any:
-    """The value of `pipelinechannel--<task>-<output>` in the nearest scope that knows it."""
+    """Returns the value of `pipelinechannel--<task>-<output>` in the nearest scope that has it."""
     scope = io_store
     while scope is not None:
-        found = [
+        values = [
             value
             for task, outputs in scope._task_output_data.items()
             for output, value in outputs.items()
             if channel == f"pipelinechannel--{task}-{output}"
         ]
-        found += [value for name, value in scope._parent_input_data.items() if name == channel]
-        if len(found) > 1:
-            raise GraphError(f"condition: {channel} names {len(found)} values")
-        if found:
-            return found[0]
+        values += [value for name, value in scope._parent_input_data.items() if name == channel]
+        if len(values) > 1:
+            raise GraphError(f"condition: {channel} names {len(values)} values")
+        if values:
+            return values[0]
         scope = scope._parent
-    raise GraphError(f"condition: {channel} has no value: neither branch may be skipped for that")
+    raise GraphError(f"condition: {channel} has no value: the branch is neither taken nor skipped")
 
 
 def existing(owner: Any, name: str) -> Any:
-    """The attribute.
+    """Returns the attribute.
 
     Raises:
-        RuntimeError: another release of kfp, which has no such.
+        RuntimeError: this release of kfp has no such attribute.
     """
     if not hasattr(owner, name):
         raise RuntimeError(f"kfp has no {owner!r}.{name} any more, which local runs depend on: install kfp==2.17.0")

@@ -1,25 +1,32 @@
-"""Listens to a run while it goes on, and completes its record."""
+"""Shows a run while it goes on, and completes its record where a step could not.
+
+events of the runner or of Kubeflow, the run record -> calls of the view, records
+"""
 
 import json
 import logging
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from posttrain import report
+from posttrain.config.line import is_rejection
 from posttrain.pages import html, wording
 from posttrain.step.records import StepRecord, read_records, replace_record, write_record
 from posttrain.verdict import Verdict
 from runner.view import LiveView, PlainView
+
+CAUSE_INTERRUPTED = "interrupted"  # error of a step that was running when the run was interrupted
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class ClusterWatch:
-    """Shows what happens on a cluster: that a step ended says Kubeflow, what came of it the run record.
+    """Shows a run on a cluster: Kubeflow tells that a step ended, the run record tells how.
 
-    Of the trials of a sweep both say the record: Kubeflow gives all iterations of a loop the same name.
+    For the trials of a sweep the record tells both: Kubeflow gives all iterations of a loop the same name.
     """
 
     storage_root: str
@@ -27,56 +34,54 @@ class ClusterWatch:
     view: PlainView | LiveView
     can_read: bool = True
     waiting: set[str] = field(default_factory=set)  # trials that have not succeeded
-    shown: dict[str, StepRecord] = field(default_factory=dict)  # of trials, as they stood
+    shown: dict[str, StepRecord] = field(default_factory=dict)  # trial -> its record as last shown
 
     def started(self, step: str) -> None:
         self.view.started(step)
 
     def ended(self, step: str, succeeded: bool, seconds: float) -> None:
-        entry = next(reversed(self.records({step})), None)
+        record = next(reversed(self.records({step})), None)
         unknown = report.KILLED if self.can_read else "see its log"
-        cause = None if succeeded else (entry and entry.error) or unknown
-        self._show_end(step, entry, cause, seconds)
+        cause = None if succeeded else (record and record.error) or unknown
+        self._show_end(step, record, cause, seconds)
 
     def looked(self) -> None:
-        for entry in self.records(self.waiting) if self.waiting else []:
-            before = self.shown.get(entry.step)
-            if before is None or before.attempt < entry.attempt:
-                self.view.started(entry.step)
-            elif before.attempt > entry.attempt or before.status == entry.status:
+        for record in self.records(self.waiting) if self.waiting else []:
+            before = self.shown.get(record.step)
+            if before is None or before.attempt < record.attempt:
+                self.view.started(record.step)
+            elif before.attempt > record.attempt or before.status == record.status:
                 continue
-            self.shown[entry.step] = entry
-            if entry.status != "running":
-                self._show_end(entry.step, entry, entry.error, entry.seconds)
-            if entry.status in ("succeeded", "reused"):
-                self.waiting.remove(entry.step)
+            self.shown[record.step] = record
+            if record.status != "running":
+                self._show_end(record.step, record, record.error, record.seconds)
+            if record.status in ("succeeded", "reused"):
+                self.waiting.remove(record.step)
 
     def records(self, steps: set[str] | None = None) -> list[StepRecord]:
-        """Those of the run so far, or of these steps; none where the storage cannot be read from here, which is told
-        once.
-        """
+        """Returns the records of these steps, or of all, so far. Warns once if this machine cannot read the storage."""
         try:
             return read_records(self.storage_root, self.run_id, of=steps) if self.can_read else []
         except (OSError, ImportError) as error:
             self.can_read = False
-            logger.warning("no verdict is shown, and the exit code will be 1: %s", wording.line(str(error)))
+            logger.warning("no verdict can be shown, and the exit code will be 1: %s", wording.line(str(error)))
             return []
 
-    def _show_end(self, step: str, entry: StepRecord | None, cause: str | None, seconds: float) -> None:
-        state, text = outcome(entry, cause)
+    def _show_end(self, step: str, record: StepRecord | None, cause: str | None, seconds: float) -> None:
+        state, text = outcome(step, record, cause)
         self.view.ended(step, state, seconds, wording.line(text))
 
 
 @dataclass
 class Watch:
-    """Listens to the runner, completes the run record where a step could not, and shows what happened."""
+    """Shows a run on this machine, and completes the run record where a step could not."""
 
     storage_root: str
     run_id: str
     view: PlainView | LiveView
     running: dict[str, datetime] = field(default_factory=dict)  # step -> when it started
     num_attempts: dict[str, int] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)  # of steps that are no part of the result
+    errors: list[str] = field(default_factory=list)  # from steps that are not part of the result
 
     def started(self, step: str) -> None:
         self.running[step] = datetime.now(UTC)
@@ -87,55 +92,72 @@ class Watch:
         self.view.progress(step, done, total, wording.line(text))
 
     def finished(self, step: str, exit_code: int, seconds: float, cause: str | None) -> None:
-        found = [entry for entry in read_records(self.storage_root, self.run_id) if entry.step == step]
-        if cause and (len(found) < self.num_attempts[step] or found[-1].status not in ("failed", "unfinished")):
-            found.append(self._record_for(step, found, seconds, cause))
+        records = [record for record in read_records(self.storage_root, self.run_id) if record.step == step]
+        has_own = len(records) >= self.num_attempts[step] and records[-1].status in ("failed", "unfinished")
+        if cause and not has_own:
+            records.append(self._record_failure(step, records, seconds, cause))
         if cause and step == "report_run":
             self.errors.append(f"{step}: {cause}")
         self.running.pop(step, None)
-        state, text = outcome(found[-1] if found else None, cause)
+        state, text = outcome(step, records[-1] if records else None, cause)
         self.view.ended(step, state, seconds, wording.line(text))
 
-    def interrupt(self) -> None:
-        """The run was interrupted: the steps that were running end here."""
+    def interrupt(self, steps: Iterable[str]) -> None:
+        """Ends the steps that were running; where none was, records the next of `steps` as the interrupted one."""
+        if not self.running:
+            recorded = {record.step for record in read_records(self.storage_root, self.run_id)}
+            for step in [step for step in steps if step not in recorded][:1]:
+                self._record_failure(step, [], 0.0, CAUSE_INTERRUPTED)
         for step, started in list(self.running.items()):
-            self.finished(step, -signal.SIGINT, (datetime.now(UTC) - started).total_seconds(), "interrupted")
+            seconds = (datetime.now(UTC) - started).total_seconds()
+            self.finished(step, -signal.SIGINT, seconds, CAUSE_INTERRUPTED)
 
     def peak_memory(self) -> int:
-        """Bytes that the largest trial so far has held; 0 before there was one."""
-        entries = read_records(self.storage_root, self.run_id)
-        return max([int(entry.measured.get("peak_memory", 0)) for entry in entries], default=0)
+        """Returns the bytes that the largest trial so far has needed; 0 before the first."""
+        records = read_records(self.storage_root, self.run_id)
+        return max([int(record.measured.get("peak_memory", 0)) for record in records], default=0)
 
-    def _record_for(self, step: str, found: list[StepRecord], seconds: float, cause: str) -> StepRecord:
-        """The record of a step that was ended, or that failed before or after it kept one itself."""
+    def _record_failure(self, step: str, records: list[StepRecord], seconds: float, cause: str) -> StepRecord:
+        """Writes the record of a step that was ended, or that failed before or after it wrote one itself."""
         failed = {"status": "failed", "seconds": round(seconds, 3), "error": cause}
-        if found and found[-1].status == "running":
-            entry = found[-1].model_copy(update=failed)
-            replace_record(self.storage_root, entry)
-            return entry
-        entry = StepRecord(
-            step=step, attempt=1, run_id=self.run_id, fingerprint="", config={}, inputs={}, outputs={}, measured={},
-            started_at=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds"), **failed,
-        )  # fmt: skip
-        return write_record(self.storage_root, entry)
+        if records and records[-1].status == "running":
+            record = records[-1].model_copy(update=failed)
+            replace_record(self.storage_root, record)
+            return record
+        started = datetime.now(UTC) - timedelta(seconds=seconds)
+        record = StepRecord(
+            step=step,
+            attempt=1,
+            run_id=self.run_id,
+            started_at=started.isoformat(timespec="milliseconds"),
+            fingerprint="",
+            config={},
+            inputs={},
+            outputs={},
+            measured={},
+            **failed,
+        )
+        return write_record(self.storage_root, record)
 
 
-def outcome(entry: StepRecord | None, cause: str | None) -> tuple[str, str]:
-    """State and note of a step for the view."""
+def outcome(step: str, record: StepRecord | None, cause: str | None) -> tuple[str, str]:
+    """Returns state and note of a step for the view."""
+    if cause and is_rejection(step):
+        return "stopped", ""  # by the gate before it, which has said why
     if cause:
-        return ("unfinished", entry.error) if entry and entry.status == "unfinished" else ("failed", cause)
-    if entry is None:
+        return ("unfinished", record.error) if record and record.status == "unfinished" else ("failed", cause)
+    if record is None:
         return "done", ""
-    state = "reused" if entry.status == "reused" else "done"
-    if entry.verdict:
-        verdict = Verdict.read(json.dumps(entry.verdict))
+    state = "reused" if record.status == "reused" else "done"
+    if record.verdict:
+        verdict = Verdict.read(json.dumps(record.verdict))
         if not verdict.passed:
             return "undecided" if verdict.outcome == "undecided" else "stopped", wording.reason(verdict)
         return state, f"{len(verdict.checks)} of {len(verdict.checks)} checks passed"
-    if "row" in entry.measured:
-        return state, str(entry.measured["status"])  # of a trial
-    if "final_loss" in entry.measured:
-        return state, f"loss {entry.measured['final_loss']:.4g}"
-    if "size_gb" in entry.measured:
-        return state, html.size(entry.measured["size_gb"])
+    if "row" in record.measured:  # a trial
+        return state, str(record.measured["status"])
+    if "final_loss" in record.measured:
+        return state, f"loss {record.measured['final_loss']:.4g}"
+    if "size_gb" in record.measured:
+        return state, html.size(record.measured["size_gb"])
     return state, ""

@@ -29,8 +29,8 @@ from posttrain.step import records
 from posttrain.sweep.ranking import Candidate, Measure
 from posttrain.sweep.study import Study
 from posttrain.verdict import Verdict, at_most
+from runner import exit_codes
 from runner import kubeflow as client
-from runner import summary, there
 from runner.local import ROOT
 from tests.kubeflow_server import Scene, serve
 
@@ -70,9 +70,8 @@ def kubeflow(tmp_path, monkeypatch, gs_root):
         if hasattr(component, "component_spec"):
             image = component.component_spec.implementation.container
             monkeypatch.setattr(image, "image", image.image.replace(":local", f"@{DIGEST}"))
-    monkeypatch.setattr(
-        there, "compile_graph", lambda config, path: path.write_bytes(compiled(config.model_dump_json()))
-    )
+    write = lambda config, path: path.write_bytes(compiled(config.model_dump_json()))  # noqa: E731
+    monkeypatch.setattr("runner.request.compile_graph", write)
     monkeypatch.setattr(client, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(client, "MAX_WAIT_SECONDS", 0.01)
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
@@ -156,7 +155,7 @@ def value(out: str, key: str) -> str:
 def test_a_promoted_run(kubeflow, start, gs_root, capsys):
     kubeflow.scenes = promoted(gs_root)
     more = ["--experiment", "weekly", "--overrides", '{"sft": {"epochs": 2}}', "--junit", "gates.xml"]
-    assert start(*more) == summary.PROMOTED
+    assert start(*more) == exit_codes.PROMOTED
     (run_id,) = kubeflow.runs
     out = capsys.readouterr().out
     assert value(out, "Run") == run_id
@@ -217,7 +216,7 @@ def sweep_scenes(gs_root, tmp_path):
 
 def test_a_sweep_is_followed_trial_by_trial_and_its_table_is_printed(kubeflow, start, sweep_scenes, gs_root, capsys):
     kubeflow.scenes = sweep_scenes
-    assert start("--sweep", "sweep.yaml") == summary.PROMOTED
+    assert start("--sweep", "sweep.yaml") == exit_codes.PROMOTED
     out = capsys.readouterr().out
     for trial, status in (("trial_1", "gate failed"), ("trial_2", "qualified")):
         assert len(re.findall(rf"{trial} +started", out)) == 1
@@ -235,7 +234,7 @@ def test_a_sweep_that_kubeflow_says_has_failed_and_that_found_no_winner_is_an_er
     kubeflow, start, sweep_scenes, capsys
 ):
     kubeflow.scenes = [Scene("FAILED", sweep_scenes[0].tasks, sweep_scenes[0].happens)]
-    assert start("--sweep", "sweep.yaml") == summary.ERROR
+    assert start("--sweep", "sweep.yaml") == exit_codes.ERROR
     out = capsys.readouterr().out
     assert re.search(r"trial_1 +done +1.0 s +gate failed", out)
     assert value(out, "Errors").startswith("the run ended FAILED: http://127.0.0.1")
@@ -249,7 +248,7 @@ def test_a_run_that_a_gate_stopped(kubeflow, start, gs_root, capsys):
         leave(gs_root, run_id, "reject_sft", status="failed", error="held_out_loss 9, limit 2")
 
     kubeflow.scenes = [Scene("FAILED", up_to("check-sft") | {"reject-2": "FAILED"}, happens)]
-    assert start("--junit", "gates.xml") == summary.STOPPED
+    assert start("--junit", "gates.xml") == exit_codes.STOPPED
     out = capsys.readouterr().out
     assert re.search(r"check_sft +stopped ", out)
     assert "STOPPED BY check_sft" in out
@@ -264,7 +263,7 @@ def test_a_step_that_fails(kubeflow, start, gs_root, capsys):
         leave(gs_root, run_id, "train_sft", status="failed", error="ValueError: no rows")
 
     kubeflow.scenes = [Scene("FAILED", up_to("train-sft", "FAILED"), happens)]
-    assert start() == summary.ERROR
+    assert start() == exit_codes.ERROR
     out = capsys.readouterr().out
     assert re.search(r"train_sft +failed +7.0 s +ValueError: no rows", out)
     assert value(out, "Errors").startswith("the run ended FAILED: http://127.0.0.1")
@@ -277,7 +276,7 @@ def test_a_step_that_dies_without_a_word(kubeflow, start, gs_root, capsys):
         leave(gs_root, run_id, "fetch_model", status="running")
 
     kubeflow.scenes = [Scene("FAILED", up_to("prepare-data", "FAILED"), happens)]
-    assert start() == summary.ERROR
+    assert start() == exit_codes.ERROR
     out = capsys.readouterr().out
     assert re.search(r"prepare_sft_data +failed +7.0 s +did not come to its end: killed, evicted or timed out", out)
     assert "fetch_model: did not come to its end" in out
@@ -286,7 +285,7 @@ def test_a_step_that_dies_without_a_word(kubeflow, start, gs_root, capsys):
 
 def test_a_run_that_is_canceled(kubeflow, start, capsys):
     kubeflow.scenes = [Scene("RUNNING", up_to("fetch-model", "RUNNING")), Scene("CANCELING")]
-    assert start() == summary.ERROR
+    assert start() == exit_codes.ERROR
     assert value(capsys.readouterr().out, "Kubeflow says") == "CANCELING"
 
 
@@ -298,7 +297,7 @@ def test_the_word_of_kubeflow_promotes_nothing(kubeflow, start, gs_root, capsys)
         storage.write_bytes(f"{gs_root}/published/demo/v1/manifest.json", b'{"sha256": "other"}')
 
     kubeflow.scenes = promoted(gs_root)[:-1] + [Scene("SUCCEEDED", up_to("publish-model"), replaced)]
-    assert start() == summary.ERROR
+    assert start() == exit_codes.ERROR
     out = capsys.readouterr().out
     assert value(out, "Kubeflow says") == "SUCCEEDED"
     assert "names another model than this run's receipt" in out
@@ -308,9 +307,9 @@ def test_a_record_that_cannot_be_read_from_here_is_told_before_the_run_has_ended
     told = []
     kubeflow.scenes = [Scene("RUNNING", happens=lambda run_id: told.extend(caplog.messages)), Scene("SUCCEEDED")]
     root = "gs://no-such-bucket/weekly"
-    assert start("--set", 'allowed_prefixes=["gs://", "hf://"]', "--storage-root", root) == summary.ERROR
+    assert start("--set", 'allowed_prefixes=["gs://", "hf://"]', "--storage-root", root) == exit_codes.ERROR
     (message,) = told
-    assert message.startswith(f"no verdict is shown, and the exit code will be 1: {root}")
+    assert message.startswith(f"no verdict can be shown, and the exit code will be 1: {root}")
     assert caplog.messages == told
     assert capsys.readouterr().err.startswith(f"error: {root}")
 
@@ -321,15 +320,15 @@ def test_an_interrupt_detaches_and_the_line_it_prints_attaches_again(kubeflow, s
 
     first, *rest = promoted(gs_root)
     kubeflow.scenes = [first, Scene("RUNNING", happens=interrupt), *rest]
-    assert start("--junit", "gates.xml") == summary.INTERRUPTED
+    assert start("--junit", "gates.xml") == exit_codes.INTERRUPTED
     (run_id,) = kubeflow.runs
     out = capsys.readouterr().out
-    assert "the run goes on" in out
-    command = shlex.split(value(out, "To look again"))
+    assert "it goes on" in out
+    command = shlex.split(value(out, "To follow it"))
     assert command[:2] == ["python", "run_pipeline.py"]
     assert ElementTree.parse("gates.xml").find(".//error").text == "interrupted"
 
-    assert run_pipeline.main(command[2:]) == summary.PROMOTED
+    assert run_pipeline.main(command[2:]) == exit_codes.PROMOTED
     assert list(kubeflow.runs) == [run_id]
     assert kubeflow.calls.count("create_run") == 1
     assert not list(ElementTree.parse("gates.xml").iter("error"))
@@ -339,16 +338,16 @@ def test_a_connection_that_stays_away_detaches_too(kubeflow, start, capsys, monk
     monkeypatch.setattr(client, "FOLLOW_PATIENCE_SECONDS", 0.1)
     kubeflow.scenes = [Scene("RUNNING")]
     kubeflow.faults = {"get_run": [503] * 1_000}
-    assert start() == summary.ERROR
+    assert start() == exit_codes.ERROR
     told = capsys.readouterr()
-    assert f"--run-id {next(iter(kubeflow.runs))}" in value(told.out, "To look again")
+    assert f"--run-id {next(iter(kubeflow.runs))}" in value(told.out, "To follow it")
     assert told.err.endswith(f"error: {kubeflow.url}: 503 Service Unavailable\n")
 
 
 def test_a_token_that_is_not_accepted(kubeflow, start, tmp_path, capsys):
     kubeflow.token = "another"
     (tmp_path / "token").write_text("s3cret")
-    assert start("--token-file", "token", "--junit", "gates.xml") == summary.ERROR
+    assert start("--token-file", "token", "--junit", "gates.xml") == exit_codes.ERROR
     told = capsys.readouterr()
     assert re.fullmatch(r"error: .*401 Unauthorized.*write a fresh token into token\n", told.err)
     assert "s3cret" not in told.out + told.err + (tmp_path / "gates.xml").read_text()
@@ -358,7 +357,7 @@ def test_a_token_that_is_not_accepted(kubeflow, start, tmp_path, capsys):
 def test_images_that_are_only_here_are_refused(kubeflow, start, capsys, monkeypatch):
     monkeypatch.setattr(components.container, "IMAGES", ROOT / "images" / "digests.yaml")
     kubeflow.scenes = [Scene("FAILED")]
-    assert start() == summary.ERROR
+    assert start() == exit_codes.ERROR
     assert "no digest for posttrain-cpu:local and posttrain-train:local yet" in capsys.readouterr().err
     assert kubeflow.calls == []
 
@@ -379,7 +378,7 @@ def test_images_that_are_only_here_are_refused(kubeflow, start, capsys, monkeypa
 def test_what_no_pod_could_read_is_refused_before_anything_is_sent(
     kubeflow, start, tmp_path, capsys, arguments, message
 ):
-    assert start(*arguments) == summary.ERROR
+    assert start(*arguments) == exit_codes.ERROR
     told = capsys.readouterr()
     assert re.fullmatch(r"error: .*\n", told.err)
     assert message.format(here=tmp_path) in told.err
@@ -397,7 +396,7 @@ def test_what_no_pod_could_read_is_refused_before_anything_is_sent(
 def test_a_wrong_command_line_is_no_gate_that_stopped_the_run(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         run_pipeline.main(arguments)
-    assert caught.value.code == summary.ERROR
+    assert caught.value.code == exit_codes.ERROR
     assert message in capsys.readouterr().err
 
 

@@ -20,8 +20,8 @@ import run_pipeline
 from posttrain.config import PipelineConfig
 from posttrain.step import records
 from posttrain.verdict import Verdict
-from runner import here, parameters, summary
-from runner.local import ROOT, LocalRun
+from runner import exit_codes, here, parameters
+from runner.local import ROOT, GraphRun
 
 # Stands for every module that fetches, trains, merges or judges: instant work inside the real run record.
 STAND_IN = """
@@ -94,8 +94,8 @@ def project(tmp_path, monkeypatch) -> Path:
         (tmp_path / "code" / package / "__init__.py").write_text(f"__path__.append({str(ROOT / package)!r})")
     for module in STAND_INS:
         (tmp_path / "code" / module.replace(".", "/")).with_suffix(".py").write_text(STAND_IN)
-    in_its_folder = functools.partial(LocalRun, working_directory=tmp_path / "code")
-    monkeypatch.setattr(here, "LocalRun", in_its_folder)
+    in_its_folder = functools.partial(GraphRun, working_directory=tmp_path / "code")
+    monkeypatch.setattr(here, "GraphRun", in_its_folder)
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
     yield tmp_path
@@ -121,7 +121,7 @@ def value(out: str, key: str) -> str:
 
 
 def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
-    assert start("--junit", "ci/gates.xml") == summary.PROMOTED
+    assert start("--junit", "ci/gates.xml") == exit_codes.PROMOTED
     out = capsys.readouterr().out
     assert value(out, "Run") == "r1"
     assert value(out, "Base model") == str(project / "model")
@@ -141,7 +141,7 @@ def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
         assert (folder / name).is_file(), name
     assert (project / "store" / "artifacts" / "r1" / "train_sft" / "adapter").is_file()
 
-    assert start("--run-id", "r2", "--set", "save_intermediate=false") == summary.PROMOTED
+    assert start("--run-id", "r2", "--set", "save_intermediate=false") == exit_codes.PROMOTED
     out = capsys.readouterr().out
     reused = value(out, "Reused").split(", ")
     assert {"train_sft", "merge_sft", "check_sft"} <= set(reused)
@@ -151,7 +151,7 @@ def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
 
 def test_a_gate_that_does_not_pass(project, capsys, monkeypatch):
     monkeypatch.setenv("PLAN", '{"check_sft": "fail"}')
-    assert start("--junit", "gates.xml") == summary.STOPPED
+    assert start("--junit", "gates.xml") == exit_codes.STOPPED
     out = capsys.readouterr().out
     assert value(out, "Success") == "no"
     assert value(out, "Final model") == "none"
@@ -177,7 +177,7 @@ def test_a_gate_that_does_not_pass(project, capsys, monkeypatch):
 
 def test_a_gate_that_cannot_decide(project, capsys, monkeypatch):
     monkeypatch.setenv("PLAN", '{"check_sft": "unsure"}')
-    assert start("--junit", "gates.xml") == summary.STOPPED
+    assert start("--junit", "gates.xml") == exit_codes.STOPPED
     out = capsys.readouterr().out
     assert re.search(r"check_sft +undecided ", out)
     assert value(out, "Outcome").startswith("Undecided: about 41 more held-out rows would decide.")
@@ -190,7 +190,7 @@ def test_a_gate_that_cannot_decide(project, capsys, monkeypatch):
 
 def test_a_step_that_dies_without_a_word_in_the_record(project, capsys, monkeypatch):
     monkeypatch.setenv("PLAN", '{"train_sft": "crash"}')
-    assert start("--junit", "gates.xml") == summary.ERROR
+    assert start("--junit", "gates.xml") == exit_codes.ERROR
     assert value(capsys.readouterr().out, "Errors") == "train_sft: ImportError: no such library"
     assert told_ci(project / "gates.xml")["error"] == 1
     (died,) = (entry for entry in records.read_records("store", "r1") if entry.step == "train_sft")
@@ -201,7 +201,7 @@ def test_a_step_that_dies_without_a_word_in_the_record(project, capsys, monkeypa
 def test_nothing_else_runs_where_preflight_fails(project, capsys, monkeypatch):
     """On a cluster, where nobody has asked the same before the start."""
     monkeypatch.setenv("PLAN", '{"preflight": "crash"}')
-    assert start() == summary.ERROR
+    assert start() == exit_codes.ERROR
     out = capsys.readouterr().out
     assert re.search(r"preflight +failed ", out)
     assert value(out, "Errors") == "preflight: ImportError: no such library"
@@ -212,7 +212,7 @@ def test_nothing_else_runs_where_preflight_fails(project, capsys, monkeypatch):
 def test_the_word_of_the_runner_promotes_nothing(project, capsys, monkeypatch):
     """As if neither branch of a gate had run, and the runner had called that a success."""
     monkeypatch.setattr(here, "run_graph", lambda *_: True)
-    assert start() == summary.ERROR
+    assert start() == exit_codes.ERROR
     assert "preflight: left no record" in value(capsys.readouterr().out, "Errors")
 
 
@@ -222,7 +222,7 @@ def test_why_the_graph_did_not_go_on_is_told(project, capsys, monkeypatch):
         return False
 
     monkeypatch.setattr(here, "run_graph", unresolved)
-    assert start() == summary.ERROR
+    assert start() == exit_codes.ERROR
     assert "check-data-passed has no value" in result(project)["errors"][-1]
 
 
@@ -232,22 +232,22 @@ def test_an_interrupt_leaves_a_result(project, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(here, "run_graph", interrupted)
-    assert start("--junit", "gates.xml") == summary.INTERRUPTED
+    assert start("--junit", "gates.xml") == exit_codes.INTERRUPTED
     assert result(project)["errors"] == ["preflight: interrupted"]
     assert ElementTree.parse(project / "gates.xml").find(".//error").text == "preflight: interrupted"
 
 
 def test_a_gate_whose_process_dies_is_an_error_in_ci(project, monkeypatch):
     monkeypatch.setenv("PLAN", '{"check_sft": "crash"}')
-    assert start("--junit", "gates.xml") == summary.ERROR
+    assert start("--junit", "gates.xml") == exit_codes.ERROR
     suite = ElementTree.parse(project / "gates.xml").find("testsuite[@name='check_sft']")
     assert suite.find("testcase/error").text == "ImportError: no such library"
 
 
 def test_ci_is_never_left_with_the_green_file_of_an_earlier_run(project, monkeypatch, capsys):
     (project / "gates.xml").write_text("<testsuites/>")
-    assert start("--junit", "gates.xml", "--base-model", "./nowhere") == summary.ERROR
-    assert "is not there" in ElementTree.parse(project / "gates.xml").find(".//error").text
+    assert start("--junit", "gates.xml", "--config", "none.yaml") == exit_codes.ERROR
+    assert "none.yaml" in ElementTree.parse(project / "gates.xml").find(".//error").text
 
     def killed(*_):
         raise SystemExit(9)
@@ -259,7 +259,7 @@ def test_ci_is_never_left_with_the_green_file_of_an_earlier_run(project, monkeyp
 
 
 def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(project, capsys):
-    assert start("--junit", "/proc/none/gates.xml") == summary.ERROR
+    assert start("--junit", "/proc/none/gates.xml") == exit_codes.ERROR
     told = capsys.readouterr()
     assert told.out == ""
     assert re.fullmatch("error: .*/proc/none.*\n", told.err)
@@ -275,8 +275,6 @@ def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(projec
         (["--overrides", "{"], "--overrides: '{' is not JSON"),
         (["--overrides", "[]"], "not a JSON object"),
         (["--overrides", '{"validation": {}}'], "cannot be changed by a run"),
-        (["--sft-dataset", "data/none.jsonl"], "none.jsonl"),
-        (["--base-model", "./nowhere"], "is not there"),
         (["--base-model", "org/{{model}}"], "{{"),
         (["--storage-root", "gs://elsewhere/x"], "none of the allowed prefixes"),
         (["--storage-root", "sft.jsonl/store"], "cannot write"),
@@ -284,12 +282,29 @@ def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(projec
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(project, capsys, arguments, message):
-    assert start(*arguments) == summary.ERROR
+    assert start(*arguments) == exit_codes.ERROR
     told = capsys.readouterr()
     assert told.out == ""
     assert re.fullmatch(r"error: .*\n", told.err)
     assert message in told.err
     assert not list(project.glob("store/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sft-dataset", "data/none.jsonl"], "/data/none.jsonl.*"),
+        (["--base-model", "./nowhere"], "base_model: '/.*/nowhere' is not there; give a model's folder, .*"),
+    ],
+)
+def test_bad_input_that_the_first_step_finds_is_one_line_of_the_result(project, capsys, arguments, message):
+    for module in ("preflight", "model", "data"):  # the real ones
+        (project / "code" / "posttrain" / f"{module}.py").unlink()
+    assert start(*arguments) == exit_codes.ERROR
+    told = capsys.readouterr()
+    assert re.fullmatch(f"preflight: ValueError: .*{message}", value(told.out, "Errors"))
+    assert told.err == ""
+    assert {path.stem for path in (project / "store" / "runs" / "r1" / "logs").iterdir()} == {"preflight", "report_run"}
 
 
 def test_what_a_gate_asks_is_found_from_the_steps_own_folder():
@@ -304,7 +319,7 @@ def test_what_a_gate_asks_is_found_from_the_steps_own_folder():
 def test_a_run_id_with_a_record_is_refused(project, capsys):
     (project / "store" / "runs" / "r1").mkdir(parents=True)
     (project / "store" / "runs" / "r1" / "publish_model.1.json").write_text("{}")
-    assert start() == summary.ERROR
+    assert start() == exit_codes.ERROR
     assert "has a record" in capsys.readouterr().err
 
 
@@ -314,7 +329,7 @@ def test_a_run_that_is_told_to_end_ends_with_all_its_processes(project, monkeypa
     )
     script = (
         "import functools, sys, run_pipeline; from pathlib import Path; from runner import here; "
-        "here.LocalRun = functools.partial(here.LocalRun, working_directory=Path('code').absolute()); "
+        "here.GraphRun = functools.partial(here.GraphRun, working_directory=Path('code').absolute()); "
         "sys.exit(run_pipeline.main(['--config', 'config.yaml', '--run-id', 'r1']))"
     )
     process = subprocess.Popen(
@@ -328,7 +343,7 @@ def test_a_run_that_is_told_to_end_ends_with_all_its_processes(project, monkeypa
             process.send_signal(signal.SIGTERM)
             break
     process.stdout.read()
-    assert process.wait() == summary.INTERRUPTED
+    assert process.wait() == exit_codes.INTERRUPTED
     process.stdout.close()
     assert result(project)["errors"] == ["train_sft: interrupted"]
     assert str(project) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout

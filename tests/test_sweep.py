@@ -27,7 +27,7 @@ def run_module(name, **options):
             on_log(self, args, state, logs | ({"loss": math.nan} if state.global_step == 2 else {}), dataloader)
         StopOnDivergence.on_log = with_nan
     return theirs(name, **options)
-if "runner import forks" in " ".join(sys.orig_argv):
+if "runner import fork_server" in " ".join(sys.orig_argv):
     runpy.run_module = run_module
 """
 

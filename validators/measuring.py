@@ -9,14 +9,12 @@ The processes are forked: they start at once and see what the gate has read. A g
 measures: a fork does not inherit a thread pool or a GPU.
 """
 
-import ctypes
 import gc
 import json
 import logging
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from posttrain.step.parent import die_with_parent
 from posttrain.verdict import Check, holds
 
 logger = logging.getLogger(__name__)
@@ -203,7 +202,7 @@ def _no_one_left(running: list[_Worker]) -> Iterator[None]:
 def _work(parts: Parts, connection: Connection) -> None:
     """Measures part by part in the new process, and sends each result."""
     os.setsid()  # its own group, so that its children can be killed with it
-    _die_with_parent()
+    die_with_parent(multiprocessing.parent_process().pid)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for name, measure in parts.items():
         try:
@@ -214,14 +213,6 @@ def _work(parts: Parts, connection: Connection) -> None:
         connection.send_bytes(json.dumps(message).encode())
         if "error" in message:
             return
-
-
-def _die_with_parent() -> None:
-    """Lets the kernel kill a measurement whose gate was killed. Linux only; elsewhere it ends with its work."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != multiprocessing.parent_process().pid:  # the gate was killed before prctl
-        os._exit(1)
 
 
 def _num_at_once() -> int:

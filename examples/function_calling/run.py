@@ -17,8 +17,8 @@ from examples.function_calling.prepare import prepare
 from posttrain import storage
 from posttrain.config import load_config
 from posttrain.step import records
+from runner.exit_codes import PROMOTED
 from runner.local import ALLOCATOR
-from runner.summary import PROMOTED
 
 CONFIG = Path(__file__).with_name("pipeline_config.yaml")
 DATA = Path("build/function_calling")

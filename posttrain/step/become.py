@@ -1,4 +1,4 @@
-"""Turns this process into `python -m <module>`, with our own packages imported afresh."""
+"""Turns a forked process into `python -m <module>`, with our own packages imported afresh."""
 
 import atexit
 import os
@@ -13,7 +13,7 @@ OURS = ("posttrain", "validators")
 
 
 def run(argv: list[str]) -> None:
-    """Runs `python -m <argv>` and ends this process as that would: but for the clearing up of memory, which is slow."""
+    """Runs `python -m <argv>` and ends this process as that would, except that memory is not freed, which is slow."""
     sys.argv = [*argv]
     code = 0
     try:
@@ -23,10 +23,11 @@ def run(argv: list[str]) -> None:
         if code is not None and not isinstance(code, int):
             print(code, file=sys.stderr)
             code = 1
-    except BaseException:  # noqa: BLE001  as the interpreter does at the end of a process
+    except BaseException:  # noqa: BLE001  the interpreter does so at the end of a process
         traceback.print_exc()
         code = 1
-    threading._shutdown()  # as multiprocessing ends what it has forked
+    # multiprocessing ends its forks in this way.
+    threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -35,6 +36,6 @@ def run(argv: list[str]) -> None:
 
 
 def forget(packages: Collection[str]) -> None:
-    """Has these packages be imported anew, with no state of this process."""
+    """Drops these packages from sys.modules, so that they are imported afresh, without the state of this process."""
     for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
         del sys.modules[name]

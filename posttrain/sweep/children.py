@@ -10,10 +10,9 @@ a fork does not inherit a GPU, and unsloth has to come first.
 import atexit
 import json
 import multiprocessing
+import multiprocessing.util
 import os
-import runpy
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -114,15 +113,14 @@ def argv_of(command: Command, trial: Trial, config: dict[str, Any]) -> list[str]
 
 
 def _become(module: str, argv: list[str], environment: dict[str, str]) -> None:
-    """In the fork: `python -m module argv`, as in a new process."""
+    """Turns the fork into `python -m module argv`."""
     os.environ |= environment
-    atexit._clear()  # what the trial has yet to do is not the child's
-    become.forget({*become.OURS, module.partition(".")[0]})  # the trial's state: when it started, its connections
-    sys.argv = [module, *argv]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-        atexit._run_exitfuncs()  # a fork's end calls none: where trainings are watched, the last lines would be missing
+    # The trial has exit functions of its own, which are not the child's to run.
+    atexit._clear()
+    atexit.register(multiprocessing.util._exit_function)
+    # The trial's state goes with its modules: when it started, its connections.
+    become.forget({*become.OURS, module.partition(".")[0]})
+    become.run([module, *argv])
 
 
 def why(step: str, trial: Trial, exit_code: int) -> tuple[str, str]:

@@ -8,7 +8,6 @@ to leave in time, diverges or finds bad input so ends its stage as a single proc
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from posttrain.step.parent import tie_to_parent
 from posttrain.step.run import Unfinished
 from posttrain.train import ends
 from posttrain.train.checkpoints import Diverged
@@ -54,12 +54,12 @@ def run(command: list[str], *, num_ranks: int, fingerprint: str) -> None:
         Unfinished, Diverged, ValueError: the first that a rank raised.
         RuntimeError: it raised anything else, or died without a word.
     """
-    rank = _with_parent([sys.executable, "-m", *command])
+    rank = tie_to_parent([sys.executable, "-m", *command])
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={num_ranks}", "--no-python"]
     with tempfile.TemporaryDirectory() as folder:
         orders = Orders(fingerprint=fingerprint, folder=folder)
         process = subprocess.Popen(
-            _with_parent([sys.executable, "-m", "torch.distributed.run", *options, *rank]),
+            tie_to_parent([sys.executable, "-m", "torch.distributed.run", *options, *rank]),
             env=os.environ | {ORDERS_ENV: orders.model_dump_json(), STARTED_ENV: str(ends.STARTED)},
             start_new_session=True,  # Ctrl-C reaches it through this process alone
         )
@@ -91,12 +91,6 @@ def reporting(told: Orders) -> Iterator[None]:
         partial = Path(told.folder, f"{ending.rank}.part")
         partial.write_text(ending.model_dump_json(), encoding="utf-8")
         partial.rename(partial.with_suffix(".json"))
-
-
-def _with_parent(command: list[str]) -> list[str]:
-    """On Linux the command ends with the process that started it, also where that is killed."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else command
 
 
 @contextmanager

@@ -191,7 +191,7 @@ def test_a_container_that_dies_at_once_is_a_failure(docker, base_image, tmp_path
     compiler.Compiler().compile(graph, str(tmp_path / "graph.yaml"))
     listener = Heard()
     runner = Docker(places.of_step, lambda step: [], tmp_path / "cache")
-    run = local.LocalRun("r1", tmp_path / "artifacts", tmp_path / "logs", listener, runner=runner)
+    run = local.GraphRun("r1", tmp_path / "artifacts", tmp_path / "logs", listener, runner=runner)
     assert local.run_graph(tmp_path / "graph.yaml", {}, run) is False
     expected = "exited 0, but nothing was written to" if python == "true" else "exit code 1"
     assert listener.causes["lazy"].startswith(expected)

@@ -31,7 +31,8 @@ from posttrain.config import PipelineConfig, Validation
 from posttrain.step.code import code_of
 from posttrain.step.records import read_records
 from posttrain.verdict import Verdict, holds
-from runner import here, local
+from runner import here, local, request
+from runner.request import RunRequest
 from tests.fail_closed import steps
 from tests.fail_closed.outcomes import OUTCOMES
 from validators import page
@@ -104,13 +105,13 @@ def play(folder: Path, shape: str, gate: str, outcome: str, *, own_process: bool
     plan = {steps.PLAN: json.dumps({"gate": gate, "outcome": outcome}), "PYTHONPATH": str(ROOT)}
     words = []
 
-    def in_its_folder(*arguments, environment, **settings) -> local.LocalRun:
-        return local.LocalRun(*arguments, working_directory=code, environment=environment | plan, **settings)
+    def in_its_folder(*arguments, environment, **settings) -> local.GraphRun:
+        return local.GraphRun(*arguments, working_directory=code, environment=environment | plan, **settings)
 
     with quick(shape, gate, own_process), contextlib.redirect_stdout(io.StringIO()):
         run_graph = lambda *arguments: words.append(local.run_graph(*arguments))  # noqa: E731
-        with patch.object(here, "LocalRun", in_its_folder), patch.object(here, "run_graph", run_graph):
-            exit_code = here.run_here(config, parameters, here.Here(RUN_ID, local.Processes()))
+        with patch.object(here, "GraphRun", in_its_folder), patch.object(here, "run_graph", run_graph):
+            exit_code = here.run_here(here.Run(RunRequest(config, parameters), RUN_ID, local.ProcessRunner()))
     return ending_of(root, shape, gate, exit_code, green=words == [True])
 
 
@@ -183,7 +184,7 @@ def quick(shape: str, gate: str, own_process: bool) -> Iterator[None]:
     with (
         patch.object(local.Launcher, "_execute", execute),
         patch.object(local.components, "load_component_from_file", load),
-        patch.object(here, "compile_graph", compile_),
+        patch.object(request, "compile_graph", compile_),
     ):
         yield
 

@@ -50,13 +50,13 @@ def told(text: str) -> dict[str, dict[str, str | None]]:
 
 
 def test_a_promoted_run_is_green():
-    found = run({"train_sft": "reused", "check_sft": [GOOD], "check_merge": [GOOD]}, model="/models/1")
+    found = run({"train_sft": "reused", "check_sft": [GOOD], "check_sft_merge": [GOOD]}, model="/models/1")
     cases = {"held_out_loss": None}
-    assert told(junit.of_run(found)) == {"run": {"model published": None}, "check_sft": cases, "check_merge": cases}
+    assert told(junit.of_run(found)) == {"run": {"model published": None}, "check_sft": cases, "check_sft_merge": cases}
 
 
 def test_each_status_of_a_check_and_a_gate_that_was_not_reached():
-    found = run({"check_sft": [GOOD, UNSURE, TIMED_OUT, NOT_RUN], "check_merge": "not run"})
+    found = run({"check_sft": [GOOD, UNSURE, TIMED_OUT, NOT_RUN], "check_sft_merge": "not run"})
     assert told(junit.of_run(found)) == {
         "run": {"model published": "failure: stopped"},
         "check_sft": {
@@ -65,7 +65,7 @@ def test_each_status_of_a_check_and_a_gate_that_was_not_reached():
             "no_harmful_content": "error: timed out",
             "over_refusal": "error: not run",
         },
-        "check_merge": {"verdict": "skipped: not reached"},
+        "check_sft_merge": {"verdict": "skipped: not reached"},
     }
 
 
@@ -87,7 +87,7 @@ def test_an_undecided_gate_is_not_green():
 
 @pytest.mark.parametrize("status", ["failed", "lost"])
 def test_a_gate_whose_process_died_is_an_error(status):
-    found = told(junit.of_run(run({"check_sft": status, "check_merge": "not run"}, errors=("check_sft: killed",))))
+    found = told(junit.of_run(run({"check_sft": status, "check_sft_merge": "not run"}, errors=("check_sft: killed",))))
     assert found["run"] == {"model published": "error: failed"}
     assert found["check_sft"] == {"verdict": f"error: {status}"}
 

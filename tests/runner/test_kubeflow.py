@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from kfp import compiler, dsl
 
+from pipelines.package import Package
 from runner.kubeflow import Client, follow, steps_of_tasks, submit
 from runner.local import ROOT
 from tests.kubeflow_server import TASK_SECONDS, Kubeflow, Scene, serve
@@ -101,13 +102,13 @@ def test_a_namespace_goes_with_the_experiment(kubeflow, there):
 
 
 def test_tasks_of_a_loop_are_left_out_for_all_iterations_share_their_names():
-    steps = steps_of_tasks(ROOT / "sweep.yaml")
+    steps = steps_of_tasks(Package.read(ROOT / "sweep.yaml"))
     assert steps["run-trial-3"] == "judge_winner"
     assert not {"run-trial", "run-trial-2", "for-loop-4"} & set(steps)
 
 
 def test_every_step_of_the_graph_has_its_task():
-    steps = steps_of_tasks(ROOT / "post_training.yaml")
+    steps = steps_of_tasks(Package.read(ROOT / "post_training.yaml"))
     assert steps["merge-adapter-2"] == "merge_dpo"
     assert steps["reject-5"] == "reject_alignment"
     assert steps["report-run"] == "report_run"
@@ -156,7 +157,7 @@ def test_a_server_that_is_away_or_busy_is_asked_again_and_that_is_told_once(kube
     assert there.follow(Scene("SUCCEEDED"))[0] == "SUCCEEDED"
     assert kubeflow.faults[call] == []
     (entry,) = caplog.records
-    assert entry.name == "runner.kubeflow" and "asking again for up to" in entry.message
+    assert entry.name == "runner.kubeflow" and "retrying for up to" in entry.message
     assert len(kubeflow.runs) == 1
 
 
@@ -197,7 +198,7 @@ def test_a_silent_server_is_given_up(kubeflow, monkeypatch, there):
 @pytest.mark.parametrize(
     ("url", "error", "message"),
     [
-        ("kubeflow.example.org", ValueError, "is no address; give one like https://"),
+        ("kubeflow.example.org", ValueError, "is not a URL; give one like https://"),
         ("http://", ConnectionError, "No host"),
         ("https{}", ConnectionError, "SSL"),
     ],
@@ -213,7 +214,7 @@ def test_an_address_that_cannot_work_is_told_at_once(kubeflow, caplog, url, erro
     ("status", "remedy"),
     [
         (401, "401 Unauthorized: there is no user identity header; .* give --token-file FILE$"),
-        (403, "403 Forbidden: not authorized to create runs; .* kubeflow-edit to it in the namespace; .*--namespace"),
+        (403, "403 Forbidden: not authorized to create runs; .* kubeflow-edit to it in the namespace, .*--namespace"),
     ],
 )
 def test_who_may_not_is_told_what_to_do_and_not_asked_again(kubeflow, caplog, call, status, remedy, there):
@@ -234,7 +235,7 @@ def test_what_kubeflow_refuses_is_its_own_word(kubeflow):
 )
 def test_a_page_to_sign_in_is_no_answer(kubeflow, calls, there):
     kubeflow.faults = {call: ["page"] for call in calls}
-    with pytest.raises(ValueError, match="a page to sign in"):
+    with pytest.raises(ValueError, match="may be a sign-in page"):
         there.follow(Scene("RUNNING"))
 
 
@@ -267,7 +268,7 @@ def test_a_token_that_is_not_accepted_is_not_shown(kubeflow, tmp_path, caplog):
 def test_a_file_that_holds_no_token(kubeflow, tmp_path, content):
     file = tmp_path / "token"
     file.write_text(content, encoding="latin-1")
-    with pytest.raises(ValueError, match=f"{file} holds no token") as caught:
+    with pytest.raises(ValueError, match=f"{file} has no token in it") as caught:
         Client(kubeflow.url, token_file=str(file))
     assert "s3cret" not in str(caught.value)
     assert kubeflow.calls == []

@@ -105,7 +105,7 @@ def play(tmp_path, graph):
             (tmp_path / "code" / package).mkdir(parents=True, exist_ok=True)
             (tmp_path / "code" / package / f"{module}.py").write_text(STAND_IN)
         heard = heard or Heard()
-        run = local.LocalRun(
+        run = local.GraphRun(
             "run-1", artifacts=tmp_path / "artifacts", logs=tmp_path / "logs", listener=heard,
             working_directory=tmp_path / "code",
             environment={"PLAN": json.dumps(plan or {}), "ATTEMPTS": str(tmp_path / "attempts")},

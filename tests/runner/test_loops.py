@@ -81,11 +81,11 @@ def test_what_fits_is_what_the_memory_holds(tmp_path, monkeypatch):
     meminfo.write_text("MemTotal: 99999999 kB\nMemAvailable:    10000000 kB\n")
     monkeypatch.setattr(loops, "MEMINFO", meminfo)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    assert loops.that_fit(8, peak=2 * 10**9) == 4  # of 10.24 GB, with room for a larger one
-    assert loops.that_fit(2, peak=2 * 10**9) == 2
-    assert loops.that_fit(8, peak=20 * 10**9) == 1
-    assert loops.that_fit(8, peak=0) == 1
+    assert loops.num_that_fit(8, peak=2 * 10**9) == 4  # of 10.24 GB, with room for a larger one
+    assert loops.num_that_fit(2, peak=2 * 10**9) == 2
+    assert loops.num_that_fit(8, peak=20 * 10**9) == 1
+    assert loops.num_that_fit(8, peak=0) == 1
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert loops.that_fit(8, peak=1000) == 2
+    assert loops.num_that_fit(8, peak=1000) == 2
     monkeypatch.setattr(loops, "MEMINFO", tmp_path / "none")
-    assert loops.that_fit(8, peak=1000) == 1
+    assert loops.num_that_fit(8, peak=1000) == 1

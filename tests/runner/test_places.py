@@ -25,7 +25,9 @@ def test_a_hub_id_needs_a_network_and_a_folder_of_that_name_does_not(tmp_path, m
 
 
 def test_every_setting_that_is_an_address_is_known():
-    source = Path("posttrain/config.py").read_text()
-    addresses = set(re.findall(r"^    (\w+): .*#.*(?:gs://|\bthe same:)", source, re.MULTILINE))
+    files = Path("posttrain/config").glob("*.py")
+    source = "\n".join(file.read_text() for file in files)
+    addresses = set(re.findall(r"^    (\w+): .*#.*gs://", source, re.MULTILINE))
+    addresses |= set(re.findall(r"^    # .*gs://.*\n    (\w+): ", source, re.MULTILINE))
     assert {"red_team_prompts", "sft_dataset", "base_model", "judge_model", "storage_root"} <= addresses
     assert addresses - {"allowed_prefixes"} <= {*places.READ, *places.WRITTEN}

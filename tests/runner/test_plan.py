@@ -1,3 +1,5 @@
+"""The plan that is printed before a run: what each step will do."""
+
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -5,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.compiler import compile_graph
+from pipelines.package import Package
 from posttrain import storage
 from posttrain.config import PipelineConfig, SftConfig, Validation
 from posttrain.step import code, results
@@ -43,14 +46,14 @@ MODULES = {
 }
 
 
-def compiled(folder: Path, **settings) -> Path:
+def compiled(folder: Path, **settings) -> Package:
     path = folder / "graph.yaml"
     compile_graph(PipelineConfig(validation=Validation(custom_checks=[]), storage_root="/", **settings), path)
-    return path
+    return Package.read(path)
 
 
 @pytest.fixture(scope="module")
-def graph(tmp_path_factory) -> Path:
+def graph(tmp_path_factory) -> Package:
     return compiled(tmp_path_factory.mktemp("graph"))
 
 
@@ -93,7 +96,7 @@ def ran(graph, parameters):
     return write
 
 
-def planned(graph: Path, parameters: dict) -> dict[str, str]:
+def planned(graph: Package, parameters: dict) -> dict[str, str]:
     return plan.plan(graph, parameters, plan.recent_records(parameters["storage_root"]))
 
 

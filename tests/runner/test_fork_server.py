@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from runner import forks
+from runner import fork_server
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(not forks.IS_POSSIBLE, reason="forks are for Linux")
+pytestmark = pytest.mark.skipif(not fork_server.IS_POSSIBLE, reason="forks are for Linux")
 
 # Does what its first argument says, as a step might.
 PLAY = """
 import json, os, sys, time
-from posttrain import ends
+from posttrain.train import ends
 what = sys.argv[1]
 if what == "tell":
     print(json.dumps({"argv": sys.argv[1:], "name": __name__, "cwd": os.getcwd(), "word": os.environ.get("WORD"),
@@ -51,7 +51,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(place):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)]), "PYTHONUNBUFFERED": "1"}
-    server = forks.ForkServer("plain", directory=place, environment=environment, prefix=[])
+    server = fork_server.ForkServer("plain", directory=place, environment=environment)
     yield server
     server.close()
 
@@ -127,7 +127,7 @@ def test_a_signal_is_told_as_a_negative_code(server):
     process.stderr.close()
 
 
-def hanging(server: forks.ForkServer) -> forks.Forked:
+def hanging(server: fork_server.ForkServer) -> fork_server.Forked:
     with open(os.devnull, "wb") as out:
         process = server.fork(["play", "hang"], environment=server.environment, stdout=out.fileno())
     assert process.stderr.readline() == b"hanging\n"
@@ -142,7 +142,7 @@ def test_a_request_that_no_datagram_holds_is_refused(server):
 @pytest.mark.parametrize("ends", ["close", "kill"])
 def test_it_does_not_outlive_the_server(place, ends):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)])}
-    server = forks.ForkServer("plain", directory=place, environment=environment, prefix=[])
+    server = fork_server.ForkServer("plain", directory=place, environment=environment)
     process = hanging(server)
     server.close() if ends == "close" else os.kill(server._process.pid, signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL

@@ -1,8 +1,8 @@
-"""A process that has imported what steps need, from which they are forked: one begins in milliseconds, not in seconds.
+"""Keeps a process that has imported what steps need, and forks them from it: one starts in milliseconds, not seconds.
 
-argv of a `python -m`, its environment, folder and streams -> a process that runs it
+argv of a `python -m`, its environment and streams -> a process that runs it
 
-`ForkServer` starts it and asks it over a socket; `main` is that process, on Linux.
+`ForkServer` starts that process and sends it requests over a socket; `main` is what it runs, on Linux.
 """
 
 import ctypes
@@ -24,17 +24,18 @@ from typing import Any
 
 from posttrain.config.line import ENDS, LINE, STEPS
 from posttrain.step.become import OURS, forget, run
+from posttrain.step.parent import die_with_parent, tie_to_parent
 
-IS_POSSIBLE = sys.platform == "linux"  # elsewhere the libraries of the system may not be used after a fork
-MAX_REQUEST = 1 << 17  # bytes: a datagram holds it whole
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
-# Not `-m runner.forks`: the launcher is installed nowhere, and a step may run in any folder.
+IS_POSSIBLE = sys.platform == "linux"  # elsewhere system libraries may not be used after a fork
+MAX_REQUEST = 1 << 17  # bytes that fit into one datagram
+PR_SET_NAME = 15  # option of prctl
+# Not `-m runner.fork_server`: the launcher is not installed, and a step may run in any folder.
 LAUNCH = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from runner import forks
+from runner import fork_server
 del sys.path[0]
-forks.main()
+fork_server.main()
 """
 WITH_MODEL = tuple({step.module: None for step in STEPS.values() if step.loads_model})  # modules
 AT_WORK = ("validators.custom", "tokenizers", "jinja2")  # what steps without a model import only at work
@@ -43,11 +44,11 @@ IMPORTS = {"plain": PLAIN, "models": WITH_MODEL}
 
 
 class Forked:
-    """A process that a `ForkServer` has forked, as `subprocess.Popen` would show it."""
+    """A process that a `ForkServer` has forked, with the interface of `subprocess.Popen`."""
 
     def __init__(self, ended: int, stderr: int):
-        """`ended` tells its pid, then its exit code; raises `ConnectionError` where there is none to tell it."""
-        self.stderr = open(stderr, "rb")  # noqa: SIM115  its reader closes it, as of a Popen
+        """Reads the pid from `ended`, which later gives the exit code; raises ConnectionError if the server is gone."""
+        self.stderr = open(stderr, "rb")  # noqa: SIM115  its reader closes it, like the stderr of a Popen
         self.returncode: int | None = None
         self._ended, self._lock = ended, threading.Lock()
         if not (pid := self._line()):
@@ -55,7 +56,7 @@ class Forked:
             raise ConnectionError("the fork server has ended")
         self.pid = int(pid)
 
-    def __del__(self) -> None:  # not once it has ended: another thread may wait still
+    def __del__(self) -> None:  # not when the process has ended: another thread may still wait for it
         os.close(self._ended)
 
     def poll(self) -> int | None:
@@ -64,10 +65,10 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code; negative: a signal ended it.
+        """Waits for the end of the process; returns the exit code, or minus the number of the signal that ended it.
 
         Raises:
-            subprocess.TimeoutExpired: it still runs after so many seconds.
+            subprocess.TimeoutExpired: the process still runs after `timeout` seconds.
         """
         if self.returncode is None:
             if not select.select([self._ended], [], [], timeout)[0]:
@@ -78,32 +79,37 @@ class Forked:
         return self.returncode
 
     def _line(self) -> str:
-        found = bytearray()
+        line = bytearray()
         while (byte := os.read(self._ended, 1)) not in (b"", b"\n"):
-            found += byte
-        return found.decode()
+            line += byte
+        return line.decode()
 
 
 class ForkServer:
-    """A process that imports one of `IMPORTS` and then forks steps, until it is closed or this process ends."""
+    """Runs a process that imports one of `IMPORTS` and then forks steps, until it is closed or this process ends."""
 
-    def __init__(self, imports: str, *, directory: Path, environment: dict[str, str], prefix: list[str]):
-        """`prefix` is put before the command: what ends it with this process."""
+    def __init__(self, imports: str, *, directory: Path, environment: dict[str, str]):
         self.environment = environment
         self._lock = threading.Lock()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [*prefix, sys.executable, "-c", LAUNCH, str(theirs.fileno()), imports]
+        command = [sys.executable, "-c", LAUNCH, str(theirs.fileno()), imports]
         with theirs:
             self._process = subprocess.Popen(
-                command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
-            )  # fmt: skip
+                tie_to_parent(command),
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
 
     def fork(self, argv: list[str], *, environment: dict[str, str], stdout: int) -> Forked:
-        """Runs `python -m <argv>` in a session of its own, its stderr a pipe.
+        """Runs `python -m <argv>` in a session of its own, with a pipe for its stderr.
 
         Raises:
-            OSError: the server has ended, or takes no request of this size.
+            OSError: the server has ended, or the request is too large.
         """
         request = json.dumps({"argv": argv, "environment": environment}).encode()
         if len(request) > MAX_REQUEST:
@@ -123,14 +129,14 @@ class ForkServer:
         return Forked(ended, stderr)
 
     def close(self) -> None:
-        """Ends the server, also in the midst of its imports, and with it what it has forked."""
+        """Ends the server, even while it imports, and with it the processes that it has forked."""
         self._socket.close()
         self._process.kill()
         self._process.wait()
 
 
 def serve(requests: socket.socket) -> dict[str, Any] | None:
-    """Forks a child for each request and tells how it ended. Returns its request in the child, None at the end."""
+    """Forks a child for each request and reports how it ended. Returns the request in the child, None in the server."""
     selector = selectors.DefaultSelector()
     selector.register(requests, selectors.EVENT_READ)
     while True:
@@ -139,7 +145,7 @@ def serve(requests: socket.socket) -> dict[str, Any] | None:
                 pid, to_ended = key.data
                 selector.unregister(key.fd)
                 os.close(key.fd)
-                _tell(to_ended, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                _report(to_ended, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
                 os.close(to_ended)
                 continue
             message, descriptors, *_ = socket.recv_fds(requests, MAX_REQUEST, 3)
@@ -151,13 +157,13 @@ def serve(requests: socket.socket) -> dict[str, Any] | None:
                 return json.loads(message) | {"streams": [stdout, stderr]}
             os.close(stdout)
             os.close(stderr)
-            if not _tell(to_ended, pid):
+            if not _report(to_ended, pid):
                 os.kill(pid, signal.SIGKILL)
             selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, to_ended))
 
 
 def _close_all(selector: selectors.BaseSelector, to_ended: int) -> None:
-    """In a child: what is the server's alone."""
+    """Closes in a child what belongs to the server."""
     for key in selector.get_map().values():
         for descriptor in (key.fd, *(key.data or ())[1:]):
             os.close(descriptor)
@@ -165,8 +171,8 @@ def _close_all(selector: selectors.BaseSelector, to_ended: int) -> None:
     os.close(to_ended)
 
 
-def _tell(descriptor: int, number: int) -> bool:
-    """Whether somebody still listens."""
+def _report(descriptor: int, number: int) -> bool:
+    """Writes a number; returns whether anyone still reads it."""
     try:
         os.write(descriptor, f"{number}\n".encode())
     except BrokenPipeError:
@@ -175,12 +181,9 @@ def _tell(descriptor: int, number: int) -> bool:
 
 
 def become(request: dict[str, Any], server: int) -> None:
-    """Makes this child of the server the process that was asked for; it ends with the server."""
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_NAME, request["argv"][0].encode())  # as `ps -o comm` and `top` show it
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != server:
-        os._exit(1)
+    """Turns this child of the server into the requested process, which ends with the server."""
+    ctypes.CDLL(None).prctl(PR_SET_NAME, request["argv"][0].encode())  # for `ps -o comm` and `top`
+    die_with_parent(server)
     os.setsid()
     stdout, stderr = request["streams"]
     for stream, descriptor in enumerate([os.open(os.devnull, os.O_RDONLY), stdout, stderr]):
@@ -200,13 +203,13 @@ def main() -> None:
 
 
 def import_all(imports: str) -> None:
-    """Leaves the libraries imported. Our own modules are a child's to import: they hold when it began, and more."""
+    """Imports the libraries. Our own modules are dropped again: a child's must not have the state of this process."""
     for name in IMPORTS[imports]:
-        with suppress(ImportError):  # the step that needs it will say so
+        with suppress(ImportError):  # the step that needs it reports it
             importlib.import_module(name)
     if imports == "models":
         with suppress(ImportError):
             importlib.import_module("posttrain.train.backend").import_libraries()
     forget(OURS)
     gc.collect()
-    gc.freeze()  # a child's collections then leave these pages shared
+    gc.freeze()  # a collection in a child then leaves these pages shared
