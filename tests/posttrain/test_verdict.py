@@ -152,9 +152,13 @@ def test_a_verdict_is_the_same_when_read_again():
 def test_an_undecided_sentence_says_how_many_rows_would_decide():
     check = at_least("rate", 0.94, 0.9, interval=(0.838, 0.979), more_rows=1234, remedy="Hold out more.")
     assert check.sentence == (
-        "rate: 0.94 >= 0.9 but from 0.838 to 0.979. "
-        "About 1,234 more held-out rows would decide, if the value stays. Hold out more."
+        "rate: 0.94 >= 0.9 but from 0.838 to 0.979. About 1,234 more held-out rows would decide, if the value stays."
     )
+
+
+def test_an_undecided_check_advises_more_than_rows_only_if_its_value_breaks_the_limit():
+    check = at_least("rate", 0.88, 0.9, interval=(0.838, 0.979), more_rows=1234, remedy="Train longer.")
+    assert check.remedy.endswith("would decide, if the value stays. Train longer.")
     never = at_least("rate", 0.9, 0.9, interval=(0.8, 0.95))
     assert never.sentence == (
         "rate: 0.9 >= 0.9 but from 0.8 to 0.95. No number of held-out rows would decide, if the value stays."
