@@ -400,8 +400,8 @@ def test_a_wrong_command_line_is_no_gate_that_stopped_the_run(capsys, arguments,
     assert message in capsys.readouterr().err
 
 
-def test_the_lines_of_the_readme_run_with_kfps_own_command(kubeflow):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_documented_command_of_kfp_itself_runs(kubeflow):
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^kfp .*?[^\\]$", text, re.MULTILINE | re.DOTALL)
     kubeflow.scenes = [Scene("FAILED")]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -171,13 +171,8 @@ def test_importable_checks_are_not_refused():
     custom.check_importable(["output_format_valid", "no_harmful_content", "acme_checks.mine:stopped"])
 
 
-def test_the_example_of_the_readme_runs(modules):
-    section = (
-        Path("README.md")
-        .read_text(encoding="utf-8")
-        .partition("**Your own check**")[2]
-        .partition("**A check of the gate")[0]
-    )
+def test_the_documented_example_runs(modules):
+    section = Path("docs/gates.md").read_text(encoding="utf-8").partition("## Your own check")[2].partition("\n## ")[0]
     [code] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     [name] = re.findall(r'"(\w[\w.]*:\w+)"', section)
     package, module = name.partition(":")[0].split(".")
