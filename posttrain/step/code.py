@@ -43,7 +43,7 @@ def code_of(module: str, *, config: dict[str, Any]) -> Code:
     It is that of every module which the step can import and, for a step that starts others, of those that its
     configuration names. A module from elsewhere may use any of ours, so then all of them count.
     """
-    started = frozenset(text for text in _strings(config) if imports.STARTED.fullmatch(text))
+    started = frozenset(text for text in _strings(config) if imports.NAME.fullmatch(text))
     return _code(module, started)
 
 

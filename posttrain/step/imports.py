@@ -2,9 +2,8 @@
 
 names of modules -> every module that they can reach, with the SHA-256 of its code
 
-Every `import` counts, wherever it stands, together with the packages around what it names. So does every string that is
-the name of one of our modules: that is how a module is started, as in `["posttrain.sft", ...]`. Comments, docstrings
-and layout are not code: they change no SHA-256.
+Every `import` counts, wherever it stands, together with the packages around what it names. Comments, docstrings and
+layout are not code: they change no SHA-256.
 """
 
 import ast
@@ -20,7 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 PACKAGES = ("posttrain", "validators")
-STARTED = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+")  # a string by which a module may be started
+NAME = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+")  # of a module of ours
 ROOT = Path(__file__).parents[2]  # the folder of our packages
 # Parsing takes milliseconds and a step reaches fifty modules: what was read is kept beside Python's own bytecode.
 KEPT = Path(cache_from_source(__file__)).with_suffix(".json")
@@ -31,7 +30,7 @@ class Source(BaseModel):
     """What the source of one module says."""
 
     sha256: str  # of its syntax tree
-    names: list[str]  # modules that it may import; some may be names inside a module
+    names: list[str]  # modules that it imports; some may be names inside a module
 
 
 def closure(modules: Iterable[str], root: Path = ROOT) -> dict[str, Source]:
@@ -110,14 +109,13 @@ def _is_docstring(node: object) -> bool:
 
 
 def _names(node: ast.AST, package: str) -> list[str]:
-    """Those of modules that the node may import or start."""
+    """The modules that the node imports."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
         module = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
         return [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    is_name = isinstance(node, ast.Constant) and isinstance(node.value, str) and STARTED.fullmatch(node.value)
-    return [node.value] if is_name else []
+    return []
 
 
 def _read_kept() -> dict[str, dict]:
