@@ -9,7 +9,6 @@ A run is named by its run id; trials of a sweep are runs too: `<run id>.trial_3`
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def candidate_of(storage_root: str, run_id: str, objective: str | None) -> Candi
     records = read_records(storage_root, run_id)
     if not records:
         raise ValueError(f"{run_id}: no such run in {layout.runs(storage_root)}: give the id of a folder there")
-    verdicts = {entry.step: Verdict.read(json.dumps(entry.verdict)) for entry in records if entry.verdict}
+    verdicts = {entry.step: entry.judged for entry in records if entry.verdict}
     status, reason = end_of(records, verdicts)
     return Candidate(
         name=run_id,

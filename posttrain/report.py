@@ -110,7 +110,7 @@ def collect(storage_root: str, run_id: str, settings: ReportStep) -> PipelineRes
     """Reads the record of a run, whatever its end; an empty record is an answer too."""
     records = [found for found in read_records(storage_root, run_id) if found.step != "report_run"]
     steps = step_results(records, settings.steps)
-    gates = {found.step: Verdict.read(json.dumps(found.verdict)) for found in records if found.verdict}
+    gates = {record.step: record.judged for record in records if record.verdict}
     final_model, trouble = published_model(records)
     stopped_by = next((name for name, verdict in gates.items() if not verdict.passed), None)
     return PipelineResult(
@@ -137,7 +137,7 @@ def step_results(records: list[StepRecord], names: list[str]) -> list[StepResult
     for name in names:
         attempts = sorted((found for found in records if found.step == name), key=lambda found: found.attempt)
         result = _step_result(name, attempts) if attempts else _absent(name, explained)
-        stopped = attempts and attempts[-1].verdict and not Verdict.read(json.dumps(attempts[-1].verdict)).passed
+        stopped = attempts and attempts[-1].verdict and not attempts[-1].judged.passed
         explained = explained or bool(stopped) or not result.is_done
         results.append(result)
     return results

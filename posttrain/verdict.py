@@ -6,7 +6,7 @@ type, which publishing, reports and the record share.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
@@ -93,8 +93,13 @@ class Verdict(BaseModel):
 
     @classmethod
     def read(cls, text: str | bytes) -> "Verdict":
-        """A verdict from its JSON. Its `passed` is derived again: what the text claims does not count."""
+        """Reads a verdict from its JSON. Its `passed` is derived again: what the text claims does not count."""
         return _Stored.model_validate_json(text).verdict()
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Verdict":
+        """Reads a verdict from its JSON as Python values, as `read` does."""
+        return _Stored.model_validate(values).verdict()
 
 
 class _Stored(Verdict):

@@ -3,7 +3,6 @@
 events of the runner or of Kubeflow, the run record -> calls of the view, records
 """
 
-import json
 import logging
 import signal
 from collections.abc import Iterable
@@ -14,7 +13,6 @@ from posttrain import report
 from posttrain.config.line import is_rejection
 from posttrain.pages import html, wording
 from posttrain.step.records import StepRecord, read_records, replace_record, write_record
-from posttrain.verdict import Verdict
 from runner.view import LiveView, PlainView
 
 CAUSE_INTERRUPTED = "interrupted"  # error of a step that was running when the run was interrupted
@@ -150,7 +148,7 @@ def outcome(step: str, record: StepRecord | None, cause: str | None) -> tuple[st
         return "done", ""
     state = "reused" if record.status == "reused" else "done"
     if record.verdict:
-        verdict = Verdict.read(json.dumps(record.verdict))
+        verdict = record.judged
         if not verdict.passed:
             return "undecided" if verdict.outcome == "undecided" else "stopped", wording.reason(verdict)
         return state, f"{len(verdict.checks)} of {len(verdict.checks)} checks passed"

@@ -8,7 +8,6 @@ SHA-256 among what the gate gave. Chains begin at steps that take nothing and na
 """
 
 import hashlib
-import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -61,7 +60,7 @@ class Link(BaseModel):
     @property
     def judged(self) -> Verdict | None:
         """The verdict of a gate; ValidationError for one that does not read."""
-        return Verdict.read(json.dumps(self.verdict)) if self.verdict is not None else None
+        return Verdict.of(self.verdict) if self.verdict is not None else None
 
     @property
     def named(self) -> dict[str, Source]:

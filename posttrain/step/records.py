@@ -1,6 +1,5 @@
 """The run record: one JSON file per attempt of a step, `<storage_root>/runs/<run id>/<step>.<attempt>.json`."""
 
-import json
 import re
 from collections.abc import Container
 from typing import Any, Literal
@@ -36,8 +35,13 @@ class StepRecord(BaseModel):
     outputs: dict[str, str]  # name -> SHA-256
     measured: dict[str, Any]
     kept: str = ""  # where the outputs are kept, below the storage root
-    verdict: dict[str, Any] | None = None
+    verdict: dict[str, Any] | None = None  # as it was written, which is what the digest of that output binds
     error: str | None = None
+
+    @property
+    def judged(self) -> Verdict | None:
+        """The verdict of a gate that reached one; ValidationError if it is not one."""
+        return Verdict.of(self.verdict) if self.verdict else None
 
 
 def write_record(storage_root: str, record: StepRecord) -> StepRecord:
@@ -66,9 +70,3 @@ def read_records(storage_root: str, run: str, *, of: Container[str] | None = Non
     names = [name for name, match in found.items() if match and (of is None or match["step"] in of)]
     records = [StepRecord.model_validate_json(storage.read_bytes(storage.join(folder, name))) for name in names]
     return sorted(records, key=lambda record: (record.started_at, record.step, record.attempt))
-
-
-def read_verdict(storage_root: str, run: str, step: str) -> Verdict | None:
-    """The verdict of a gate in a run: that of its last attempt which reached one; None if there is none."""
-    verdicts = [record.verdict for record in read_records(storage_root, run) if record.step == step and record.verdict]
-    return Verdict.read(json.dumps(verdicts[-1])) if verdicts else None

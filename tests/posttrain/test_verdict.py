@@ -137,12 +137,13 @@ def test_a_stored_passed_is_not_believed():
     assert written["passed"] is False
     written["passed"] = True
     assert not Verdict.read(json.dumps(written)).passed
+    assert not Verdict.of(written).passed
 
 
 def test_a_verdict_is_the_same_when_read_again():
     checks = (UNDECIDED, TIMED_OUT, holds("n", None), holds('"quoted" <b>\n', True))
     verdict = Verdict(gate="g", subject=SUBJECT, checks=checks, numbers={"n": 1.5}, seconds={"loss": 2.0})
-    assert Verdict.read(verdict.model_dump_json()) == verdict
+    assert Verdict.read(verdict.model_dump_json()) == Verdict.of(verdict.model_dump(mode="json")) == verdict
     written = json.loads(verdict.model_dump_json())
     assert (written["schema_version"], written["outcome"]) == (1, "failed")
     with pytest.raises(ValidationError):
