@@ -10,10 +10,13 @@ verdicts), never from the state that a runner or Kubeflow reports.
 """
 
 import argparse
+import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from runner.exit_codes import ERROR, INTERRUPTED
 
@@ -70,10 +73,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    handle_signals(lambda *_: os._exit(INTERRUPTED))  # an exception could get lost in a callback of the import system
     args = parse_args(argv)
-    # Set here because a shell may start a background job with SIGINT ignored.
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
     command = shlex.join(["python", "run_pipeline.py", *(sys.argv[1:] if argv is None else argv)])
     try:
         return run(args, command)
@@ -87,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Runs the graph and returns the exit code. The imports take seconds, for which neither --help nor Ctrl-C waits."""
+    if args.junit:
+        Path(args.junit).unlink(missing_ok=True)  # CI must not take an earlier run's for this one's
     from posttrain.config import masking
     from runner import junit
 
@@ -95,10 +98,18 @@ def run(args: argparse.Namespace, command: str) -> int:
     if args.endpoint:
         from runner import there
 
+        handle_signals(interrupt)
         return there.run(args, command)
     from runner import here
 
+    handle_signals(interrupt)
     return here.run(args)
+
+
+def handle_signals(handler: Callable) -> None:
+    """Sets the handler of Ctrl-C too, because a shell may have it ignored in a job that runs in the background."""
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
 
 
 def report_failure(args: argparse.Namespace, cause: str, code: int) -> None:

@@ -38,7 +38,7 @@ del sys.path[0]
 fork_server.main()
 """
 WITH_MODEL = tuple({step.module: None for step in STEPS.values() if step.loads_model})  # modules
-AT_WORK = ("validators.custom", "tokenizers", "jinja2")  # what steps without a model import only at work
+AT_WORK = ("validators.custom", "tokenizers", "jinja2")  # imported by steps without a model only when they work
 PLAIN = (*{step.module: None for step in (*LINE, *ENDS) if not step.loads_model}, *AT_WORK)
 IMPORTS = {"plain": PLAIN, "models": WITH_MODEL}
 

@@ -140,8 +140,8 @@ class Watch:
 
 def outcome(step: str, record: StepRecord | None, cause: str | None) -> tuple[str, str]:
     """Returns state and note of a step for the view."""
-    if cause and is_rejection(step):
-        return "stopped", ""  # by the gate before it, which has said why
+    if is_rejection(step) and record and (record.error or "").startswith("Rejected"):
+        return "stopped", ""  # its gate has told why
     if cause:
         return ("unfinished", record.error) if record and record.status == "unfinished" else ("failed", cause)
     if record is None:

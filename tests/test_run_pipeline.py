@@ -165,6 +165,7 @@ def test_a_gate_that_does_not_pass(project, capsys, monkeypatch):
     assert value(out, "Remedy") == "Train longer."
     assert value(out, "Checks passed") == "0 of 2"
     assert "Errors" not in out  # the checks are told once
+    assert re.search(r"reject_sft +stopped +[\d.]+ s\n", out)
     assert "\x1b" not in out
     assert not Verdict.read(Path(value(out, "Verdict")).read_bytes()).passed
     assert Path(value(out, "Its page")).is_file()
@@ -233,8 +234,25 @@ def test_an_interrupt_leaves_a_result(project, capsys, monkeypatch):
 
     monkeypatch.setattr(here, "run_graph", interrupted)
     assert start("--junit", "gates.xml") == exit_codes.INTERRUPTED
+    out = capsys.readouterr().out
+    assert out.endswith(
+        "\nInterrupted (Ctrl-C) in preflight. Run the same command again with another --run-id to continue.\n"
+    )
+    assert "Errors" not in out  # said once
     assert result(project)["errors"] == ["preflight: interrupted"]
     assert ElementTree.parse(project / "gates.xml").find(".//error").text == "preflight: interrupted"
+
+
+def test_an_interrupt_before_the_first_step_is_not_taken_for_a_step_that_was_killed(project, capsys, monkeypatch):
+    def interrupted(path, parameters, run):
+        raise KeyboardInterrupt("SIGTERM")
+
+    monkeypatch.setattr(here, "run_graph", interrupted)
+    assert run_pipeline.main(["--config", "config.yaml"]) == exit_codes.INTERRUPTED
+    out = capsys.readouterr().out
+    assert out.endswith("\nInterrupted (SIGTERM) in preflight. Run the same command again to continue.\n")
+    assert "Errors" not in out
+    assert result(project, value(out, "Run"))["errors"] == ["preflight: interrupted"]
 
 
 def test_a_gate_whose_process_dies_is_an_error_in_ci(project, monkeypatch):
@@ -321,6 +339,30 @@ def test_a_run_id_with_a_record_is_refused(project, capsys):
     (project / "store" / "runs" / "r1" / "publish_model.1.json").write_text("{}")
     assert start() == exit_codes.ERROR
     assert "has a record" in capsys.readouterr().err
+
+
+def test_the_command_line_alone_imports_nothing_that_takes_time():
+    code = "import sys; before = set(sys.modules); import run_pipeline; print(*(set(sys.modules) - before))"
+    names = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {name.partition(".")[0] for name in names.split()} - sys.stdlib_module_names == {"run_pipeline", "runner"}
+
+
+@pytest.mark.parametrize(
+    "moment", ["yaml", "pydantic", "posttrain.report", "kfp.dsl", "kubernetes.client", "runner.here"]
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_it_imports_is_quiet(project, moment, number):
+    """Sent when the module has been imported, as `-X importtime` tells line by line."""
+    command = [sys.executable, "-X", "importtime", str(ROOT / "run_pipeline.py"), "--config", "config.yaml"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.rpartition("|")[2].strip() == moment:
+                process.send_signal(number)
+                break
+        lines = [line for line in process.stderr if not line.startswith("import time:")]
+        assert process.stdout.read() == ""
+    assert (process.returncode, lines) == (exit_codes.INTERRUPTED, [])
+    assert not (project / "store").exists()
 
 
 def test_a_run_that_is_told_to_end_ends_with_all_its_processes(project, monkeypatch):
