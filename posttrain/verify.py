@@ -1,10 +1,10 @@
-"""Check a published model again: every file, and the chain from the sources through the gates to it.
+"""Verify a published model: every file, and the chain from its sources through the gates.
 
-published model (path, gs://, s3://) -> the chain, a line per link, then `verified` and exit 0, or everything that is
-wrong, each on a line, and exit 1
+published model (path, gs://, s3://) -> the chain, one line per link, then `verified` and exit code 0, or one line for
+each fault and exit code 1
 
-Files, SHA256SUMS, manifest.json and provenance.json must agree with one another. Who can rewrite all of them can make
-another whole: against that the run record (`--storage-root`) and the sources (`--base`, `--data`) are compared.
+Files, SHA256SUMS, manifest.json and provenance.json must agree. Someone who can rewrite all of these files can forge a
+consistent set. Pass --storage-root, --base and --data to compare with independent copies.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from posttrain.step.records import RECORD, StepRecord, read_records
 from posttrain.storage import layout
 from posttrain.weights.folder import source_digest
 
-OF_THE_HUB = {".gitattributes"}  # it adds this file to every repository
+HUB_FILES = {".gitattributes"}  # the Hub adds this file to every repository
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Findings:
-    """What stands in a published folder, as far as it reads, and everything that is wrong with it."""
+    """The contents of a published folder, as far as they can be read, and everything that is wrong with it."""
 
     manifest: Manifest | None = None
     chain: Provenance | None = None
@@ -47,41 +47,41 @@ def verify(
     """Reads and hashes everything again.
 
     Args:
-        storage_root: where the run record lies that the chain was written from.
-        base: a folder that should be the base model.
-        data: files that should be data sets of the run.
+        storage_root: where the run record is that the chain was built from.
+        base: the folder that should be the base model.
+        data: the files that should be the data sets of the run.
 
     Raises:
         OSError: the storage does not answer.
-        ValueError: `base` is no model.
+        ValueError: `base` is not a model.
     """
-    found = Findings()
-    found.manifest = _read(published, MANIFEST, Manifest, found.faults)
-    if found.manifest is None:
-        return found
-    found.faults += file_faults(found.manifest, published) + sums_faults(found.manifest, published)
-    found.chain = _read(published, PROVENANCE, Provenance, found.faults)
-    if found.chain is None:
-        return found
-    found.faults += chain_faults(found.manifest, found.chain)
+    findings = Findings()
+    findings.manifest = _read(published, MANIFEST, Manifest, findings.faults)
+    if findings.manifest is None:
+        return findings
+    findings.faults += file_faults(findings.manifest, published) + sums_faults(findings.manifest, published)
+    findings.chain = _read(published, PROVENANCE, Provenance, findings.faults)
+    if findings.chain is None:
+        return findings
+    findings.faults += chain_faults(findings.manifest, findings.chain)
     if storage_root:
         sha256 = hashlib.sha256(storage.read_bytes(storage.join(published, MANIFEST))).hexdigest()
-        found.faults += record_faults(found.chain, storage_root, manifest_sha256=sha256)
-    found.faults += source_faults(found.chain, base=base, data=data)
-    return found
+        findings.faults += record_faults(findings.chain, storage_root, manifest_sha256=sha256)
+    findings.faults += source_faults(findings.chain, base=base, data=data)
+    return findings
 
 
 def file_faults(manifest: Manifest, published: str) -> list[str]:
-    """Whether exactly the files of the manifest are there, with these digests, and make up the model that it names."""
+    """Checks that the folder has exactly the files of the manifest, unchanged, and that they are its model."""
     there, faults = set(storage.list_files(published)), []
     for name, sha256 in manifest.files.items():
-        found = _digest(storage.join(published, name)) if name in there else None
-        if found is None:
-            faults.append(f"{name}: is not there, but in {MANIFEST}")
-        elif found != sha256:
-            faults.append(f"{name}: was changed: its SHA-256 is {found}, not {sha256}")
-    for name in sorted(there - manifest.files.keys() - {SUMS, MANIFEST} - OF_THE_HUB):
-        killed = " (left by a publisher that was killed right at the end: publish again, or remove it)"
+        actual = _digest(storage.join(published, name)) if name in there else None
+        if actual is None:
+            faults.append(f"{name}: is missing, though in {MANIFEST}")
+        elif actual != sha256:
+            faults.append(f"{name}: was changed: its SHA-256 is {actual}, not {sha256}")
+    for name in sorted(there - manifest.files.keys() - {SUMS, MANIFEST} - HUB_FILES):
+        killed = " (left by a publisher that was killed at its end: publish again, or remove it)"
         faults.append(f"{name}: was added: it is not in {MANIFEST}{killed if name == CLAIM else ''}")
     sha256 = digests.folder_digest(manifest.model_files)
     if sha256 != manifest.sha256:
@@ -90,18 +90,18 @@ def file_faults(manifest: Manifest, published: str) -> list[str]:
 
 
 def sums_faults(manifest: Manifest, published: str) -> list[str]:
-    """Whether SHA256SUMS says what the manifest says."""
+    """Checks that SHA256SUMS agrees with the manifest."""
     try:
         lines = storage.read_bytes(storage.join(published, SUMS)).decode(errors="replace").splitlines()
     except FileNotFoundError:
-        return [f"{SUMS}: is not there"]
+        return [f"{SUMS}: is missing"]
     wanted = manifest.sums.splitlines()
     faults = [f"{SUMS}: lacks the line {line!r}" for line in wanted if line not in lines]
-    return faults + [f"{SUMS}: holds the line {line!r}, unlike {MANIFEST}" for line in lines if line not in wanted]
+    return faults + [f"{SUMS}: has the line {line!r}, unlike {MANIFEST}" for line in lines if line not in wanted]
 
 
 def chain_faults(manifest: Manifest, chain: Provenance) -> list[str]:
-    """Whether the chain is whole, every gate in it passed, and it leads to the model of the manifest."""
+    """Checks that the chain is complete, every gate in it passed, and it ends at the model of the manifest."""
     faults = [
         f"{PROVENANCE}: {name} is {getattr(chain, name)}, in {MANIFEST} {getattr(manifest, name)}"
         for name in ("run_id", "sha256")
@@ -111,7 +111,7 @@ def chain_faults(manifest: Manifest, chain: Provenance) -> list[str]:
 
 
 def record_faults(chain: Provenance, storage_root: str, *, manifest_sha256: str) -> list[str]:
-    """Whether the run record tells the same of every link, and a receipt names exactly this manifest."""
+    """Checks that the run record agrees with every link, and that a receipt names exactly this manifest."""
     faults, records = [], read_records(storage_root, chain.run_id)
     *links, end = chain.links
     for link in links:
@@ -127,12 +127,12 @@ def record_faults(chain: Provenance, storage_root: str, *, manifest_sha256: str)
 
 
 def source_faults(chain: Provenance, *, base: str | None, data: tuple[str, ...]) -> list[str]:
-    """Whether what the user has is what the chain began with."""
+    """Checks that the chain began with the user's own copies of model and data."""
     faults, models, data_sets = [], {}, {}
     for link in (link for link in chain.links if link.source):
         (models if "model" in link.outputs else data_sets)[link.step] = link.source.sha256
-    given = [(base, source_digest, models)] if base else []
-    for path, digest, known in [*given, *((file, digests.digest, data_sets) for file in data)]:
+    copies = [(base, source_digest, models)] if base else []
+    for path, digest, known in [*copies, *((file, digests.digest, data_sets) for file in data)]:
         sha256 = digest(path)
         if sha256 not in known.values():
             there = ", ".join(f"{step} read {known[step]}" for step in known)
@@ -141,7 +141,7 @@ def source_faults(chain: Provenance, *, base: str | None, data: tuple[str, ...])
 
 
 def lines(chain: Provenance) -> Iterator[str]:
-    """The chain for people, a line per link, with the first 8 digits of each SHA-256."""
+    """Formats the chain, one line per link, with the first 8 digits of each SHA-256."""
     width = max(len(link.step) for link in chain.links)
     for link in chain.links:
         source = f"{link.source} {link.source.sha256[:8]}" if link.source else ""
@@ -151,20 +151,20 @@ def lines(chain: Provenance) -> Iterator[str]:
 
 
 def _read(published: str, name: str, kind: type[BaseModel], faults: list[str]) -> BaseModel | None:
-    """A file of a published model; None where it is not there or does not read, which is a fault."""
+    """Reads a file of a published model; adds a fault and returns None if it is missing or invalid."""
     try:
         return kind.model_validate_json(storage.read_bytes(storage.join(published, name)))
     except FileNotFoundError:
-        faults.append(f"{name}: is not there: {published} is no published model, or its publishing has not ended")
+        faults.append(f"{name}: is missing: {published} is not a published model, or its publishing is not complete")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        faults.append(f"{name}: does not read{': ' if where else ''}{where}: {first['msg']}")
+        faults.append(f"{name}: is invalid{': ' if where else ''}{where}: {first['msg']}")
     return None
 
 
 def _digest(uri: str) -> str:
-    """SHA-256 of a file. One that is remote is downloaded and forgotten: there is need of room for the largest only."""
+    """Hashes a file. Remote files are downloaded one at a time, so the disk needs room only for the largest."""
     if not storage.is_remote(uri):
         return digests.digest(storage.local_path(uri))
     logger.info("reading %s", uri)
@@ -173,13 +173,13 @@ def _digest(uri: str) -> str:
 
 
 def _receipts(storage_root: str, run_id: str, step: str) -> Iterator[str]:
-    """SHA-256 of the manifests that runs have published, of this run first.
+    """Yields the SHA-256 of every manifest that a run has published, those of this run first.
 
-    Where its publisher was killed another run may have finished its work, and has the receipt.
+    If this run's publisher was killed, another run may have finished publishing and has the receipt.
     """
     runs = layout.runs(storage_root)
-    found = {name: RECORD.fullmatch(name.partition("/")[2]) for name in storage.list_files(runs)}
-    names = [name for name, match in found.items() if match and match["step"] == step]
+    matches = {name: RECORD.fullmatch(name.partition("/")[2]) for name in storage.list_files(runs)}
+    names = [name for name, match in matches.items() if match and match["step"] == step]
     for name in sorted(names, key=lambda name: not name.startswith(f"{run_id}/")):
         done = StepRecord.model_validate_json(storage.read_bytes(storage.join(runs, name)))
         yield done.measured.get("manifest_sha256", "")
@@ -193,24 +193,24 @@ def _outcome(link: Link) -> str:
     try:
         verdict = link.judged
     except ValidationError:
-        return "a verdict that does not read"
+        return "an invalid verdict"
     num_passed = len(verdict.checks) - len(verdict.failed_checks)
     return f"{verdict.outcome}, {num_passed} of {len(verdict.checks)} checks"
 
 
-def _conclusion(found: Findings, *, storage_root: str | None) -> str:
-    links = found.chain.links
+def _conclusion(findings: Findings, *, storage_root: str | None) -> str:
+    links = findings.chain.links
     gates = sum(link.verdict is not None for link in links)
     compared = f"the run record in {storage_root} agrees" if storage_root else "not compared with a run record"
-    return f"verified: {len(found.manifest.files)} files, {len(links)} links, {gates} gates passed; {compared}"
+    return f"verified: {len(findings.manifest.files)} files, {len(links)} links, {gates} gates passed; {compared}"
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("published", help="folder of the published model: path, gs:// or s3://")
-    parser.add_argument("--storage-root", help="compare with the run record there")
-    parser.add_argument("--base", metavar="DIR", help="check that the run began with this model")
-    parser.add_argument("--data", metavar="FILE", action="append", default=[], help="check that it read this file")
+    parser.add_argument("--storage-root", help="compare with the run record in this storage root")
+    parser.add_argument("--base", metavar="DIR", help="check that the run started from this model")
+    parser.add_argument("--data", metavar="FILE", action="append", default=[], help="check that the run read this file")
     return parser
 
 
@@ -218,19 +218,20 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     run.configure_logging()
     try:
-        found = verify(args.published, storage_root=args.storage_root, base=args.base, data=tuple(args.data))
+        findings = verify(args.published, storage_root=args.storage_root, base=args.base, data=tuple(args.data))
     except (OSError, ValueError) as error:
         print(f"error: {wording.line(str(error))}", file=sys.stderr)
         return 1
-    if found.manifest:
-        told = found.manifest
-        print(wording.line(f"{told.model_name} {told.version}, SHA-256 {told.sha256}, run {told.run_id}"))
-    if found.chain:
-        print(*lines(found.chain), sep="\n")
-    if not found.faults:
-        print(_conclusion(found, storage_root=args.storage_root))
-    print(*(wording.line(f"wrong: {fault}") for fault in found.faults), sep="\n", end="\n" if found.faults else "")
-    return 1 if found.faults else 0
+    if manifest := findings.manifest:
+        model = f"{manifest.model_name} {manifest.version}, SHA-256 {manifest.sha256}, run {manifest.run_id}"
+        print(wording.line(model))
+    if findings.chain:
+        print(*lines(findings.chain), sep="\n")
+    if not findings.faults:
+        print(_conclusion(findings, storage_root=args.storage_root))
+    for fault in findings.faults:
+        print(wording.line(f"wrong: {fault}"))
+    return 1 if findings.faults else 0
 
 
 if __name__ == "__main__":

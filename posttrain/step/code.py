@@ -12,19 +12,20 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain.step import imports
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "unsloth")  # another release may train otherwise
-PAGES = "posttrain.pages"  # shows results and decides none: a curve in another colour is no other training
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "unsloth")  # another release may train differently
+PAGES = "posttrain.pages"  # this room shows results and decides none: a curve in another colour needs no new training
 
 
 class Code(BaseModel):
-    """What ran: other source, or another release of a library that trains, may give another result."""
+    """The code that ran. Other source, or another release of a library that trains, may give another result."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     posttrain: str  # release of this package
     source: str  # SHA-256 of the modules of ours that the step can import
     libraries: dict[str, str]  # name -> release; `absent` where it is not installed
-    module: str = ""  # that the step is; empty in records from when `source` was that of all modules
+    # The step's module; empty in records from when `source` covered all modules.
+    module: str = ""
 
     @property
     def sha256(self) -> str:
@@ -32,16 +33,16 @@ class Code(BaseModel):
 
 
 def fingerprint(step: str, *, config: dict[str, Any], inputs: dict[str, str], code: Code) -> str:
-    """SHA-256 of everything that a result depends on: step, configuration, input digests, our source, libraries."""
+    """Returns the SHA-256 of all that a result depends on: step, configuration, input digests, source, libraries."""
     parts = {"step": step, "config": config, "inputs": inputs, "code": code.sha256}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def code_of(module: str, *, config: dict[str, Any]) -> Code:
-    """The code of a step as it is here.
+    """Returns the code of a step as installed here.
 
-    It is that of every module which the step can import and, for a step that starts others, of those that its
-    configuration names. A module from elsewhere may use any of ours, so then all of them count.
+    It covers every module that the step can import and, where a step starts other modules, those that its configuration
+    names. A module from outside our packages may use any of ours, so all of them count for it.
     """
     started = frozenset(text for text in _strings(config) if imports.NAME.fullmatch(text))
     return _code(module, started)
@@ -58,7 +59,7 @@ def _code(module: str, started: frozenset[str]) -> Code:
 
 
 def source_digest(module: str, started: frozenset[str] = frozenset(), root: Path = imports.ROOT) -> str:
-    """SHA-256 of the modules that count for a step: sorted `<name> <SHA-256>` lines."""
+    """Returns the SHA-256 of the sorted `<name> <SHA-256>` lines of all modules that count for a step."""
     reached = imports.closure([module, *started], root)
     if module not in reached:
         reached = imports.closure(imports.modules_of(root), root)

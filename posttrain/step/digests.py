@@ -9,7 +9,7 @@ from posttrain.storage import hashing
 
 
 def digest(path: str | Path) -> str:
-    """SHA-256 of a file; of a folder the SHA-256 of its sorted `<relative name> <SHA-256>` lines."""
+    """Returns the SHA-256 of a file, or that of a folder's sorted `<relative name> <SHA-256>` lines."""
     path = Path(path)
     if path.is_dir():
         return folder_digest(file_digests(path))
@@ -17,19 +17,19 @@ def digest(path: str | Path) -> str:
 
 
 def file_digests(folder: str | Path, *, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Relative name -> SHA-256 of each file below a folder; those that are `known` are not read."""
+    """Maps the relative name of each file below a folder to its SHA-256; files that are `known` are not read."""
     names = [file.relative_to(folder).as_posix() for file in files_of(folder)]
     return {name: known.get(name) or hashing.sha256(Path(folder, name)) for name in names}
 
 
 def folder_digest(digests: dict[str, str]) -> str:
-    """What `digest` gives for a folder of these files."""
+    """Returns the `digest` of a folder with these files."""
     lines = [f"{name} {sha256}\n" for name, sha256 in sorted(digests.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def files_of(folder: str | Path) -> list[Path]:
-    """All files below a folder, sorted by their relative names."""
+    """Lists all files below a folder, sorted by relative name."""
     folder = Path(folder)
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())

@@ -1,7 +1,7 @@
 """The frame of every step: fingerprint, reuse, record.
 
-Digests of the inputs and the configuration make a fingerprint; a finished result under the same fingerprint is
-emitted again instead of being made again; what happened is recorded, also when the work raises.
+The fingerprint covers the inputs' digests, the configuration and the code. A finished result with the same fingerprint
+is reused instead of being computed again. Every attempt is recorded, also when its work raises.
 """
 
 import argparse
@@ -38,26 +38,25 @@ def run_step(
     work: Work,
     reusable: bool = True,
 ) -> Result:
-    """Runs `work`, or emits its finished result again, and records what happened.
+    """Runs `work`, or reuses its finished result, and records the attempt.
 
     Args:
         args: the parsed command line, with the flags of `kfp_io.parser`.
-        inputs: input name -> local path; a None is left out.
+        inputs: input name -> local path, or None for an input that is absent.
         outputs: output name -> local path that `work` writes.
-        config: what of the configuration changes the result; it is part of the fingerprint.
-        work: does the thing and returns what it measured, by name.
-        reusable: off where a side effect is the point (publish) or an input is an address whose content may change.
+        config: the part of the configuration that decides the result; it goes into the fingerprint.
+        work: writes the outputs and returns what it measured, by name.
+        reusable: False if the step is run for a side effect (publish), or reads an address whose content may change.
 
     Raises:
-        ValueError: the storage root lies outside the prefixes that the configuration allows; an input changed while
-            the step worked on it.
-        whatever `work` raises, after it has been recorded.
+        ValueError: the storage root is outside the prefixes that the configuration allows, or an input changed while
+            the step was reading it.
+        Exception: `work` raised it; it has been recorded.
     """
     configure_logging()
     prefixes = json.loads(args.config).get("allowed_prefixes")
-    if (
-        prefixes is not None
-    ):  # a run may choose its storage root, but not send records, checkpoints and models elsewhere
+    # A run may choose its storage root, but must not send records, checkpoints and models elsewhere.
+    if prefixes is not None:
         storage.check_allowed(args.storage_root, prefixes, name="storage_root")
     with _recorded(args, outputs=outputs, config=config) as attempt:
         stamps = _stamps(inputs)
@@ -78,7 +77,7 @@ def run_step(
 
 
 def _running(args: argparse.Namespace, inputs: dict[str, str | None], config: dict[str, Any]) -> Running:
-    """Reads the inputs, and computes the fingerprint from their bytes and the configuration."""
+    """Hashes the inputs and computes the fingerprint."""
     paths = {name: path for name, path in inputs.items() if path}
     files = {name: file_digests(path) for name, path in paths.items() if Path(path).is_dir()}
     digests = {name: folder_digest(files[name]) if name in files else digest(paths[name]) for name in paths}
@@ -92,18 +91,20 @@ def _running(args: argparse.Namespace, inputs: dict[str, str | None], config: di
 
 
 def _stamps(inputs: dict[str, str | None]) -> dict[Path, tuple[int, ...]]:
-    """What changes when somebody writes to a file of an input."""
+    """Returns a stamp per input file that changes when somebody writes to it."""
     paths = [Path(path) for path in inputs.values() if path]
     files = [file for path in paths for file in (files_of(path) if path.is_dir() else [path])]
-    found = {file: file.stat() for file in files}
-    return {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in found.items()}
+    stats = {file: file.stat() for file in files}
+    return {file: (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in stats.items()}
 
 
 def _check_untouched(before: dict[Path, tuple[int, ...]], after: dict[Path, tuple[int, ...]]) -> None:
-    """The digests of the inputs are those of what `work` read only if nobody wrote to them meanwhile."""
+    """Raises ValueError if an input was written to while `work` read it: its digest would be of other bytes."""
     changed = sorted({file for file, _ in before.items() ^ after.items()})
     if changed:
-        raise ValueError(f"{changed[0]}: changed while the step worked on it; let nobody write there, and run it again")
+        raise ValueError(
+            f"{changed[0]}: changed while the step was reading it; stop whatever writes there, and run it again"
+        )
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Attempt:
     """One attempt of a step while it runs."""
 
     args: argparse.Namespace
-    config: dict[str, Any]  # that decides the result
+    config: dict[str, Any]  # the part that decides the result
     status: Status = "running"
     running: Running | None = None  # None until the inputs have been read
     result: Result | None = None
@@ -124,7 +125,7 @@ class Attempt:
     number: int | None = None  # in the run record
 
     def write(self) -> None:
-        """Writes the record of the attempt, or writes it anew."""
+        """Writes the record of the attempt, or overwrites it."""
         record = StepRecord(
             step=self.args.step,
             attempt=self.number or 1,
@@ -153,7 +154,7 @@ class Attempt:
 
 @contextmanager
 def _recorded(args: argparse.Namespace, *, outputs: dict[str, str], config: BaseModel) -> Iterator[Attempt]:
-    """Writes the record of what happens inside, however it ends; of a process that is killed the last one stays."""
+    """Records the attempt, however it ends. If the process is killed, the last record stays as it is: `running`."""
     attempt = Attempt(args, config.model_dump(mode="json"))
     try:
         yield attempt
@@ -174,12 +175,12 @@ def _verdict(outputs: dict[str, str]) -> dict[str, Any] | None:
 
 
 def _emit(args: argparse.Namespace, result: Result) -> None:
-    """Tells Kubeflow the digest of each output artifact, metrics and confusion matrix, and whether a gate passed."""
+    """Reports to Kubeflow: digest of each output artifact, metrics, confusion matrix, and whether a gate passed."""
     metadata_ = {name: {"sha256": sha256} for name, sha256 in result.outputs.items()}
     metadata_["metrics"] = result.measured
     if "confusion" in metadata_:
-        found = json.loads(Path(args.confusion).read_text(encoding="utf-8"))
-        metadata_["confusion"] |= kfp_io.confusion_matrix(found["categories"], found["matrix"])
+        confusion = json.loads(Path(args.confusion).read_text(encoding="utf-8"))
+        metadata_["confusion"] |= kfp_io.confusion_matrix(confusion["categories"], confusion["matrix"])
     outputs = json.loads(args.executor_input).get("outputs", {}).get("parameters", {})
     kfp_io.write_outputs(
         args.executor_input, parameters={name: result.measured[name] for name in outputs}, metadata=metadata_

@@ -1,9 +1,9 @@
-"""What a module can import of our own packages, read from their source: nothing is imported or run.
+"""Finds the modules of our packages that a module can import, by reading source: nothing is imported or run.
 
 names of modules -> every module that they can reach, with the SHA-256 of its code
 
-Every `import` counts, wherever it stands, together with the packages around what it names. Comments, docstrings and
-layout are not code: they change no SHA-256.
+Every `import` statement counts, also inside functions, and so do the packages around the module that it names.
+Comments, docstrings and layout are not code: they change no SHA-256.
 """
 
 import ast
@@ -21,20 +21,20 @@ from pydantic import BaseModel
 PACKAGES = ("posttrain", "validators")
 NAME = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+")  # of a module of ours
 ROOT = Path(__file__).parents[2]  # the folder of our packages
-# Parsing takes milliseconds and a step reaches fifty modules: what was read is kept beside Python's own bytecode.
+# Parsing a module takes milliseconds, and a step reaches fifty: the results are cached beside Python's own bytecode.
 KEPT = Path(cache_from_source(__file__)).with_suffix(".json")
 MAX_KEPT = 1_000  # sources
 
 
 class Source(BaseModel):
-    """What the source of one module says."""
+    """The source of one module, as far as a fingerprint needs it."""
 
     sha256: str  # of its syntax tree
     names: list[str]  # modules that it imports; some may be names inside a module
 
 
 def closure(modules: Iterable[str], root: Path = ROOT) -> dict[str, Source]:
-    """These modules and all of ours that they can reach, by name. A name that is no module of ours is left out."""
+    """Returns these modules and all that they can reach, by name. Names that are no module of ours are left out."""
     reached, waiting, kept = {}, list(modules), _read_kept()
     num_kept = len(kept)
     while waiting:
@@ -48,13 +48,13 @@ def closure(modules: Iterable[str], root: Path = ROOT) -> dict[str, Source]:
 
 
 def modules_of(root: Path = ROOT) -> list[str]:
-    """Every module of ours."""
+    """Lists every module of our packages."""
     files = (file.relative_to(root) for package in PACKAGES for file in (root / package).rglob("*.py"))
     return sorted(".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files)
 
 
 def _with_packages(name: str) -> list[str]:
-    """`a`, `a.b` and `a.b.c` for `a.b.c`: importing a module runs the packages around it first."""
+    """Returns `a`, `a.b` and `a.b.c` for `a.b.c`: importing a module runs the packages around it first."""
     parts = name.split(".")
     return [".".join(parts[: end + 1]) for end in range(len(parts))]
 
@@ -87,9 +87,9 @@ def _parse(text: bytes, *, package: str) -> Source:
 
 
 def _flat(node: ast.AST) -> Iterator[ast.AST | str]:
-    """The node and everything below it that says what the code does, in order. What is absent is left out.
+    """Yields the node and everything below it that decides what the code does, in order.
 
-    `ast.dump` would say the same, but in other words with each release of Python.
+    `ast.dump` is not used because its output changes between releases of Python.
     """
     yield node
     for field in node._fields:
@@ -104,12 +104,12 @@ def _flat(node: ast.AST) -> Iterator[ast.AST | str]:
 
 
 def _is_docstring(node: object) -> bool:
-    """Whether it is a string that stands alone: nothing but `--help` reads those of our packages."""
+    """Returns whether it is a string on its own. Only `--help` reads docstrings of our packages."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _names(node: ast.AST, package: str) -> list[str]:
-    """The modules that the node imports."""
+    """Lists the names that the node imports."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -126,7 +126,7 @@ def _read_kept() -> dict[str, dict]:
 
 
 def _write_kept(kept: dict[str, dict]) -> None:
-    """The newest, where the folder can be written. Of two processes at once one is kept, and the other reads again."""
+    """Writes the cache if the folder is writable. If two processes write at once, the last one wins."""
     partial = KEPT.with_suffix(f".{os.getpid()}.partial")
     with suppress(OSError):
         KEPT.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Kubeflow's own files: the executor input that `'{{$}}'` passes in, output parameters, metadata and metrics.
 
-The only module that knows them. The launcher reads output parameters from the paths given and everything else from the
-JSON at `outputs.outputFile`; an unknown field, a null, NaN or infinity in it fails the task.
+No other module knows them. The launcher reads output parameters from the paths in the executor input, and everything
+else from the JSON at `outputs.outputFile`; an unknown field, a null, NaN or infinity in it fails the task.
 """
 
 import argparse
@@ -14,10 +14,10 @@ CONFUSION_MATRIX = "confusionMatrix"  # where the UI looks for it in an artifact
 
 
 def parser(module: str, description: str | None = None) -> argparse.ArgumentParser:
-    """An argument parser with the flags that every step has.
+    """Returns an argument parser with the flags that every step has.
 
     Args:
-        module: the step's own, which `python -m` starts: `__spec__.name`. It is in what the parser returns.
+        module: name of the step's module, `__spec__.name`; the parsed arguments have it too.
     """
     result = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,27 +34,27 @@ def parser(module: str, description: str | None = None) -> argparse.ArgumentPars
 
 
 def output_folder(executor_input: str) -> Path:
-    """A folder on the disk that outputs are written to; the working directory when a step is run by hand."""
+    """Returns a folder on the disk that outputs are written to; the working directory when a step is run by hand."""
     file = json.loads(executor_input).get("outputs", {}).get("outputFile")
     return Path(file).parent if file else Path.cwd()
 
 
 def write_outputs(executor_input: str, *, parameters: dict[str, Any], metadata: dict[str, dict[str, Any]]) -> None:
-    """Writes output parameters and the metadata of output artifacts, where the executor input says.
+    """Writes output parameters and the metadata of output artifacts to the paths in the executor input.
 
     Args:
         executor_input: the JSON of `'{{$}}'`; `{}` when a step is run by hand, and then nothing is written.
         parameters: output parameter name -> value.
         metadata: output artifact name -> its metadata; for a Metrics artifact these are the numbers that the UI draws,
-            for a ClassificationMetrics artifact what `confusion_matrix` gives. Values that are null or not finite are
-            left out.
+            for a ClassificationMetrics artifact the result of `confusion_matrix`. Values that are null or not finite
+            are left out.
     """
     outputs = json.loads(executor_input).get("outputs", {})
     if not outputs.get("outputFile"):
         return
     artifacts = {
-        name: {"artifacts": [_artifact(name, found["artifacts"][0], metadata.get(name, {}))]}
-        for name, found in outputs.get("artifacts", {}).items()
+        name: {"artifacts": [_artifact(name, output["artifacts"][0], metadata.get(name, {}))]}
+        for name, output in outputs.get("artifacts", {}).items()
     }
     for name in parameters:
         _write(outputs["parameters"][name]["outputFile"], json.dumps(parameters[name]))
@@ -62,10 +62,10 @@ def write_outputs(executor_input: str, *, parameters: dict[str, Any], metadata: 
 
 
 def confusion_matrix(categories: list[str], matrix: list[list[int]]) -> dict[str, Any]:
-    """Metadata of a ClassificationMetrics artifact, as `kfp.dsl.ClassificationMetrics.log_confusion_matrix` makes it.
+    """Returns the metadata that `kfp.dsl.ClassificationMetrics.log_confusion_matrix` would make.
 
     Args:
-        matrix: a row for each category of what was wanted, in it a number for each category of what was given.
+        matrix: one row per expected category, with one count per category of the answer.
     """
     return {
         CONFUSION_MATRIX: {

@@ -12,7 +12,7 @@ from posttrain.storage import layout
 from posttrain.verdict import Verdict
 
 RECORD = re.compile(r"(?P<step>[^/]+)\.\d+\.json")  # name of a record's file
-# running: of a step that was killed its record says so for ever. unfinished: it left to go on in the next attempt.
+# running: stays in the record of a step that was killed. unfinished: the next attempt continues it.
 Status = Literal["running", "succeeded", "reused", "failed", "unfinished"]
 
 
@@ -25,9 +25,9 @@ class StepRecord(BaseModel):
     status: Status
     started_at: str  # UTC, ISO 8601
     seconds: float
-    work_seconds: float = 0.0  # of these in the step's work itself: the rest went into digests, copies and records
-    cpu_seconds: float = 0.0  # with those of all processes that it has started
-    peak_memory: int = 0  # bytes, of the largest of its processes
+    work_seconds: float = 0.0  # the step's work alone; the rest went into digests, copies and records
+    cpu_seconds: float = 0.0  # with those of all processes that it started
+    peak_memory: int = 0  # bytes, of its largest process
     fingerprint: str
     code: Code | None = None
     config: dict[str, Any]
@@ -35,7 +35,7 @@ class StepRecord(BaseModel):
     outputs: dict[str, str]  # name -> SHA-256
     measured: dict[str, Any]
     kept: str = ""  # where the outputs are kept, below the storage root
-    verdict: dict[str, Any] | None = None  # as it was written, which is what the digest of that output binds
+    verdict: dict[str, Any] | None = None  # as the gate wrote it: that is what the output's digest binds
     error: str | None = None
 
     @property
@@ -45,7 +45,7 @@ class StepRecord(BaseModel):
 
 
 def write_record(storage_root: str, record: StepRecord) -> StepRecord:
-    """Writes a record under the next free attempt number, and gives it with that; no earlier attempt is overwritten."""
+    """Writes a record under the next free attempt number and returns it; no earlier attempt is overwritten."""
     while True:
         try:
             storage.write_bytes(_name(storage_root, record), record.model_dump_json(indent=2).encode(), if_absent=True)
@@ -55,7 +55,7 @@ def write_record(storage_root: str, record: StepRecord) -> StepRecord:
 
 
 def replace_record(storage_root: str, record: StepRecord) -> None:
-    """Writes the record of an attempt anew."""
+    """Overwrites the record of an attempt."""
     storage.write_bytes(_name(storage_root, record), record.model_dump_json(indent=2).encode())
 
 
@@ -64,9 +64,9 @@ def _name(storage_root: str, record: StepRecord) -> str:
 
 
 def read_records(storage_root: str, run: str, *, of: Container[str] | None = None) -> list[StepRecord]:
-    """All records of a run, or those of these steps, in the order in which the steps started."""
+    """Reads the records of a run, or of the steps in `of`, sorted by start."""
     folder = layout.runs(storage_root, run)
-    found = {name: RECORD.fullmatch(name) for name in storage.list_files(folder)}
-    names = [name for name, match in found.items() if match and (of is None or match["step"] in of)]
+    matches = {name: RECORD.fullmatch(name) for name in storage.list_files(folder)}
+    names = [name for name, match in matches.items() if match and (of is None or match["step"] in of)]
     records = [StepRecord.model_validate_json(storage.read_bytes(storage.join(folder, name))) for name in names]
     return sorted(records, key=lambda record: (record.started_at, record.step, record.attempt))

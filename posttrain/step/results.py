@@ -1,4 +1,4 @@
-"""Finished results: kept under their fingerprint, and emitted again in a later run."""
+"""Finished results are stored under their fingerprint, and later runs reuse them."""
 
 import logging
 import secrets
@@ -18,21 +18,21 @@ logger = logging.getLogger(__name__)
 
 
 class Result(BaseModel):
-    """A finished step: the digests of what it gave, what it measured, and where that is kept."""
+    """A finished step: the digests of its outputs, what it measured, and where the outputs are kept."""
 
     outputs: dict[str, str]
     measured: dict[str, Any]
-    kept: str = ""  # folder below the storage root; each attempt has its own, so two runs never mix files
+    kept: str = ""  # folder below the storage root; each attempt has its own, so that two runs never mix files
 
 
 def read_outputs(running: Running, outputs: dict[str, str], measured: dict[str, Any]) -> Result:
-    """The result of a step that is not kept for later runs."""
+    """Returns the result of a step that is not kept for later runs."""
     digests = {name: running.written.get(name) or digest(path) for name, path in outputs.items()}
     return Result(outputs=digests, measured=measured)
 
 
 def finished(storage_root: str, step: str, fingerprint: str) -> Result | None:
-    """The result that a step has left under this fingerprint, for any run; None where there is none."""
+    """Returns the finished result of a step under this fingerprint, from any run, or None."""
     receipt = _receipt(storage_root, step, fingerprint)
     return Result.model_validate_json(storage.read_bytes(receipt)) if storage.exists(receipt) else None
 
@@ -42,7 +42,7 @@ def _receipt(storage_root: str, step: str, fingerprint: str) -> str:
 
 
 def reuse(running: Running, outputs: dict[str, str]) -> Result | None:
-    """Brings a finished result to the output paths; None if there is none or it is not whole."""
+    """Downloads a finished result to the output paths; returns None if there is none or it is damaged."""
     key = (running.storage_root, running.step, running.fingerprint)
     result = finished(*key)
     if result is None:
@@ -53,7 +53,7 @@ def reuse(running: Running, outputs: dict[str, str]) -> Result | None:
                 raise OSError(f"{name!r} is damaged")
     except OSError as error:
         logger.warning(
-            "%s: the finished result %s is not whole, doing the work again: %s", running.step, result.kept, error
+            "%s: the finished result %s is damaged, doing the work again: %s", running.step, result.kept, error
         )
         if finished(*key) == result:  # nobody has made it again meanwhile
             storage.remove(_receipt(*key))
@@ -63,10 +63,10 @@ def reuse(running: Running, outputs: dict[str, str]) -> Result | None:
 
 
 def keep(running: Running, outputs: dict[str, str], measured: dict[str, Any]) -> Result:
-    """Keeps what a step gave: the files, then COMPLETE.json, by which later runs find it.
+    """Stores the outputs of a step, then COMPLETE.json, by which later runs find them.
 
-    Without that stays what a gate gave that stopped the run: it is evidence, and the next run judges again. And what
-    says of itself that it is not final: a trial of a sweep that was killed.
+    Two kinds of results get no COMPLETE.json: those of a gate that stopped the run, which are evidence while the next
+    run judges again, and those marked as not final, such as the result of a trial that was killed.
     """
     kept = storage.join(layout.RESULTS, running.step, running.fingerprint, f"{run_id()}-{secrets.token_hex(4)}")
     digests = {name: _send(path, storage.join(running.storage_root, kept, name)) for name, path in outputs.items()}
@@ -79,14 +79,14 @@ def keep(running: Running, outputs: dict[str, str], measured: dict[str, Any]) ->
 
 
 def _send(path: str, uri: str) -> str:
-    """Uploads an output and gives its digest."""
+    """Uploads an output and returns its digest."""
     if Path(path).is_dir():
         return folder_digest(file_digests(path, known=storage.upload_folder(path, uri)))
     return storage.upload_file(path, uri)
 
 
 def _bring(uri: str, path: str) -> str:
-    """Downloads an output and gives the digest of what is there then."""
+    """Downloads an output and returns the digest of the local copy."""
     if storage.exists(uri):
         return storage.download_file(uri, path)
     return folder_digest(file_digests(path, known=storage.download_folder(uri, path)))

@@ -16,17 +16,17 @@ def configure_logging() -> None:
 
 
 def run_id() -> str:
-    """The id of the run that this process belongs to; `manual` when a step is started by hand."""
+    """Returns the id of the run that this process belongs to; `manual` when a step is started by hand."""
     return os.environ.get(RUN_ID_ENV) or "manual"
 
 
 def is_fresh() -> bool:
-    """Whether this run is to take nothing over from earlier ones."""
+    """Returns whether this run reuses nothing of earlier ones."""
     return os.environ.get(FRESH_ENV) == "1"
 
 
 class Unfinished(SystemExit):
-    """Raised by a stage that has saved its state and leaves with `EXIT_AGAIN`."""
+    """A stage has saved its state and exits with `EXIT_AGAIN`."""
 
     def __init__(self, message: str):
         super().__init__(EXIT_AGAIN)

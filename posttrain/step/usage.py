@@ -1,4 +1,4 @@
-"""What work costs a machine: CPU-seconds and peak memory of a process and of those that it has started and waited for.
+"""CPU-seconds and peak memory of a process, and of the processes that it started and waited for.
 
 `resource`'s numbers -> seconds, bytes
 """
@@ -15,20 +15,20 @@ def cpu_seconds_of(*usages: resource.struct_rusage) -> float:
 
 
 def peak_memory_of(*usages: resource.struct_rusage) -> int:
-    """Bytes that the largest single process held at its peak."""
+    """Returns the peak memory of the largest single process, in bytes."""
     return max(usage.ru_maxrss for usage in usages) * UNIT
 
 
 def here() -> tuple[resource.struct_rusage, ...]:
-    """Of this process and its children so far."""
+    """Returns the usage of this process and of its children so far."""
     return resource.getrusage(resource.RUSAGE_SELF), of_children()
 
 
 def of_children() -> resource.struct_rusage:
-    """Of the processes that this one has started and waited for, and theirs."""
+    """Returns the usage of all processes that this one started and waited for, and of theirs."""
     return resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
 def has_gpu() -> bool:
-    """Whether NVIDIA's driver is there, asked without torch."""
+    """Returns whether NVIDIA's driver is installed, without importing torch."""
     return Path("/dev/nvidiactl").exists()

@@ -156,8 +156,8 @@ def test_a_gate_that_did_not_pass_is_refused_with_its_check(check, words, line, 
     [
         ({"passed": True}, "did not pass: loss: 3"),
         ({"passed": True, "outcome": "passed"}, "did not pass: loss: 3"),
-        ({"passed": True, "outcome": "passed", "checks": []}, "does not read: .*checks"),
-        ({"passed": True, "checks": [{"name": "loss", "status": "PASS"}]}, "does not read: .*checks"),
+        ({"passed": True, "outcome": "passed", "checks": []}, "cannot be read: .*checks"),
+        ({"passed": True, "checks": [{"name": "loss", "status": "PASS"}]}, "cannot be read: .*checks"),
     ],
 )
 def test_what_a_verdict_claims_does_not_count(claim, words, line, place):
@@ -167,19 +167,19 @@ def test_what_a_verdict_claims_does_not_count(claim, words, line, place):
 
 def test_the_verdict_of_another_gate_is_refused(line, place):
     line.judge("check_sft", claims={"gate": "check_data"})
-    refused(line, place, "gate check_sft: holds the verdict of check_data")
+    refused(line, place, "gate check_sft: its verdict is that of check_data")
 
 
 def test_a_verdict_on_what_this_run_did_not_make_is_refused(line, place, tmp_path):
     (tmp_path / "adapter").write_text("of another run")
     line.judge("check_sft", {"adapter": tmp_path / "adapter"})
-    refused(line, place, "check_sft: took adapter [0-9a-f]{64}, which no earlier step of this run gave")
+    refused(line, place, "check_sft: its adapter [0-9a-f]{64} is no output")
 
 
 @pytest.mark.parametrize("subject", [{}, {"adapter": "c" * 64}])
 def test_a_verdict_on_something_else_than_the_gate_took_is_refused(subject, line, place):
     line.judge("check_sft", claims={"subject": subject})
-    refused(line, place, "gate check_sft: its verdict is not on what the gate took")
+    refused(line, place, "gate check_sft: its verdict is not about the gate's inputs")
 
 
 def test_a_gate_that_judged_another_model_of_the_run_is_refused(line, place):
@@ -190,18 +190,18 @@ def test_a_gate_that_judged_another_model_of_the_run_is_refused(line, place):
 
 def test_model_changed_after_the_verdict_is_refused(line, place):
     (line.model / "model.safetensors").write_bytes(b"tampered")
-    refused(line, place, r"publish_model: took model .*, which no earlier step .* \| gate check_safety: judged model")
+    refused(line, place, r"publish_model: its model .* is no output .* \| gate check_safety: judged model")
 
 
 @pytest.mark.parametrize(
     ("step", "changes", "words"),
     [
-        ("train_sft", {"config": {"epochs": 9}}, "train_sft: its fingerprint is not that of its configuration"),
+        ("train_sft", {"config": {"epochs": 9}}, "train_sft: its fingerprint does not match its configuration"),
         ("train_sft", {"code": None}, "train_sft: its record does not say which code ran"),
-        ("prepare_sft_data", {"measured": {}}, "prepare_sft_data: takes nothing and names no source"),
-        ("prepare_sft_data", {"status": "failed"}, "train_sft: took train [0-9a-f]{64}, which no earlier step"),
-        ("merge_sft", {"outputs": {}}, "check_safety: took model [0-9a-f]{64}, which no earlier step"),
-        ("check_data", {"outputs": {"verdict": "0" * 64}}, "gate check_data: its verdict is not the one that it gave"),
+        ("prepare_sft_data", {"measured": {}}, "prepare_sft_data: has no inputs and names no source"),
+        ("prepare_sft_data", {"status": "failed"}, "train_sft: its train [0-9a-f]{64} is no output"),
+        ("merge_sft", {"outputs": {}}, "check_safety: its model [0-9a-f]{64} is no output"),
+        ("check_data", {"outputs": {"verdict": "0" * 64}}, "gate check_data: its verdict was changed"),
     ],
 )
 def test_a_broken_chain_is_refused(step, changes, words, line, place):

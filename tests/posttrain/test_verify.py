@@ -103,7 +103,7 @@ def test_the_command_prints_what_is_wrong_and_exits_1(folder, capsys):
 
 def test_what_is_no_published_model_is_said(tmp_path, capsys):
     assert verify.main([str(tmp_path / "nowhere")]) == 1
-    why = f"is not there: {tmp_path / 'nowhere'} is no published model, or its publishing has not ended"
+    why = f"is missing: {tmp_path / 'nowhere'} is not a published model, or its publishing is not complete"
     assert capsys.readouterr().out == f"wrong: manifest.json: {why}\n"
 
 
@@ -123,10 +123,10 @@ def swap_sums(folder: Path) -> None:
     [
         (flip_byte, ["model.safetensors: was changed"]),
         (lambda folder: (folder / "modeling.py").write_text(""), ["modeling.py: was added"]),
-        (lambda folder: (folder / "config.json").unlink(), ["config.json: is not there"]),
+        (lambda folder: (folder / "config.json").unlink(), ["config.json: is missing"]),
         (lambda folder: (folder / "README.md").write_text("# Better"), ["README.md: was changed"]),
-        (swap_sums, ["SHA256SUMS: lacks the line", f"SHA256SUMS: holds the line '{OTHER}  README.md'"]),
-        (lambda folder: (folder / "SHA256SUMS").unlink(), ["SHA256SUMS: is not there"]),
+        (swap_sums, ["SHA256SUMS: lacks the line", f"SHA256SUMS: has the line '{OTHER}  README.md'"]),
+        (lambda folder: (folder / "SHA256SUMS").unlink(), ["SHA256SUMS: is missing"]),
         (
             lambda folder: edit(folder, "manifest.json", lambda found: found.update(sha256=OTHER)),
             ["manifest.json: was changed: the model's files make", f"provenance.json: sha256 is .*, in .* {OTHER}"],
@@ -139,16 +139,16 @@ def swap_sums(folder: Path) -> None:
             lambda folder: edit(folder, "manifest.json", lambda found: found.update(run_id="run-2")),
             ["provenance.json: run_id is run-1, in manifest.json run-2"],
         ),
-        (lambda folder: (folder / "manifest.json").write_text("{"), ["manifest.json: does not read: Invalid JSON"]),
+        (lambda folder: (folder / "manifest.json").write_text("{"), ["manifest.json: is invalid: Invalid JSON"]),
         (
             lambda folder: edit(folder, "manifest.json", lambda found: found.pop("files")),
-            ["manifest.json: does not read: files: Field required"],
+            ["manifest.json: is invalid: files: Field required"],
         ),
         (
             lambda folder: edit(folder, "provenance.json", lambda found: found.update(links=[])),
-            ["provenance.json: was changed", "provenance.json: does not read: links"],
+            ["provenance.json: was changed", "provenance.json: is invalid: links"],
         ),
-        (lambda folder: (folder / "provenance.json").unlink(), ["provenance.json: is not there"]),
+        (lambda folder: (folder / "provenance.json").unlink(), ["provenance.json: is missing"]),
     ],
 )
 def test_a_file_that_was_changed_is_named(tamper, words, folder):
@@ -165,39 +165,39 @@ def set_check(chain: dict, step: str, **values) -> None:
 CHAIN = {
     "an input": (
         lambda chain: link(chain, "train_sft")["inputs"].update(train=OTHER),
-        ["train_sft: took train c{64}, which no earlier step of this run gave", "train_sft: its fingerprint is not"],
+        ["train_sft: its train c{64} is no output", "train_sft: its fingerprint does not"],
     ),
     "an output": (
         lambda chain: link(chain, "train_sft")["outputs"].update(adapter=OTHER),
-        ["check_sft: took adapter [0-9a-f]{64}, which no earlier step", "merge_sft: took adapter"],
+        ["check_sft: its adapter [0-9a-f]{64} is no output", "merge_sft: its adapter"],
     ),
     "the order": (
         lambda chain: chain["links"].insert(1, chain["links"].pop(5)),
-        ["merge_sft: took adapter [0-9a-f]{64}, which no earlier step"],
+        ["merge_sft: its adapter [0-9a-f]{64} is no output"],
     ),
     "a link taken out": (
         lambda chain: chain["links"].remove(link(chain, "merge_sft")),
-        ["check_safety: took model [0-9a-f]{64}, which no earlier", "publish_model: took model"],
+        ["check_safety: its model [0-9a-f]{64} is no output", "publish_model: its model"],
     ),
     "the configuration": (
         lambda chain: link(chain, "train_sft")["config"].update(epochs=99),
-        ["train_sft: its fingerprint is not that of its configuration, inputs and code"],
+        ["train_sft: its fingerprint does not match its configuration, inputs and code"],
     ),
     "the code": (
         lambda chain: link(chain, "train_sft")["code"]["libraries"].update(trl="9.9"),
-        ["train_sft: its fingerprint is not that of its configuration, inputs and code"],
+        ["train_sft: its fingerprint does not match its configuration, inputs and code"],
     ),
     "a limit that a gate was judged against": (
         lambda chain: set_check(chain, "check_sft", limit=9.0),
-        ["gate check_sft: its verdict is not the one that it gave"],
+        ["gate check_sft: its verdict was changed after it was written"],
     ),
     "the verdict of another model": (
         lambda chain: link(chain, "check_safety")["verdict"]["subject"].update(model=OTHER),
-        ["gate check_safety: its verdict is not on what the gate took", "gate check_safety: judged model c{64}, not"],
+        ["gate check_safety: its verdict is not about the gate's inputs", "gate check_safety: judged model c{64}, not"],
     ),
     "the verdict of another gate": (
         lambda chain: link(chain, "check_sft").update(verdict=link(chain, "check_data")["verdict"]),
-        ["gate check_sft: holds the verdict of check_data", "gate check_sft: its verdict is not the one that it gave"],
+        ["gate check_sft: its verdict is that of check_data", "gate check_sft: its verdict was changed"],
     ),
     "a gate taken out": (
         lambda chain: chain["links"].remove(link(chain, "check_safety")),
@@ -208,7 +208,7 @@ CHAIN = {
             chain["links"].remove(link(chain, "check_data")),
             link(chain, "publish_model")["config"]["required_gates"].remove("check_data"),
         ),
-        ["publish_model: its fingerprint is not that of its configuration"],
+        ["publish_model: its fingerprint does not match its configuration"],
     ),
     "gates that are no list": (
         lambda chain: link(chain, "publish_model")["config"].update(required_gates=1),
@@ -216,11 +216,11 @@ CHAIN = {
     ),
     "a source taken out": (
         lambda chain: link(chain, "prepare_sft_data").update(source=None),
-        ["prepare_sft_data: takes nothing and names no source"],
+        ["prepare_sft_data: has no inputs and names no source"],
     ),
     "the published model": (
         lambda chain: link(chain, "publish_model").update(inputs={"model": OTHER}),
-        ["publish_model: took c{64}, not the model", "publish_model: took model c{64}, which no earlier step"],
+        ["publish_model: took c{64}, not the model", "publish_model: its model c{64} is no output"],
     ),
 }  # fmt: skip
 
@@ -244,7 +244,7 @@ def test_a_verdict_that_was_made_to_pass_is_found(tmp_path, monkeypatch):
     folder = published(line)
     assert faults(folder) == ["gate check_sft: did not pass: loss: 3, not <= 2"]
     forge(folder, lambda chain: link(chain, "check_sft")["verdict"].update(passed=True, outcome="passed"))
-    changed = "gate check_sft: its verdict is not the one that it gave: it was changed; run the gate again"
+    changed = "gate check_sft: its verdict was changed after it was written; run the gate again"
     assert faults(folder) == ["gate check_sft: did not pass: loss: 3, not <= 2", changed]
     forge(folder, lambda chain: set_check(chain, "check_sft", status="passed"))
     assert any("loss: (3.0,) is not <= 2.0, so it has not passed" in fault for fault in faults(folder))

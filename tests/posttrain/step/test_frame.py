@@ -85,7 +85,7 @@ def test_a_damaged_result_is_made_again(step, tmp_path, args, caplog):
     (kept,) = (tmp_path / "root" / "results" / "train_sft").rglob("weights")
     kept.write_text("other weights")
     assert step()[1] == 1
-    assert "is not whole, doing the work again: 'model' is damaged" in caplog.text
+    assert "is damaged, doing the work again: 'model' is damaged" in caplog.text
     assert step()[1] == 0
 
 
@@ -114,7 +114,7 @@ def test_a_result_without_one_of_its_files_is_made_again(step, tmp_path, caplog)
     (kept,) = (tmp_path / "root" / "results" / "train_sft").rglob("out")
     kept.unlink()
     assert step()[1] == 1
-    assert "is not whole" in caplog.text
+    assert "is damaged" in caplog.text
 
 
 def test_two_runs_that_finish_at_once_never_mix_files(step, tmp_path):
