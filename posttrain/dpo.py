@@ -1,4 +1,4 @@
-"""Train a LoRA adapter on the merged model by direct preference optimization, the model being its own reference.
+"""Train a LoRA adapter on the merged model by direct preference optimization, with that model as the reference.
 
 full model, train and eval preference rows -> adapter folder, metrics.json, training-curve HTML
 
@@ -34,15 +34,15 @@ def build_parser() -> argparse.ArgumentParser:
 def train(
     base: str, *, files: dict[str, str], outputs: dict[str, str], step: DpoStep, checkpoints: Checkpoints
 ) -> dict:
-    """Trains, writes the outputs and gives the metrics.
+    """Trains, writes the outputs, and returns the metrics.
 
-    `files` holds the paths of train and eval, `outputs` those of `training.OUTPUTS`. A model merged in memory
-    would not do for `base`: trl would take the one that it was merged from as the reference.
+    `files` holds the paths of train and eval, `outputs` those of `stage.OUTPUTS`. `base` must be a folder with merged
+    weights: of a model merged in memory, trl would use the unmerged one as the reference.
 
     Raises:
         ValueError: no row fits max_seq_length, or the reference is not the start model.
         Diverged: a loss or gradient norm was not finite; nothing is written.
-        Unfinished: it left before its deadline or on SIGTERM; a checkpoint is stored.
+        Unfinished: the training stopped before its deadline or on SIGTERM; a checkpoint is stored.
     """
     backend.prepare(step.training.gpu_memory_fraction)
     from transformers import set_seed
@@ -55,9 +55,9 @@ def train(
     rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
 
     def fit(config: DpoConfig) -> dict:
-        set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
+        set_seed(config.seed)  # the adapter is initialised before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
-        with ranks.folder() as folder:
+        with ranks.shared_folder() as folder:
             trainer = keeping_reference(dpo_trainer(model, config), checkpoints)(
                 model=model,
                 ref_model=None,  # the model with its adapter off
@@ -65,8 +65,8 @@ def train(
                     beta=config.beta,
                     loss_type=config.loss_type,
                     loss_weights=config.loss_weights,
-                    disable_dropout=False,  # lora_dropout says how much there is
-                    # A model that is to be sharded lies on no GPU yet.
+                    disable_dropout=False,  # lora_dropout is the setting for it
+                    # A model that FSDP will shard is not on any GPU yet.
                     precompute_ref_log_probs=not backend.is_sharded(config),
                     **stage.training_args(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
                     **tracking_args,
@@ -77,12 +77,15 @@ def train(
                 peft_config=peft_config,
             )
             evaluation = stage.run(
-                trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"],
+                trainer,
+                training=step.training,
+                checkpoints=checkpoints,
+                rows=rows["train"],
                 checks=[CheckReference(config).on_log],
-            )  # fmt: skip
+            )
         metrics = {
             **stage.summary(trainer.state, rows=rows, num_left_out=num_left_out),
-            **measured(trainer.state.log_history, evaluation, config),
+            **reward_metrics(trainer.state.log_history, evaluation, config),
         }
         stage.write_results(trainer, config, outputs, metrics=metrics, title="Direct preference optimization")
         return metrics
@@ -90,8 +93,8 @@ def train(
     return stage.halving_batches(fit, config)
 
 
-def measured(log_history: list[dict[str, float]], evaluation: dict[str, float], config: DpoConfig) -> dict[str, float]:
-    """The metrics of DPO alone."""
+def reward_metrics(log_history: list[dict], evaluation: dict[str, float], config: DpoConfig) -> dict[str, float]:
+    """Returns the metrics that only DPO has."""
     return {
         "start_loss": start_loss(log_history, config),
         "eval_loss": evaluation["eval_loss"],
@@ -111,13 +114,13 @@ def keeping_reference(trainer_class: type, checkpoints: Checkpoints) -> type:
         @overrides(trainer_class)
         def _precompute_ref_logps(self, dataset, name: str, batch_size: int):
             columns = ("ref_chosen_logps", "ref_rejected_logps")
-            kept = ranks.of_first(lambda: checkpoints.read_reference(name, num_rows=len(dataset)))
-            if kept is None:
+            stored = ranks.from_first(lambda: checkpoints.read_reference(name, num_rows=len(dataset)))
+            if stored is None:
                 dataset = super()._precompute_ref_logps(dataset, name, batch_size)
                 if ranks.is_first():
-                    checkpoints.keep_reference(name, list(zip(*(dataset[column] for column in columns), strict=True)))
+                    checkpoints.write_reference(name, list(zip(*(dataset[column] for column in columns), strict=True)))
                 return dataset
-            for column, logprobs in zip(columns, zip(*kept, strict=True), strict=True):
+            for column, logprobs in zip(columns, zip(*stored, strict=True), strict=True):
                 dataset = dataset.add_column(column, list(logprobs))
             return dataset
 
@@ -125,9 +128,9 @@ def keeping_reference(trainer_class: type, checkpoints: Checkpoints) -> type:
 
 
 def start_loss(log_history: list[dict[str, float]], config: DpoConfig) -> float:
-    """The sigmoid loss of the first step, whose logs are from before it: ln 2 where the reference is the start model.
+    """Returns the sigmoid loss before the first step: ln 2 if the reference is the start model.
 
-    Where other losses are mixed in, it is that of the mean reward margin.
+    If other losses are mixed in, it is computed from the mean reward margin.
     """
     first = next(entry for entry in log_history if "loss" in entry)
     if config.loss_type == ["sigmoid"]:

@@ -1,10 +1,10 @@
-"""Merge a LoRA adapter into its base model, row chunk by row chunk, in under 64 MB however large the model is.
+"""Merge a LoRA adapter into its base model chunk by chunk, in under 64 MB of memory however large the model is.
 
 base folder, adapter folder -> model folder, merge_info.json (base_model, adapter_path, merged_path, size_gb,
 merge_time_seconds, num_merged_tensors)
 
-W + scale * B @ A (arXiv:2106.09685) in float32, rounded to the base's dtype, at the base's own place in the file; what
-the adapter does not touch is copied by the kernel. The result is that of peft's merge_and_unload(), without torch.
+W + scale * B @ A (arXiv:2106.09685) is computed in float32, rounded to the base's dtype, and written to the same place
+of the file; the kernel copies tensors without an update. The result equals peft's merge_and_unload(), without torch.
 """
 
 import argparse
@@ -22,16 +22,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-# BLAS's own threads would fight over the cores with ours. It reads this once, when numpy is imported.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-import numpy as np  # noqa: E402
-
 from posttrain import config
-from posttrain.step import frame, kfp_io  # noqa: E402
-from posttrain.step.running import Running  # noqa: E402
-from posttrain.weights.adapter import EMBEDDINGS, HEAD, Addition, LowRank, Plan, Whole, plan_merge, read_adapter  # noqa: E402
-from posttrain.weights.folder import side_files  # noqa: E402
-from posttrain.weights.tensors import (  # fmt: skip
+from posttrain.step import frame, kfp_io
+from posttrain.step.running import Running
+from posttrain.weights.adapter import EMBEDDINGS, HEAD, Addition, LowRank, Plan, Whole, plan_merge, read_adapter
+from posttrain.weights.folder import side_files
+from posttrain.weights.tensors import (
     EXPONENT,
     FLOAT_BYTES,
     INDEX,
@@ -42,34 +38,41 @@ from posttrain.weights.tensors import (  # fmt: skip
     read_weights,
 )
 
+# BLAS reads this once, when numpy is imported. Threads of its own would compete with ours for the cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import numpy as np  # noqa: E402
+
 NUM_THREADS = 2
-CHUNK_ELEMENTS = 1 << 17  # 0.5 MB as float32: stays in a core's own cache, and is large enough for one system call
+CHUNK_ELEMENTS = 1 << 17  # 0.5 MB as float32: fits a core's own cache, and is worth a system call
 COPY_BYTES = 1 << 26
 
 logger = logging.getLogger(__name__)
 
 
 class Buffers(threading.local):
-    """Scratch memory of each thread, kept from chunk to chunk, as large as the largest.
+    """Scratch memory of each thread, which grows to its largest chunk and is reused from chunk to chunk.
 
-    No slots and no dataclass of them: slots of a `local` are shared between threads.
+    This is no dataclass with slots, because threads share the slots of a `local`.
     """
 
     def __init__(self):
         self.arrays: dict[str, np.ndarray] = {}
 
     def get(self, name: str, dtype: type, num_elements: int) -> np.ndarray:
-        held = self.arrays.get(name)
-        if held is None or held.size < num_elements or held.dtype != dtype:
-            held = self.arrays[name] = np.empty(num_elements, dtype)
-        return held[:num_elements]
+        """Returns an array of `num_elements` with arbitrary content."""
+        array = self.arrays.get(name)
+        if array is None or array.size < num_elements or array.dtype != dtype:
+            array = self.arrays[name] = np.empty(num_elements, dtype)
+        return array[:num_elements]
 
 
 def merge(base: Path | str, adapter: Path | str, model: Path | str) -> dict:
-    """Writes the merged model folder; nothing appears at `model` before it is whole.
+    """Writes the merged model to the folder `model`, which does not appear before it is whole.
+
+    Returns what merge_info.json says.
 
     Raises:
-        ValueError: something in the base or the adapter is damaged, does not fit, or is a kind that cannot be merged.
+        ValueError: something in the base or the adapter is damaged, does not fit, or cannot be merged.
     """
     base, adapter, model = Path(base), Path(adapter), Path(model)
     start = time.monotonic()
@@ -100,11 +103,11 @@ def merge(base: Path | str, adapter: Path | str, model: Path | str) -> dict:
 
 def _check_target(model: Path) -> None:
     if model.exists() and (not model.is_dir() or any(model.iterdir())):
-        raise ValueError(f"{model}: already holds something; give an empty or new folder for the merged model")
+        raise ValueError(f"{model}: exists and is not an empty folder; give a new one for the merged model")
 
 
 def _write_weights(files: list[WeightFile], source: WeightFile, plan: Plan, folder: Path) -> None:
-    """Writes every shard, 2 tensors at a time."""
+    """Writes every shard, with `NUM_THREADS` tensors at a time."""
     buffers = Buffers()
     with open(source.path, "rb") as adapter_file, ThreadPoolExecutor(NUM_THREADS) as pool:
         for file in files:
@@ -120,7 +123,7 @@ def _write_weights(files: list[WeightFile], source: WeightFile, plan: Plan, fold
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Open descriptors of one shard: the base's, the one being written, the adapter's."""
+    """One shard of the base and the file descriptors to merge it: the base's, the new one, the adapter's."""
 
     file: WeightFile
     old: int
@@ -130,7 +133,7 @@ class Shard:
 
 
 def _write_header(shard: Shard, addition: Addition | None) -> int:
-    """Writes the header and gives the start of the data. Without an addition it is the base's, byte for byte."""
+    """Writes the header, the base's byte for byte unless there is an addition; returns the position of the data."""
     file = shard.file
     num_bytes = file.data_start + file.num_bytes
     if addition is None:
@@ -151,7 +154,7 @@ def _write_header(shard: Shard, addition: Addition | None) -> int:
 
 
 def _jobs(shard: Shard, plan: Plan, data_start: int, addition: Addition | None) -> list[Callable[[], None]]:
-    """One job per tensor, in the order of the file."""
+    """Makes one job per tensor, in the order of the file."""
     shift = data_start - shard.file.data_start
     tensors = shard.file.tensors.items()
     jobs = [partial(_put, shard, tensor, tensor.start + shift, plan.updates.get(name)) for name, tensor in tensors]
@@ -169,12 +172,12 @@ def _put(shard: Shard, tensor: Tensor, position: int, update: LowRank | Whole | 
     else:
         _copy(shard.old, shard.new, tensor.start, position, tensor.num_bytes)
     if hasattr(os, "posix_fadvise"):
-        # Of written pages Linux only begins the way to the disk, which then goes on beside the arithmetic.
+        # On Linux this starts writing the pages to disk, which then goes on while the next tensors are computed.
         os.posix_fadvise(shard.new, position, tensor.num_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def _add(shard: Shard, tensor: Tensor, position: int, update: LowRank) -> None:
-    """W + scale * left @ right, some rows at a time."""
+    """Writes W + scale * left @ right, some rows at a time."""
     left, right = _matrix(shard.adapter, update.left), _matrix(shard.adapter, update.right)
     if update.transposed:
         left, right = np.ascontiguousarray(left.T), np.ascontiguousarray(right.T)
@@ -197,22 +200,22 @@ def _add(shard: Shard, tensor: Tensor, position: int, update: LowRank) -> None:
 
 
 def _convert(shard: Shard, tensor: Tensor, position: int, source: Tensor) -> None:
-    """The adapter's own tensor in the base's dtype."""
+    """Writes a tensor of the adapter in the base's dtype."""
     total = source.num_bytes // FLOAT_BYTES[source.dtype]
     for start in range(0, total, CHUNK_ELEMENTS):
         count = min(CHUNK_ELEMENTS, total - start)
-        given = shard.buffers.get("given", _stored(source), count)
+        adapter_raw = shard.buffers.get("adapter_raw", _stored(source), count)
         values = shard.buffers.get("values", np.float32, count)
         scratch = shard.buffers.get("scratch", np.float32, count)
         raw = shard.buffers.get("raw", _stored(tensor), count)
-        _read(shard.adapter, given, source.start + start * FLOAT_BYTES[source.dtype])
-        _widen(given, source.dtype, values)
+        _read(shard.adapter, adapter_raw, source.start + start * FLOAT_BYTES[source.dtype])
+        _widen(adapter_raw, source.dtype, values)
         _narrow(values, scratch, raw, tensor)
         _write(shard.new, memoryview(raw).cast("B"), position + start * FLOAT_BYTES[tensor.dtype])
 
 
 def _matrix(descriptor: int, tensor: Tensor) -> np.ndarray:
-    """A whole small tensor as float32."""
+    """Reads a whole tensor, which must be small, as float32."""
     raw = np.empty(tensor.num_bytes // FLOAT_BYTES[tensor.dtype], _stored(tensor))
     _read(descriptor, raw, tensor.start)
     values = np.empty(raw.size, np.float32)
@@ -221,7 +224,7 @@ def _matrix(descriptor: int, tensor: Tensor) -> np.ndarray:
 
 
 def _stored(tensor: Tensor) -> type:
-    """numpy has no bfloat16: its bits are held as uint16."""
+    """Returns numpy's dtype of a stored tensor; numpy has no bfloat16, so its bits are uint16."""
     return {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[tensor.dtype]
 
 
@@ -233,7 +236,7 @@ def _widen(raw: np.ndarray, dtype: str, values: np.ndarray) -> None:
 
 
 def _narrow(values: np.ndarray, scratch: np.ndarray, raw: np.ndarray, tensor: Tensor) -> None:
-    """float32 -> the base's dtype, round to nearest even, refusing NaN and infinity; uses `values` and `scratch` up."""
+    """Rounds float32 to the base's dtype, to nearest even, and refuses NaN and infinity. Overwrites its inputs."""
     if tensor.dtype == "BF16":
         bits, half = values.view(np.uint32), scratch.view(np.uint32)
         np.right_shift(bits, 16, out=half)
@@ -248,9 +251,7 @@ def _narrow(values: np.ndarray, scratch: np.ndarray, raw: np.ndarray, tensor: Te
     exponents = raw.view(np.uint32 if tensor.dtype == "F32" else np.uint16)
     mask = exponents.dtype.type(EXPONENT[tensor.dtype])
     if np.bitwise_and(exponents, mask, out=scratch.view(exponents.dtype)[: raw.size]).max() == mask:
-        raise ValueError(
-            f"{tensor.name}: not finite in {tensor.dtype} once merged; train again, or from a bfloat16 base"
-        )
+        raise ValueError(f"{tensor.name}: not finite in {tensor.dtype} once merged; train again, or on a bfloat16 base")
 
 
 def _read(descriptor: int, array: np.ndarray, position: int) -> None:
@@ -258,7 +259,7 @@ def _read(descriptor: int, array: np.ndarray, position: int) -> None:
     while view:
         count = os.preadv(descriptor, [view], position)
         if count == 0:
-            raise OSError(errno.EIO, f"file ends at byte {position}: it was cut while being read")
+            raise OSError(errno.EIO, f"file ends at byte {position}: it was truncated during the merge")
         view, position = view[count:], position + count
 
 
@@ -269,7 +270,7 @@ def _write(descriptor: int, view: memoryview, position: int) -> None:
 
 
 def _copy(old: int, new: int, start: int, position: int, num_bytes: int) -> None:
-    """Copies inside the kernel; through memory where the file system cannot."""
+    """Copies bytes inside the kernel, or through memory if the file system cannot."""
     end = start + num_bytes
     while start < end:
         try:
@@ -287,11 +288,11 @@ def _copy(old: int, new: int, start: int, position: int, num_bytes: int) -> None
 
 
 def _write_side_files(base: Path, files: list[WeightFile], plan: Plan, folder: Path) -> None:
-    """Configuration, tokenizer, chat template; the index gets the tensor that was added."""
+    """Writes configuration, tokenizer, chat template and index, and unties head and embedding if they now differ."""
     for name in side_files(base):
         path = base / name
         if not path.resolve().is_relative_to(base.resolve()):
-            raise ValueError(f"{path}: is a link that leads out of {base}; give a folder that holds the file itself")
+            raise ValueError(f"{path}: is a link that leads out of {base}; give a folder that contains the file itself")
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)
     if (base / INDEX).is_file():

@@ -1,4 +1,4 @@
-"""Train a LoRA adapter on the base model by supervised fine-tuning, the loss on the completions alone.
+"""Train a LoRA adapter on the base model by supervised fine-tuning, with the loss on completions only.
 
 base model, train and eval rows -> adapter folder, metrics.json, training-curve HTML
 """
@@ -29,14 +29,14 @@ def build_parser() -> argparse.ArgumentParser:
 def train(
     base: str, *, files: dict[str, str], outputs: dict[str, str], step: SftStep, checkpoints: Checkpoints
 ) -> dict:
-    """Trains, writes the outputs and gives the metrics.
+    """Trains, writes the outputs, and returns the metrics.
 
-    `files` holds the paths of train and eval, `outputs` those of `training.OUTPUTS`.
+    `files` holds the paths of train and eval, `outputs` those of `stage.OUTPUTS`.
 
     Raises:
         ValueError: no row fits max_seq_length.
         Diverged: a loss or gradient norm was not finite; nothing is written.
-        Unfinished: it left before its deadline or on SIGTERM; a checkpoint is stored.
+        Unfinished: the training stopped before its deadline or on SIGTERM; a checkpoint is stored.
     """
     backend.prepare(step.training.gpu_memory_fraction)
     from transformers import set_seed
@@ -49,9 +49,9 @@ def train(
     rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
 
     def fit(config: SftConfig) -> dict:
-        set_seed(config.seed)  # the adapter is drawn before the trainer sets its seed
+        set_seed(config.seed)  # the adapter is initialised before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
-        with ranks.folder() as folder:
+        with ranks.shared_folder() as folder:
             trainer = sft_trainer(model, config)(
                 model=model,
                 args=SFTConfig(

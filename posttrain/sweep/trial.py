@@ -152,7 +152,7 @@ def take_checkpoint(command: Command, trial: Trial, share: float) -> bool:
         -1
     ]
     checkpoints = Checkpoints(trial.storage_root, entry.step, entry.fingerprint, run_id=trial.run_id, limit=1)
-    found = checkpoints.newest_whole(trial.folder / "checkpoints")
+    found = checkpoints.fetch_newest(trial.folder / "checkpoints")
     state = json.loads((found / "trainer_state.json").read_text(encoding="utf-8")) if found else {}
     if not found or state["global_step"] < math.ceil(share * state["max_steps"]):
         return False

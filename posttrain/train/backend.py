@@ -1,9 +1,9 @@
-"""Where and how models run: the one module that decides device, precision and library.
+"""Decides for every model which device, precision and library run it.
 
 model folder -> model and tokenizer, for training (with the LoRA settings) or for judging
 
-unsloth trains where it is installed and there is one GPU, or where POSTTRAIN_BACKEND=unsloth; plain peft everywhere
-else, also on several GPUs.
+unsloth trains where it is installed and there is one GPU, or where POSTTRAIN_BACKEND=unsloth. Plain peft trains
+everywhere else, also on several GPUs.
 """
 
 import gc
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backend:
-    """What was decided for this process."""
+    """The device, precision and library of this process."""
 
     library: Literal["peft", "unsloth"]
     device: Literal["cuda", "cpu"]
@@ -34,11 +34,11 @@ class Backend:
 
 
 def prepare(gpu_memory_fraction: float = 1.0) -> Backend:
-    """Readies this process for training. Call it before anything imports trl, transformers or peft."""
+    """Prepares this process for training. Call it before anything imports trl, transformers or peft."""
     _set_environment()
     backend = current()
     if backend.library == "unsloth":
-        import unsloth  # noqa: F401  it patches the other three, and can do so only before they are imported
+        import unsloth  # noqa: F401  it patches the other three, and must do so before they are imported
     ranks.join(backend.device)
     if backend.device == "cuda":
         import torch
@@ -55,33 +55,33 @@ def prepare(gpu_memory_fraction: float = 1.0) -> Backend:
 
 
 def import_libraries() -> None:
-    """Imports what every step with a model imports, into a process from which they are forked.
+    """Imports the libraries of every step with a model into the process from which such steps are forked.
 
-    Nothing where a fork could not use it: it does not inherit a GPU, and unsloth has to come before the others.
+    Imports nothing if a fork could not use it: forks do not inherit a GPU, and unsloth must come before the others.
     """
     if usage.has_gpu() or find_spec("unsloth"):
         return
     _set_environment()
-    gc.disable()  # nothing of what an import makes is garbage: looking for it takes a sixth of the time
+    gc.disable()  # imports make no garbage, and collecting takes a sixth of their time
     import datasets  # noqa: F401
     import peft  # noqa: F401
     import trl.trainer.dpo_trainer
     import trl.trainer.sft_trainer  # noqa: F401
 
-    gc.freeze()  # nor is it in a fork
+    gc.freeze()  # a fork need not look for garbage in them either
     gc.enable()
 
 
 def _set_environment() -> None:
-    """What the libraries read when they are imported."""
+    """Sets the variables that the libraries read when they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the log is read line by line
+    os.environ.setdefault("TQDM_DISABLE", "1")  # logs are read line by line
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 
 
 @cache
 def current() -> Backend:
-    """What this process uses.
+    """Returns the backend of this process.
 
     Raises:
         ValueError: POSTTRAIN_BACKEND names an unknown library, or unsloth where that cannot train.
@@ -91,13 +91,13 @@ def current() -> Backend:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "float32"  # on a CPU bfloat16 is several times slower
     if device == "cuda":
-        # With emulation every GPU would seem to know bfloat16.
+        # Counting emulation, every GPU would seem to support bfloat16.
         dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return Backend(library=_library(device), device=device, dtype=dtype)
 
 
 def device_args(config: LoraTraining) -> dict[str, Any]:
-    """The trainer arguments that depend on the devices. trl turns bfloat16 and gradient checkpointing on by default."""
+    """Returns the trainer's arguments for this device. By default trl uses bfloat16 and gradient checkpointing."""
     backend = current()
     arguments = {
         "use_cpu": backend.device == "cpu",
@@ -106,46 +106,50 @@ def device_args(config: LoraTraining) -> dict[str, Any]:
         "gradient_checkpointing": _checkpoints_gradients(config),
         "dataloader_pin_memory": backend.device == "cuda",
     }
-    if is_sharded(config):  # layers gather their weights once more where the trainer checkpoints, not where FSDP does
+    if is_sharded(config):  # the trainer's own checkpointing would gather each layer's weights a second time
         fsdp = {"activation_checkpointing": arguments["gradient_checkpointing"]}
         return arguments | {"fsdp": True, "fsdp_config": fsdp, "gradient_checkpointing": False}
     return arguments | ({"ddp_find_unused_parameters": False} if ranks.count() > 1 else {})
 
 
 def is_sharded(config: LoraTraining) -> bool:
-    """Whether the layers of the model are dealt to the ranks, by FSDP."""
+    """Tells whether FSDP shards the layers of the model across the ranks."""
     return ranks.count() > 1 and config.parallelism == "fsdp"
 
 
 def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any | None]:
-    """The model and the LoRA settings that the trainer is to add to it; None where they have been added already."""
+    """Loads the model, and returns the LoRA settings for the trainer; None if the model has its adapter already."""
     if current().library == "unsloth":
         return _load_with_unsloth(path, config), None
     from peft import LoraConfig
 
     lora = LoraConfig(
-        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",
-        target_modules=config.target_modules, task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        bias="none",
+        target_modules=config.target_modules,
+        task_type="CAUSAL_LM",
+    )
     return _load(path, **_at_load(config)), lora
 
 
 def leaves_trainer_alone(config: LoraTraining) -> bool:
-    """Whether the trainer is as trl made it and each rank has the whole model: not with unsloth, not with FSDP."""
+    """Tells whether trl's trainer is unpatched and each rank has the whole model: not with unsloth, not with FSDP."""
     return current().library == "peft" and not is_sharded(config)
 
 
 def quantises(config: LoraTraining) -> bool:
-    """Whether the base is quantised to 4 bits at load. Without a GPU it is not, so that a laptop runs the same graph.
+    """Tells whether the base is quantised to 4 bits at load. Without a GPU it is not, so a laptop runs the same graph.
 
     Raises:
-        ValueError: the GPU or what is installed cannot do it.
+        ValueError: the GPU or the installed libraries cannot do it.
     """
     if not (isinstance(config, SftConfig) and config.load_in_4bit):
         return False
     backend = current()
     if backend.device == "cpu":
-        logger.warning("sft.load_in_4bit is left out: there is no GPU, the base is trained on in %s", backend.dtype)
+        logger.warning("sft.load_in_4bit is ignored: there is no GPU, so the base stays in %s", backend.dtype)
         return False
     if not find_spec("bitsandbytes"):
         raise ValueError("sft.load_in_4bit needs bitsandbytes, which is not installed: install it, or set it to false")
@@ -155,7 +159,7 @@ def quantises(config: LoraTraining) -> bool:
 
 
 def adapter_weights(trainer: Any, config: LoraTraining) -> dict[str, Any] | None:
-    """Of a sharded model the whole adapter, for the first rank, put together by all; None of one that lies in each."""
+    """Gathers the whole adapter of a sharded model in the first rank; returns None if every rank has it whole."""
     if not is_sharded(config):
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -165,10 +169,10 @@ def adapter_weights(trainer: Any, config: LoraTraining) -> dict[str, Any] | None
 
 
 def load_model(path: str | Path, adapter: str | Path | None = None) -> Any:
-    """The model, with the adapter on it if one is given, on its device and ready to be judged."""
+    """Loads the model for inference on its device, with `adapter` on it if there is one."""
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # the log is read line by line
+    disable_progress_bar()  # logs are read line by line
     model = _load(path)
     if adapter:
         from peft import PeftModel
@@ -178,19 +182,19 @@ def load_model(path: str | Path, adapter: str | Path | None = None) -> Any:
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """The model's own tokenizer. Its padding side is the caller's matter: left to generate, right to train."""
+    """Loads the model's tokenizer. The caller sets its padding side: left to generate, right to train."""
     return chat.load_tokenizer(path)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU's memory or the machine's."""
+    """Tells whether the GPU or the machine ran out of memory."""
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def free_memory() -> None:
-    """Gives back what dead models and optimizers held."""
+    """Releases the memory of models and optimizers that are no longer used."""
     import torch
 
     gc.collect()
@@ -201,13 +205,13 @@ def free_memory() -> None:
 def _library(device: str) -> Literal["peft", "unsloth"]:
     asked, installed = os.environ.get(BACKEND_ENV, ""), find_spec("unsloth") is not None
     if asked not in ("", "peft", "unsloth"):
-        raise ValueError(f"{BACKEND_ENV}={asked!r}: give peft or unsloth, or leave it out")
+        raise ValueError(f"{BACKEND_ENV}={asked!r}: set it to peft or unsloth, or unset it")
     if asked == "unsloth" and not installed:
-        raise ValueError(f"{BACKEND_ENV}=unsloth: it is not installed: pip install unsloth, or leave the variable out")
+        raise ValueError(f"{BACKEND_ENV}=unsloth: it is not installed: pip install unsloth, or unset the variable")
     if asked == "unsloth" and ranks.count() > 1:
         raise ValueError(
-            f"{BACKEND_ENV}=unsloth, but it trains on one GPU and this step has {ranks.count()}: take one, or leave "
-            "the variable out, and peft trains on all"
+            f"{BACKEND_ENV}=unsloth, but it trains on one GPU and this step has {ranks.count()}: use one, or unset the "
+            "variable, and peft trains on all of them"
         )
     if asked or not installed or device == "cpu":
         return asked or "peft"
@@ -226,9 +230,9 @@ def _load(path: str | Path, **arguments) -> Any:
 
 
 def _at_load(config: LoraTraining) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for a base in 4 bits (QLoRA, arXiv:2305.14314: NF4, its constants quantised too).
+    """Returns arguments of `from_pretrained`, for 4 bits those of QLoRA (arXiv:2305.14314: NF4, double quantisation).
 
-    Ranks with a model each load it to their GPUs: the machine's memory would have to hold it once for each of them.
+    Ranks that have a model each load it directly to their GPUs; main memory would otherwise need room for all of them.
     """
     import torch
     from transformers import BitsAndBytesConfig
@@ -236,9 +240,11 @@ def _at_load(config: LoraTraining) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if quantises(config):
         arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, current().dtype),
-        )  # fmt: skip
+        )
     has_own_model = ranks.count() > 1 and current().device == "cuda" and not is_sharded(config)
     if arguments or has_own_model:
         arguments["device_map"] = {"": torch.cuda.current_device()}
@@ -250,16 +256,25 @@ def _load_with_unsloth(path: str | Path, config: LoraTraining) -> Any:
     from unsloth import FastLanguageModel
 
     model, _ = FastLanguageModel.from_pretrained(
-        str(path), max_seq_length=config.max_seq_length, dtype=getattr(torch, current().dtype),
-        load_in_4bit=quantises(config), local_files_only=True, use_safetensors=True,
-    )  # fmt: skip
+        str(path),
+        max_seq_length=config.max_seq_length,
+        dtype=getattr(torch, current().dtype),
+        load_in_4bit=quantises(config),
+        local_files_only=True,
+        use_safetensors=True,
+    )
     return FastLanguageModel.get_peft_model(
-        model, r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, bias="none",
-        target_modules=config.target_modules, random_state=config.seed,
+        model,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        bias="none",
+        target_modules=config.target_modules,
+        random_state=config.seed,
         use_gradient_checkpointing="unsloth" if _checkpoints_gradients(config) else False,
-    )  # fmt: skip
+    )
 
 
 def _checkpoints_gradients(config: LoraTraining) -> bool:
-    """On a CPU the memory that it saves is not short, and the time that it costs is."""
+    """Tells whether to trade time for memory by gradient checkpointing. A CPU is short of time, not of memory."""
     return config.gradient_checkpointing and current().device == "cuda"

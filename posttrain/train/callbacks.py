@@ -1,6 +1,6 @@
-"""What happens beside the optimizer steps: one log line each, the end at the first NaN or with a wrong reference.
+"""Callbacks of the trainer: a log line for each step, and an error at the first NaN or at a wrong reference.
 
-a trainer, handlers of its events -> the trainer calls them
+trainer, handlers of its events -> the trainer calls them
 """
 
 import logging
@@ -21,8 +21,10 @@ logger = logging.getLogger(__name__)
 def attach(
     trainer: Any, *, on_log: Sequence[Callable], on_save: Sequence[Callable], on_step_end: Sequence[Callable]
 ) -> None:
-    """Has the trainer call `on_log` (args, state, logs, dataloader), `on_save` (args, state) where it saves, and
-    `on_step_end` (args, state, control), which may have it save or stop.
+    """Makes the trainer call these handlers.
+
+    `on_log` gets (args, state, logs, dataloader), `on_save` (args, state), and `on_step_end` (args, state, control), on
+    which it may set that the trainer saves or stops.
     """
     from transformers import TrainerCallback
 
@@ -43,7 +45,7 @@ def attach(
 
 
 def log_step(args, state, logs, dataloader) -> None:
-    """One line per optimizer step."""
+    """Logs one line per optimizer step."""
     if "loss" in logs:
         logger.info("step %d/%d loss %.4f", state.global_step, state.max_steps, logs["loss"])
 
@@ -56,7 +58,7 @@ class StopOnDivergence:
         self.row_ids = [row["id"] for row in rows]
 
     def on_log(self, args, state, logs, dataloader) -> None:
-        # The scaler of float16 skips a step whose gradient overflows, and lowers its scale: that is no divergence.
+        # The fp16 loss scaler skips a step whose gradient overflows, and lowers its scale: that is no divergence.
         names = ("loss", "eval_loss") if args.fp16 else ("loss", "eval_loss", "grad_norm")
         broken = [f"{name} {logs[name]}" for name in names if not math.isfinite(logs.get(name, 0.0))]
         if not broken:
@@ -67,20 +69,20 @@ class StopOnDivergence:
             f"diverged at step {state.global_step}/{state.max_steps}: {', '.join(broken)}, learning rate "
             f"{logs.get('learning_rate', args.learning_rate):.3g}{named}: lower learning_rate, or look at these rows"
         )
-        ranks.of_first(lambda: self.checkpoints.keep_divergence(message, step=state.global_step, row_ids=rows))
+        ranks.from_first(lambda: self.checkpoints.write_divergence(message, step=state.global_step, row_ids=rows))
         raise Diverged(message)
 
     def row_ids_of_step(self, args, state, dataloader) -> list[str]:
-        """Ids of the rows of the step that has just been made, in all ranks: samplers deal the epoch's batches again.
+        """Returns the ids of the rows that all ranks used in the last step, by drawing the epoch's batches again.
 
-        Where batches run out, the last step of an epoch takes some of the first once more.
+        An epoch that does not divide into whole steps ends with a step that uses some of its first batches once more.
         """
         num_batches = args.gradient_accumulation_steps
         epoch, step = divmod(state.global_step - 1, math.ceil(len(dataloader) / num_batches))
         dataloader.set_epoch(epoch)
         batches = list(dataloader.batch_sampler)[step * num_batches : (step + 1) * num_batches]
         rows = [self.row_ids[index] for batch in batches for index in batch]
-        return list(dict.fromkeys(row for rows in ranks.of_each(rows) for row in rows))
+        return list(dict.fromkeys(row for rows in ranks.gather(rows) for row in rows))
 
 
 class CheckReference:
@@ -99,14 +101,14 @@ class CheckReference:
         expected = self.expected_loss()
         is_start = all(abs(reward) <= MAX_REWARD_AT_START for reward in rewards.values())
         if not is_start or (expected is not None and not abs(logs["loss"] - expected) <= 0.01):
-            found = f"loss {logs['loss']:.4f} (expected {expected}), rewards {rewards} (expected 0)"
+            measured = f"loss {logs['loss']:.4f} (expected {expected}), rewards {rewards} (expected 0)"
             raise ValueError(
-                f"first step of DPO: {found}: the reference is not the start model: "
+                f"first step of DPO: {measured}: the reference is not the start model: "
                 "give the merged model's folder, and set the dropout in its config.json to 0"
             )
 
     def expected_loss(self) -> float | None:
-        """Weighted sum of the losses at reward 0; None where `sft` is mixed in, whose start depends on the model."""
+        """Returns the weighted sum of the losses at reward 0, or None if it depends on the model, as with `sft`."""
         starts = {"sigmoid": math.log(2), "hinge": 1.0, "ipo": 1 / (2 * self.config.beta) ** 2}
         if not set(self.config.loss_type) <= set(starts):
             return None

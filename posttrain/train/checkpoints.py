@@ -1,13 +1,13 @@
 """Checkpoints that outlive the process, below `<storage root>/checkpoints/<step>/<fingerprint>/`.
 
     step-00000100/<writer>/    the trainer's files, then COMPLETE.json with the size and SHA-256 of each
-    <run id>/DIVERGED.json     the run's loss or gradient was not finite: a retry of it ends the same way at once
-    reference-train.json, reference-eval.json    DPO: the reference model's log-probabilities of the rows
+    <run id>/DIVERGED.json     the run's loss or gradient was not finite: every retry of the run fails at once
+    reference-train.json, reference-eval.json    DPO: log-probabilities of the rows under the reference model
 
 local checkpoint folder -> storage, and the newest whole one back
 
-Another fingerprint (configuration, inputs, code) is another training. Each process writes below its own writer name, so
-two of them never mix files; any of them may resume from any.
+Another fingerprint (configuration, inputs, code) is another training. Each process writes below a writer name of its
+own, so no two processes mix their files, and each may resume from what any other has written.
 """
 
 import fnmatch
@@ -27,11 +27,18 @@ from posttrain.step.running import Running
 from posttrain.storage import layout
 
 COMPLETE, DIVERGED = "COMPLETE.json", "DIVERGED.json"
-# All that resuming needs. training_args.bin is a pickle and the tokenizer comes from the model: neither is kept.
+# Everything that a resume needs. Not stored: training_args.bin, a pickle, and the tokenizer, which the model has.
 FILES = (
-    "adapter_config.json", "adapter_model.safetensors", "optimizer*.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth",
-    "trainer_state.json", "optimizer.bin", "pytorch_model_fsdp.bin",
-)  # fmt: skip
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "optimizer*.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "trainer_state.json",
+    "optimizer.bin",
+    "pytorch_model_fsdp.bin",
+)
 FOLDER = re.compile(r"(step-(\d{8})/[^/]+)/")
 LOGPROBS = TypeAdapter(list[tuple[float, float]])
 
@@ -50,7 +57,7 @@ class File(BaseModel):
 
 
 class Manifest(BaseModel):
-    """COMPLETE.json: it is written last, so a checkpoint without it is half-written."""
+    """Contents of COMPLETE.json. It is written last, so a checkpoint without it is half-written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,30 +68,28 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one training."""
+    """Stores the checkpoints of one training."""
 
     storage_root: str
     step: str  # name of the step in the graph
     fingerprint: str
     run_id: str
-    limit: int  # how many are kept
-    is_fresh: bool = False  # takes nothing over from other runs
+    limit: int  # the number of checkpoints that stay in storage
+    is_fresh: bool = False  # resume from no other run's checkpoints
     suffix: str = field(default_factory=lambda: secrets.token_hex(4))
 
     @classmethod
     def of(cls, running: Running, *, limit: int) -> "Checkpoints":
-        """The checkpoints of a training that runs in this process."""
-        return cls(
-            running.storage_root, running.step, running.fingerprint, run_id=run.run_id(), limit=limit,
-            is_fresh=run.is_fresh(),
-        )  # fmt: skip
+        """Makes the checkpoints of the training that runs in this process."""
+        training = (running.storage_root, running.step, running.fingerprint)
+        return cls(*training, run_id=run.run_id(), limit=limit, is_fresh=run.is_fresh())
 
     @property
     def root(self) -> str:
         return layout.checkpoints(self.storage_root, self.step, self.fingerprint)
 
     def publish(self, path: str | Path, *, step: int) -> None:
-        """Uploads the local checkpoint at `path`, then COMPLETE.json, then removes what is older than the kept ones."""
+        """Uploads the local checkpoint at `path`, then COMPLETE.json; then removes those beyond `limit`."""
         folder = f"step-{step:08}/{self.run_id}-{self.suffix}"
         files = {
             file.name: _describe(file, storage.upload_file(file, storage.join(self.root, folder, file.name)))
@@ -95,61 +100,63 @@ class Checkpoints:
         storage.write_bytes(complete, manifest.model_dump_json(indent=2).encode(), if_absent=True)
         self._prune(spare=folder)
 
-    def newest_whole(self, path: str | Path) -> Path | None:
-        """Brings the newest whole checkpoint of any writer below the local folder `path`; None if there is none.
+    def fetch_newest(self, path: str | Path) -> Path | None:
+        """Downloads the newest whole checkpoint of any writer to a folder below `path`; returns None if there is none.
 
-        A fresh run looks only at its own, which an earlier attempt has left.
-
-        One that is half-written or damaged is skipped with a warning that says why.
+        A fresh run considers only its own checkpoints, from an earlier attempt. One that is half-written or damaged is
+        skipped, with a warning that says why.
         """
         own = rf"/{re.escape(self.run_id)}-[0-9a-f]{{8}}$" if self.is_fresh else ""
         for folder in sorted((folder for folder in self._folders() if re.search(own, folder)), reverse=True):
             try:
-                found = self._fetch(folder, Path(path))
+                checkpoint = self._fetch(folder, Path(path))
             except (OSError, ValueError) as error:
                 logger.warning("checkpoint %s skipped: %s", storage.join(self.root, folder), error)
                 continue
             logger.info("resuming from checkpoint %s", storage.join(self.root, folder))
-            return found
+            return checkpoint
         return None
 
     def newest_step(self) -> int | None:
-        """Step of the newest checkpoint that looks complete; nothing of it is read."""
+        """Returns the step of the newest checkpoint that has a COMPLETE.json, without reading it."""
         return max((step_of(folder) for folder, names in self._folders().items() if COMPLETE in names), default=None)
 
     def refuse_if_diverged(self) -> None:
-        """Raises Diverged, with the same words, if this run has diverged before."""
+        """Raises Diverged, with the original message, if this run has diverged before."""
         if storage.exists(self._diverged):
-            found = json.loads(storage.read_bytes(self._diverged))
-            logger.error("this run has diverged before: a new run tries again, or remove %s", self._diverged)
-            raise Diverged(found["message"])
+            divergence = json.loads(storage.read_bytes(self._diverged))
+            logger.error("this run has diverged before: start a new run, or remove %s", self._diverged)
+            raise Diverged(divergence["message"])
 
-    def keep_divergence(self, message: str, **numbers) -> None:
-        """Leaves DIVERGED.json for a retry of this run."""
+    def write_divergence(self, message: str, **numbers) -> None:
+        """Writes DIVERGED.json, which makes every retry of this run fail at once."""
         body = {"message": message, **numbers}
         storage.write_bytes(self._diverged, json.dumps(body, indent=2).encode())
 
-    def keep_reference(self, name: str, logprobs: list[tuple[float, float]]) -> None:
-        """Keeps DPO's reference log-probabilities of the rows of `name`, (chosen, rejected) in nats, for a resume."""
+    def write_reference(self, name: str, logprobs: list[tuple[float, float]]) -> None:
+        """Stores DPO's reference log-probabilities of the rows of `name`, (chosen, rejected) in nats, for a resume."""
         try:
             storage.write_bytes(self._reference(name), json.dumps(logprobs).encode())
         except OSError as error:
             logger.warning("reference log-probabilities could not be stored, a resume computes them again: %s", error)
 
     def read_reference(self, name: str, *, num_rows: int) -> list[tuple[float, float]] | None:
-        """What `keep_reference` has kept; None, with a warning if it is damaged, where there is none for all rows."""
+        """Returns what `write_reference` has stored for exactly `num_rows` rows, or None.
+
+        A damaged file counts as none, with a warning.
+        """
         uri = self._reference(name)
         if not storage.exists(uri):
             return None
         try:
-            found = LOGPROBS.validate_json(storage.read_bytes(uri))
+            logprobs = LOGPROBS.validate_json(storage.read_bytes(uri))
         except ValueError as error:
             logger.warning("%s skipped: damaged: %s", uri, " ".join(str(error).split()))
             return None
-        if len(found) != num_rows:
-            logger.warning("%s skipped: it has %d rows, not %d", uri, len(found), num_rows)
+        if len(logprobs) != num_rows:
+            logger.warning("%s skipped: it has %d rows, not %d", uri, len(logprobs), num_rows)
             return None
-        return found
+        return logprobs
 
     def _reference(self, name: str) -> str:
         return storage.join(self.root, f"reference-{name}.json")
@@ -159,7 +166,7 @@ class Checkpoints:
         return storage.join(self.root, self.run_id, DIVERGED)
 
     def _folders(self) -> dict[str, list[str]]:
-        """`step-.../writer` -> the names of its files."""
+        """Lists the names of the files of each checkpoint, by its folder `step-.../<writer>`."""
         folders: dict[str, list[str]] = {}
         for name in storage.list_files(self.root):
             if match := FOLDER.match(name):
@@ -173,16 +180,16 @@ class Checkpoints:
         except FileNotFoundError:
             raise ValueError(f"half-written: it has no {COMPLETE}") from None
         except ValueError as error:
-            raise ValueError(f"damaged: {COMPLETE} does not read: {' '.join(str(error).split())}") from None
+            raise ValueError(f"damaged: {COMPLETE} cannot be parsed: {' '.join(str(error).split())}") from None
         if manifest.fingerprint != self.fingerprint:
-            raise ValueError(f"foreign: it belongs to fingerprint {manifest.fingerprint}")
+            raise ValueError(f"foreign: its fingerprint is {manifest.fingerprint}")
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for name, expected in manifest.files.items():
             sha256 = storage.download_file(storage.join(source, name), target / name)
-            found = _describe(target / name, sha256)
-            if found != expected:
-                raise ValueError(f"damaged: {name} has {found.size} bytes, SHA-256 {found.sha256}, not {expected}")
+            actual = _describe(target / name, sha256)
+            if actual != expected:
+                raise ValueError(f"damaged: {name} has {actual.size} bytes, SHA-256 {actual.sha256}, not {expected}")
         return target
 
     def _prune(self, *, spare: str) -> None:
@@ -191,24 +198,24 @@ class Checkpoints:
         complete = sorted((folder for folder, names in folders.items() if COMPLETE in names), reverse=True)
         kept = complete[: self.limit]
         for folder in (name for name in folders if name < kept[-1] and name != spare):
-            # Without its COMPLETE.json it is no checkpoint any more, wherever the removal may be interrupted.
+            # COMPLETE.json goes first: an interrupted removal leaves no folder that looks like a checkpoint.
             storage.remove(storage.join(self.root, folder, COMPLETE))
             storage.remove(storage.join(self.root, folder))
 
 
 def remove_run(storage_root: str, run_id: str) -> None:
-    """Removes the checkpoints that a run has written, of every step. Those of other runs stay."""
+    """Removes the checkpoints that a run has written in any step. Those of other runs stay."""
     _remove(layout.checkpoints(storage_root), re.escape(run_id))
 
 
 def remove_trial(storage_root: str, trial: str, *, step: str, fingerprint: str) -> None:
-    """Removes the checkpoints of a training that a trial has written, in whichever run of its sweep."""
+    """Removes the checkpoints that a trial has written in one step, in whichever run of its sweep."""
     _remove(layout.checkpoints(storage_root, step, fingerprint), rf"[^/]+\.{re.escape(trial)}")
 
 
-def _remove(root: str, run_id: str) -> None:
-    """Removes below `root` what runs have written whose id is of this form."""
-    written = re.compile(rf"(.+/{run_id}-[0-9a-f]{{8}})/[^/]+")
+def _remove(root: str, pattern: str) -> None:
+    """Removes below `root` the checkpoints of runs whose id matches `pattern`."""
+    written = re.compile(rf"(.+/{pattern}-[0-9a-f]{{8}})/[^/]+")
     folders = {match[1] for name in storage.list_files(root) if (match := written.fullmatch(name))}
     for folder in sorted(folders):
         storage.remove(storage.join(root, folder, COMPLETE))
@@ -216,12 +223,12 @@ def _remove(root: str, run_id: str) -> None:
 
 
 def step_of(folder: str | Path) -> int:
-    """The optimizer step of a checkpoint's folder, `.../step-00000100/<writer>`."""
+    """Parses the optimizer step from a checkpoint's folder, `.../step-00000100/<writer>`."""
     return int(FOLDER.search(f"{folder}/")[2])
 
 
 def _files(path: str | Path) -> list[Path]:
-    """What is kept of a local checkpoint; a frozen reference adapter in a folder of its own is not."""
+    """Lists the files of a local checkpoint to store. A frozen reference adapter, in a subfolder, is not among them."""
     files = (file for file in sorted(Path(path).iterdir()) if file.is_file())
     return [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in FILES)]
 

@@ -1,10 +1,10 @@
-"""How a training leaves before its end: it saves a checkpoint and exits 75, and the next attempt goes on from there.
+"""Ends a training early: it saves a checkpoint and exits with 75, and the next attempt resumes from there.
 
 deadline, SIGTERM -> a checkpoint, exit code 75
 
-A stage leaves before its own deadline, which is `timeout_minutes`; its pod is ended some minutes later. (The idea is
-NeMo-RL's.) SIGTERM does the same where there is time for it. On a cluster there is none: a pod is killed about a second
-after it, and what counts is the last checkpoint, made every so many steps or minutes.
+A stage stops before its own deadline, `timeout_minutes`; its pod would be ended some minutes later. (The idea is
+NeMo-RL's.) SIGTERM stops it in the same way where there is time. On a cluster there is none: a pod is killed about a
+second after SIGTERM, and the next attempt resumes from the last periodic checkpoint.
 """
 
 import logging
@@ -19,17 +19,17 @@ from posttrain.config import Training
 from posttrain.step.run import Unfinished
 from posttrain.train import ranks
 
-STARTED_ENV = "POSTTRAIN_STARTED"  # given to the ranks of a stage, which started before they did
-# Of this process, nearly: a stage imports this before anything slow.
+STARTED_ENV = "POSTTRAIN_STARTED"  # tells ranks when their stage started, which was before they did
+# Close to the start of this process: a stage imports this module before anything slow.
 STARTED = float(os.environ.get(STARTED_ENV, time.monotonic()))
 
 logger = logging.getLogger(__name__)
 
 
 class LeaveInTime:
-    """Has the trainer save every so many minutes; and save and stop when the deadline is near or SIGTERM has come.
+    """Makes the trainer save every few minutes, and save and stop when the deadline is near or SIGTERM arrives.
 
-    `clock` gives seconds; `started` is its value when the stage began.
+    `clock` returns seconds; `started` is its value when the stage began.
     """
 
     def __init__(self, training: Training, *, started: float = STARTED, clock: Callable[[], float] = time.monotonic):
@@ -37,8 +37,8 @@ class LeaveInTime:
         self.deadline = started + training.timeout_minutes * 60
         self.saved_at = self.stepped_at = clock()
         self.longest_step = 0.0  # seconds
-        self.reason: str | None = None  # why it leaves
-        self.is_told = False
+        self.reason: str | None = None  # why the training stops early
+        self.got_sigterm = False
 
     def on_step_end(self, args, state, control) -> None:
         now = self.clock()
@@ -48,13 +48,13 @@ class LeaveInTime:
             return
         is_late = now + self.longest_step >= self.deadline
         is_due = now - self.saved_at >= self.training.checkpoint_every_n_minutes * 60
-        is_told, is_late, is_due = ranks.any_of(self.is_told, is_late, is_due)
-        if is_told:
+        got_sigterm, is_late, is_due = ranks.any_of(self.got_sigterm, is_late, is_due)
+        if got_sigterm:
             self.reason = "SIGTERM"
         elif is_late:
-            self.reason = f"its deadline of {self.training.timeout_minutes} minutes is near"
+            self.reason = f"the deadline of {self.training.timeout_minutes} minutes is near"
         elif self.training.leave_at and state.global_step >= self.training.leave_at * state.max_steps:
-            self.reason = f"it was asked for {self.training.leave_at:.3g} of its steps"
+            self.reason = f"asked for {self.training.leave_at:.3g} of its steps"
         if self.reason:
             control.should_save = control.should_training_stop = True
         elif is_due:
@@ -65,25 +65,25 @@ class LeaveInTime:
 
     @contextmanager
     def on_sigterm(self) -> Iterator[None]:
-        """Takes SIGTERM as a request to leave after the step that runs; only a main thread can."""
+        """Turns SIGTERM into a request to stop after the current step. Only a main thread can receive signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def tell(*_) -> None:
-            self.is_told = True
+        def request(*_) -> None:
+            self.got_sigterm = True
 
-        before = signal.signal(signal.SIGTERM, tell)
+        before = signal.signal(signal.SIGTERM, request)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def leave(self, state, *, kept_step: int | None) -> None:
-        """Raises Unfinished if the training was stopped; `kept_step` is that of the newest checkpoint in storage."""
+    def raise_if_stopped(self, state, *, stored_step: int | None) -> None:
+        """Raises Unfinished if the training was stopped early; `stored_step` is the newest checkpoint in storage."""
         if self.reason is None:
             return
-        goes_on = f"goes on from step {kept_step}" if kept_step else "starts again: no checkpoint could be stored"
-        message = f"left at step {state.global_step}/{state.max_steps}: {self.reason}; the next attempt {goes_on}"
+        resume = f"resumes from step {stored_step}" if stored_step else "starts over: no checkpoint was stored"
+        message = f"stopped at step {state.global_step}/{state.max_steps}: {self.reason}; the next attempt {resume}"
         logger.error(message)
         raise Unfinished(message)

@@ -1,7 +1,8 @@
-"""The ranks: processes that train one model together, one for each GPU of the pod, started by `torchrun`.
+"""Agreement between ranks, the processes that train one model together, one for each GPU of the pod.
 
-What all of them must decide alike they decide here, or one would wait for another that has gone another way: what any
-rank has seen all act on, and what only the first rank does and reads it tells the others. A single process asks nobody.
+`posttrain.train.torchrun` starts them. Decisions that all ranks must share are made here, or one rank would wait for
+another that took a different branch: a flag that is set in any rank counts in all, and what only the first rank does or
+reads is broadcast to the others. A single process communicates with nobody.
 """
 
 import os
@@ -13,23 +14,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-# As long as storage may take for a checkpoint, for which the others wait; a rank that has died ends them all at once.
-PATIENCE = timedelta(hours=1)
+# The others wait while the first rank brings a checkpoint from storage. A rank that dies ends all of them at once.
+TIMEOUT = timedelta(hours=1)
 T = TypeVar("T")
 
 
 def count() -> int:
-    """How many processes train together."""
+    """Returns how many processes train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what is written once."""
+    """Tells whether this process is the one that writes what must be written only once."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def join(device: Literal["cuda", "cpu"]) -> None:
-    """Connects this process with the other ranks and gives it a GPU of its own, if there are any.
+    """Connects this process to the other ranks, and picks its GPU.
 
     Raises:
         ValueError: there are fewer GPUs than ranks.
@@ -39,17 +40,17 @@ def join(device: Literal["cuda", "cpu"]) -> None:
     if count() == 1 or torch.distributed.is_initialized():
         return
     if device == "cpu":
-        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # else cpu:0, to which torch restores no optimizer
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # not cpu:0, to which torch restores no optimizer
     elif torch.cuda.device_count() < count():
         num_gpus = torch.cuda.device_count()
-        raise ValueError(f"{count()} ranks are to train, but here are {num_gpus} GPUs: set accelerator_count to that")
+        raise ValueError(f"{count()} ranks need a GPU each, but there are {num_gpus}: set accelerator_count to that")
     else:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
 
 
-def part() -> None:
-    """Undoes `join`."""
+def leave() -> None:
+    """Disconnects this process from the other ranks."""
     import torch
 
     if count() > 1:
@@ -57,7 +58,7 @@ def part() -> None:
 
 
 def any_of(*flags: bool) -> list[bool]:
-    """Whether each flag is set in any rank."""
+    """Tells for each flag whether it is set in any rank."""
     if count() == 1:
         return list(flags)
     import torch
@@ -67,19 +68,19 @@ def any_of(*flags: bool) -> list[bool]:
     return [bool(flag) for flag in seen]
 
 
-def of_first(give: Callable[[], T]) -> T:
-    """What `give` returns in the first rank, which alone calls it. The others have waited for it."""
+def from_first(compute: Callable[[], T]) -> T:
+    """Calls `compute` in the first rank only, and returns its result in every rank."""
     if count() == 1:
-        return give()
+        return compute()
     import torch
 
-    found = [give() if is_first() else None]
-    torch.distributed.broadcast_object_list(found, src=0, group=_group())
-    return found[0]
+    results = [compute() if is_first() else None]
+    torch.distributed.broadcast_object_list(results, src=0, group=_group())
+    return results[0]
 
 
-def of_each(value: T) -> list[T]:
-    """The value that each rank gives, in their order."""
+def gather(value: T) -> list[T]:
+    """Returns the values of all ranks, in the order of the ranks."""
     if count() == 1:
         return [value]
     import torch
@@ -90,21 +91,21 @@ def of_each(value: T) -> list[T]:
 
 
 def wait() -> None:
-    """Returns once all ranks have come here."""
+    """Returns once every rank has called it."""
     any_of(False)
 
 
 @contextmanager
-def folder() -> Iterator[Path]:
-    """A temporary folder that all ranks share; what went wrong inside leaves nobody waiting."""
+def shared_folder() -> Iterator[Path]:
+    """Makes a temporary folder for all ranks. An error inside the block does not leave the other ranks waiting."""
     with tempfile.TemporaryDirectory() as own:
-        yield Path(of_first(lambda: own))
+        yield Path(from_first(lambda: own))
         wait()
 
 
 @cache
 def _group():
-    """All ranks, over gloo: what they agree on lies in the machine's memory, and no GPU has to finish its queue."""
+    """Returns a gloo group of all ranks: messages stay in main memory, and no GPU has to drain its queue for them."""
     import torch
 
-    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)

@@ -1,4 +1,4 @@
-"""What SFT and DPO share: which rows are trained on, the trainer's arguments, one training from start to end.
+"""The parts that SFT and DPO share: choosing rows, the trainer's arguments, one training from start to end.
 
 rows that fit, a trainer -> adapter folder, metrics.json, training curve, log history
 """
@@ -26,7 +26,7 @@ from posttrain.train.uploads import Uploads
 
 OUTPUTS = ("adapter", "metrics", "curve", "logs")
 HISTORY = "history.jsonl"  # in the folder of logs
-NOT_KEPT = ("_runtime", "_per_second", "num_tokens")  # other each time, or after a resume: trl counts from there
+VOLATILE = ("_runtime", "_per_second", "num_tokens")  # timings, and what trl counts anew after a resume
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 T = TypeVar("T", bound=LoraTraining)
 
@@ -34,25 +34,30 @@ logger = logging.getLogger(__name__)
 
 
 def run_step(
-    args: argparse.Namespace, command: list[str], *, step: SftStep | DpoStep, inputs: dict[str, str],
-    outputs: dict[str, str], work: frame.Work,
-) -> None:  # fmt: skip
-    """`frame.run_step` of a training stage. Where several processes train, they do the work and this one records it.
+    args: argparse.Namespace,
+    command: list[str],
+    *,
+    step: SftStep | DpoStep,
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    work: frame.Work,
+) -> None:
+    """Runs a training stage by `frame.run_step`. If several processes train, this one starts and records them.
 
-    `command` is the stage's module and its arguments, with which each of them starts.
+    `command` is the stage's module and arguments, with which each rank is started.
     """
 
     def in_ranks(running: Running) -> dict:
         torchrun.run(command, num_ranks=step.training.num_processes, fingerprint=running.fingerprint)
         return json.loads(Path(outputs["metrics"]).read_text(encoding="utf-8"))
 
-    if told := torchrun.orders():
+    if orders := torchrun.read_orders():
         configure_logging()
         if not ranks.is_first():
-            logging.disable(logging.ERROR)  # the first speaks for all, and what breaks another one that raises
-        with torchrun.reporting(told):
-            work(Running(args.step, args.storage_root, told.fingerprint))
-            ranks.part()
+            logging.disable(logging.ERROR)  # the first rank logs for all; an error in any other is raised, not logged
+        with torchrun.reporting(orders):
+            work(Running(args.step, args.storage_root, orders.fingerprint))
+            ranks.leave()
         return
     if step.training.num_processes > 1:
         work = in_ranks
@@ -62,7 +67,7 @@ def run_step(
 def read_rows(
     files: dict[str, str], tokenizer: Any, *, kind: str, max_length: int
 ) -> tuple[dict[str, list[dict]], int]:
-    """The rows of the train and the eval file that have at most `max_length` tokens, and how many have more.
+    """Reads the rows of each file that have at most `max_length` tokens, and counts those that have more.
 
     Raises:
         ValueError: a row is not of this kind (sft or preference), or none of a file fits.
@@ -93,7 +98,7 @@ def _fitting(path: str, rows: list[dict], tokenizer: Any, *, kind: str, max_leng
 
 
 def dataset(rows: list[dict], *, kind: str, folder: Path) -> Any:
-    """What trl is given: without the ids, for which it has no use. In `folder` ranks find what another made of it."""
+    """Makes trl's data set of `rows`, without their ids, in `folder`; ranks share what trl derives from it there."""
     from datasets import Dataset, load_from_disk
 
     if ranks.is_first():
@@ -104,9 +109,9 @@ def dataset(rows: list[dict], *, kind: str, folder: Path) -> Any:
 
 
 def training_args(config: LoraTraining, training: Training, *, num_train_rows: int, output: str) -> dict[str, Any]:
-    """The trainer arguments that SFT and DPO share.
+    """Returns the trainer's arguments that SFT and DPO share.
 
-    An optimizer step takes batch_size * gradient_accumulation rows, whatever the number of ranks that share them.
+    An optimizer step uses batch_size * gradient_accumulation rows, which any number of ranks divide among them.
     """
     batch_size = min(config.batch_size, num_train_rows)
     num_batches = math.ceil(math.ceil(num_train_rows / batch_size) / ranks.count())  # of one rank
@@ -122,7 +127,7 @@ def training_args(config: LoraTraining, training: Training, *, num_train_rows: i
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "cosine",
         "optim": "adamw_torch_fused",  # where unsloth patches trl on a GPU, its default is an AdamW of 8 bits
-        # Rounded down: the first step of a warm-up has learning rate 0, which a short training cannot spare.
+        # Rounded down: the first step of a warm-up has learning rate 0, a step that a short training cannot waste.
         "warmup_steps": int(config.warmup_ratio * num_steps),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
@@ -130,7 +135,7 @@ def training_args(config: LoraTraining, training: Training, *, num_train_rows: i
         "save_strategy": "steps",
         "save_steps": min(config.save_steps, training.checkpoint_every_n_steps),
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # it would log a NaN as 0.0
+        "logging_nan_inf_filter": False,  # the filter logs a NaN as 0.0
         "disable_tqdm": True,
         **backend.device_args(config),
     }
@@ -139,37 +144,40 @@ def training_args(config: LoraTraining, training: Training, *, num_train_rows: i
 def run(
     trainer: Any, *, training: Training, checkpoints: Checkpoints, rows: list[dict], checks: Sequence[Callable] = ()
 ) -> dict[str, float]:
-    """Trains on `rows`, from the newest whole checkpoint or from the start, evaluates and gives the numbers of that.
+    """Trains on `rows` from the newest whole checkpoint or from the start, and returns the metrics of an evaluation.
+
+    `checks` are handlers of each step's log that may raise errors of their own.
 
     Raises:
         Diverged: a loss or gradient norm was not finite.
-        Unfinished: the deadline is near or SIGTERM has come; a checkpoint is stored.
-        whatever one of `checks` raises, which see each step's log.
+        Unfinished: the training stopped before its deadline or on SIGTERM; a checkpoint is stored.
     """
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    stop, leave = callbacks.StopOnDivergence(checkpoints, rows), LeaveInTime(training)
-    with Uploads(checkpoints) as uploads, leave.on_sigterm():
+    divergence, deadline = callbacks.StopOnDivergence(checkpoints, rows), LeaveInTime(training)
+    with Uploads(checkpoints) as uploads, deadline.on_sigterm():
         trainer.remove_callback(PrinterCallback)
         callbacks.attach(
-            trainer, on_log=[stop.on_log, *checks, callbacks.log_step], on_save=[uploads.on_save, leave.on_save],
-            on_step_end=[leave.on_step_end],
-        )  # fmt: skip
-        newest = ranks.of_first(lambda: checkpoints.newest_whole(trainer.args.output_dir))
-        uploads.kept_step = step_of(newest) if newest else None
-        set_seed(trainer.args.seed)  # what came before must not decide which dropout there is
+            trainer,
+            on_log=[divergence.on_log, *checks, callbacks.log_step],
+            on_save=[uploads.on_save, deadline.on_save],
+            on_step_end=[deadline.on_step_end],
+        )
+        newest = ranks.from_first(lambda: checkpoints.fetch_newest(trainer.args.output_dir))
+        uploads.stored_step = step_of(newest) if newest else None
+        set_seed(trainer.args.seed)  # dropout must not depend on how many random numbers were drawn before
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    leave.leave(trainer.state, kept_step=ranks.of_first(lambda: uploads.kept_step))
+    deadline.raise_if_stopped(trainer.state, stored_step=ranks.from_first(lambda: uploads.stored_step))
     with tracking.same_run(trainer.args.report_to):
         return trainer.evaluate()
 
 
 def halving_batches(fit: Callable[[T], dict], config: T) -> dict:
-    """`fit(config)`; where memory runs out, once more with micro-batches of half the size and twice as many of them.
+    """Calls `fit(config)`, and if memory runs out once more with half the micro-batch and twice the accumulation.
 
-    An optimizer step takes the same rows as before, so the second goes on from the checkpoint of the first. Of several
-    ranks the others stand in the midst of a step, and the stage ends.
+    An optimizer step still uses the same rows, so the second attempt resumes from the checkpoint of the first. With
+    several ranks the others are in the middle of a step, so the stage ends with an error that names the settings.
     """
     try:
         return fit(config)
@@ -182,17 +190,19 @@ def halving_batches(fit: Callable[[T], dict], config: T) -> dict:
                 f"out of memory with batch_size {config.batch_size} on each of {ranks.count()} GPUs: set batch_size to "
                 f"{smaller.batch_size} and gradient_accumulation to {smaller.gradient_accumulation}"
             ) from error
-    backend.free_memory()  # here: the error held the model
+    backend.free_memory()  # not before: the error referred to the model
     smaller = _halved(config)
     logger.warning(
         "out of memory with batch_size %d: going on with batch_size %d and gradient_accumulation %d",
-        config.batch_size, smaller.batch_size, smaller.gradient_accumulation,
-    )  # fmt: skip
+        config.batch_size,
+        smaller.batch_size,
+        smaller.gradient_accumulation,
+    )
     return fit(smaller)
 
 
 def _halved(config: T) -> T:
-    """An odd batch_size becomes 1: the rows of an optimizer step stay as many."""
+    """Halves batch_size, or sets it to 1 if it is odd, so that an optimizer step keeps its number of rows."""
     factor = 2 if config.batch_size % 2 == 0 else config.batch_size
     changes = {
         "batch_size": config.batch_size // factor,
@@ -202,7 +212,7 @@ def _halved(config: T) -> T:
 
 
 def summary(state: Any, *, rows: dict[str, list[dict]], num_left_out: int) -> dict[str, Any]:
-    """The metrics that SFT and DPO share, from the state of the trainer."""
+    """Computes the metrics that SFT and DPO share from the trainer's state."""
     return {
         **progress(state),
         "samples_processed": round(state.epoch * len(rows["train"])),
@@ -213,7 +223,7 @@ def summary(state: Any, *, rows: dict[str, list[dict]], num_left_out: int) -> di
 
 
 def progress(state: Any) -> dict[str, float]:
-    """How far a training has come, and how: also of one that is not at its end, from a checkpoint's state."""
+    """Computes the metrics of a training so far; a checkpoint's state will do."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     last = losses[-max(3, len(losses) // 10) :]  # trl's own train_loss is wrong after a resume
     return {
@@ -226,9 +236,9 @@ def progress(state: Any) -> dict[str, float]:
 
 
 def _max_gradient_norm(history: list[dict]) -> dict[str, float]:
-    """The largest of all steps, before clipping; nothing where none is finite.
+    """Returns the largest finite gradient norm of all steps, before clipping, if there is one.
 
-    Those that are not belong to steps that the scaler of float16 skipped; any other has ended the training.
+    Non-finite norms come from steps that the fp16 loss scaler skipped; any other would have ended the training.
     """
     norms = [norm for entry in history if math.isfinite(norm := entry.get("grad_norm", math.nan))]
     return {"max_gradient_norm": max(norms)} if norms else {}
@@ -237,7 +247,7 @@ def _max_gradient_norm(history: list[dict]) -> dict[str, float]:
 def write_results(
     trainer: Any, config: LoraTraining, outputs: dict[str, str], *, metrics: dict[str, Any], title: str
 ) -> None:
-    """Writes the adapter folder, metrics.json, training curve and log history; of several ranks the first does."""
+    """Writes the adapter folder, metrics.json, training curve and log history, in the first rank."""
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     weights = backend.adapter_weights(trainer, config)
     if not ranks.is_first():
@@ -250,29 +260,29 @@ def write_results(
 
 
 def history(entries: list[dict]) -> str:
-    """The trainer's log as JSON lines: losses and what belongs to them, the same however often it was killed."""
-    kept = [entry for entry in entries if "loss" in entry or "eval_loss" in entry]
-    timeless = [{key: value for key, value in entry.items() if not key.endswith(NOT_KEPT)} for entry in kept]
-    return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in timeless)
+    """Formats the losses of the trainer's log as JSON lines, which do not depend on how often it was resumed."""
+    with_loss = [entry for entry in entries if "loss" in entry or "eval_loss" in entry]
+    stable = [{key: value for key, value in entry.items() if not key.endswith(VOLATILE)} for entry in with_loss]
+    return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in stable)
 
 
 def save_adapter(model: Any, path: str | Path, weights: dict[str, Any] | None = None) -> None:
-    """Writes the adapter folder: the same weights always give the same bytes, whatever the process and its folders.
+    """Writes the adapter folder, whose bytes depend on the weights alone, not on the process or its folders.
 
-    `weights` are given where the model itself holds only a part of them.
+    Pass `weights` if the model itself has only a shard of them.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    # `selected_adapters`: trl may add a frozen reference adapter, which is no result.
+    # `selected_adapters` leaves out a frozen reference adapter, which trl may have added.
     model.save_pretrained(partial, selected_adapters=["default"], state_dict=weights)
     for file in partial.iterdir():
         if file.name not in ADAPTER_FILES:
             file.unlink()
     settings = json.loads((partial / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = "base"  # the folder it was loaded from means nothing elsewhere
+    settings["base_model_name_or_path"] = "base"  # not the local folder, which means nothing elsewhere
     if isinstance(settings["target_modules"], list):
-        settings["target_modules"] = sorted(settings["target_modules"])  # peft writes a set: its order is random
+        settings["target_modules"] = sorted(settings["target_modules"])  # peft writes a set, in random order
     (partial / ADAPTER_FILES[0]).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(path, ignore_errors=True)
     partial.replace(path)

@@ -1,9 +1,9 @@
-"""Starts the ranks of a training under torchrun, and tells what they came to.
+"""Starts the ranks of a training under torchrun, and raises the first error of any rank.
 
-module and command line of a stage, number of ranks -> `python -m <module> ...` once per rank; the first error of any
+module and command line of a stage, number of ranks -> `python -m <module> ...` once per rank
 
-torchrun gives an exit code of its own and no word of theirs, so each rank leaves how it ended in a file. A rank that is
-to leave in time, diverges or finds bad input so ends its stage as a single process would.
+torchrun exits with a code of its own and passes on no error, so each rank writes how it ended to a file. A deadline, a
+divergence or bad input in one rank therefore ends the stage just as it would end a single process.
 """
 
 import logging
@@ -25,17 +25,17 @@ from posttrain.train import ends
 from posttrain.train.checkpoints import Diverged
 from posttrain.train.ends import STARTED_ENV
 
-ORDERS_ENV = "POSTTRAIN_RANK"  # what a rank is told by the process that starts it: `Orders` as JSON
-ENDS = {error.__name__: error for error in (Unfinished, Diverged, ValueError)}  # what a stage may raise by contract
+ORDERS_ENV = "POSTTRAIN_RANK"  # `Orders` as JSON, set by the process that starts a rank
+ERRORS = {error.__name__: error for error in (Unfinished, Diverged, ValueError)}  # which a stage may raise by contract
 
 logger = logging.getLogger(__name__)
 
 
 class Orders(BaseModel):
-    """What a rank is told."""
+    """What a rank must know from the process that starts it."""
 
     fingerprint: str
-    folder: str  # for how it ended
+    folder: str  # of the files in which ranks say how they ended
 
 
 class Ending(BaseModel):
@@ -43,16 +43,16 @@ class Ending(BaseModel):
 
     rank: int
     at: float  # seconds, time.time()
-    error: str | None = None  # class of what it raised
+    error: str | None = None  # name of the class that it raised
     message: str = ""
 
 
 def run(command: list[str], *, num_ranks: int, fingerprint: str) -> None:
-    """Runs `python -m <command>` in so many ranks and waits for all. SIGTERM and SIGINT reach each of them as SIGTERM.
+    """Runs `python -m <command>` in `num_ranks` ranks and waits for all. SIGTERM and SIGINT reach them as SIGTERM.
 
     Raises:
-        Unfinished, Diverged, ValueError: the first that a rank raised.
-        RuntimeError: it raised anything else, or died without a word.
+        Unfinished, Diverged, ValueError: the first error of any rank.
+        RuntimeError: a rank raised anything else first, or died without an error.
     """
     rank = tie_to_parent([sys.executable, "-m", *command])
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={num_ranks}", "--no-python"]
@@ -65,22 +65,22 @@ def run(command: list[str], *, num_ranks: int, fingerprint: str) -> None:
         )
         with _passing_on(process) as signals:
             exit_code = process.wait()
-        cause = _cause(_endings(folder, num_ranks), num_ranks=num_ranks, exit_code=exit_code, is_told=bool(signals))
+        cause = _cause(_endings(folder, num_ranks), num_ranks=num_ranks, exit_code=exit_code, got_signal=bool(signals))
     if isinstance(cause, Unfinished):
         logger.error("%s", cause)  # the last line of the log, after torchrun's own
     if cause:
         raise cause
 
 
-def orders() -> Orders | None:
-    """What this process was told, if it is a rank."""
+def read_orders() -> Orders | None:
+    """Returns the orders of this process, or None if it is not a rank."""
     text = os.environ.get(ORDERS_ENV)
     return Orders.model_validate_json(text) if text else None
 
 
 @contextmanager
-def reporting(told: Orders) -> Iterator[None]:
-    """Leaves how this rank ended for the process that started it."""
+def reporting(orders: Orders) -> Iterator[None]:
+    """Tells the process that started this rank how the block ended."""
     ending = Ending(rank=int(os.environ["RANK"]), at=time.time())
     try:
         yield
@@ -88,14 +88,14 @@ def reporting(told: Orders) -> Iterator[None]:
         ending = Ending(rank=ending.rank, at=time.time(), error=type(caught).__name__, message=str(caught))
         raise
     finally:
-        partial = Path(told.folder, f"{ending.rank}.part")
+        partial = Path(orders.folder, f"{ending.rank}.part")
         partial.write_text(ending.model_dump_json(), encoding="utf-8")
         partial.rename(partial.with_suffix(".json"))
 
 
 @contextmanager
 def _passing_on(process: subprocess.Popen) -> Iterator[list[int]]:
-    """The signals that came while it ran."""
+    """Passes SIGTERM and SIGINT on to `process` as SIGTERM, and yields the list of those that arrived."""
     signals: list[int] = []
 
     def pass_on(number: int, _) -> None:
@@ -111,20 +111,23 @@ def _passing_on(process: subprocess.Popen) -> Iterator[list[int]]:
 
 
 def _endings(folder: str, num_ranks: int) -> list[Ending]:
-    """Of the ranks that told theirs, in the order in which they ended."""
+    """Reads how ranks ended, in the order in which they did; a rank that was killed has left nothing."""
     files = [file for rank in range(num_ranks) if (file := Path(folder, f"{rank}.json")).is_file()]
-    found = [Ending.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
-    return sorted(found, key=lambda ending: ending.at)
+    endings = [Ending.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
+    return sorted(endings, key=lambda ending: ending.at)
 
 
-def _cause(endings: list[Ending], *, num_ranks: int, exit_code: int, is_told: bool) -> BaseException | None:
-    """What ended the ranks, if it was not their work. The first error counts: others, as of a lost peer, follow it."""
+def _cause(endings: list[Ending], *, num_ranks: int, exit_code: int, got_signal: bool) -> BaseException | None:
+    """Returns the error that ended the ranks, or None if all finished their work.
+
+    The first one counts: later ones, such as a lost connection to a peer, are its consequences.
+    """
     first = next((ending for ending in endings if ending.error), None)
     silent = sorted(set(range(num_ranks)) - {ending.rank for ending in endings})
-    if first and first.error in ENDS:
-        return ENDS[first.error](first.message)
-    if is_told and (first or silent):
-        return Unfinished("left on SIGTERM without a new checkpoint; the next attempt goes on from the newest")
+    if first and first.error in ERRORS:
+        return ERRORS[first.error](first.message)
+    if got_signal and (first or silent):
+        return Unfinished("stopped on SIGTERM without a new checkpoint; the next attempt resumes from the newest one")
     causes = [f"rank {first.rank}: {first.error}: {first.message}"] if first else []
-    causes += [f"rank {', '.join(map(str, silent))} died without a word"] if silent else []
-    return RuntimeError(f"{'; '.join(causes)}; torchrun gave {exit_code}, see its log above") if causes else None
+    causes += [f"rank {', '.join(map(str, silent))} died without an error"] if silent else []
+    return RuntimeError(f"{'; '.join(causes)}; torchrun exited with {exit_code}, see its log above") if causes else None

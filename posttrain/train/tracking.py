@@ -1,9 +1,9 @@
-"""Where people watch trainings: `report_to` tensorboard, mlflow or wandb, by the integrations of transformers.
+"""Tracks trainings in TensorBoard, MLflow or Weights & Biases, as `report_to` says, through transformers.
 
-names, folder for logs -> arguments of the trainer
+names of libraries, folder for logs -> arguments of the trainer
 
-A server is named, and is given its token, by that library's own variables: MLFLOW_TRACKING_URI, WANDB_API_KEY, ... The
-run's name there is its run id and the step. TensorBoard's files land in the step's output `logs`.
+Each library's own variables name its server and hold the token: MLFLOW_TRACKING_URI, WANDB_API_KEY, ... A run is called
+there by its run id and step. TensorBoard's files land in the step's output `logs`.
 """
 
 import os
@@ -19,10 +19,10 @@ LOGS_ENV = "TENSORBOARD_LOGGING_DIR"  # of transformers
 
 
 def reporting_args(report_to: Sequence[str], *, step: str, logs: str) -> dict[str, Any]:
-    """The trainer's.
+    """Returns the trainer's arguments for tracking.
 
     Raises:
-        ValueError: a library is asked for that is not installed.
+        ValueError: `report_to` names a library that is not installed.
     """
     for name in report_to:
         if find_spec(name) is None:
@@ -35,7 +35,7 @@ def reporting_args(report_to: Sequence[str], *, step: str, logs: str) -> dict[st
 
 @contextmanager
 def same_run(report_to: Sequence[str]) -> Iterator[None]:
-    """MLflow's run ends with the training: what is logged after it would go into another one, without a name."""
+    """Continues MLflow's run, which ends with the training; later logs would otherwise go to a new, unnamed run."""
     if "mlflow" not in report_to or not ranks.is_first():
         yield
         return

@@ -1,9 +1,9 @@
-"""Moves checkpoints to storage beside the training, which does not wait for them until it ends.
+"""Uploads checkpoints in the background; the training waits for them only at its end.
 
 local checkpoint folders of the trainer -> `Checkpoints.publish`, one at a time
 
-While one goes up one more may wait; a newer one takes its place, so slow storage costs neither time nor disk. One that
-storage does not take is told and given up: the training goes on, and the next one is tried.
+During an upload at most one more checkpoint waits, and a newer one takes its place, so slow storage costs neither time
+nor disk. An upload that fails is logged and given up: the training goes on, and the next checkpoint is tried.
 """
 
 import logging
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class Uploads:
-    """Publishes the checkpoints of one training; leaving its block waits for what is under way."""
+    """Publishes the checkpoints of one training. The end of its `with` block waits for the last upload."""
 
     def __init__(self, checkpoints: Checkpoints):
         self.checkpoints = checkpoints
-        self.kept_step: int | None = None  # of the newest checkpoint in storage, as far as this process knows
+        self.stored_step: int | None = None  # of the newest checkpoint in storage that this process knows of
         self._futures: list[Future] = []
         self._waiting: tuple[Path, int] | None = None
         self._lock = threading.Lock()
@@ -36,31 +36,32 @@ class Uploads:
         self._pool.shutdown(wait=True)
         if kind is None:
             for future in self._futures:
-                future.result()  # raises what was no trouble of the storage
+                future.result()  # raises any error but those of storage
 
     def on_save(self, args, state) -> None:
-        """Takes over the folder that the trainer has just written; of several ranks the first takes what all wrote."""
+        """Takes over the folder that the trainer has just written. The first of several ranks does so for all."""
         ranks.wait()
         if ranks.is_first():
             self.submit(Path(args.output_dir, f"checkpoint-{state.global_step}"), step=state.global_step)
 
     def submit(self, folder: Path, *, step: int) -> None:
+        """Queues `folder` in place of any that still waits, and removes that one."""
         with self._lock:
             skipped, self._waiting = self._waiting, (folder, step)
         if skipped:
-            logger.warning("checkpoint of step %d gives way to that of step %d: storage is slow", skipped[1], step)
+            logger.warning("checkpoint of step %d is dropped for that of step %d: storage is slow", skipped[1], step)
             shutil.rmtree(skipped[0])
         self._futures.append(self._pool.submit(self._publish_waiting))
 
     def _publish_waiting(self) -> None:
         with self._lock:
             taken, self._waiting = self._waiting, None
-        if taken is None:  # it gave way to one that is stored already
+        if taken is None:  # it was dropped for a newer one, which is stored by now
             return
         folder, step = taken
         try:
             self.checkpoints.publish(folder, step=step)
-            self.kept_step = step
+            self.stored_step = step
         except OSError as error:
             logger.warning("checkpoint of step %d could not be stored, the training goes on: %s", step, error)
         finally:

@@ -1,7 +1,8 @@
-"""Read a LoRA adapter and work out what it does to its base.
+"""Reads a LoRA adapter, and plans how it is merged into its base.
 
-adapter folder, base folder and its weights -> Plan: which tensor gets which update; names, shapes and values are
-checked, and what cannot be merged is refused by name
+adapter folder, base folder and its weights -> Plan: the update of each tensor
+
+Names, shapes and values are checked, and whatever cannot be merged is refused by name.
 """
 
 import json
@@ -17,17 +18,36 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 HEAD = "lm_head.weight"
 OWN_BASE = "merge into the model that the adapter was trained on"
 
-# adapter_config.json: keys that the merge reads, and keys that do not change what the trained weights mean.
+# Keys of adapter_config.json that the merge reads.
 READ = {
-    "alpha_pattern", "bias", "fan_in_fan_out", "init_lora_weights", "lora_alpha", "modules_to_save", "peft_type", "r",
-    "rank_pattern", "use_rslora",
-}  # fmt: skip
+    "alpha_pattern",
+    "bias",
+    "fan_in_fan_out",
+    "init_lora_weights",
+    "lora_alpha",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "use_rslora",
+}
+# Keys of adapter_config.json that do not change what the trained weights mean.
 WITHOUT_EFFECT = {
-    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
-    "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "revision",
-    "target_modules", "task_type",
-}  # fmt: skip
-# Other initialisations change the base weights too, so the adapter is not relative to the base as it was given.
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "target_modules",
+    "task_type",
+}
+# Other initialisations change the base weights too, so the adapter does not fit the base as it is on disk.
 NEUTRAL_INITS = (True, False, "gaussian", "orthogonal")
 REMEDIES = {
     "use_dora": "train with use_dora=False",
@@ -41,38 +61,40 @@ REMEDIES = {
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """An update scale * left @ right of a weight of shape [rows, columns]."""
+    """The update scale * left @ right of a weight of shape [rows, columns]."""
 
-    left: Tensor  # B [rows, r]; with transposed A [r, rows]
-    right: Tensor  # A [r, columns]; with transposed B [columns, r]
+    left: Tensor  # B [rows, r]; if transposed, A [r, rows]
+    right: Tensor  # A [r, columns]; if transposed, B [columns, r]
     scale: float
     transposed: bool  # the base stores its weight as [in, out] (fan_in_fan_out)
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A tensor that the adapter replaces (modules_to_save)."""
+    """A tensor of the adapter that replaces one of the base (modules_to_save)."""
 
     tensor: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """A tensor that the result has beside the base's: embedding and head, once tied, are no longer equal."""
+    """A tensor of the result that the base lacks: the head of a tied base, once it differs from the embedding."""
 
     name: str
-    like: Tensor  # dtype and shape; also its bytes, unless `update` gives others
+    like: Tensor  # has its dtype and shape, and also its bytes unless there is an `update`
     update: Whole | None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """All that a merge changes."""
+
     updates: dict[str, LowRank | Whole]  # by the base's tensor name
     addition: Addition | None
 
 
 def read_adapter(adapter: Path) -> WeightFile:
-    """The adapter's tensors; only safetensors are read."""
+    """Reads the header of the adapter's weights, which must be safetensors."""
     path = adapter / "adapter_model.safetensors"
     if not path.is_file():
         raise ValueError(f"{path}: not there; save the adapter with save_pretrained (safetensors)")
@@ -80,7 +102,7 @@ def read_adapter(adapter: Path) -> WeightFile:
 
 
 def plan_merge(base: Path, files: list[WeightFile], adapter: Path, source: WeightFile) -> Plan:
-    """Which tensor of the base gets which update, with every name, shape and value of the adapter checked."""
+    """Plans the update of each tensor of the base, and checks every name, shape and value of the adapter."""
     settings = read_adapter_config(adapter / "adapter_config.json")
     pairs, wholes = _group(source)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
@@ -98,7 +120,7 @@ def plan_merge(base: Path, files: list[WeightFile], adapter: Path, source: Weigh
 
 
 def read_adapter_config(path: Path) -> dict:
-    """adapter_config.json of a plain LoRA; refuses by name whatever the merge would get wrong."""
+    """Reads adapter_config.json of a plain LoRA, and refuses by name whatever the merge would get wrong."""
     settings = read_json(path)
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type = {settings.get('peft_type')!r} cannot be merged; train a LoRA adapter")
@@ -123,15 +145,15 @@ def _check_number(path: Path, settings: dict, key: str) -> None:
 
 
 def _group(source: WeightFile) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Adapter tensors as LoRA pairs by module name, and as whole tensors by the base's tensor name."""
+    """Groups the adapter's tensors into LoRA pairs by module name, and whole tensors by the base's tensor name."""
     pairs: dict[str, dict[str, Tensor]] = {}
     wholes = {}
     for key, tensor in source.tensors.items():
         name = key.removeprefix(PREFIX)
         if name == key or name.endswith((".base_layer.weight", ".base_layer.bias")) or tensor.dtype not in FLOAT_BYTES:
             raise ValueError(f"{source.path}: {key} ({tensor.dtype}) cannot be merged; {_key_remedy(name)}")
-        if found := re.fullmatch(r"(.+)\.lora_([AB])\.weight", name):
-            pairs.setdefault(found[1], {})[found[2]] = tensor
+        if match := re.fullmatch(r"(.+)\.lora_([AB])\.weight", name):
+            pairs.setdefault(match[1], {})[match[2]] = tensor
         elif ".lora_" in name:
             raise ValueError(f"{source.path}: {key} cannot be merged; {_key_remedy(name)}")
         else:
@@ -153,8 +175,8 @@ def _low_rank(path: Path, module: str, pair: dict[str, Tensor], settings: dict) 
     a, b = pair["A"], pair["B"]
     rank = _of_pattern(path, settings, "rank_pattern", module, settings["r"])
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
-        found = f"{module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}"
-        raise ValueError(f"{path}: {found}, not the rank {rank} of adapter_config.json; save the adapter again")
+        shapes = f"{module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}"
+        raise ValueError(f"{path}: {shapes}, not the rank {rank} of adapter_config.json; save the adapter again")
     alpha = _of_pattern(path, settings, "alpha_pattern", module, settings["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     transposed = bool(settings.get("fan_in_fan_out"))
@@ -162,7 +184,7 @@ def _low_rank(path: Path, module: str, pair: dict[str, Tensor], settings: dict) 
 
 
 def _of_pattern(path: Path, settings: dict, key: str, module: str, default: float) -> float:
-    """First value whose pattern matches the end of the module's name, as in peft's get_pattern_key."""
+    """Returns the first value whose pattern matches the end of the module's name, as peft's get_pattern_key does."""
     for pattern, value in (settings.get(key) or {}).items():
         try:
             matched = re.match(rf"(.*\.)?({pattern})$", module)
@@ -175,14 +197,14 @@ def _of_pattern(path: Path, settings: dict, key: str, module: str, default: floa
 
 
 def _untie(base: Path, path: Path, tensors: dict[str, Tensor], wholes: dict[str, Tensor]) -> Addition | None:
-    """What a tied base needs when the adapter replaces its embedding or its head: a head of its own, as peft does."""
+    """Adds a separate head to a tied base of which the adapter replaces embedding or head, as peft does."""
     embedding = next((tensor for name, tensor in tensors.items() if name.endswith(EMBEDDINGS)), None)
     if embedding is None or not (HEAD in wholes or embedding.name in wholes):
         return None
     head = wholes.get(HEAD)
     if head and head.shape != embedding.shape:
-        found = f"{HEAD} is {list(head.shape)} in the adapter, {list(embedding.shape)} in the base {base}"
-        raise ValueError(f"{path}: {found}; {OWN_BASE}")
+        shapes = f"{HEAD} is {list(head.shape)} in the adapter, {list(embedding.shape)} in the base {base}"
+        raise ValueError(f"{path}: {shapes}; {OWN_BASE}")
     return Addition(HEAD, embedding, Whole(head) if head else None)
 
 
@@ -197,8 +219,8 @@ def _check_updates(base: Path, path: Path, tensors: dict[str, Tensor], updates: 
         else:
             shape = (update.left.shape[0], update.right.shape[1])
         if shape != tensors[name].shape:
-            found = f"{name} is {list(shape)} in the adapter, {list(tensors[name].shape)} in the base {base}"
-            raise ValueError(f"{path}: {found}; {OWN_BASE}")
+            shapes = f"{name} is {list(shape)} in the adapter, {list(tensors[name].shape)} in the base {base}"
+            raise ValueError(f"{path}: {shapes}; {OWN_BASE}")
 
 
 def _check_modules_to_save(path: Path, settings: dict, replaced: set[str]) -> None:

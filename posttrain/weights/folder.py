@@ -1,4 +1,7 @@
-"""A model's folder: its files, and whether it is one that the line can take."""
+"""Checks the folder of a model, and picks the files that belong to it.
+
+model folder -> names of its files, or what is wrong with it
+"""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
@@ -8,10 +11,20 @@ from posttrain.step import digests
 from posttrain.weights.tensors import INDEX, SINGLE, check_unquantised, read_json, read_weights, weight_file_names
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
-    "chat_template.jinja", "additional_chat_templates/*.jinja",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+)
 CONFIG_FILES = ("config.json", "generation_config.json")
 SIDE_FILES = (
     *TOKENIZER_FILES,
@@ -38,13 +51,14 @@ def check_model_folder(path: Path | str) -> None:
 
 
 def weights_size(source: str, sizes: Mapping[str, int | None]) -> int:
-    """Bytes of the weights among files with these sizes."""
+    """Adds up the sizes of the weight files among `sizes`, which maps file names to bytes."""
     if not {SINGLE, INDEX} & sizes.keys():
         raise ValueError(_no_weights(source, list(sizes)))
     return sum(sizes[name] or 0 for name in _select(sizes, (SINGLE, "model-*-of-*.safetensors")))
 
 
 def has_chat_template(path: Path) -> bool:
+    """Tells whether a chat template is in the model folder, in a file of its own or in tokenizer_config.json."""
     if (path / "chat_template.jinja").is_file():
         return bool((path / "chat_template.jinja").read_text(encoding="utf-8").strip())
     file = path / "tokenizer_config.json"
@@ -52,21 +66,21 @@ def has_chat_template(path: Path) -> bool:
 
 
 def source_digest(path: Path | str) -> str:
-    """SHA-256 of what `fetch` takes from a folder; what lies beside it does not count."""
+    """Computes the SHA-256 of the files that `fetch` takes from a folder, and of no others."""
     path = Path(path)
     names = [*side_files(path), *weight_file_names(path), *([INDEX] if (path / INDEX).is_file() else [])]
     return digests.folder_digest({name: digests.digest(path / name) for name in names})
 
 
 def side_files(folder: Path) -> list[str]:
-    """Names of the files beside the weights that belong to a model: configuration, tokenizer, template, licence."""
+    """Lists the files of a model beside its weights: configuration, tokenizer, template, licence."""
     return _select([file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()], SIDE_FILES)
 
 
 def _check_config(source: str, settings: dict) -> None:
     if "auto_map" in settings:
         raise ValueError(
-            f"{source}/config.json: auto_map asks for code of the model's own; give a model that transformers knows"
+            f"{source}/config.json: auto_map asks for the model's own code; give a model that transformers knows"
         )
     if not settings.get("model_type"):
         raise ValueError(f"{source}/config.json: no model_type; give a model saved by transformers")
@@ -89,7 +103,7 @@ def _no_weights(source: str, names: list[str]) -> str:
 
 
 def _select(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
-    """Names that match, each pattern in its own folder only."""
+    """Returns the sorted names that match a pattern, in which `*` does not cross folders."""
     return [
         name for name in sorted(names) if any(fnmatch(name, p) and name.count("/") == p.count("/") for p in patterns)
     ]

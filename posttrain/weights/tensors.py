@@ -1,6 +1,8 @@
-"""What a folder of safetensors weights holds, checked before anything trusts it.
+"""Reads what a folder of safetensors weights contains, and checks it before anything trusts it.
 
-Folder or file -> names, dtypes, shapes and byte ranges of its tensors. Format: https://github.com/huggingface/safetensors#format
+folder or file -> names, dtypes, shapes and byte ranges of its tensors
+
+The format: https://github.com/huggingface/safetensors#format
 """
 
 import json
@@ -20,7 +22,7 @@ DTYPE_BYTES = FLOAT_BYTES | {
     **dict.fromkeys(("I32", "U32"), 4),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
 }
-# safetensors' own limit: a longer header is an attack or garbage.
+# The limit of safetensors itself: a longer header is an attack or garbage.
 MAX_HEADER_BYTES = 100_000_000
 EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 
@@ -40,11 +42,13 @@ class Tensor:
         return self.end - self.start
 
 
-Place = tuple[Path, Tensor]  # of a tensor: its file, and where it lies there
+Place = tuple[Path, Tensor]  # a tensor's file, and its position there
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
+    """One safetensors file: its header, and the byte position at which the data starts."""
+
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str] | None
@@ -67,7 +71,7 @@ def read_weight_file(path: Path) -> WeightFile:
 
 
 def weight_file_names(folder: Path) -> list[str]:
-    """The shards that make up the model: those of the index, else the single file."""
+    """Lists the files of the model's weights: the shards of the index, or the single file without one."""
     index = folder / INDEX
     if index.is_file():
         return sorted(set(read_weight_map(index).values()))
@@ -77,7 +81,7 @@ def weight_file_names(folder: Path) -> list[str]:
 
 
 def read_weights(folder: Path) -> list[WeightFile]:
-    """All shards of a model; refuses an index that disagrees with the shards."""
+    """Reads the headers of all shards of a model, and refuses an index that disagrees with them."""
     names = weight_file_names(folder)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -91,7 +95,7 @@ def read_weights(folder: Path) -> list[WeightFile]:
 
 
 def read_places(folder: Path) -> dict[str, Place]:
-    """Where each tensor of a folder lies, by its name."""
+    """Returns the place of each tensor of a folder, by name."""
     return {name: (file.path, tensor) for file in read_weights(folder) for name, tensor in file.tensors.items()}
 
 
@@ -112,7 +116,7 @@ def check_unquantised(folder: Path, files: list[WeightFile]) -> None:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> shard name of an index file; shard names must be plain file names."""
+    """Reads tensor name -> shard name from an index file. Shard names must be plain file names."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: no weight_map; save the model again with save_pretrained")
@@ -123,6 +127,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict:
+    """Reads a JSON object; raises ValueError if the file is missing or holds anything else."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -135,13 +140,13 @@ def read_json(path: Path) -> dict:
 
 
 def chunks(num_bytes: int, chunk_bytes: int = 1 << 22) -> Iterator[tuple[int, int]]:
-    """(offset, length) pieces of a byte range; every piece but the last holds whole elements of any dtype."""
+    """Yields (offset, length) of pieces of a byte range. No piece ends inside an element of any dtype."""
     for offset in range(0, num_bytes, chunk_bytes):
         yield offset, min(chunk_bytes, num_bytes - offset)
 
 
 def pieces(place: Place) -> Iterator[bytes]:
-    """The bytes of a tensor, a chunk at a time."""
+    """Reads the bytes of a tensor, a chunk at a time."""
     path, tensor = place
     with open(path, "rb") as file:
         file.seek(tensor.start)
@@ -150,7 +155,7 @@ def pieces(place: Place) -> Iterator[bytes]:
 
 
 def is_zero(place: Place) -> bool:
-    """Whether every element is 0 or -0."""
+    """Tells whether every element is 0 or -0."""
     import numpy as np
 
     width = FLOAT_BYTES[place[1].dtype]
@@ -160,7 +165,7 @@ def is_zero(place: Place) -> bool:
 
 
 def first_non_finite(file: BinaryIO, tensor: Tensor) -> int | None:
-    """Flat index of the first NaN or infinity of a float tensor: all exponent bits set."""
+    """Returns the flat index of the first NaN or infinity of a float tensor, which has all exponent bits set."""
     import numpy as np
 
     width = FLOAT_BYTES[tensor.dtype]
@@ -215,8 +220,8 @@ def _check_layout(path: Path, tensors: list[Tensor], data_start: int) -> None:
     position = data_start
     for tensor in tensors:
         if tensor.start != position:
-            found = "overlaps the tensor before it" if tensor.start < position else "leaves a hole before it"
-            raise ValueError(f"{path}: {tensor.name} {found} at byte {tensor.start}; copy the file again")
+            fault = "overlaps the tensor before it" if tensor.start < position else "leaves a hole before it"
+            raise ValueError(f"{path}: {tensor.name} {fault} at byte {tensor.start}; copy the file again")
         position = tensor.end
     num_bytes = path.stat().st_size
     if position != num_bytes:
@@ -225,10 +230,10 @@ def _check_layout(path: Path, tensors: list[Tensor], data_start: int) -> None:
 
 def _check_index(index: Path, files: list[WeightFile]) -> None:
     listed = read_weight_map(index)
-    held = {name: file.path.name for file in files for name in file.tensors}
-    if sum(len(file.tensors) for file in files) != len(held):
-        raise ValueError(f"{index}: a tensor stands in two shards; save the model again with save_pretrained")
-    wrong = sorted(name for name in listed.keys() | held.keys() if listed.get(name) != held.get(name))
+    actual = {name: file.path.name for file in files for name in file.tensors}
+    if sum(len(file.tensors) for file in files) != len(actual):
+        raise ValueError(f"{index}: a tensor is in two shards; save the model again with save_pretrained")
+    wrong = sorted(name for name in listed.keys() | actual.keys() if listed.get(name) != actual.get(name))
     if wrong:
-        where = f"{wrong[0]}: index says {listed.get(wrong[0])}, shards say {held.get(wrong[0])}"
+        where = f"{wrong[0]}: index says {listed.get(wrong[0])}, shards say {actual.get(wrong[0])}"
         raise ValueError(f"{index}: {where} ({len(wrong)} differ); save the model again with save_pretrained")

@@ -302,7 +302,7 @@ def test_overflow_of_float16_is_refused(make, tmp_path):
 def test_a_folder_that_holds_something_is_not_overwritten(tiny_model, tiny_adapter, tmp_path):
     (tmp_path / "model").mkdir()
     merge(tiny_model, tiny_adapter, tmp_path / "model")
-    with pytest.raises(ValueError, match="already holds something"):
+    with pytest.raises(ValueError, match="exists and is not an empty folder"):
         merge(tiny_model, tiny_adapter, tmp_path / "model")
 
 

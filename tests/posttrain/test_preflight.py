@@ -180,7 +180,7 @@ def test_a_model_on_the_hub_is_looked_at_without_its_weights(on_hub, hub):
     ("file", "content", "message"),
     [
         ("config.json", None, "'org/tiny@v1' has no config.json"),
-        ("config.json", '{"auto_map": {}}', "org/tiny@v1/config.json: auto_map asks for code of the model's own"),
+        ("config.json", '{"auto_map": {}}', "org/tiny@v1/config.json: auto_map asks for the model's own code"),
         ("model.safetensors", None, "org/tiny@v1: no model.safetensors and no model.safetensors.index.json"),
         ("tokenizer.json", None, "org/tiny@v1: no tokenizer.json"),
         ("chat_template.jinja", None, "org/tiny@v1: no chat template"),

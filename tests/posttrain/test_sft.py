@@ -151,7 +151,7 @@ def test_told_to_stop_it_saves_leaves_and_goes_on_to_the_same_bytes(whole, tiny_
     with monkeypatch.context() as patch:
         patch.setattr(callbacks, "log_step", tell)
         with pytest.raises(
-            Unfinished, match=r"left at step 4/6: SIGTERM; the next attempt goes on from step 4"
+            Unfinished, match=r"stopped at step 4/6: SIGTERM; the next attempt resumes from step 4"
         ) as left:
             train(tiny_model, rows, tmp_path)
     assert left.value.code == 75

@@ -1,6 +1,6 @@
-"""LoRA's linear layers in fewer passes over memory: the update is added in place, to outputs and gradients alike.
+"""Computes LoRA's linear layers in fewer passes over memory, by adding the update in place, forward and backward.
 
-a peft model -> the same model, with the same losses and gradients but for rounding
+peft model -> the same model, with the same losses and gradients up to rounding
 """
 
 from functools import cache, partial
@@ -19,7 +19,7 @@ def in_fewer_passes(trainer_class: type) -> type:
 
 
 def turn_on(model: Any) -> None:
-    """Has each linear layer with a plain LoRA update and no dropout compute both at once."""
+    """Fuses each linear layer that has a plain LoRA update without dropout."""
     from peft.tuners.lora import Linear
 
     for module in model.modules():
@@ -28,7 +28,7 @@ def turn_on(model: Any) -> None:
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether it gives W x + scale * B A x, and nothing else."""
+    """Tells whether the layer computes W x + scale * B A x, and nothing else."""
     import torch
 
     (adapter, *others), dropouts = module.lora_A, module.lora_dropout.values()
@@ -39,7 +39,7 @@ def _is_plain(module: Any) -> bool:
 
 
 def _forward(module: Any, plain: Any, x: Any) -> Any:
-    """What `plain`, peft's own, gives; that itself where the update is off (DPO's reference) or already merged."""
+    """Computes what peft's own forward, `plain`, does; calls it if the update is off (DPO's reference) or merged."""
     ((adapter, scale),) = module.scaling.items()
     base, a, b = module.base_layer, module.lora_A[adapter].weight, module.lora_B[adapter].weight
     is_off = module.disable_adapters or module.merged or adapter not in module.active_adapters
@@ -50,7 +50,7 @@ def _forward(module: Any, plain: Any, x: Any) -> Any:
 
 @cache
 def _adds_update() -> type:
-    """Function of autograd, x [..., in] -> [..., out]; the base's weight W [out, in] and its bias are frozen."""
+    """Defines the autograd function x [..., in] -> [..., out]; the base's weight W [out, in] and bias are frozen."""
     import torch
 
     class AddsUpdate(torch.autograd.Function):
@@ -66,12 +66,12 @@ def _adds_update() -> type:
         @staticmethod
         def backward(ctx, grad):
             rows, weight, a, b, hidden = ctx.saved_tensors
-            of_out = grad.reshape(-1, grad.shape[-1])
-            of_hidden = (of_out @ b).mul_(ctx.scale)
-            of_b = (of_out.T @ hidden).mul_(ctx.scale)
-            of_x = None
+            grad_rows = grad.reshape(-1, grad.shape[-1])
+            grad_hidden = (grad_rows @ b).mul_(ctx.scale)
+            grad_b = (grad_rows.T @ hidden).mul_(ctx.scale)
+            grad_x = None
             if ctx.needs_input_grad[0]:
-                of_x = (of_out @ weight).addmm_(of_hidden, a).view(*grad.shape[:-1], -1)
-            return of_x, None, None, of_hidden.T @ rows, of_b, None
+                grad_x = (grad_rows @ weight).addmm_(grad_hidden, a).view(*grad.shape[:-1], -1)
+            return grad_x, None, None, grad_hidden.T @ rows, grad_b, None
 
     return AddsUpdate

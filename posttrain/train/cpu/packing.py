@@ -1,9 +1,9 @@
-"""Batches without padding: the rows of a batch lie end to end in one sequence, and no token sees another row's.
+"""Packs the rows of a batch end to end into one sequence without padding, in which no row attends to another.
 
-a padded batch, as the trainer deals it -> the tokens of it that count, and who attends to whom; the same loss
+padded batch of the trainer -> its tokens without padding, and which of them attend to which; the same loss
 
-What all rows of a batch begin with, a system prompt above all, is computed once and seen by each. The pair of DPO is
-one row in which both answers follow the one prompt, so that is computed once for both.
+A prefix that all rows share, such as a system prompt, is computed once and attended to by every row. A pair of DPO is
+one row in which both answers follow the prompt, so the prompt too is computed once.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Any
 
 from posttrain.train.overrides import overrides
 
-ATTENTION = "posttrain_rows"  # its name among the attention implementations of transformers
+ATTENTION = "posttrain_rows"  # name of `attend` among the attention implementations of transformers
 
 
 def turn_on(model: Any) -> bool:
@@ -33,9 +33,9 @@ def turn_on(model: Any) -> bool:
 
 
 def may_suit(model: Any) -> bool:
-    """Whether its attention can be replaced, and nothing else makes a token depend on those far before it.
+    """Tells whether attention can be replaced and is all that makes a token depend on earlier ones.
 
-    A window, a state or a bias by distance would be counted along the whole sequence, which few tokens need not show.
+    A window, a state or a bias by distance would span the rows of a packed batch, and a short test need not show it.
     """
     config = model.config
     is_text = config.get_text_config() is config and not config.is_encoder_decoder
@@ -47,27 +47,27 @@ def may_suit(model: Any) -> bool:
 
 
 def _sees_the_same(model: Any) -> bool:
-    """Whether two short pairs get the logits that they get with padding, each prompt twice."""
+    """Tells whether two short pairs get the same logits packed as they get padded, with each prompt twice."""
     import torch
 
     input_ids = torch.arange(4 * 8).view(4, 8) % model.config.vocab_size
     input_ids[2:, :4] = input_ids[:2, :4]
-    input_ids[:, 0] = 0  # of which all rows share the first
+    input_ids[:, 0] = 0  # a prefix that all rows share
     completion_mask = (torch.arange(8) >= 4).long().expand(4, 8)
     attention_mask = (torch.arange(8) < torch.tensor([[8], [6], [7], [8]])).long()
     packed = pack_pairs(input_ids, attention_mask, completion_mask)
     with torch.no_grad():
         padded = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        found = model(**packed.model_inputs(input_ids), use_cache=False).logits[0]
+        logits = model(**packed.model_inputs(input_ids), use_cache=False).logits[0]
     expected = padded.flatten(end_dim=1)[packed.places]
-    return bool((found - expected).abs().max() <= 1e-3 * expected.abs().max())
+    return bool((logits - expected).abs().max() <= 1e-3 * expected.abs().max())
 
 
-def attend(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, row_lengths=None, row_masks=None,
-    num_shared=0, **settings,
-) -> tuple[Any, None]:  # fmt: skip
-    """Attention of transformers' kind, of each row of `pack` or `pack_pairs` by itself; of padded rows as in sdpa."""
+def attend(module, query, key, value, attention_mask, *, row_lengths=None, row_masks=None, num_shared=0, **settings):
+    """Computes attention row by row for the inputs of `Packed.model_inputs`, and as sdpa does for a padded batch.
+
+    Arguments and results are those that transformers' AttentionInterface asks for.
+    """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -82,7 +82,7 @@ def attend(
 
 
 def _padding_mask(*, attention_mask: Any = None, **settings) -> Any:
-    """Without padding `attend` masks by itself: a mask of all tokens by all tokens is never made."""
+    """Makes no mask for packed rows, which `attend` masks by itself: one of all tokens by all tokens would be large."""
     from transformers.masking_utils import sdpa_mask
 
     return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **settings)
@@ -90,43 +90,46 @@ def _padding_mask(*, attention_mask: Any = None, **settings) -> Any:
 
 @dataclass(frozen=True)
 class Packed:
-    """Tokens of a padded batch in their new order."""
+    """The tokens of a padded batch in their new order."""
 
-    places: Any  # of each token in the padded batch, row by row: row * width + column
-    row_lengths: list[int]  # tokens
-    row_masks: list[Any]  # of its tokens by those it is given, True where one sees the other; None: what is before it
-    num_shared: int  # tokens of the first row, which is then what all others begin with
+    places: Any  # for each token its place in the padded batch: row * width + column
+    row_lengths: list[int]  # in tokens
+    row_masks: list[Any]  # for each row [1, 1, queries, keys], True where a query attends to a key; None: causal
+    num_shared: int  # tokens of the first row if that is the prefix of all others, else 0
 
     @classmethod
     def of_rows(cls, rows: list[Any], masks: list[Any], num_shared: int) -> "Packed":
-        """`rows` are places of each row's own tokens; `masks` say who of them sees whom, None: what is before it."""
+        """Packs `rows`, the places of each row's tokens after the shared prefix, with a mask of each or None."""
         import torch
 
         if num_shared:
-            seen = [_beside_shared(mask, len(row), num_shared) for row, mask in zip(rows, masks, strict=True)]
-            rows, masks = [torch.arange(num_shared), *rows], [None, *seen]
+            wider = [_beside_shared(mask, len(row), num_shared) for row, mask in zip(rows, masks, strict=True)]
+            rows, masks = [torch.arange(num_shared), *rows], [None, *wider]
         shaped = [mask if mask is None else mask[None, None] for mask in masks]
         return cls(torch.cat(rows), [len(row) for row in rows], shaped, num_shared)
 
     def model_inputs(self, input_ids: Any) -> dict[str, Any]:
-        positions = self.places % input_ids.shape[1]
+        """Returns the model's inputs for the padded `input_ids`."""
         return {
-            "input_ids": self.take(input_ids), "position_ids": positions[None], "row_lengths": self.row_lengths,
-            "row_masks": self.row_masks, "num_shared": self.num_shared,
-        }  # fmt: skip
+            "input_ids": self.take(input_ids),
+            "position_ids": (self.places % input_ids.shape[1])[None],
+            "row_lengths": self.row_lengths,
+            "row_masks": self.row_masks,
+            "num_shared": self.num_shared,
+        }
 
     def take(self, padded: Any) -> Any:
-        """[rows, width] -> [1, tokens]"""
+        """Packs any tensor of the batch: [rows, width] -> [1, tokens]."""
         return padded.flatten()[self.places][None]
 
-    def put_back(self, of_predicted: Any, like: Any) -> Any:
-        """[1, tokens - 1], of all tokens but the first -> [rows, width - 1] of `like`; 0 where there is none."""
-        padded = of_predicted.new_zeros(like.numel()).scatter(0, self.places[1:], of_predicted[0])
+    def put_back(self, values: Any, like: Any) -> Any:
+        """Undoes `take` for values of all tokens but the first: [1, tokens - 1] -> [rows, width - 1], 0 elsewhere."""
+        padded = values.new_zeros(like.numel()).scatter(0, self.places[1:], values[0])
         return padded.view_as(like)[:, 1:]
 
 
 def pack(inputs: dict[str, Any]) -> dict[str, Any]:
-    """A padded batch of SFT -> the inputs of the model for the same rows end to end."""
+    """Packs a padded batch of SFT into the model's inputs, with logits for the tokens of answers alone."""
     import torch
 
     input_ids, width = inputs["input_ids"], inputs["input_ids"].shape[1]
@@ -135,19 +138,18 @@ def pack(inputs: dict[str, Any]) -> dict[str, Any]:
     rows = [torch.arange(num_shared, length) + row * width for row, length in enumerate(lengths)]
     packed = Packed.of_rows(rows, [None] * len(rows), num_shared)
     labels = packed.take(inputs["labels"])
-    labels[:, torch.tensor([0, *packed.row_lengths[:-1]]).cumsum(0)] = -100  # the token before it is another row's
+    labels[:, torch.tensor([0, *packed.row_lengths[:-1]]).cumsum(0)] = -100  # a row's first token follows another row
     predicted = (labels[0] != -100).nonzero()[:, 0]
     others = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    return others | packed.model_inputs(input_ids) | {
-        "labels": labels[:, predicted], "shift_labels": labels[:, predicted], "logits_to_keep": predicted - 1,
-    }  # fmt: skip
+    answers = {"labels": labels[:, predicted], "shift_labels": labels[:, predicted], "logits_to_keep": predicted - 1}
+    return others | packed.model_inputs(input_ids) | answers
 
 
 def pack_pairs(input_ids: Any, attention_mask: Any, completion_mask: Any) -> Packed:
-    """A padded batch of DPO, all chosen rows before all rejected ones -> a row for each pair: prompt, chosen, rejected.
+    """Packs a padded batch of DPO, chosen rows before rejected ones, to a row per pair: prompt, chosen, rejected.
 
-    The prompt's last token stands before the rejected answer once more, at its old position, so that each token of
-    both answers is predicted from the token before it.
+    The prompt's last token is repeated before the rejected answer, at its old position, so that each token of both
+    answers is predicted from the token before it.
     """
     import torch
 
@@ -166,7 +168,7 @@ def pack_pairs(input_ids: Any, attention_mask: Any, completion_mask: Any) -> Pac
 
 
 def _num_shared(input_ids: Any, completion_mask: Any) -> int:
-    """Tokens that all rows begin with. The last of a prompt is not among them: an answer is predicted from it."""
+    """Counts the tokens that all rows begin with, without a prompt's last one: its answer is predicted from that."""
     if len(input_ids) == 1:
         return 0
     end = max(0, int(completion_mask.long().argmax(dim=1).min()) - 1)
@@ -181,7 +183,7 @@ def _causal(num_tokens: int) -> Any:
 
 
 def _beside_shared(mask: Any, num_tokens: int, num_shared: int) -> Any:
-    """The mask of a row's own tokens -> that of the shared ones and its own, of which it sees the shared whole."""
+    """Widens the mask of a row's own tokens to the left, so that they all attend to the whole shared prefix."""
     import torch
 
     own = _causal(num_tokens) if mask is None else mask
@@ -212,9 +214,9 @@ def sharing_prompts(trainer_class: type) -> type:
             packed = pack_pairs(input_ids, model_kwargs["attention_mask"], completion_mask)
             others = {name: value for name, value in model_kwargs.items() if name != "attention_mask"}
             inputs = others | packed.model_inputs(input_ids)
-            *found, outputs = super()._get_per_token_logps_and_entropies(
+            *per_token, outputs = super()._get_per_token_logps_and_entropies(
                 model, inputs, inputs["input_ids"], packed.take(completion_mask)
             )
-            return *(packed.put_back(values, input_ids) for values in found), outputs
+            return *(packed.put_back(values, input_ids) for values in per_token), outputs
 
     return SharesPrompts

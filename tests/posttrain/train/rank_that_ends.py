@@ -9,14 +9,14 @@ from pathlib import Path
 from posttrain.step.run import Unfinished
 from posttrain.train import ends, ranks, torchrun
 
-ERRORS = {"leaves": Unfinished("left at step 4/6: its deadline is near"), "breaks": KeyError("loss")}
+ERRORS = {"leaves": Unfinished("stopped at step 4/6: the deadline is near"), "breaks": KeyError("loss")}
 
 
 def end(way: str, folder: Path) -> None:
     """The first rank ends in this way. The other waits for SIGTERM, as both do where the way is `waits`."""
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    facts = f"{os.getpid()} {ends.STARTED} {torchrun.orders().fingerprint}"
+    facts = f"{os.getpid()} {ends.STARTED} {torchrun.read_orders().fingerprint}"
     Path(folder, f"rank-{os.environ['RANK']}").write_text(facts)
     if way == "works":
         return
@@ -28,10 +28,10 @@ def end(way: str, folder: Path) -> None:
         raise ERRORS[way]
     while not told:
         time.sleep(0.01)
-    raise Unfinished("left at step 4/6: SIGTERM") if way == "waits" else RuntimeError("the peer is gone")
+    raise Unfinished("stopped at step 4/6: SIGTERM") if way == "waits" else RuntimeError("the peer is gone")
 
 
 if __name__ == "__main__":
     signal.alarm(60)  # whatever happens to the test
-    with torchrun.reporting(torchrun.orders()):
+    with torchrun.reporting(torchrun.read_orders()):
         end(sys.argv[1], Path(sys.argv[2]))

@@ -38,7 +38,7 @@ def test_a_gpu_that_only_emulates_bfloat16_trains_in_float16(monkeypatch, native
 
 def test_unknown_library_is_refused(monkeypatch):
     monkeypatch.setenv(backend.BACKEND_ENV, "unslot")
-    with pytest.raises(ValueError, match="POSTTRAIN_BACKEND='unslot': give peft or unsloth"):
+    with pytest.raises(ValueError, match="POSTTRAIN_BACKEND='unslot': set it to peft or unsloth"):
         backend.current()
 
 
@@ -113,7 +113,7 @@ def test_a_model_is_sharded_where_asked_and_where_there_is_somebody_to_share_wit
 def test_without_a_gpu_the_base_keeps_its_bits(monkeypatch, caplog):
     decide(monkeypatch, device="cpu", dtype="float32")
     assert not backend.quantises(SftConfig(load_in_4bit=True))
-    assert "sft.load_in_4bit is left out: there is no GPU, the base is trained on in float32" in caplog.text
+    assert "sft.load_in_4bit is ignored: there is no GPU, so the base stays in float32" in caplog.text
 
 
 def test_a_base_is_quantised_where_sft_asks_for_it_alone(monkeypatch):
@@ -161,7 +161,7 @@ def test_ranks_with_a_model_each_load_it_to_their_gpus(monkeypatch):
 
 
 @pytest.mark.parametrize("config", [SftConfig(load_in_4bit=True), SftConfig(), DpoConfig()])
-def test_unsloth_is_told_whether_to_quantise(monkeypatch, config):
+def test_unsloth_quantises_only_if_asked(monkeypatch, config):
     given = {}
     library = SimpleNamespace(
         from_pretrained=lambda path, **how: (given.update(how), None), get_peft_model=lambda model, **how: model

@@ -40,7 +40,7 @@ def test_newest_comes_back_without_what_resuming_does_not_need(tmp_path, local):
     kept.publish(local, step=1)
     (local / "optimizer.pt").write_text("later")
     kept.publish(local, step=2)
-    found = checkpoints(tmp_path, run_id="another run").newest_whole(tmp_path / "resumed")
+    found = checkpoints(tmp_path, run_id="another run").fetch_newest(tmp_path / "resumed")
     assert (found / "optimizer.pt").read_text() == "later"
     assert (found / "adapter_model.safetensors").read_text() == "adapter_model.safetensors of the first step"
     assert {file.name for file in found.iterdir()} == {file.name for file in local.iterdir()} - {
@@ -53,19 +53,19 @@ def test_every_kind_of_storage(root, tmp_path, local):
     for step in (1, 2):
         kept.publish(local, step=step)
     assert steps(kept) == ["step-00000002"]
-    assert (kept.newest_whole(tmp_path / "resumed") / "optimizer.pt").read_text() == "optimizer.pt of the first step"
-    kept.keep_divergence("diverged", step=3)
+    assert (kept.fetch_newest(tmp_path / "resumed") / "optimizer.pt").read_text() == "optimizer.pt of the first step"
+    kept.write_divergence("diverged", step=3)
     with pytest.raises(Diverged):
         kept.refuse_if_diverged()
 
 
 def test_nothing_there(tmp_path):
-    assert checkpoints(tmp_path).newest_whole(tmp_path / "resumed") is None
+    assert checkpoints(tmp_path).fetch_newest(tmp_path / "resumed") is None
 
 
 def test_another_fingerprint_sees_nothing(tmp_path, local):
     checkpoints(tmp_path).publish(local, step=1)
-    assert checkpoints(tmp_path, fingerprint="e" * 64).newest_whole(tmp_path / "resumed") is None
+    assert checkpoints(tmp_path, fingerprint="e" * 64).fetch_newest(tmp_path / "resumed") is None
 
 
 def half_written(folder: Path) -> None:
@@ -100,8 +100,8 @@ def foreign(folder: Path) -> None:
         (truncated, "damaged: optimizer.pt has 3 bytes"),
         (changed, "damaged: optimizer.pt has 30 bytes"),
         (missing, "optimizer.pt: no such file"),
-        (unreadable, "damaged: COMPLETE.json does not read"),
-        (foreign, "foreign: it belongs to fingerprint eeee"),
+        (unreadable, "damaged: COMPLETE.json cannot be parsed"),
+        (foreign, "foreign: its fingerprint is eeee"),
     ],
 )
 def test_what_is_not_whole_is_skipped_and_the_one_before_taken(tmp_path, local, caplog, harm, reason):
@@ -110,7 +110,7 @@ def test_what_is_not_whole_is_skipped_and_the_one_before_taken(tmp_path, local, 
     kept.publish(local, step=2)
     harm(published(kept, 2))
     with caplog.at_level(logging.WARNING):
-        found = kept.newest_whole(tmp_path / "resumed")
+        found = kept.fetch_newest(tmp_path / "resumed")
     assert found.parent.name == "step-00000001"
     assert "step-00000002" in caplog.text and reason in caplog.text
 
@@ -136,7 +136,7 @@ def test_a_slower_run_keeps_the_checkpoint_that_it_knows_to_be_whole(tmp_path, l
     truncated(published(fast, 9))
     slow.publish(local, step=2)
     assert steps(slow) == ["step-00000002", "step-00000009"]
-    assert slow.newest_whole(tmp_path / "resumed").parent.name == "step-00000002"
+    assert slow.fetch_newest(tmp_path / "resumed").parent.name == "step-00000002"
 
 
 def test_two_processes_of_one_run_never_mix_files(tmp_path, local):
@@ -161,13 +161,13 @@ def test_interrupted_publication_is_no_checkpoint(tmp_path, local, monkeypatch):
     monkeypatch.setattr(storage, "upload_file", killed)
     with pytest.raises(KeyboardInterrupt):
         kept.publish(local, step=1)
-    assert kept.newest_whole(tmp_path / "resumed") is None
+    assert kept.fetch_newest(tmp_path / "resumed") is None
 
 
 def test_divergence_is_remembered_by_its_run_alone(tmp_path):
     kept = checkpoints(tmp_path)
     kept.refuse_if_diverged()
-    kept.keep_divergence("diverged at step 3/9: loss nan", step=3)
+    kept.write_divergence("diverged at step 3/9: loss nan", step=3)
     with pytest.raises(Diverged, match="^diverged at step 3/9: loss nan$"):
         checkpoints(tmp_path).refuse_if_diverged()
     checkpoints(tmp_path, run_id="another").refuse_if_diverged()

@@ -41,23 +41,23 @@ def test_leaves_while_one_more_step_would_still_have_fitted():
     steps.end(60)  # the longest step: 40 s
     assert [now for now in range(70, 700, 10) if steps.end(now)[1]][0] == 560
     with pytest.raises(Unfinished) as left:
-        steps.leave.leave(steps.state, kept_step=51)
+        steps.leave.raise_if_stopped(steps.state, stored_step=51)
     assert left.value.code == 75
-    assert str(left.value).endswith("its deadline of 10 minutes is near; the next attempt goes on from step 51")
+    assert str(left.value).endswith("the deadline of 10 minutes is near; the next attempt resumes from step 51")
 
 
 def test_says_when_nothing_could_be_stored():
     steps = Steps()
     steps.end(599)
-    with pytest.raises(Unfinished, match="the next attempt starts again: no checkpoint could be stored"):
-        steps.leave.leave(steps.state, kept_step=None)
+    with pytest.raises(Unfinished, match="the next attempt starts over: no checkpoint was stored"):
+        steps.leave.raise_if_stopped(steps.state, stored_step=None)
 
 
 def test_a_training_that_is_done_stays():
     steps = Steps()
     steps.state.max_steps = 1
     assert steps.end(599) == (False, False)
-    steps.leave.leave(steps.state, kept_step=None)
+    steps.leave.raise_if_stopped(steps.state, stored_step=None)
 
 
 def test_sigterm_is_a_request_and_only_inside():
@@ -66,5 +66,5 @@ def test_sigterm_is_a_request_and_only_inside():
         os.kill(os.getpid(), signal.SIGTERM)
         assert steps.end(1) == (True, True)
     assert signal.getsignal(signal.SIGTERM) is before
-    with pytest.raises(Unfinished, match="left at step 1/1000: SIGTERM"):
-        steps.leave.leave(steps.state, kept_step=1)
+    with pytest.raises(Unfinished, match="stopped at step 1/1000: SIGTERM"):
+        steps.leave.raise_if_stopped(steps.state, stored_step=1)

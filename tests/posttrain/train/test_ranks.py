@@ -104,11 +104,11 @@ def whole(request, tiny_model, rows, tmp_path_factory) -> tuple[Config, Path, di
 def test_what_one_rank_sees_all_see_and_what_the_first_does_all_know(tmp_path):
     def agree(rank: int) -> list:
         ranks.join("cpu")
-        with ranks.folder() as folder:
+        with ranks.shared_folder() as folder:
             Path(folder, str(rank)).touch()
             ranks.wait()
             names = sorted(path.name for path in folder.iterdir())
-        return [ranks.any_of(rank == 1, False), ranks.of_first(lambda: rank), ranks.of_each(rank), names]
+        return [ranks.any_of(rank == 1, False), ranks.from_first(lambda: rank), ranks.gather(rank), names]
 
     assert in_ranks(agree) == [[[True, False], 0, [0, 1], ["0", "1"]]] * NUM_RANKS
 
@@ -152,7 +152,7 @@ def test_one_rank_is_killed_and_both_go_on_to_the_same_bytes(whole, tiny_model, 
     assert resumed == [metrics] * NUM_RANKS and same_files(tmp_path, undisturbed)
 
 
-def test_one_rank_is_told_to_stop_and_both_leave_at_the_same_step(whole, tiny_model, rows, tmp_path):
+def test_sigterm_to_one_rank_stops_both_at_the_same_step(whole, tiny_model, rows, tmp_path):
     config, undisturbed, metrics = whole
 
     def tell(rank: int) -> dict:
@@ -163,7 +163,7 @@ def test_one_rank_is_told_to_stop_and_both_leave_at_the_same_step(whole, tiny_mo
         callbacks.log_step = log_step
         return train(tiny_model, rows, tmp_path, config)
 
-    left = ["Unfinished", "left at step 2/4: SIGTERM; the next attempt goes on from step 2"]
+    left = ["Unfinished", "stopped at step 2/4: SIGTERM; the next attempt resumes from step 2"]
     assert in_ranks(tell) == [left] * NUM_RANKS
     resumed = in_ranks(lambda rank: train(tiny_model, rows, tmp_path, config))
     assert resumed == [metrics] * NUM_RANKS and same_files(tmp_path, undisturbed)
@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_finite_in_one_rank_ends_both(tiny_model, rows, tmp_p
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_out_of_memory_is_told_with_the_remedy(tiny_model, rows, tmp_path):
+def test_out_of_memory_names_the_remedy(tiny_model, rows, tmp_path):
     def run_out(rank: int) -> dict:
         def log_step(args, state, logs, dataloader):
             if rank == 1:

@@ -35,7 +35,7 @@ def facts(folder: Path) -> list[list[str]]:
     return [words for path in folder.glob("rank-*") if (words := path.read_text().split())]
 
 
-def test_every_rank_is_told_what_the_stage_knows(tmp_path):
+def test_every_rank_knows_what_its_stage_knows(tmp_path):
     run("works", tmp_path)
     assert [words[1:] for words in facts(tmp_path)] == [[str(ends.STARTED), "f" * 64]] * 2
 
@@ -43,9 +43,9 @@ def test_every_rank_is_told_what_the_stage_knows(tmp_path):
 @pytest.mark.parametrize(
     ("way", "error", "words"),
     [
-        ("leaves", Unfinished, "^left at step 4/6: its deadline is near$"),
-        ("breaks", RuntimeError, "^rank 0: KeyError: 'loss'; torchrun gave 1"),
-        ("is killed", RuntimeError, "^rank 1: RuntimeError: the peer is gone; rank 0 died without a word; torchrun"),
+        ("leaves", Unfinished, "^stopped at step 4/6: the deadline is near$"),
+        ("breaks", RuntimeError, "^rank 0: KeyError: 'loss'; torchrun exited with 1"),
+        ("is killed", RuntimeError, "^rank 1: RuntimeError: the peer is gone; rank 0 died without an error; torchrun"),
     ],
 )
 def test_a_stage_ends_as_its_first_rank_that_ends(tmp_path, way, error, words):
@@ -60,7 +60,7 @@ def test_sigterm_reaches_every_rank(tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=tell, daemon=True).start()
-    with pytest.raises(Unfinished, match="^left at step 4/6: SIGTERM$"):
+    with pytest.raises(Unfinished, match="^stopped at step 4/6: SIGTERM$"):
         run("waits", tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -76,7 +76,7 @@ def test_ranks_do_not_outlive_a_stage_that_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("errors", "is_told", "expected"),
+    ("errors", "got_signal", "expected"),
     [
         ([None, None], True, "None"),  # they were done before the signal came
         ([None], True, "Unfinished"),  # one had not begun to listen to signals
@@ -86,9 +86,9 @@ def test_ranks_do_not_outlive_a_stage_that_is_killed(tmp_path):
         ([], False, "RuntimeError"),
     ],
 )
-def test_what_counts_of_several_ends(errors, is_told, expected):
+def test_what_counts_of_several_ends(errors, got_signal, expected):
     endings = [Ending(rank=rank, at=rank, error=error, message="x") for rank, error in enumerate(errors)]
-    found = torchrun._cause(endings, num_ranks=2, exit_code=1, is_told=is_told)
+    found = torchrun._cause(endings, num_ranks=2, exit_code=1, got_signal=got_signal)
     assert type(found).__name__.replace("NoneType", "None") == expected
 
 

@@ -35,7 +35,7 @@ def test_the_training_does_not_wait_and_the_end_does(tmp_path):
         uploads.submit(folder(tmp_path, 1), step=1)
         assert storage.begun.wait(10) and storage.steps == []
         threading.Timer(0.1, storage.go.set).start()
-    assert storage.steps == [1] and uploads.kept_step == 1
+    assert storage.steps == [1] and uploads.stored_step == 1
     assert not any(tmp_path.iterdir())
 
 
@@ -49,7 +49,7 @@ def test_of_those_that_wait_the_newest_is_kept(tmp_path, caplog):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"]
         storage.go.set()
     assert storage.steps == [1, 4]
-    assert "step 2 gives way to that of step 3" in caplog.text
+    assert "step 2 is dropped for that of step 3" in caplog.text
     assert not any(tmp_path.iterdir())
 
 
@@ -58,7 +58,7 @@ def test_storage_that_is_down_costs_a_checkpoint_and_a_line(tmp_path, caplog):
     storage.go.set()
     with caplog.at_level(logging.WARNING), Uploads(storage) as uploads:
         uploads.submit(folder(tmp_path, 1), step=1)
-    assert uploads.kept_step is None
+    assert uploads.stored_step is None
     (line,) = [entry.getMessage() for entry in caplog.records]
     assert line == ("checkpoint of step 1 could not be stored, the training goes on: gs://bucket/x: ServiceUnavailable")
 
