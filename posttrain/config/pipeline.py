@@ -15,14 +15,17 @@ from posttrain.config.stages import DataConfig, DpoConfig, SftConfig, Stages, ch
 class PipelineConfig(Section):
     """The resolved configuration: with all files, settings and defaults."""
 
-    pipeline_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "task-api-v1.0"  # name
-    base_model: str = "unsloth/Qwen2.5-3B-Instruct-bnb-4bit"  # Hub id[@revision], gs://, s3:// or folder
-    model_name: str | None = None  # null: pipeline_id
-    sft_dataset: str = ""  # path, gs://, s3:// or Hub id
-    preference_dataset: str = ""  # path, gs://, s3:// or Hub id
-    storage_root: str = "runs"  # gs://, s3:// or folder
-    publish_root: str | None = None  # null: <storage_root>/published
-    allowed_prefixes: list[str] = []  # of run-time URIs; empty: storage_root's bucket (or any path) and the Hub
+    # name of the pipeline
+    pipeline_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "task-api-v1.0"
+    # model to start from: Hub id[@revision], gs://, s3:// or folder
+    base_model: str = "unsloth/Qwen2.5-3B-Instruct-bnb-4bit"
+    model_name: str | None = None  # name to publish under; null: pipeline_id
+    sft_dataset: str = ""  # SFT rows: path, gs://, s3:// or Hub id
+    preference_dataset: str = ""  # preference pairs: path, gs://, s3:// or Hub id
+    storage_root: str = "runs"  # keeps records, results, checkpoints and published models: gs://, s3:// or folder
+    publish_root: str | None = None  # where models are published; null: <storage_root>/published
+    # every URI of a run starts with one of these; empty: storage_root's bucket (or any path) and the Hub
+    allowed_prefixes: list[str] = []
     stages: Stages = Stages()
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
@@ -31,12 +34,12 @@ class PipelineConfig(Section):
     placement: Placements = Placements()
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of the GPU's memory for one process
     checkpoint_every_n_steps: Count = 100  # optimizer steps; upper bound for every stage's save_steps
-    checkpoint_every_n_minutes: Positive = 15  # minutes, for when steps are slow
-    # where the metrics of trainings are streamed to; servers are named by their own variables
+    checkpoint_every_n_minutes: Positive = 15  # minutes between checkpoints where steps are slow
+    # trackers that training metrics are streamed to; their own variables name the servers
     report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = []
     save_intermediate: bool = True  # keep the run's checkpoints after promotion
     upload_to_hub: bool = False  # also publish to a Hub repository, private unless it already is public
-    hub_repo_id: str | None = None  # org/name
+    hub_repo_id: str | None = None  # Hub repository, org/name
 
     @model_validator(mode="after")
     def _hub_upload_has_a_repo(self):

@@ -69,9 +69,9 @@ PlainText = Annotated[str, _written_as(r"((?!\{\{).)*", "plain text", "remove '{
 class SecretEnv(Section):
     """An environment variable that comes from a Kubernetes secret."""
 
-    env: EnvName
-    secret: ObjectName
-    key: DataKey
+    env: EnvName  # variable
+    secret: ObjectName  # name of the Kubernetes secret
+    key: DataKey  # key in the secret
     as_file: bool = False  # the variable is the path of a file with the value, like GOOGLE_APPLICATION_CREDENTIALS
 
     @model_validator(mode="before")
@@ -91,18 +91,19 @@ class SecretEnv(Section):
 class ConfigMapEnv(Section):
     """An environment variable that comes from a Kubernetes config map."""
 
-    env: EnvName
-    config_map: ObjectName
-    key: DataKey
+    env: EnvName  # variable
+    config_map: ObjectName  # name of the config map
+    key: DataKey  # key in the config map
 
 
 class Toleration(Section):
     """A taint of nodes that the pod tolerates."""
 
-    key: LabelKey | None = None
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: LabelValue | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    key: LabelKey | None = None  # key of the taint; null, with operator Exists: any
+    operator: Literal["Equal", "Exists"] = "Equal"  # Equal compares key and value, Exists only the key
+    value: LabelValue | None = None  # value of the taint
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None  # effect of the taint; null: any
+    # seconds before a NoExecute taint evicts the pod; null: never
     toleration_seconds: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
@@ -119,9 +120,9 @@ class Toleration(Section):
 class NodeRequirement(Section):
     """A condition on a label of a node."""
 
-    key: LabelKey
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
-    values: list[LabelValue] = []
+    key: LabelKey  # label of the node
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]  # how its value is compared
+    values: list[LabelValue] = []  # values to compare with; none for Exists and DoesNotExist
 
     @model_validator(mode="after")
     def _has_its_values(self):
@@ -138,8 +139,9 @@ class NodeRequirement(Section):
 class NodeAffinity(Section):
     """Nodes whose labels meet all requirements of `match`."""
 
-    match: Annotated[list[NodeRequirement], Field(min_length=1)]
-    weight: Annotated[int, Field(ge=1, le=100)] | None = None  # null: one of the terms without must match
+    match: Annotated[list[NodeRequirement], Field(min_length=1)]  # requirements, all of which must hold
+    # preference by weight; null: one of the terms without a weight must match
+    weight: Annotated[int, Field(ge=1, le=100)] | None = None
 
 
 class Placement(Section):
@@ -147,23 +149,23 @@ class Placement(Section):
 
     cpu: Cores = "4"  # cores; request and limit
     memory: Bytes = "16Gi"  # size with its unit; request and limit
-    accelerator_type: ResourceName = "nvidia.com/gpu"  # resource name
-    accelerator_count: Annotated[int, Field(ge=0)] = 0  # GPUs of the pod
+    accelerator_type: ResourceName = "nvidia.com/gpu"  # resource name of the GPUs
+    accelerator_count: Annotated[int, Field(ge=0)] = 0  # number of GPUs per pod
     shm_size: Bytes | None = None  # size of /dev/shm, for data loaders and NCCL; counts as memory
     node_selector: dict[LabelKey, LabelValue] = {}  # node label -> value
-    node_affinity: list[NodeAffinity] = []  # terms: match (key, operator, values); preferred if they have a weight
-    tolerations: list[Toleration] = []  # Kubernetes tolerations: key, operator, value, effect, toleration_seconds
-    queue: LabelValue | None = None  # Kueue's local queue
+    node_affinity: list[NodeAffinity] = []  # terms of required node labels; a term with a weight is a preference
+    tolerations: list[Toleration] = []  # taints of nodes that the pod tolerates
+    queue: LabelValue | None = None  # local queue of Kueue
     pod_labels: dict[LabelKey, LabelValue] = {}  # label -> value
     pod_annotations: dict[LabelKey, PlainText] = {}  # annotation -> text
     timeout_minutes: Count | None = None  # minutes for one attempt; null: as the stage says
-    retry_count: Annotated[int, Field(ge=0)] | None = None  # further attempts; null: as the stage says
+    retry_count: Annotated[int, Field(ge=0)] | None = None  # further attempts after a failure; null: as the stage says
     retry_backoff_seconds: Count = 30  # seconds before the second attempt; doubled for each further one
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None  # null: Kubernetes decides
-    image_pull_secrets: list[ObjectName] = []  # names of Kubernetes secrets
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None  # null: Kubernetes' own default
+    image_pull_secrets: list[ObjectName] = []  # names of the Kubernetes secrets for private registries
     env: dict[EnvName, PlainText] = {}  # variable -> value; not for secrets
-    secrets: list[SecretEnv] = []  # env from a Kubernetes secret's key; as_file: env is the path of a file with it
-    config_maps: list[ConfigMapEnv] = []  # env from a config map's key
+    secrets: list[SecretEnv] = []  # variables taken from Kubernetes secrets
+    config_maps: list[ConfigMapEnv] = []  # variables taken from Kubernetes config maps
     model_cache: VolumeName | None = None  # PersistentVolumeClaim for HF_HOME, so that downloads outlive the run
 
     @model_validator(mode="after")

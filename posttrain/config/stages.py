@@ -13,22 +13,22 @@ class LoraTraining(Section):
     """Settings that SFT and DPO share. A subclass gives the defaults."""
 
     max_seq_length: Count = 2048  # tokens; longer rows are counted and left out, never cut
-    lora_r: Count  # rank
+    lora_r: Count  # rank of the adapter
     lora_alpha: Count  # the adapter is scaled by lora_alpha / lora_r
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)]  # probability
-    target_modules: list[str] | Literal["all-linear"]  # names of linear layers
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]  # probability of dropout in the adapter
+    target_modules: list[str] | Literal["all-linear"]  # names of the linear layers that get an adapter
     epochs: Positive  # passes over the training rows
-    batch_size: Count  # rows that a device takes at once
+    batch_size: Count  # rows per device and micro-batch
     gradient_accumulation: Count  # micro-batches per optimizer step, shared by the GPUs: a multiple of their number
-    learning_rate: Annotated[float, Field(gt=0, lt=1)]  # peak; cosine to 0
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # of AdamW
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]  # peak; decays to 0 on a cosine
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of all steps that warm up
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # weight decay of AdamW
     max_grad_norm: Positive = 1.0  # gradients are clipped to this norm
     save_steps: Count  # optimizer steps between checkpoints
-    save_total_limit: Count = 3  # checkpoints kept
-    gradient_checkpointing: bool = True  # less memory, about a third slower
+    save_total_limit: Count = 3  # number of checkpoints kept
+    gradient_checkpointing: bool = True  # recompute activations: less memory, about a third slower
     parallelism: Literal["ddp", "fsdp"] = "ddp"  # on several GPUs: ddp, a model on each; fsdp, one sharded over all
-    seed: Annotated[int, Field(ge=0)] = 42  # of adapter, dropout and row order
+    seed: Annotated[int, Field(ge=0)] = 42  # seed of the adapter's weights, dropout and row order
 
 
 class SftConfig(LoraTraining):
@@ -63,9 +63,10 @@ class DpoConfig(LoraTraining):
     batch_size: Count = 2
     gradient_accumulation: Count = 8
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-5
-    beta: Positive = 0.1  # strength of the pull towards the start model
-    loss_type: list[Literal["sigmoid", "ipo", "hinge", "sft"]] = ["sigmoid"]  # summed; sft: that of the chosen answer
-    loss_weights: list[Positive] | None = None  # one per loss_type; null: 1.0 each
+    beta: Positive = 0.1  # strength of the pull towards the model that training starts from
+    # losses to sum; sft is the negative log-likelihood of the chosen answer
+    loss_type: list[Literal["sigmoid", "ipo", "hinge", "sft"]] = ["sigmoid"]
+    loss_weights: list[Positive] | None = None  # weight of each loss_type; null: 1.0 each
     save_steps: Count = 50
 
     @model_validator(mode="after")
@@ -81,17 +82,18 @@ class DataConfig(Section):
     """How rows are read and split."""
 
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of prompts held out, by hash of the prompt
-    hub_split: str = "train"  # for data sets on the Hub
-    hub_subset: str | None = None  # for data sets on the Hub with several configurations
+    hub_split: str = "train"  # split of data sets on the Hub
+    hub_subset: str | None = None  # configuration of data sets on the Hub that have several
 
 
 class Stage(Section):
     """One stage of the line."""
 
-    enabled: bool = True  # off: a shorter graph
-    config_path: str | None = None  # looked up beside each pipeline configuration, then in the working directory
+    enabled: bool = True  # false: the graph is compiled without this stage
+    # YAML file with the stage's settings, beside a pipeline configuration or in the working directory
+    config_path: str | None = None
     timeout_minutes: Count  # minutes for one attempt
-    retry_count: Annotated[int, Field(ge=0)]  # further attempts
+    retry_count: Annotated[int, Field(ge=0)]  # further attempts after a failure
 
 
 class SftStage(Stage):
@@ -116,7 +118,7 @@ class DpoStage(Stage):
 
 
 class Stages(Section):
-    """The stages in their order."""
+    """The stages, in order."""
 
     sft: SftStage = SftStage()
     merge: MergeStage = MergeStage()

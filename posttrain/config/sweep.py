@@ -29,9 +29,9 @@ def nested(settings: Settings) -> dict[str, dict[str, Any]]:
 class Range(Section):
     """Numbers from min to max, whole ones if both are whole."""
 
-    min: Number
-    max: Number
-    log: bool = False  # sampled or spaced by their logarithm
+    min: Number  # smallest value
+    max: Number  # largest value
+    log: bool = False  # draw or space the values by their logarithm
     num: Annotated[int, Field(ge=2)] | None = None  # number of values in a grid, both ends included
 
     @model_validator(mode="after")
@@ -64,9 +64,10 @@ class Range(Section):
 class Objective(Section):
     """The number by which trials are compared. A gate measures it: a training loss says little about answers."""
 
-    gate: Literal["check_sft", "check_safety", "check_alignment"] = "check_sft"  # trials run as far as this gate
-    metric: str = "held_out_loss"  # a check of the gate, or another number of its verdict
-    direction: Literal["minimize", "maximize"] = "minimize"
+    # gate that measures the metric; a trial ends with it
+    gate: Literal["check_sft", "check_safety", "check_alignment"] = "check_sft"
+    metric: str = "held_out_loss"  # one of its checks, or of the other numbers in its verdict
+    direction: Literal["minimize", "maximize"] = "minimize"  # whether a lower or a higher value is better
 
     @property
     def name(self) -> str:
@@ -82,10 +83,10 @@ class Objective(Section):
 class Constraint(Section):
     """A bound on a metric that a trial must keep, beside passing its gates."""
 
-    gate: str = "check_sft"
-    metric: str
-    min: float | None = None
-    max: float | None = None
+    gate: str = "check_sft"  # gate that measures the metric
+    metric: str  # one of its checks, or of the other numbers in its verdict
+    min: float | None = None  # lower bound
+    max: float | None = None  # upper bound
 
     @model_validator(mode="after")
     def _bounds(self):
@@ -108,8 +109,9 @@ class Constraint(Section):
 class Halving(Section):
     """Successive halving (arXiv:1502.07943): all trials train a little, the best go on, and again."""
 
-    reduction_factor: Annotated[int, Field(ge=2)] = 3  # one in so many trials goes on, and trains so many times longer
-    num_rungs: Annotated[int, Field(ge=2)] = 2  # rounds; in the last one trials train to their end
+    # one trial in this many goes on, and trains this many times longer
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    num_rungs: Annotated[int, Field(ge=2)] = 2  # number of rungs; the last is the whole training
 
 
 class Rung(Section):
@@ -123,16 +125,18 @@ class Rung(Section):
 class SweepConfig(Section):
     """The settings of a sweep."""
 
-    space: dict[str, Range | list[Any]]  # setting of a stage, as sft.lora_r -> values to try
-    sampler: Literal["grid", "random", "tpe"] = "grid"  # tpe: by the results of earlier trials, with optuna
-    num_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None  # null: the whole grid
+    space: dict[str, Range | list[Any]]  # setting of sft or dpo -> the values to try
+    # how values are chosen; tpe learns from earlier trials, with optuna
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    # number of trials; null: every combination of a grid
+    num_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0  # of the sampler; that of a training is sft.seed or dpo.seed
     parallelism: Count = 1  # trials that run at once
     objective: Objective = Objective()
-    constraints: list[Constraint] = []  # in addition to the gates, all of which must pass
+    constraints: list[Constraint] = []  # bounds that a trial must keep, in addition to passing its gates
     halving: Halving | None = None  # null: every trial trains to its end
     unseen_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5  # share of held-out prompts that only judge the winner
-    continue_with_best: bool = True  # run the whole line with the winner's settings
+    continue_with_best: bool = True  # run the rest of the pipeline with the winner's settings
 
     @classmethod
     def read(cls, path: str | Path) -> "SweepConfig":
