@@ -1,4 +1,4 @@
-# One way to run a thing: these lines are CI's and the README's too.
+# There is one way to run a thing: CI and the documentation use these targets.
 PYTHON ?= python3
 VENV ?= .venv
 UNSLOTH_VENV ?= .venv-unsloth
@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml images/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c images/constraints.txt -e '.[compile,train,dev]'
 	touch $@
 
-run: install  ## the whole line on SmolLM2-135M-Instruct, ten minutes on a CPU
+run: install  ## the whole pipeline on SmolLM2-135M-Instruct, ten minutes on a CPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.function_calling.run
 
 test: install
@@ -30,11 +30,12 @@ lint: install
 compile: install
 	$(BIN)/python compile.py
 
-golden: install  ## after a wanted change of graph or verdict: post_training.yaml, the shorter shapes, the verdict's schema
+golden: install  ## after a deliberate change of graph, verdict or setting: every file that is generated from them
 	$(BIN)/python compile.py
 	$(BIN)/python compile.py --set stages.dpo.enabled=false --output tests/pipelines/golden/sft_only.yaml
 	$(BIN)/python compile.py --set stages.sft.enabled=false --output tests/pipelines/golden/dpo_only.yaml
 	$(BIN)/python -m posttrain.schema
+	$(BIN)/python -m docs.reference
 
 lock: install  ## every version of this environment, tested together, and the wheels of the images with their SHA-256
 	{ echo "# Versions that were tested together; torch without the build's suffix. \`make lock\` writes this file."; \
@@ -67,7 +68,7 @@ engine:  ## Debian's Docker engine and registry, and debootstrap, where they are
 	which dockerd docker-registry debootstrap > /dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends docker.io docker-registry debootstrap; }
 
-test-unsloth: $(UNSLOTH_VENV)/installed  ## SFT, DPO, merge and resume through unsloth and in 4 bits, on the CPU
+test-unsloth: $(UNSLOTH_VENV)/installed  ## SFT, DPO, merge and resume with unsloth and in 4 bits, on the CPU
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(UNSLOTH_VENV)/bin/python -m pytest tests/unsloth -m unsloth
 
 $(UNSLOTH_VENV)/installed: pyproject.toml images/constraints.txt images/unsloth.txt

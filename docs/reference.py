@@ -17,12 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-from posttrain.sweep.settings import SweepConfig
 from pydantic.fields import FieldInfo
 
 from pipelines.package import Package, Task
 from pipelines.steps import step_names
-from posttrain.config import OVERRIDABLE, STEP_SECTIONS, PipelineConfig, Section
+from posttrain.config import OVERRIDABLE, PipelineConfig, Section
+from posttrain.config.line import is_gate, step_of
+from posttrain.config.sweep import SweepConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -159,18 +160,11 @@ def package() -> Package:
     return Package.read(ROOT / "post_training.yaml")
 
 
-def component_of(step: Task) -> str:
-    """Returns the name of a step's component, without the number that kfp gives to a second task of it."""
-    return step.spec["componentRef"]["name"].removeprefix("comp-").rstrip("-0123456789").replace("-", "_")
-
-
 def keys_of(step: Task) -> set[str]:
     """Returns the keys that a step receives: those of its section, and the run parameters among its inputs."""
-    section = STEP_SECTIONS[component_of(step)]
+    section = {setting.key.removeprefix("training.") for setting in settings(step_of(step.name).section)}
     parameters = [value.get("componentInputParameter", "") for value in step.given("parameters").values()]
-    return {setting.key.removeprefix("training.") for setting in settings(section)} | {
-        name.removeprefix("pipelinechannel--") for name in parameters
-    }
+    return section | {name.removeprefix("pipelinechannel--") for name in parameters}
 
 
 @cache
@@ -188,7 +182,7 @@ def line() -> list[str]:
 def readers_of(key: str) -> str:
     """Returns the readers of a key, as a cell of the table."""
     names = [name for name, keys in readers().items() if key in keys]
-    gates = [name for name in line() if name.startswith("check_")]
+    gates = [name for name in line() if is_gate(name)]
     if key.startswith(OF_THE_GRAPH) or not names:
         return "the graph"
     if len(names) == len(line()):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from examples.task_api.generate import generate, write
+from pipelines.compiler import check_gates_can_judge
 from posttrain.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -87,11 +88,11 @@ def stands_for(key: str, command: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory, taught_model) -> Path:
+def checkout(tmp_path_factory, tiny_model) -> Path:
     """A copy of the repository, and beside its files a model and data as a user would have them."""
     copy = tmp_path_factory.mktemp("docs") / "posttrain"
     shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
-    shutil.copytree(taught_model, copy / "my-model")
+    shutil.copytree(tiny_model, copy / "my-model")
     shutil.copy(ROOT / "examples" / "task_api" / "schema.json", copy)
     write(generate(), copy)
     return copy
@@ -165,11 +166,11 @@ def test_modules_and_targets_that_are_mentioned_exist(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
-def test_configurations_load(tmp_path, document):
+def test_configurations_are_accepted(tmp_path, document):
     (tmp_path / "schema.json").write_text("{}")
     for code in blocks(document, "yaml"):
         (tmp_path / "config.yaml").write_text(code, encoding="utf-8")
-        load_config(tmp_path / "config.yaml")
+        check_gates_can_judge(load_config(tmp_path / "config.yaml"))
 
 
 def test_the_readme_is_short():
