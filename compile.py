@@ -3,9 +3,9 @@ sweep.yaml. Needs kfp, not torch.
 
 python compile.py                                        write post_training.yaml and sweep.yaml
 python compile.py --check                                exit 1 if one of them is stale
-python compile.py --allow-tags                           images that have no digest yet are meant
+python compile.py --allow-tags                           do not warn about images that have no digest yet
 python compile.py --config F --set validation.max_loss=1.5 --output other.yaml
-python compile.py --config configs/pipeline_config.yaml configs/clusters/eks.yaml    the second on top of the first
+python compile.py --config configs/pipeline_config.yaml configs/clusters/eks.yaml    the second overrides the first
 """
 
 import argparse
@@ -28,11 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", default=["configs/pipeline_config.yaml"], metavar="FILE")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    parser.add_argument("--output", metavar="FILE", help=f"of the line alone, instead of {LINE} and {SWEEP}")
+    parser.add_argument("--output", metavar="FILE", help=f"write the pipeline only, to this file instead of {LINE}")
     parser.add_argument("--sweep", default="configs/sweep_config.yaml", metavar="FILE")
-    parser.add_argument("--sweep-output", metavar="FILE", help="of the sweep alone")
+    parser.add_argument("--sweep-output", metavar="FILE", help=f"write the sweep only, to this file instead of {SWEEP}")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if an output file is stale")
-    parser.add_argument("--allow-tags", action="store_true", help="say nothing of images that have no digest yet")
+    parser.add_argument("--allow-tags", action="store_true", help="do not warn about images that have no digest yet")
     return parser
 
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.allow_tags and (images := unpushed_images()):
         print(
             f"{names} on this machine only: images/digests.yaml has no digest for {' and '.join(images)}; "
-            "push and compile again, or give --allow-tags if that is meant",
+            "push the images and compile again, or give --allow-tags to silence this",
             file=sys.stderr,
         )
     print("\n".join(f"{output}: {output.stat().st_size / 1e3:.0f} kB" for output in graphs))
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def graphs_of(args: argparse.Namespace) -> dict[Path, Write]:
-    """What is to be written, and how: both graphs, or those whose output is named."""
+    """Returns, for each output, the function that writes it: both graphs, or those whose output is named."""
     config = load_config(args.config, args.settings)
     outputs = (args.output, args.sweep_output) if args.output or args.sweep_output else (LINE, SWEEP)
     graphs: dict[Path, Write] = {}
@@ -73,7 +73,7 @@ def graphs_of(args: argparse.Namespace) -> dict[Path, Write]:
 
 
 def check(write: Write, output: Path) -> int:
-    """0 if `output` is what the configuration compiles to, else 1."""
+    """Returns 0 if `output` is what the configuration compiles to, and 1 if it is stale."""
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / "graph.yaml"
         write(fresh)
