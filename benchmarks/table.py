@@ -13,11 +13,11 @@ RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
 
-`make bench` runs all of them and writes this page; `make bench-<name>` runs one, `python -m benchmarks.table` writes
-the page again. In each script the sides take turns in one go on the same input, each in a process of its own, its start
-and imports included unless the text says otherwise. The figure is the median over the rounds, with the least and the
-most behind it; the ratio is the median of the rounds' ratios, each to the side without one. Memory is that of the
-largest process. Every single figure is in `results/`.
+`make bench` runs every benchmark and writes this page; `make bench-<name>` runs one, and `python -m benchmarks.table`
+writes the page again. In each benchmark the sides take turns on the same input, each in a process of its own; times
+include start-up and imports unless the text says otherwise. A figure is the median over the rounds, followed by the
+smallest and the largest. A ratio is the median of the rounds' ratios to the side that has none. Memory is that of the
+largest process. Every single measurement is in `results/`.
 """
 LABELS = {"seconds": "seconds", "cpu_seconds": "CPU s", "peak_mb": "peak MB"}
 

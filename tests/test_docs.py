@@ -21,7 +21,15 @@ from posttrain.config import load_config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
-    Path(name) for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "images/README.md")
+    Path(name)
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        "images/README.md",
+        "benchmarks/README.md",
+    )
 ] + sorted(path.relative_to(ROOT) for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
