@@ -20,17 +20,8 @@ from pipelines.compiler import check_gates_can_judge
 from posttrain.config import load_config
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [
-    Path(name)
-    for name in (
-        "README.md",
-        "CONTRIBUTING.md",
-        "SECURITY.md",
-        "CHANGELOG.md",
-        "images/README.md",
-        "benchmarks/README.md",
-    )
-] + sorted(path.relative_to(ROOT) for path in [*ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")])
+GLOBS = ("*.md", "docs/*.md", "examples/*/README.md", "images/README.md", "benchmarks/README.md")
+DOCUMENTS = [path.relative_to(ROOT) for pattern in GLOBS for path in sorted(ROOT.glob(pattern))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 INLINE = re.compile(r"`([^`\n]+)`")
@@ -103,6 +94,7 @@ def checkout(tmp_path_factory, tiny_model) -> Path:
     shutil.copytree(tiny_model, copy / "my-model")
     shutil.copy(ROOT / "examples" / "task_api" / "schema.json", copy)
     write(generate(), copy)
+    (copy / ".venv").symlink_to(sys.prefix)
     return copy
 
 
