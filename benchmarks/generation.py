@@ -44,10 +44,11 @@ WAYS: dict[str, Callable] = {"in batches": in_batches, "one by one": one_by_one}
 def run_way(way: str, folder: Path, num_prompts: int) -> None:
     """Tells seconds, and writes the answers to `<folder>/<way>.json`."""
     from examples.task_api.generate import generate
+    from posttrain.rows import chat
     from posttrain.train import backend
 
     prompts = [row["prompt"] for row in generate(seed=1)["sft"][:num_prompts]]
-    tokenizer, model = backend.load_tokenizer(folder / "model"), backend.load_model(folder / "model")
+    tokenizer, model = chat.load_tokenizer(folder / "model"), backend.load_model(folder / "model")
     start = time.monotonic()
     found = WAYS[way](model, tokenizer, prompts)
     seconds = time.monotonic() - start

@@ -2,10 +2,10 @@
 
 URI (path, gs://, s3://, Hub id) -> train and eval JSONL, statistics.json, manifest.json (hashes of each side's prompts)
 
-Rows are read, converted and written one by one: of any number of them the memory holds their hashes and ids alone.
+Rows are read, converted and written one by one: only their hashes and ids stay in memory, so that files may be large.
 
-Which side a row is on depends on its normalised prompt and the fraction alone. So the SFT and the preference data agree
-when split with the same fraction: no training row of one shares its prompt with an evaluation row of the other.
+The side of a row depends only on its normalised prompt and the fraction. So SFT and preference data that are split with
+the same fraction agree: no training row of one shares its prompt with an evaluation row of the other.
 """
 
 import argparse
@@ -18,56 +18,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain import config, storage
-from posttrain.rows.chat import load_tokenizer, num_answer_tokens, num_trainable_tokens, render
-from posttrain.rows.formats import (
-    ANSWER_KEYS,
-    check_row,
-    content_key,
-    convert,
-    convert_rows,
-    empty_key,
-    open_jsonl,
-    prompt_key,
-    read_jsonl,
-    user_text,
-    write_jsonl,
-    write_row,
-)
-from posttrain.rows.sources import open_data_set, read_rows
+from posttrain.rows.formats import ANSWER_KEYS, content_key, convert_rows, open_jsonl, prompt_key, write_row
+from posttrain.rows.sources import open_data_set
 from posttrain.step import frame, kfp_io
 from posttrain.step.running import Running
 
-__all__ = [
-    "ANSWER_KEYS",
-    "check_row",
-    "content_key",
-    "convert",
-    "empty_key",
-    "load_tokenizer",
-    "num_answer_tokens",
-    "num_trainable_tokens",
-    "prepare",
-    "prompt_key",
-    "read_jsonl",
-    "read_rows",
-    "render",
-    "split",
-    "user_text",
-    "write_jsonl",
-]
-
 SIDES = ("train", "eval")
-SALT = "posttrain-split-1"  # another salt deals all prompts out anew
+SALT = "posttrain-split-1"  # with another salt every prompt may change its side
 
 
 def side_of(key: str, eval_fraction: float) -> str:
-    """The side to which the prompt with this key belongs."""
-    dealt = hashlib.sha256(f"{SALT}:{key}".encode()).digest()
-    return "eval" if int.from_bytes(dealt[:8]) < eval_fraction * 2**64 else "train"
+    """Returns the side of the prompt with this key."""
+    digest = hashlib.sha256(f"{SALT}:{key}".encode()).digest()
+    return "eval" if int.from_bytes(digest[:8]) < eval_fraction * 2**64 else "train"
 
 
 def split(rows: list[dict], eval_fraction: float) -> tuple[list[dict], list[dict]]:
-    """Training and evaluation rows, each in the order of `rows`. Rows with the same normalised prompt stay together.
+    """Splits rows into training and evaluation rows; those with the same normalised prompt stay together, in order.
 
     Raises:
         ValueError: one side would be empty.
@@ -85,13 +52,13 @@ def _check_sides(num_rows: dict[str, int], eval_fraction: float, *, num_prompts:
         if not num_rows[side]:
             raise ValueError(
                 f"eval_fraction {eval_fraction} leaves no {name} rows of {sum(num_rows.values())} "
-                f"({num_prompts} prompts): {change} data.eval_fraction or give more different prompts"
+                f"({num_prompts} prompts): {change} data.eval_fraction, or add rows with other prompts"
             )
 
 
 @dataclass
 class Side:
-    """What is counted of the rows of one side, one after the other. Of a row it keeps no more than a hash."""
+    """Counts the rows of one side as they pass, and keeps the hashes of their prompts."""
 
     keys: tuple[str, ...]  # prompt and answers
     num_rows: int = 0
@@ -124,7 +91,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known of a data set whose rows have been gone through."""
+    """The results of reading a data set once."""
 
     statistics: dict
     manifest: dict  # without the prompts' hashes
@@ -135,21 +102,21 @@ class Prepared:
 def prepare(
     dataset: str, *, kind: str, settings: config.DataConfig, write: Callable[[str, dict], object] = lambda *_: None
 ) -> Prepared:
-    """Reads, converts and splits row by row; each goes to `write` with the name of its side.
+    """Reads, converts and splits a data set row by row; each row goes to `write` with the name of its side.
 
     Raises:
         ValueError: on one line, naming place, row, key, value and remedy.
     """
     sides = {name: Side(("prompt", *ANSWER_KEYS[kind])) for name in SIDES}
-    seen, different, formats = _Seen(), set(), set()
-    with open_data_set(dataset, hub_subset=settings.hub_subset, hub_split=settings.hub_split) as found:
-        for format_name, rows in convert_rows(seen.each(found.rows), kind=kind, source=dataset):
+    seen, contents, formats = _Seen(), set(), set()
+    with open_data_set(dataset, hub_subset=settings.hub_subset, hub_split=settings.hub_split) as data_set:
+        for format_name, rows in convert_rows(seen.each(data_set.rows), kind=kind, source=dataset):
             formats.add(format_name)
             for row in rows:
                 key = prompt_key(row)
                 name = side_of(key, settings.eval_fraction)
                 sides[name].add(row, bytes.fromhex(key))
-                different.add(bytes.fromhex(content_key(row)))
+                contents.add(bytes.fromhex(content_key(row)))
                 write(name, row)
     num_rows = {name: side.num_rows for name, side in sides.items()}
     num_prompts = sum(len(side.prompts) for side in sides.values())
@@ -159,10 +126,10 @@ def prepare(
         raise ValueError(f"{dataset}: {error}") from None
     statistics = {
         "kind": kind,
-        "format": formats.pop(),  # of all rows the same
+        "format": formats.pop(),  # convert_rows lets all rows have one format only
         "num_input_rows": seen.num_rows,
         "num_rows": sum(num_rows.values()),
-        "num_duplicate_rows": sum(num_rows.values()) - len(different),  # word by word, whatever their ids
+        "num_duplicate_rows": sum(num_rows.values()) - len(contents),  # rows that differ in nothing but the id
         "dropped_keys": sorted(seen.keys - {"id", "messages", "prompt", *ANSWER_KEYS[kind]}),
         **{name: side.statistics for name, side in sides.items()},
     }
@@ -170,12 +137,12 @@ def prepare(
         statistics,
         manifest={"kind": kind, "salt": SALT, "eval_fraction": settings.eval_fraction},
         prompts={name: side.prompts for name, side in sides.items()},
-        source={"source": dataset, "commit": found.commit, "digest": found.digest},
+        source={"source": dataset, "commit": data_set.commit, "digest": data_set.digest},
     )
 
 
 class _Seen:
-    """Counts rows as they pass, and their keys."""
+    """Counts rows as they pass, and collects their keys."""
 
     def __init__(self):
         self.num_rows, self.keys = 0, set()
@@ -200,8 +167,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def whole_or_not(paths: dict[str, str]) -> Iterator[Callable[[str, dict], None]]:
-    """Writes rows to JSON Lines files, by their names; the files are there once all rows are."""
+def complete_files(paths: dict[str, str]) -> Iterator[Callable[[str, dict], None]]:
+    """Writes rows to JSON Lines files by name; none of the files appears before all rows are written."""
     partial = {name: Path(f"{path}.partial") for name, path in paths.items()}
     try:
         with ExitStack() as stack:
@@ -215,7 +182,7 @@ def whole_or_not(paths: dict[str, str]) -> Iterator[Callable[[str, dict], None]]
 
 
 def write_manifest(path: str, prepared: Prepared) -> None:
-    """Line by line: a text of all hashes would be as large as the data of short rows."""
+    """Writes the manifest line by line: with short rows all hashes together may be as large as the data."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(prepared.manifest, indent=2).removesuffix("\n}"))
         for name, prompts in prepared.prompts.items():
@@ -232,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def work(_: Running) -> dict:
         storage.check_allowed(args.dataset, step.allowed_prefixes, name="dataset")
-        with whole_or_not({name: outputs[name] for name in SIDES}) as write:
+        with complete_files({name: outputs[name] for name in SIDES}) as write:
             prepared = prepare(args.dataset, kind=args.kind, settings=step.data, write=write)
         write_manifest(outputs["manifest"], prepared)
         statistics = prepared.statistics
@@ -245,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
             "num_duplicate_rows": statistics["num_duplicate_rows"],
         }
 
-    # What lies at an address may change: it is read each time, and the same rows give the same outputs.
+    # The data at an address may change, so it is read each time; equal rows give equal outputs.
     frame.run_step(args, inputs={}, outputs=outputs, config=step, work=work, reusable=False)
 
 

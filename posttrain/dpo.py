@@ -10,6 +10,7 @@ import math
 import sys
 
 from posttrain.config import DpoConfig, DpoStep, parse_step
+from posttrain.rows import chat
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.train import backend, ranks, stage, tracking
@@ -51,7 +52,7 @@ def train(
     checkpoints.refuse_if_diverged()
     tracking_args = tracking.reporting_args(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
     config, kind = step.dpo, "preference"
-    tokenizer = backend.load_tokenizer(base)
+    tokenizer = chat.load_tokenizer(base)
     rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
 
     def fit(config: DpoConfig) -> dict:

@@ -1,7 +1,7 @@
-"""Fetch the 16-bit base model: whole, commit pinned, safetensors only, with a chat template, without code of its own.
+"""Fetch the 16-bit base model: complete, at a pinned commit, safetensors only, with a chat template, without own code.
 
-Hub id[@revision], gs://, s3:// or a folder -> model folder; tokenizer folder, which is all that a step downloads that
-only needs tokens; source, commit and digest
+Hub id[@revision], gs://, s3:// or a folder -> model folder; tokenizer folder, for steps that only need tokens; source,
+commit and digest
 """
 
 import argparse
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 # unsloth's names for 4-bit copies: https://huggingface.co/unsloth
 QUANTISED_NAME = re.compile(r"(-unsloth)?-bnb-4bit$")
-# What must be equal for a 16-bit repository to count as the source of a 4-bit one.
+# A 16-bit repository counts as the source of a 4-bit one if these are equal.
 SHAPE_KEYS = (
     "model_type",
     "hidden_size",
@@ -46,8 +46,8 @@ SHAPE_KEYS = (
     "num_attention_heads",
     "num_key_value_heads",
 )
-Digests = dict[str, str]  # relative name of a file -> SHA-256 of what was written
-Download = Callable[[list[str], Path], Digests]  # of relative names, into a local folder
+Digests = dict[str, str]  # relative name of a written file -> SHA-256
+Download = Callable[[list[str], Path], Digests]  # relative names, local folder -> digests
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Repo:
 def fetch(
     base_model: str, model: Path | str, tokenizer: Path | str, *, allowed_prefixes: list[str] | None = None
 ) -> dict[str, str]:
-    """Writes the model and the tokenizer folder; gives source, commit (empty when not from the Hub) and digest.
+    """Writes the model and the tokenizer folder; returns source, commit (empty unless from the Hub) and digest.
 
     Raises:
-        ValueError: the model is not there, not allowed, not whole, quantised, or lacks something.
+        ValueError: the model is missing, not allowed, incomplete or quantised, or lacks a file.
         ConnectionError: the Hub does not answer.
     """
     model, tokenizer = Path(model), Path(tokenizer)
@@ -87,7 +87,7 @@ def fetch(
 
 
 def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
-    """Bytes of the weights that `fetch` would download. Refuses what it would refuse, where that shows without them."""
+    """Returns the bytes of the weights that `fetch` would download; refuses what the small files rule out."""
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()  # these files are small
@@ -101,11 +101,11 @@ def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
 
 
 def _from_storage(uri: str, folder: Path) -> tuple[str, str, Digests]:
-    """Downloads a model folder; gives its address, no commit, and the digests."""
+    """Downloads a model folder; returns its URI, an empty commit and the digests."""
     names = storage.list_files(uri)
     if not names:
         raise ValueError(
-            f"base_model: {uri!r} is not there or empty; give org/name[@revision], gs://, s3:// or a folder"
+            f"base_model: {uri!r} does not exist or is empty; give org/name[@revision], gs://, s3:// or a folder"
         )
 
     def download(wanted: list[str], target: Path) -> Digests:
@@ -120,7 +120,7 @@ def _from_storage(uri: str, folder: Path) -> tuple[str, str, Digests]:
 
 
 def _from_hub(base_model: str, folder: Path) -> tuple[str, str, Digests]:
-    """Downloads `org/name`, or the 16-bit source of a bitsandbytes copy; gives `hf://org/name`, commit and digests."""
+    """Downloads `org/name`, or the 16-bit source of a bitsandbytes copy; returns `hf://org/name`, commit, digests."""
     with hub.errors("base_model", base_model, otherwise="folder"):
         repo = _find_repo(base_model, folder)
         digests = _bring(repo.name, list(repo.sizes), folder, repo.download)
@@ -128,7 +128,7 @@ def _from_hub(base_model: str, folder: Path) -> tuple[str, str, Digests]:
 
 
 def _find_repo(base_model: str, folder: Path) -> Repo:
-    """The repository with the 16-bit weights; its config.json comes to `folder`."""
+    """Finds the repository with the 16-bit weights, and downloads its config.json to `folder`."""
     name, revision = storage.hub_id(base_model)
     repo = _open_repo(name, revision)
     if "config.json" not in repo.sizes:
@@ -148,7 +148,7 @@ def _source_of(base_model: str, repo: str, revision: str | None) -> str:
     source, renamed = QUANTISED_NAME.subn("", repo)
     if not renamed or revision:
         raise ValueError(
-            f"base_model: {base_model!r} is quantised and names no 16-bit source; give the 16-bit repository itself"
+            f"base_model: {base_model!r} is quantised, and its name gives no 16-bit source; give the 16-bit repository"
         )
     return source
 
@@ -158,8 +158,8 @@ def _check_same_shape(base_model: str, source: str, quantised: dict, settings: d
     if settings.get("quantization_config"):
         differs = ["quantization_config"]
     if differs:
-        found = f"{source} is not its 16-bit source ({differs[0]} differs)"
-        raise ValueError(f"base_model: {base_model!r}: {found}; give the 16-bit repository itself")
+        problem = f"{source} is not its 16-bit source ({differs[0]} differs)"
+        raise ValueError(f"base_model: {base_model!r}: {problem}; give the 16-bit repository")
 
 
 def _open_repo(name: str, revision: str | None) -> Repo:
@@ -168,7 +168,7 @@ def _open_repo(name: str, revision: str | None) -> Repo:
     info = hub.client().model_info(name, revision=revision, files_metadata=True)
 
     def download(wanted: list[str], target: Path) -> Digests:
-        try:  # by way of the cache in HF_HOME, which may outlive this run
+        try:  # through the cache in HF_HOME, which may outlive this run
             snapshot = snapshot_download(name, revision=info.sha, allow_patterns=wanted, **hub.access())
         except PermissionError as error:
             remedy = f"let user {os.getuid()} write there"
@@ -187,7 +187,7 @@ def _bring(source: str, names: list[str], folder: Path, download: Download) -> D
         missing = [shard for shard in shards if shard not in names]
         if missing:
             raise ValueError(
-                f"base_model: {source!r}: {INDEX} names {missing[0]}, which is not there; upload the model whole"
+                f"base_model: {source!r}: {INDEX} names {missing[0]}, which is missing; upload the complete model"
             )
         wanted += shards
     elif SINGLE in names:

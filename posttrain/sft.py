@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from posttrain.config import SftConfig, SftStep, parse_step
+from posttrain.rows import chat
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.train import backend, ranks, stage, tracking
@@ -45,7 +46,7 @@ def train(
     checkpoints.refuse_if_diverged()
     tracking_args = tracking.reporting_args(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
     config, kind = step.sft, "sft"
-    tokenizer = backend.load_tokenizer(base)
+    tokenizer = chat.load_tokenizer(base)
     rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
 
     def fit(config: SftConfig) -> dict:

@@ -46,7 +46,7 @@ def print_sweep(result: report.PipelineResult, storage_root: str, sweep: SweepCo
     folder = layout.runs(storage_root, result.run_id, comparisons[-1].name)
     rows = [step.measured["row"] for step in result.steps if step.measured.get("row")]
     if rows:
-        study = Study.of_place(storage_root, rows[0], sweep)
+        study = Study.of_result(storage_root, rows[0], sweep)
         print()
         print_terminal(compare.compare(study, len(comparisons) - 1, "Sweep"))
     judged = next((step.measured for step in result.steps if step.name == JUDGE_WINNER and step.measured), None)

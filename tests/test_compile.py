@@ -47,7 +47,9 @@ def test_a_graph_with_local_images_is_written_and_says_where_it_runs(tmp_path, c
     assert command.main(["--output", output]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{output} runs on this machine only: images/digests.yaml has no digest for ")
-    assert "posttrain-cpu:local and posttrain-train:local; push the images and compile again, or give --allow-tags" in line
+    assert (
+        "posttrain-cpu:local and posttrain-train:local; push the images and compile again, or give --allow-tags" in line
+    )
 
 
 def test_allow_tags_silences_the_warning(tmp_path, capsys):

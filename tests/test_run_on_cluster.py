@@ -195,7 +195,7 @@ def sweep_scenes(gs_root, tmp_path):
             objective="check_sft.held_out_loss", **{"status": "qualified"} | values,
         )  # fmt: skip
         study.keep(name, found)
-        measured = {"row": study.place_of(name), "status": found.status}
+        measured = {"row": study.uri_of(name), "status": found.status}
         leave(gs_root, run_id, name, measured=measured, write=records.replace_record)
 
     def first_half(run_id: str) -> None:

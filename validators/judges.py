@@ -95,9 +95,10 @@ def fetch(uri: str, folder: Path, allowed_prefixes: list[str]) -> str:
 
 def load(path: str | Path) -> Judge:
     """The judge model of a folder, ready to be asked."""
+    from posttrain.rows import chat
     from posttrain.train import backend
 
-    return Judge(backend.load_model(path), backend.load_tokenizer(path), family_of(path))
+    return Judge(backend.load_model(path), chat.load_tokenizer(path), family_of(path))
 
 
 def family_of(path: str | Path) -> Family:

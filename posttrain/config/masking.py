@@ -1,9 +1,9 @@
 """Keeps secrets out of what a step prints, logs and records.
 
-text -> the same with `***` in place of tokens and passwords
+text -> text with `***` in place of tokens and passwords
 
-What counts: the values of environment variables that are named like secrets, whatever they look like; what looks like a
-token of a service that a step speaks to; and the password in an address.
+Secrets are: the values of environment variables that are named like secrets, whatever they look like; texts that look
+like a token of a service that a step uses; and the user and password in an address.
 """
 
 import os
@@ -15,22 +15,22 @@ from typing import Any, TextIO
 
 MASK = "***"
 NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
-MIN_CHARS = 8  # of a value: a shorter one would mask words that are no secrets
+MIN_CHARS = 8  # length of a value: shorter ones would mask ordinary words
 TOKENS = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}"  # the Hub
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"  # AWS
-    r"|\bya29\.[\w.-]{20,}"  # Google, of an hour
+    r"|\bya29\.[\w.-]{20,}"  # Google, valid for an hour
     r"|\bgh[pousr]_[A-Za-z0-9]{36,}"  # GitHub
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+"  # a JSON web token
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)",  # user:password@ of an address
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)",  # user:password@ in an address
     re.DOTALL,
 )
-AUTHORIZATION = re.compile(r"(?i:(?<=bearer ))[\w.~+/=-]{8,}")  # in prose it may be a word: masked, but no proof
+AUTHORIZATION = re.compile(r"(?i:(?<=bearer ))[\w.~+/=-]{8,}")  # may be a word in prose: masked, but no proof
 
 
 def mask(text: str) -> str:
-    """The text without secrets."""
+    """Returns the text without secrets."""
     values = _values(tuple(sorted((name, value) for name, value in os.environ.items() if NAMES.search(name))))
     if values:
         text = values.sub(MASK, text)
@@ -39,13 +39,13 @@ def mask(text: str) -> str:
 
 @cache
 def _values(variables: tuple[tuple[str, str], ...]) -> re.Pattern | None:
-    """What finds the secrets among these environment variables; the longest first, for one may hold another."""
-    found = {value for _, value in variables if len(value) >= MIN_CHARS and not _is_path(value)}
-    return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True)))) if found else None
+    """Returns the pattern of these variables' secrets, the longest first, because one may contain another."""
+    secrets = {value for _, value in variables if len(value) >= MIN_CHARS and not _is_path(value)}
+    return re.compile("|".join(map(re.escape, sorted(secrets, key=len, reverse=True)))) if secrets else None
 
 
 def _is_path(value: str) -> bool:
-    """GOOGLE_APPLICATION_CREDENTIALS, say, names a file, and an error about it must name it too."""
+    """Tells whether a value names a file, like GOOGLE_APPLICATION_CREDENTIALS: errors about it must name it too."""
     try:
         return Path(value).exists()
     except (OSError, ValueError):  # too long for a name, or with a null byte
@@ -67,7 +67,7 @@ class MaskedStream:
 
 
 def mask_output() -> None:
-    """From here on this process prints no secret: neither by logging nor in a traceback."""
+    """Masks everything that this process prints from here on, log lines and tracebacks included."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, MaskedStream):

@@ -2,8 +2,8 @@
 
 tokenizer of a model folder, messages -> token ids
 
-There are two tokenizers. `load_tokenizer` gives that of transformers, which trains and generates. `ChatTokenizer` only
-renders conversations, to the same ids, and is there in a tenth of the time: importing transformers takes seconds.
+There are two tokenizers. `load_tokenizer` loads that of transformers, which trains and generates. `ChatTokenizer` only
+renders conversations, to the same ids, and loads in a tenth of the time: importing transformers takes seconds.
 """
 
 import json
@@ -14,12 +14,14 @@ from pathlib import Path
 
 from posttrain.rows.formats import read_text
 
-# What a chat template may name; all of it comes from the tokenizer's configuration.
+# The names that a chat template may use; their values come from the tokenizer's configuration.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def load_tokenizer(path: str | Path):
-    """The fast tokenizer of a model folder, by transformers. Needs no torch.
+    """Loads the fast tokenizer of a model folder with transformers, without torch.
+
+    Its padding side is up to the caller: left to generate, right to train.
 
     Raises:
         ValueError: there is none, or it has no chat template or no end-of-sequence token.
@@ -53,7 +55,7 @@ class ChatTokenizer:
         return None if token is None else self._tokenizer.token_to_id(token)
 
     def apply_chat_template(self, messages: list[dict], *, add_generation_prompt: bool, **_) -> list[int]:
-        """Token ids. Further arguments are those of transformers that ask for just that."""
+        """Returns token ids, as transformers does; its further arguments only ask for that and are ignored."""
         text = _template(self.chat_template).render(
             messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
             **self.special_tokens,
@@ -65,9 +67,9 @@ class ChatTokenizer:
 
 
 def render(tokenizer, prompt: list[dict], completion: list[dict] | None = None) -> list[int]:
-    """Token ids through the model's own chat template, which brings its own BOS: none is added.
+    """Returns token ids through the model's own chat template, which brings its own BOS: none is added.
 
-    Without a completion they end where the model is to answer; with one they hold its end of turn too.
+    Without a completion they end where the model is to answer; with one they include its end of turn.
     """
     return tokenizer.apply_chat_template(
         prompt + (completion or []), add_generation_prompt=completion is None, tokenize=True, return_dict=False
@@ -75,14 +77,14 @@ def render(tokenizer, prompt: list[dict], completion: list[dict] | None = None) 
 
 
 def num_trainable_tokens(tokenizer, row: dict, max_length: int) -> int:
-    """Tokens of the answer that training sees within `max_length`; of a preference row those of the shorter answer."""
+    """Returns how many answer tokens training sees within `max_length`, for preferences in the shorter answer."""
     prompt = render(tokenizer, row["prompt"])
     keys = [key for key in ("completion", "chosen", "rejected") if key in row]
     return min(num_answer_tokens(prompt, render(tokenizer, row["prompt"], row[key]), max_length) for key in keys)
 
 
 def num_answer_tokens(prompt: list[int], whole: list[int], max_length: int) -> int:
-    """Tokens of `whole` after those it shares with `prompt`, cut at `max_length`."""
+    """Returns how many tokens `whole`, cut at `max_length`, has after those that it shares with `prompt`."""
     num_shared = len(prompt)
     if whole[:num_shared] != prompt:  # a first word of the answer can merge with the prompt's last token
         num_shared = next(index for index, pair in enumerate(zip_longest(prompt, whole)) if pair[0] != pair[1])
@@ -105,7 +107,7 @@ def _checked(tokenizer, path: str | Path):
 
 
 def _config(folder: Path) -> dict:
-    """tokenizer_config.json; special_tokens_map.json over it where transformers, too, still reads that."""
+    """Reads tokenizer_config.json, and special_tokens_map.json over it where transformers still does so."""
     config = _json(folder / "tokenizer_config.json")
     return config if "added_tokens_decoder" in config else config | _json(folder / "special_tokens_map.json")
 
@@ -120,12 +122,12 @@ def _json(path: Path) -> dict:
 
 
 def _chat_template(folder: Path, config: dict) -> str | None:
-    """The file's before the configuration's, and of several the one called `default`."""
+    """Reads the template from its file, else from the configuration, where it may be the one named `default`."""
     path = folder / "chat_template.jinja"
-    found = read_text(path, name=str(path)) if path.is_file() else config.get("chat_template")
-    if isinstance(found, list):
-        found = next((one["template"] for one in found if one["name"] == "default"), None)
-    return found
+    template = read_text(path, name=str(path)) if path.is_file() else config.get("chat_template")
+    if isinstance(template, list):
+        template = next((named["template"] for named in template if named["name"] == "default"), None)
+    return template
 
 
 def _content(token: str | dict) -> str:
@@ -133,7 +135,7 @@ def _content(token: str | dict) -> str:
 
 
 def _backend(folder: Path, config: dict, special_tokens: dict[str, str]):
-    """tokenizer.json with the tokens that only the configuration names, and without truncation or padding."""
+    """Loads tokenizer.json, adds the tokens that only the configuration names, and turns off truncation and padding."""
     from tokenizers import AddedToken, Tokenizer
 
     path = folder / "tokenizer.json"
@@ -161,13 +163,13 @@ def _template(source: str):
 
 @cache
 def _environment():
-    """Jinja as transformers sets it up for chat templates (transformers/utils/chat_template_utils.py)."""
+    """Sets up Jinja as transformers does for chat templates (transformers/utils/chat_template_utils.py)."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks the answer for a mask that we do not ask for: what it holds stays as it is."""
+        """Ignores `{% generation %}`, which marks the answer for a mask that we do not use."""
 
         tags = {"generation"}
 
@@ -183,7 +185,7 @@ def _environment():
         raise TemplateError(message)
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        """Jinja's own escapes for HTML."""
+        """Replaces Jinja's own filter, which escapes HTML."""
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment = ImmutableSandboxedEnvironment(

@@ -1,4 +1,4 @@
-"""The rows that every stage reads and writes, and the one place where TRL's formats are turned into them.
+"""Defines the rows that every stage reads and writes, and converts TRL's formats into them.
 
 messages | prompt, completion | [prompt,] chosen, rejected; plain text or conversations -> SFT rows or preference rows
 
@@ -35,13 +35,13 @@ INVISIBLE = re.compile(
 
 @dataclass(frozen=True)
 class JsonLines:
-    """The rows of a file, read anew each time one goes through them: of any size, and never all in memory.
+    """The rows of a file of any size, which is read anew by each iteration and never all in memory.
 
-    Going through them raises ValueError, naming file and line, if it is missing, not UTF-8 or a line is no JSON object.
+    Iterating raises ValueError, naming file and line, if it is missing, not UTF-8 or a line is not a JSON object.
     """
 
     path: str | Path
-    name: str = ""  # what the user calls a downloaded file
+    name: str = ""  # the address of a downloaded file
 
     def __iter__(self) -> Iterator[dict]:
         name = self.name or str(self.path)
@@ -51,7 +51,7 @@ class JsonLines:
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """The rows of a file that fits into the memory."""
+    """Reads all rows of a file."""
     return [*JsonLines(path)]
 
 
@@ -73,7 +73,7 @@ def read_text(path: str | Path, *, name: str) -> str:
 
 
 def lines_of(path: str | Path, *, name: str) -> Iterator[str]:
-    """Lines of a UTF-8 file, each with its line feed; ValueError, naming the file, if it cannot be read as such."""
+    """Yields the lines of a UTF-8 file with their line feeds; ValueError, naming the file, if it cannot be read so."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             yield from file
@@ -84,7 +84,7 @@ def lines_of(path: str | Path, *, name: str) -> Iterator[str]:
 
 
 def _bad_byte(path: str | Path) -> int:
-    """Where a file that is not UTF-8 stops being it."""
+    """Returns the position of the first byte that is not UTF-8."""
     decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
     with open(path, "rb") as file:
         while True:
@@ -111,13 +111,13 @@ def write_row(file: TextIO, row: dict) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value for an error message: on one line, shortened."""
+    """Returns a value for an error message: on one line, shortened."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def user_text(prompt: list[dict]) -> str:
-    """The user turns before the first assistant turn that answers one: the same for every row of a conversation."""
+    """Returns the user turns before the first answer, which are the same for every row of a conversation."""
     opening = []
     for message in prompt:
         if message["role"] == "user":
@@ -128,8 +128,9 @@ def user_text(prompt: list[dict]) -> str:
 
 
 def normalise(text: str) -> str:
-    """Case, width, whitespace, what is invisible and the punctuation around words taken away. Text of punctuation alone
-    stays.
+    """Removes differences of case, width and whitespace, invisible characters, and punctuation around words.
+
+    Text that is nothing but punctuation keeps it.
     """
     words = unicodedata.normalize("NFKC", _plain(text).casefold()).split()
     return " ".join(filter(None, map(_without_punctuation, words))) or " ".join(words)
@@ -147,7 +148,7 @@ def _without_punctuation(word: str) -> str:
 
 
 def as_seen(text: str) -> str:
-    """What the eye sees of a text: case, punctuation and indentation stay, other blanks count as one."""
+    """Keeps what the eye sees of a text: case, punctuation and indentation; other runs of blanks become one."""
     lines = (re.sub(r"(?<=\S)\s+", " ", line).rstrip() for line in _plain(text).splitlines())
     return "\n".join(lines).strip()
 
@@ -157,19 +158,19 @@ def is_blank(text: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Width and ligatures as in plain letters, and no invisible characters."""
-    if text.isascii():  # has neither
+    """Turns full-width letters and ligatures into plain letters, and removes invisible characters."""
+    if text.isascii():  # it has none
         return text
     return INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
 
 
 def prompt_key(row: dict) -> str:
-    """SHA-256 of the normalised user text: the same for every row that asks the same thing."""
+    """Returns the SHA-256 of the normalised user text, equal for all rows that ask the same thing."""
     return hashlib.sha256(normalise(user_text(row["prompt"])).encode()).hexdigest()
 
 
 def content_key(row: dict) -> str:
-    """SHA-256 of everything but the id: the same for exact duplicates."""
+    """Returns the SHA-256 of everything but the id, equal for exact duplicates."""
     content = {key: value for key, value in row.items() if key != "id"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -191,7 +192,7 @@ def check_row(row: dict, kind: str) -> None:
 
 
 def empty_key(row: dict, kind: str) -> str | None:
-    """The first key whose user or assistant text is blank; None if there is text everywhere."""
+    """Returns the first key with a blank user or assistant turn; None if there is none."""
     for key in ("prompt", *ANSWER_KEYS[kind]):
         if any(is_blank(message["content"]) for message in row[key] if message["role"] in ("user", "assistant")):
             return key
@@ -221,15 +222,15 @@ def _check_prompt(prompt: list[dict]) -> None:
 
 
 def convert(raw: Iterable[dict], *, kind: str, source: str) -> tuple[list[dict], str]:
-    """All rows that `convert_rows` gives, and the format's name."""
-    found = [*convert_rows(raw, kind=kind, source=source)]
-    return [row for _, rows in found for row in rows], found[0][0]
+    """Converts all rows at once; returns them and the name of their format."""
+    converted = [*convert_rows(raw, kind=kind, source=source)]
+    return [row for _, rows in converted for row in rows], converted[0][0]
 
 
 def convert_rows(raw: Iterable[dict], *, kind: str, source: str) -> Iterator[tuple[str, list[dict]]]:
-    """Of each row of one of TRL's formats the format's name and the rows of ours.
+    """Yields for each raw row in one of TRL's formats the name of the format and our rows.
 
-    A conversation gives one row per assistant turn. Keys that no format has are dropped.
+    A conversation becomes one row per assistant turn. Keys that no format has are dropped.
 
     Raises:
         ValueError: naming source, row number (from 1), key, value and remedy.
@@ -237,22 +238,22 @@ def convert_rows(raw: Iterable[dict], *, kind: str, source: str) -> Iterator[tup
     number, ids, first_format = 0, set(), None
     for number, raw_row in enumerate(raw, start=1):
         try:
-            found = format_of(raw_row, kind)
-            first_format = first_format or found
-            if found != first_format:
-                raise ValueError(f"is {found}, but the rows before it are {first_format}: use one format in a data set")
+            format_name = format_of(raw_row, kind)
+            first_format = first_format or format_name
+            if format_name != first_format:
+                raise ValueError(f"is {format_name}, but the rows before it are {first_format}: use one format for all")
             converted = _convert_row(raw_row, kind)
             _name(converted, raw_row.get("id"), number=number, ids=ids)
             _check_converted(converted, kind)
         except ValueError as error:
             raise ValueError(f"{source}: row {number}: {error}") from None
-        yield found, converted
+        yield format_name, converted
     if not number:
         raise ValueError(f"{source}: holds no rows: give a data set with {ACCEPTED[kind]}")
 
 
 def format_of(raw: dict, kind: str) -> str:
-    """`prompt, completion (plain text)` and the like. A null counts as missing."""
+    """Returns the name of a row's format, such as `prompt, completion (plain text)`. A null counts as missing."""
     if not isinstance(raw, dict):
         raise ValueError(f"is {shown(raw)}: give an object with {ACCEPTED[kind]}")
     if raw.get("tools"):
@@ -260,12 +261,12 @@ def format_of(raw: dict, kind: str) -> str:
     if kind == "sft" and raw.get("messages") is not None:
         return "messages"
     keys = ("prompt", *ANSWER_KEYS[kind])
-    found = [key for key in keys if raw.get(key) is not None]
-    missing = [key for key in keys if key not in found and (kind, key) != ("preference", "prompt")]
+    present = [key for key in keys if raw.get(key) is not None]
+    missing = [key for key in keys if key not in present and (kind, key) != ("preference", "prompt")]
     if missing:
         names = " and ".join(repr(key) for key in missing)
         raise ValueError(f"{names} missing, the keys are {shown([*raw])}: give {ACCEPTED[kind]}")
-    return f"{', '.join(found)} ({'plain text' if isinstance(raw[found[-1]], str) else 'conversational'})"
+    return f"{', '.join(present)} ({'plain text' if isinstance(raw[present[-1]], str) else 'conversational'})"
 
 
 def _convert_row(raw: dict, kind: str) -> list[dict]:
@@ -280,7 +281,7 @@ def _convert_row(raw: dict, kind: str) -> list[dict]:
 
 
 def _messages(value: Any, key: str, *, role: str | None) -> list[dict]:
-    """A list of messages with role and content alone; a string becomes one message of `role`."""
+    """Returns messages with nothing but role and content; a string becomes one message of `role`."""
     if isinstance(value, str) and role is not None:
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
@@ -292,7 +293,7 @@ def _messages(value: Any, key: str, *, role: str | None) -> list[dict]:
 
 
 def _turns(conversation: list[dict], *, start: int) -> list[dict]:
-    """One row per assistant turn at or after `start` that answers somebody."""
+    """Returns one row for each assistant turn at or after `start` that follows a user turn."""
     rows = []
     for index, message in enumerate(conversation):
         asked = any(earlier["role"] == "user" for earlier in conversation[:index])
@@ -324,16 +325,15 @@ def _preference_row(raw: dict) -> dict:
 
 
 def _num_shared(chosen: list[dict], rejected: list[dict]) -> int:
-    """Messages that both conversations begin with; the last of each is always its answer."""
+    """Returns how many messages both conversations begin with; the last of each is always its answer."""
     limit = min(len(chosen), len(rejected)) - 1
     return next((index for index in range(limit) if chosen[index] != rejected[index]), limit)
 
 
-def _name(converted: list[dict], given: Any, *, number: int, ids: set[str]) -> None:
-    """Puts an id on each row: the given one, with the turn if there are several, with the row number if it is taken."""
-    base = (
-        str(given) if isinstance(given, str | int) and not isinstance(given, bool) and given != "" else f"row-{number}"
-    )
+def _name(converted: list[dict], raw_id: Any, *, number: int, ids: set[str]) -> None:
+    """Puts an id on each row: its own, with the turn if there are several, with the row number if it is taken."""
+    has_id = isinstance(raw_id, str | int) and not isinstance(raw_id, bool) and raw_id != ""
+    base = str(raw_id) if has_id else f"row-{number}"
     for turn, row in enumerate(converted, start=1):
         name = base if len(converted) == 1 else f"{base}-turn-{turn}"
         unique = name if name not in ids else f"{name}-row-{number}"

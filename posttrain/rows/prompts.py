@@ -1,6 +1,6 @@
-"""Prompt-only files that gates ask a model with: red-team, off-topic and benign prompts.
+"""Reads prompt-only files for the safety checks: red-team, off-topic and benign prompts.
 
-path, gs:// or s3:// -> prompts, each a list of messages; a plain text becomes a user turn
+path, gs:// or s3:// -> prompts, each a list of messages; plain text becomes a user turn
 """
 
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain import storage
 from posttrain.config import PromptFiles
-from posttrain.rows.formats import ROLES, is_blank, normalise, write_jsonl
+from posttrain.rows.formats import ROLES, is_blank, normalise, shown, write_jsonl
 from posttrain.rows.sources import read_rows
 
 logger = logging.getLogger(__name__)
@@ -20,38 +20,37 @@ KEYS = ("red_team_prompts", "off_topic_prompts", "benign_prompts")  # of the con
 
 
 def given(limits: PromptFiles) -> dict[str, str]:
-    """The addresses that are set, by their keys."""
+    """Returns the addresses that are set, by their keys."""
     return {key: getattr(limits, key) for key in KEYS if getattr(limits, key)}
 
 
 def bring(
     limits: PromptFiles, folder: Path, allowed_prefixes: list[str], *, keys: Iterable[str] = KEYS
 ) -> dict[str, str]:
-    """Local copies, by their keys. As inputs of a gate their content, not their address, is what its verdict binds."""
+    """Makes local copies, by their keys, so that a gate's verdict is bound to their content and not to an address."""
     paths = {}
     for key, uri in given(limits).items():
         if key in keys:
-            found = enumerate(read_prompts(uri, allowed_prefixes, key=key), start=1)
+            prompts = enumerate(read_prompts(uri, allowed_prefixes, key=key), start=1)
             paths[key] = str(folder / f"{key}.jsonl")
-            write_jsonl(paths[key], [{"id": f"prompt {number}", "prompt": prompt} for number, prompt in found])
+            write_jsonl(paths[key], [{"id": f"prompt {number}", "prompt": prompt} for number, prompt in prompts])
     return paths
 
 
 def read_prompts(uri: str, allowed_prefixes: list[str], *, key: str) -> list[list[Message]]:
-    """The different prompts of a file: one that is asked twice would count twice in every interval.
+    """Reads the distinct prompts of a file: one that is asked twice would count twice in every interval.
 
     Raises:
-        ValueError: naming file, row, value and remedy; or the file, the value of validation's `key`, lies outside the
-            allowed prefixes.
+        ValueError: a row has no prompt, or the file, the value of validation's `key`, is outside the allowed prefixes.
     """
     storage.check_allowed(uri, allowed_prefixes, name=f"validation.{key}")
     rows = enumerate(read_rows(uri), start=1)
-    found = [_prompt(row.get("prompt"), place=f"{uri}: row {number}") for number, row in rows]
-    different = list({_key(prompt): prompt for prompt in found}.values())
-    if len(different) < len(found):
-        num_repeated = len(found) - len(different)
-        logger.warning("%s: %d of %d prompts repeat others: each is asked once", uri, num_repeated, len(found))
-    return different
+    prompts = [_prompt(row.get("prompt"), place=f"{uri}: row {number}") for number, row in rows]
+    distinct = list({_key(prompt): prompt for prompt in prompts}.values())
+    if len(distinct) < len(prompts):
+        num_repeated = len(prompts) - len(distinct)
+        logger.warning("%s: %d of %d prompts repeat others: each is asked once", uri, num_repeated, len(prompts))
+    return distinct
 
 
 def _key(prompt: list[Message]) -> tuple[tuple[str, str], ...]:
@@ -62,8 +61,8 @@ def _prompt(value: Any, *, place: str) -> list[Message]:
     if isinstance(value, str) and not is_blank(value):
         return [{"role": "user", "content": value}]
     if not isinstance(value, list) or not all(map(_is_message, value)) or not any(map(_asks, value)):
-        shown = repr(value)[:80]
-        raise ValueError(f"{place}: 'prompt' is {shown}: give a text, or messages with role and content, a user's too")
+        remedy = "give text, or messages with role and content and a user turn"
+        raise ValueError(f"{place}: 'prompt' is {shown(value)}: {remedy}")
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 

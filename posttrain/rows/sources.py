@@ -1,7 +1,6 @@
-"""Read a data set's raw rows, wherever it lies and in whichever of four file formats.
+"""Reads the raw rows of a data set from this machine, gs://, s3:// or the Hub.
 
-path, gs://, s3:// (JSONL, JSON, CSV, Parquet) or Hub id -> dicts, in the data set's order, one after the other; digest,
-commit
+path, gs://, s3:// (JSONL, JSON, CSV, Parquet) or Hub id -> dicts, one after the other, in order; digest, commit
 """
 
 import csv
@@ -21,24 +20,24 @@ from posttrain.step import digests
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-NUM_BATCH_ROWS = 1 << 10  # of Parquet, at once
+NUM_BATCH_ROWS = 1 << 10  # rows of Parquet read at once
 MAX_CELL_CHARS = 1 << 24  # Python's default of 131,072 is shorter than some conversations
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Rows, read anew each time one goes through them, and of what."""
+    """The rows of a data set, which each iteration reads anew, and where they come from."""
 
     rows: Iterable[dict]
-    digest: str  # SHA-256 of the file; of a data set on the Hub, of its rows as JSON Lines
-    commit: str = ""  # of the Hub
+    digest: str  # SHA-256 of the file; on the Hub, of the rows as JSON Lines
+    commit: str = ""  # on the Hub
 
 
 @dataclass(frozen=True)
 class RowFile:
-    """The rows of a local file, `name` being what the user called it.
+    """The rows of a local file, whose address for messages is `name`.
 
-    Going through them raises ValueError, naming the place, and line or row.
+    Iterating raises ValueError, naming the file and its line or row.
     """
 
     path: Path
@@ -54,17 +53,17 @@ class RowFile:
 
 
 def read_rows(uri: str) -> list[dict]:
-    """All rows of `uri`, as `open_data_set` finds them."""
-    with open_data_set(uri) as found:
-        return [*found.rows]
+    """Reads all rows of `uri`."""
+    with open_data_set(uri) as data_set:
+        return [*data_set.rows]
 
 
 @contextmanager
 def open_data_set(uri: str, *, hub_subset: str | None = None, hub_split: str = "train") -> Iterator[DataSet]:
-    """What lies at `uri`: a file, or `owner/name[@revision]` on the Hub.
+    """Opens a file, or the data set `owner/name[@revision]` on the Hub.
 
     Raises:
-        ValueError: naming the place, where it is missing, unreadable or in no known format.
+        ValueError: it is missing, unreadable or in no known format.
         ConnectionError: the Hub does not answer.
     """
     place = storage.kind(uri)
@@ -90,7 +89,7 @@ def _read_file(path: Path, sha256: str, *, name: str) -> DataSet:
 
 @contextmanager
 def _downloaded(uri: str) -> Iterator[tuple[Path, str]]:
-    """The file while it is here, and its SHA-256."""
+    """Downloads a file for the length of the block; yields its path and SHA-256."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, uri.rsplit("/", 1)[-1])
         try:
@@ -124,13 +123,13 @@ def _read_hub(uri: str, *, subset: str | None, split: str) -> DataSet:
 
 
 def _commit(dataset: Any) -> str:
-    """The commit that was loaded. Only the folder in which the library keeps the rows says it, on line and off."""
+    """Returns the commit that was loaded. Only the name of the folder of cached rows has it, online and offline."""
     folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
     return next((name for name in folders if COMMIT.fullmatch(name)), "")
 
 
 def _read_json(path: Path, *, name: str) -> list[dict]:
-    """A list is one value: it is read whole. Large data sets had better be JSON Lines or Parquet."""
+    """Reads the whole list at once. JSON Lines or Parquet are better for large data sets."""
     try:
         rows = json.loads(read_text(path, name=name))
     except json.JSONDecodeError as error:
@@ -144,7 +143,7 @@ def _read_json(path: Path, *, name: str) -> list[dict]:
 
 
 def _read_csv(path: Path, *, name: str) -> Iterator[dict]:
-    """Cells that hold a JSON list are taken for conversations; an empty cell is a missing value."""
+    """Yields rows in which a cell with a JSON list is a conversation, and an empty cell a missing value."""
     csv.field_size_limit(MAX_CELL_CHARS)
     reader, number = csv.DictReader(lines_of(path, name=name), strict=True), 0
     while True:

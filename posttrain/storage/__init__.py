@@ -1,6 +1,6 @@
-"""Where bytes lie: files and folders in `gs://`, in `s3://` or on this machine, behind one interface.
+"""Files and folders in `gs://`, in `s3://` or on this machine, behind one interface.
 
-Everybody else imports `storage` and calls `storage.read_bytes`, `storage.join`, ...
+Other rooms import `storage` and call `storage.read_bytes`, `storage.join`, ...
 """
 
 from posttrain.storage.address import check_allowed, hub_id, is_remote, join, kind, local_path

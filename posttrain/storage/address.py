@@ -1,6 +1,6 @@
-"""What an address means: `gs://`, `s3://`, a path or `file://`, a Hub id; and whether a run may use it.
+"""Parses addresses (`gs://`, `s3://`, a path, `file://`, a Hub id), and says whether a run may use them.
 
-URI -> kind, bucket and name, local path, Hub id. A URI that makes no sense is a `ValueError`.
+URI -> kind, bucket and name, local path, Hub id. An invalid URI is a `ValueError`.
 """
 
 import os
@@ -15,60 +15,60 @@ Uri = str | os.PathLike[str]
 
 
 def join(root: Uri, *parts: str) -> str:
-    """`root/part/part`; `ValueError` for a part that is empty, absolute or leads upwards (`..`)."""
+    """Returns `root/part/part`; `ValueError` for a part that is empty, absolute or leads upwards (`..`)."""
     for part in parts:
         if any(name in ("", ".", "..") for name in part.split("/")) or "\0" in part:
             raise ValueError(
-                f"{part!r} below {root} is no relative file name; rename it: no '..', no '//', no '/' in front"
+                f"{part!r} below {root} is not a relative file name; rename it: no '..', no '//', no leading '/'"
             )
     root = os.fspath(root)
     return "/".join([root if root.endswith("://") else root.rstrip("/"), *parts]) if parts else root
 
 
 def scheme(uri: Uri) -> str:
-    """ "gs", "s3", "hf" or "local"."""
-    found, separator, _ = os.fspath(uri).partition("://")
-    if not os.fspath(uri) or (separator and found not in ("gs", "s3", "hf", "file")):
-        raise ValueError(f"{os.fspath(uri)!r} is no address; use gs://, s3://, hf://, file:// or a path")
-    return found if separator and found != "file" else "local"
+    """Returns "gs", "s3", "hf" or "local"."""
+    name, separator, _ = os.fspath(uri).partition("://")
+    if not os.fspath(uri) or (separator and name not in ("gs", "s3", "hf", "file")):
+        raise ValueError(f"{os.fspath(uri)!r} is not an address; use gs://, s3://, hf://, file:// or a path")
+    return name if separator and name != "file" else "local"
 
 
 def is_remote(uri: Uri) -> bool:
-    """Whether `uri` needs the network: everything but a plain path and `file://`."""
+    """Tells whether `uri` needs the network: everything but a plain path and `file://`."""
     return scheme(uri) != "local"
 
 
 def local_path(uri: Uri) -> Path:
-    """The path that a plain path or a `file://` URI means."""
+    """Returns the path of a plain path or a `file://` URI."""
     if is_remote(uri):
-        raise ValueError(f"{uri} is no local path; download it first")
+        raise ValueError(f"{uri} is not a local path; download it first")
     text = os.fspath(uri)
     return Path(unquote(text.removeprefix("file://")) if text.startswith("file://") else text).expanduser()
 
 
 def kind(uri: Uri) -> str:
-    """What a model or data-set address means: "gs", "s3", "hub" or "local".
+    """Returns where a model or data set is: "gs", "s3", "hub" or "local".
 
     `org/name` is a Hub id unless there is such a local path; `hf://org/name` always is one, `./org/name` never.
     """
-    found = scheme(uri)
-    if found == "hf":
+    name = scheme(uri)
+    if name == "hf":
         hub_id(uri)
         return "hub"
-    is_hub_id = found == "local" and HUB_ID.fullmatch(os.fspath(uri)) and not local_path(uri).exists()
-    return "hub" if is_hub_id else found
+    is_hub_id = name == "local" and HUB_ID.fullmatch(os.fspath(uri)) and not local_path(uri).exists()
+    return "hub" if is_hub_id else name
 
 
 def hub_id(uri: Uri) -> tuple[str, str | None]:
-    """Repository id and revision (None: not given) of `hf://org/name@revision` or `org/name@revision`."""
+    """Returns repository id and revision (None if absent) of `hf://org/name@revision` or `org/name@revision`."""
     match = HUB_ID.fullmatch(os.fspath(uri).removeprefix("hf://"))
     if not match:
-        raise ValueError(f"{os.fspath(uri)!r} is no Hub id; write hf://org/name or hf://org/name@revision")
+        raise ValueError(f"{os.fspath(uri)!r} is not a Hub id; write hf://org/name or hf://org/name@revision")
     return match[1], match[2]
 
 
 def split(uri: str) -> tuple[str, str]:
-    """Bucket and name of a `gs://` or `s3://` URI; the name is empty for the bucket itself."""
+    """Returns bucket and name of a `gs://` or `s3://` URI; the name is empty for the bucket itself."""
     bucket, _, name = uri.partition("://")[2].partition("/")
     if not bucket:
         raise ValueError(f"{uri!r} names no bucket; write {uri.partition('://')[0]}://bucket/name")
@@ -76,7 +76,7 @@ def split(uri: str) -> tuple[str, str]:
 
 
 def split_file(uri: str) -> tuple[str, str]:
-    """Bucket and name of an object."""
+    """Returns bucket and name of an object."""
     bucket, name = split(uri)
     if not name:
         raise ValueError(f"{uri!r} is a bucket, not a file; write {uri.rstrip('/')}/name")
@@ -84,24 +84,24 @@ def split_file(uri: str) -> tuple[str, str]:
 
 
 def prefix(uri: str) -> str:
-    """What the names of all objects below `uri` begin with."""
+    """Returns the prefix of the names of all objects below `uri`."""
     name = split(uri)[1]
     return f"{name}/" if name else ""
 
 
 def place(uri: Uri) -> tuple[str, ...]:
-    """Scheme and names from the root down to `uri`; a Hub revision counts as a name of its own."""
-    found, uri = scheme(uri), os.fspath(uri)
-    if found == "local" and kind(uri) == "hub":
-        found, uri = "hf", f"hf://{uri}"
-    if found == "local":
-        return (found, *local_path(uri).resolve().parts)
+    """Returns scheme and names from the root down to `uri`; a Hub revision counts as a name of its own."""
+    root, uri = scheme(uri), os.fspath(uri)
+    if root == "local" and kind(uri) == "hub":
+        root, uri = "hf", f"hf://{uri}"
+    if root == "local":
+        return (root, *local_path(uri).resolve().parts)
     path = uri.partition("://")[2].rstrip("/")
-    path, at, revision = path.partition("@") if found == "hf" else (path, "", "")
+    path, at, revision = path.partition("@") if root == "hf" else (path, "", "")
     names = path.split("/") if path else []
     if any(name in ("", ".", "..") for name in names):
-        raise ValueError(f"{uri!r} holds '..', '.' or '//'; write the address without them")
-    return (found, *names, at + revision) if at else (found, *names)
+        raise ValueError(f"{uri!r} contains '..', '.' or '//'; write the address without them")
+    return (root, *names, at + revision) if at else (root, *names)
 
 
 def check_allowed(uri: Uri, allowed_prefixes: Iterable[str], *, name: str) -> None:

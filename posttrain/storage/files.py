@@ -1,10 +1,10 @@
-"""Files behind one interface, whether they lie in `gs://`, in `s3://` or in a folder of this machine.
+"""Reads, writes and copies files in `gs://`, in `s3://` or in a folder of this machine, through one interface.
 
-URI -> bytes, files and folders, and back. A file never appears under its final name before it is whole: objects are
-atomic by themselves, local files are written beside their place and renamed. Objects are checked against their checksum
-both ways. A server that does not answer is asked again for about five minutes, with a line in the log. Every problem is
+URI -> bytes, files and folders, and back. A file never appears under its final name before it is complete: objects
+are atomic, local files are written under a temporary name and renamed. Checksums of objects are checked both ways.
+Requests to a server that does not answer are repeated for about five minutes, with a line in the log. Every problem is
 an `OSError` of the fitting kind (`FileNotFoundError`, `FileExistsError`, `PermissionError`) on one line that names the
-URI; a URI that makes no sense is a `ValueError`.
+URI; an invalid URI is a `ValueError`.
 """
 
 import errno
@@ -22,15 +22,15 @@ from posttrain.storage.address import Uri, is_remote, join, local_path, place, s
 from posttrain.storage.local import Local, temporary
 from posttrain.storage.store import Store
 
-Digests = dict[str, str]  # relative name of a file -> SHA-256 of what was sent or has arrived
+Digests = dict[str, str]  # relative name of a file -> SHA-256 of the bytes sent or received
 
-GROUP_BYTES = 1 << 30  # a progress line after this many
+GROUP_BYTES = 1 << 30  # bytes between two progress lines
 
 logger = logging.getLogger(__name__)
 
 
 def read_bytes(uri: Uri) -> bytes:
-    """The whole content of one file."""
+    """Returns the content of one file."""
     store, uri = _store(uri)
     return store.read(uri)
 
@@ -38,15 +38,15 @@ def read_bytes(uri: Uri) -> bytes:
 def write_bytes(uri: Uri, data: bytes, *, if_absent: bool = False) -> None:
     """Writes one file; with `if_absent` exactly one of several writers wins and the others get `FileExistsError`.
 
-    `if_absent` is for small files (locks, manifests, records). A write whose answer got lost is repeated and finds its
-    own file: that is no error, the writer has won.
+    `if_absent` is for small files (locks, manifests, records). A write whose answer got lost is repeated; finding its
+    own file then is no error, the writer has won.
     """
     store, uri = _store(uri)
     store.write(uri, data, if_absent=if_absent)
 
 
 def exists(uri: Uri) -> bool:
-    """Whether there is a file of exactly this name; for a folder ask `list_files`."""
+    """Tells whether there is a file of exactly this name; for a folder use `list_files`."""
     store, uri = _store(uri)
     try:
         store.size(uri)
@@ -56,19 +56,19 @@ def exists(uri: Uri) -> bool:
 
 
 def list_files(uri: Uri) -> list[str]:
-    """Sorted names, relative to `uri`, of all files below it; empty where there is no such folder."""
+    """Returns the sorted names, relative to `uri`, of all files below it; none if there is no such folder."""
     store, uri = _store(uri)
     return sorted(store.sizes(uri))
 
 
 def file_sizes(uri: Uri) -> dict[str, int | None]:
-    """Bytes of all files below `uri` by their relative names; None where the store unpacks a file on its way."""
+    """Returns the sizes in bytes of all files below `uri`, by relative name; None where the store unzips a file."""
     store, uri = _store(uri)
     return store.sizes(uri)
 
 
 def upload_file(path: Uri, uri: Uri) -> str:
-    """Copies a local file to `uri`, replacing what is there, and gives the SHA-256 of what was sent."""
+    """Copies a local file to `uri`, replacing any file there; returns the SHA-256 of the bytes sent."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file to upload to {uri}")
     store, uri = _store(uri)
@@ -76,7 +76,7 @@ def upload_file(path: Uri, uri: Uri) -> str:
 
 
 def download_file(uri: Uri, path: Uri) -> str:
-    """Copies the file `uri` to a local path, replacing what is there, and gives the SHA-256 of what arrived."""
+    """Copies the file `uri` to a local path, replacing any file there; returns the SHA-256 of the bytes received."""
     store, uri = _store(uri)
     stage = temporary(Path(path).parent)
     try:
@@ -88,10 +88,10 @@ def download_file(uri: Uri, path: Uri) -> str:
 
 
 def upload_folder(path: Uri, uri: Uri) -> Digests:
-    """Copies all files below a local folder to `uri`, and gives their digests; files that are only at `uri` stay.
+    """Copies all files below a local folder to `uri`, and returns their digests; other files at `uri` stay.
 
-    Each file is whole when it appears. A local `uri` that does not exist yet appears at once; anywhere else files come
-    one by one: write a manifest last if a reader may look in between. Linked files are copied, linked folders left out.
+    Each file appears when it is complete. A new local folder appears at once; anywhere else files appear one by one:
+    write a manifest last if a reader may look in between. Linked files are copied, linked folders left out.
     """
     sizes = Local().sizes(os.fspath(path))
     if not sizes:
@@ -108,9 +108,9 @@ def upload_folder(path: Uri, uri: Uri) -> Digests:
 
 
 def download_folder(uri: Uri, path: Uri) -> Digests:
-    """Copies all files below `uri` into a local folder, when all of them are here and checked; gives their digests.
+    """Copies all files below `uri` into a local folder once all are here and checked; returns their digests.
 
-    A folder that does not exist yet appears at once; in one that exists files are replaced one by one, others stay.
+    A new folder appears at once; in one that exists files are replaced one by one, and other files stay.
     """
     store, uri = _store(uri)
     sizes = store.sizes(uri)
@@ -120,38 +120,38 @@ def download_folder(uri: Uri, path: Uri) -> Digests:
 
 
 def remove(uri: Uri) -> None:
-    """Removes a file, or a folder with all that is below it. What is not there needs no removing."""
+    """Removes a file, or a folder with everything below it; nothing happens if it does not exist."""
     if len(place(uri)) < 3:
-        raise ValueError(f"{os.fspath(uri)!r} is a whole bucket or file system; give a folder or file in it")
+        raise ValueError(f"{os.fspath(uri)!r} is a bucket or file system; give a folder or file in it")
     store, uri = _store(uri)
     store.remove(uri)
 
 
 def check_writable(uri: Uri) -> None:
-    """Writes, reads back and removes a small file below `uri`; raises `ValueError` where one of the three fails."""
+    """Writes, reads and removes a small file below `uri`; raises `ValueError` if one of the three fails."""
     data = uuid.uuid4().hex.encode()
     probe = join(uri, f".write-check-{data.decode()}")
     try:
         write_bytes(probe, data, if_absent=True)
-        found = read_bytes(probe)
+        read = read_bytes(probe)
         remove(probe)
     except OSError as error:
         message = f"{uri}: cannot write, read and remove files there: {error}"
         raise ValueError(f"{message}; grant that or choose another place") from error
-    if found != data:
+    if read != data:
         raise ValueError(f"{uri}: a file read back differs from what was written; choose another place")
 
 
 def _store(uri: Uri) -> tuple[Store, str]:
-    """What serves `uri`, and `uri` as a string. The clients of gs:// and s3:// are imported where they are needed."""
-    found, uri = scheme(uri), os.fspath(uri)
-    if found == "hf":
-        raise ValueError(f"{uri}: the Hub holds no files of a run; use gs://, s3:// or a path")
-    if found == "gs":
+    """Returns the store of `uri`, and `uri` as a string. The clients of gs:// and s3:// are imported when needed."""
+    name, uri = scheme(uri), os.fspath(uri)
+    if name == "hf":
+        raise ValueError(f"{uri}: the Hub does not store files of a run; use gs://, s3:// or a path")
+    if name == "gs":
         from posttrain.storage.gcs import Gcs
 
         return Gcs(uri), uri
-    if found == "s3":
+    if name == "s3":
         from posttrain.storage.s3 import S3
 
         return S3(), uri
@@ -171,7 +171,7 @@ def _fetch_folder(store: Store, uri: str, sizes: dict[str, int | None], path: Pa
 def _in_groups(
     store: Store, sizes: dict[str, int | None], transfer_files: Callable[[list[str]], list[str]], *, label: str
 ) -> Digests:
-    """Transfers the files, largest first, and logs a line after each GiB and at the end."""
+    """Transfers the files, largest first, with a log line after each GiB and at the end."""
     digests: Digests = {}
     started, num_files, num_bytes, num_repeats = time.monotonic(), 0, 0, store.num_repeats
     for names in _groups(sizes):
@@ -198,21 +198,21 @@ def _groups(sizes: dict[str, int | None]) -> Iterator[list[str]]:
 
 
 def _get(store: Store, files: list[tuple[str, Path, int | None]]) -> list[str]:
-    """Downloads (URI, path, expected size or None) and checks the sizes; the store has checked the checksums."""
+    """Downloads (URI, path, expected size or None) and checks sizes; the store has checked the checksums."""
     for _, path, _ in files:
         path.parent.mkdir(parents=True, exist_ok=True)
     digests = store.get(files)
     for uri, path, size in files:
         if size is not None and path.stat().st_size != size:
-            raise OSError(f"{uri}: {path.stat().st_size} bytes arrived of {size}; try again")
+            raise OSError(f"{uri}: received {path.stat().st_size} of {size} bytes; try again")
     return digests
 
 
 @contextmanager
 def _staged_folder(target: Path) -> Iterator[Path]:
-    """A new folder whose files move to `target` if the block ends well.
+    """Makes a folder whose files move to `target` if the block succeeds.
 
-    It stands beside `target`; where that exists already (a mount, perhaps) inside it, so that both are one file system.
+    It is beside `target`, or inside it if that exists (perhaps as a mount), so that both are on one file system.
     """
     stage = temporary(target if target.exists() else target.parent)
     stage.mkdir(parents=True)
@@ -228,7 +228,7 @@ def _move(stage: Path, target: Path) -> None:
         try:
             stage.rename(target)
             return
-        except OSError as error:  # another process has made it since
+        except OSError as error:  # another process has created it
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     for name in sorted(Local().sizes(os.fspath(stage))):

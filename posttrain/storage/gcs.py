@@ -1,7 +1,7 @@
 """`gs://`, through google-cloud-storage.
 
 Every request is repeated by the client's own policy while the server does not answer, or answers 429 or 5xx; every
-transfer is checked by its crc32c, both ways. Imported where a `gs://` URI is met, not before: it takes a second.
+transfer is checked by its crc32c, both ways. Imported at the first `gs://` URI, because it takes a second.
 """
 
 import base64
@@ -34,8 +34,8 @@ from posttrain.storage.hashing import HashedFile
 
 UPLOAD_CHUNK_BYTES = 28 << 20  # a multiple of 256 KiB, as resumable uploads demand
 DOWNLOAD_CHUNK_BYTES = 16 << 20
-NUM_STARTS = 5  # of an upload whose session the server has lost
-FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS = 1, 10  # between repeats: a server that is back is noticed soon
+NUM_STARTS = 5  # attempts at an upload whose session the server loses
+FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS = 1, 10  # between repeats, so that a server that is back is noticed soon
 
 File = tuple[Path, str]  # path, URI
 
@@ -59,7 +59,7 @@ class Gcs:
         return self._repeats.number
 
     def read(self, uri: str) -> bytes:
-        # In one shot: the client does not check the checksum of a download that was cut and went on.
+        # In one request: the client does not check the checksum of a download that broke off and went on.
         with _errors(uri):
             return self._blob(uri).download_as_bytes(checksum="crc32c", single_shot_download=True, retry=self._retry)
 
@@ -76,7 +76,7 @@ class Gcs:
                     raise
 
     def _is_written_by(self, writer: str, uri: str) -> bool:
-        """Whether the object is this write's own: its answer got lost, and the repeat found the name taken."""
+        """Tells whether this write made the object: its answer got lost, and the repeat found the name taken."""
         blob = self._blob(uri)
         blob.reload(retry=self._retry)
         return (blob.metadata or {}).get("writer") == writer
@@ -98,7 +98,7 @@ class Gcs:
         return [digests[file] for file in files]
 
     def _put(self, file: File) -> str:
-        """An upload that broke off begins again."""
+        """Uploads a file, from the start again if the upload breaks off."""
         path, uri = file
         with _errors(uri):
             for _ in range(NUM_STARTS):
@@ -136,7 +136,7 @@ class Gcs:
         return hashing.sha256(path)
 
     def _get_large(self, uri: str, path: Path) -> str:
-        """Downloads in pieces, several at once; the checksums follow what has arrived without a gap."""
+        """Downloads in pieces, several at once; the checksums are computed in order as pieces arrive."""
         with _errors(uri):
             blob = self._blob(uri)
             blob.reload(retry=self._retry)
@@ -183,8 +183,8 @@ class Gcs:
     def _below(self, uri: str) -> list[Blob]:
         fields = "items(name,size,contentEncoding),nextPageToken"
         with _errors(uri):
-            found = self._client.list_blobs(split(uri)[0], prefix=prefix(uri), fields=fields, retry=self._retry)
-            return list(found)
+            blobs = self._client.list_blobs(split(uri)[0], prefix=prefix(uri), fields=fields, retry=self._retry)
+            return list(blobs)
 
 
 @functools.lru_cache(maxsize=4)
@@ -205,15 +205,15 @@ def _content_type(uri: str) -> str:
 
 
 def _size(blob: Blob) -> int | None:
-    """Bytes that a download gives; unknown where the store unpacks them on the way."""
+    """Returns the bytes that a download gives; None where the store unzips them on the way."""
     return None if blob.content_encoding == "gzip" else blob.size
 
 
 def _broke_off(error: Exception) -> bool:
-    """Whether an upload in chunks must begin again.
+    """Tells whether an upload in chunks must start again.
 
-    The server was restarted and does not know it any more; it kept less of a chunk than it was sent (ValueError); or it
-    has bytes with another checksum, which the client then deletes. A POST only begins an upload.
+    The server was restarted and no longer knows it; it kept less of a chunk than it was sent (ValueError); or the bytes
+    have another checksum, and the client has deleted them. A POST only starts an upload.
     """
     if isinstance(error, exceptions.GoogleAPICallError):
         return error.code in (400, 404, 410) and error.response.request.method != "POST"
@@ -222,7 +222,7 @@ def _broke_off(error: Exception) -> bool:
 
 @contextmanager
 def _errors(uri: str) -> Iterator[None]:
-    """Turns the client's errors into ours. Not chained: theirs hold upload addresses that open without a password."""
+    """Turns the client's errors into ours, not chained: theirs contain upload URLs that need no password."""
     try:
         yield
     except (exceptions.GoogleAPIError, GoogleAuthError, DataCorruption, requests.RequestException) as error:
@@ -248,6 +248,6 @@ def _error(error: Exception, uri: str) -> OSError:
 
 
 def _cause(error: Any) -> str:
-    """Why a request is repeated."""
+    """Returns the reason why a request is repeated."""
     response = getattr(error, "response", None)
     return f"no answer ({type(error).__name__})" if response is None else f"the server answers {response.status_code}"

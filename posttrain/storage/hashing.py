@@ -1,15 +1,15 @@
-"""SHA-256 of files; of those that are copied or sent computed as the bytes pass: nothing is read again for it."""
+"""SHA-256 of files, computed while they are copied or sent, so that they need not be read again for it."""
 
 import hashlib
 import io
 import os
 from pathlib import Path
 
-BLOCK_BYTES = 1 << 20  # what is read is still in the cache when it is hashed and written
+BLOCK_BYTES = 1 << 20  # a block is still in the CPU's cache when it is hashed and written
 
 
 class HashedFile(io.BufferedReader):
-    """A file that is hashed while it is read. What a repeated request reads once more counts once."""
+    """A file that is hashed while it is read. Bytes that a repeated request reads again count once."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -24,7 +24,7 @@ class HashedFile(io.BufferedReader):
         return data
 
     def sha256(self) -> str:
-        """Of the whole file: what nobody has read is read now."""
+        """Returns the digest of the whole file, after reading what has not been read."""
         self.seek(self._num_hashed)
         while self.read(BLOCK_BYTES):
             pass
@@ -32,13 +32,13 @@ class HashedFile(io.BufferedReader):
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """Of a file that is here."""
+    """Returns the SHA-256 of a local file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> str:
-    """Copies the content of a file and gives its SHA-256."""
+    """Copies the content of a file and returns its SHA-256."""
     hashed, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
     with open(source, "rb", buffering=0) as old, open(target, "wb") as new:
         while count := old.readinto(block):

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as this process sees it: its endpoint, our token, and its refusals in words.
+"""The Hugging Face Hub for this process: its endpoint, our token, and its refusals as error messages.
 
 environment HF_TOKEN, HF_ENDPOINT -> a client; an error of the client -> one line with the parameter and the remedy
 """
@@ -13,7 +13,7 @@ from posttrain.config.placement import TOKEN_ENV, UPLOAD_TOKEN_ENV
 
 
 def access(token_env: str = TOKEN_ENV) -> dict[str, Any]:
-    """Endpoint and token for every call. A token that somebody has left on this machine does not count."""
+    """Returns endpoint and token for every call. A token that is stored on this machine is not used."""
     return {"endpoint": os.environ.get("HF_ENDPOINT"), "token": os.environ.get(token_env) or False}
 
 
@@ -25,11 +25,11 @@ def client(token_env: str = TOKEN_ENV) -> Any:
 
 @contextmanager
 def errors(name: str, uri: str, *, otherwise: str | None = None) -> Iterator[None]:
-    """Says what the Hub refused: ValueError where that is final, ConnectionError where it may pass.
+    """Turns refusals of the Hub into ValueError if they are final, and into ConnectionError if they may pass.
 
     Args:
-        name: of the parameter whose value is `uri`.
-        otherwise: what the value may be if not a Hub id: folder, file.
+        name: the parameter whose value is `uri`.
+        otherwise: the other kind of value that it may have: folder, file.
     """
     import httpx
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -40,17 +40,17 @@ def errors(name: str, uri: str, *, otherwise: str | None = None) -> Iterator[Non
         remedy = f"accept its terms there, and give the token of that account in {TOKEN_ENV}"
         raise ValueError(f"{name}: {uri!r} is gated on the Hub; {remedy}") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        found = f"neither a {otherwise} nor readable on the Hub" if otherwise else "not readable on the Hub"
-        remedy = f"check it, a gated or private repository needs {TOKEN_ENV}"
-        raise ValueError(f"{name}: {uri!r} is {found}; {remedy}") from error
+        problem = f"neither a {otherwise} nor readable on the Hub" if otherwise else "not readable on the Hub"
+        remedy = f"check it; a gated or private repository needs {TOKEN_ENV}"
+        raise ValueError(f"{name}: {uri!r} is {problem}; {remedy}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:
-            raise ValueError(f"{name}: {uri!r}: the Hub does not know our token; put a new one in its place") from error
+            raise ValueError(f"{name}: {uri!r}: the Hub does not know our token; replace it by a new one") from error
         raise ConnectionError(f"{name}: {uri!r}: the Hub answered {status}; try again") from error
     except httpx.HTTPError as error:
-        found = f" is no {otherwise}, and" if otherwise else ":"
-        raise ConnectionError(f"{name}: {uri!r}{found} the Hub does not answer ({error})") from error
+        problem = f" is not a {otherwise}, and" if otherwise else ":"
+        raise ConnectionError(f"{name}: {uri!r}{problem} the Hub does not answer ({error})") from error
 
 
 def check_data_set(uri: str, *, name: str) -> None:
@@ -60,7 +60,7 @@ def check_data_set(uri: str, *, name: str) -> None:
 
 
 def check_upload(repo: str, *, name: str) -> None:
-    """Refuses a repository into which the token may not write, or which it may not make."""
+    """Refuses a repository that the token may neither write to nor create."""
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     token_env = UPLOAD_TOKEN_ENV if os.environ.get(UPLOAD_TOKEN_ENV) else TOKEN_ENV
@@ -79,10 +79,10 @@ def check_upload(repo: str, *, name: str) -> None:
 
 
 def _check_namespace(repo: str, account: dict, *, name: str) -> None:
-    """`repo` is not there yet: publish_model makes it, where the account may."""
+    """Refuses a new repository that the account may not create; publish_model creates it."""
     namespaces = [account["name"], *(organisation["name"] for organisation in account.get("orgs", []))]
     if repo.split("/")[0] not in namespaces:
-        remedy = f"our token can make one below {' or '.join(namespaces)} alone"
-        raise ValueError(f"{name}: {repo!r} is not there, and {remedy}; give such a name, or another token")
+        remedy = f"our token can only create one below {' or '.join(namespaces)}"
+        raise ValueError(f"{name}: {repo!r} does not exist, and {remedy}; give such a name, or another token")
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise ValueError(f"{name}: {repo!r} is not there, and our token can only read; give one with write access")
+        raise ValueError(f"{name}: {repo!r} does not exist, and our token can only read; give one with write access")

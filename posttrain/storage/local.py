@@ -1,6 +1,6 @@
-"""Plain paths and `file://`: files are written beside their place and renamed, so none is seen half-written.
+"""Plain paths and `file://`: files are written under a temporary name and renamed, so that none is seen half-written.
 
-What a killed process leaves behind has a name of its own (`.<32 hex digits>.part`) and is never listed.
+Temporary names (`.<32 hex digits>.part`), which a killed process may leave behind, are never listed.
 """
 
 import os
@@ -16,12 +16,12 @@ TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.part")
 
 
 def temporary(folder: Path) -> Path:
-    """A new name in `folder` for what is not whole yet."""
+    """Returns a new name in `folder` for a file that is not complete yet."""
     return folder / f".{uuid.uuid4().hex}.part"
 
 
 class Local:
-    """There is nobody to ask again, and no checksum beside a file: a disk that fails says so by itself."""
+    """The store of local files. It repeats nothing and checks no checksums: a disk reports its own failures."""
 
     num_repeats = 0
 
@@ -37,7 +37,7 @@ class Local:
             # A link, unlike a rename, fails where the name is taken.
             target.hardlink_to(stage) if if_absent else stage.replace(target)
         except FileExistsError:
-            # On NFS the answer to a link can get lost, and asking again finds the link that was made.
+            # On NFS the answer to a link can get lost, and the repeated request finds the link that was made.
             if not target.exists() or not target.samefile(stage):
                 raise FileExistsError(f"{uri}: exists already") from None
         finally:
@@ -82,7 +82,7 @@ class Local:
     def remove(self, uri: str) -> None:
         path = local_path(uri)
         if path.is_dir() and not path.is_symlink():
-            # Renamed first: a folder that lost some of its files must not be taken for a whole one.
+            # Renamed first: a folder that has lost some of its files must not look complete.
             shutil.rmtree(path.rename(temporary(path.parent)))
         else:
             path.unlink(missing_ok=True)

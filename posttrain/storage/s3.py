@@ -1,8 +1,8 @@
-"""`s3://` and what speaks like it (`AWS_ENDPOINT_URL`), through s3fs.
+"""`s3://` on AWS and on compatible servers (`AWS_ENDPOINT_URL`), through s3fs.
 
 Requests are repeated by the policies of botocore and s3fs while the server does not answer, or answers 429 or 5xx.
-Uploaded files carry their crc32c as metadata, by which a download is checked. Imported where an `s3://` URI is met.
-A process that is killed in mid-upload leaves parts without a name behind: give the bucket a lifecycle rule
+Uploaded files have their crc32c as metadata, against which a download is checked. Imported at the first `s3://` URI.
+A process that is killed during an upload leaves nameless parts behind: give the bucket a lifecycle rule
 AbortIncompleteMultipartUpload.
 """
 
@@ -30,8 +30,8 @@ from posttrain.storage.address import prefix, split, split_file
 from posttrain.storage.hashing import BLOCK_BYTES, HashedFile
 
 PART_BYTES = 16 << 20  # S3 takes at most 10,000 parts: files up to 160 GB
-# botocore sends each request up to 5 times, within 7.5 s on average; s3fs waits 0.1 to 15 s and has it start over:
-# this many times make about PATIENCE_SECONDS.
+# botocore sends each request up to 5 times, within 7.5 s on average; s3fs waits 0.1 to 15 s and starts over. This many
+# rounds take about PATIENCE_SECONDS.
 NUM_ROUNDS = 20
 
 
@@ -57,7 +57,7 @@ class S3:
                     "/".join(split_file(uri)), data, mode=mode, ContentType=content_type, Metadata=metadata
                 )
         except FileExistsError:
-            # Unless it is this write's own: its answer got lost, and the repeat found the name taken.
+            # It may be this write's own file: its answer got lost, and the repeat found the name taken.
             if self._head(uri)["Metadata"].get("writer") != metadata["writer"]:
                 raise
 
@@ -109,7 +109,7 @@ class S3:
             return self._fs.call_s3("head_object", Bucket=bucket, Key=name)
 
     def _below(self, uri: str) -> dict[str, int]:
-        """Key -> size of all objects below `uri`."""
+        """Returns the sizes of all objects below `uri` by key."""
         bucket, sizes, page = split(uri)[0], {}, {}
         while True:
             with _errors(uri):
@@ -121,7 +121,7 @@ class S3:
 
 
 class _FileSystem(s3fs.S3FileSystem):
-    """Tells of each request that is repeated; how often and when is up to botocore and s3fs."""
+    """Notes each repeated request; botocore and s3fs decide how often and when."""
 
     cachable = False
     retries = NUM_ROUNDS
@@ -154,7 +154,7 @@ def _is_busy(status: int | None) -> bool:
 
 
 def _is_transient(error: Exception) -> bool:
-    """What s3fs repeats beside lost connections. 409: two conditional writes met, and neither may have won."""
+    """Tells whether s3fs repeats a request. After a 409 neither of two conditional writes may have won."""
     answer = getattr(error, "response", None) or {}
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return _is_busy(status) or answer.get("Error", {}).get("Code") == "ConditionalRequestConflict"
@@ -182,7 +182,7 @@ def _error(error: Exception, uri: str) -> OSError:
 
 
 def _checksums(path: Path) -> tuple[str, str]:
-    """crc32c and SHA-256 of a file, in one pass."""
+    """Returns crc32c and SHA-256 of a file, computed in one pass."""
     crc32c = google_crc32c.Checksum()
     with HashedFile(path) as file:
         while block := file.read(BLOCK_BYTES):

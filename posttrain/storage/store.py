@@ -1,6 +1,6 @@
-"""The three places where files lie, behind one interface: plain paths, `gs://` and `s3://`.
+"""The interface of the three stores: plain paths, `gs://` and `s3://`.
 
-`posttrain.storage.files` is what everybody else imports.
+Only `posttrain.storage.files` uses it.
 """
 
 from pathlib import Path
@@ -8,11 +8,11 @@ from typing import Protocol
 
 
 class Store(Protocol):
-    """What `posttrain.storage.files` asks of a place; every problem is an `OSError` on one line that names the URI."""
+    """A place for files. Every problem is an `OSError` on one line that names the URI."""
 
     @property
     def num_repeats(self) -> int:
-        """Requests to this server that this process has sent once more."""
+        """Number of requests to this server that this process has repeated."""
 
     def read(self, uri: str) -> bytes: ...
 
@@ -20,18 +20,18 @@ class Store(Protocol):
         """With `if_absent` one of several writers wins; the others get `FileExistsError`."""
 
     def size(self, uri: str) -> int | None:
-        """Bytes of a file, as a download gives them; None: not known before."""
+        """Returns the bytes that a download of the file gives; None if that is not known before."""
 
     def sizes(self, uri: str) -> dict[str, int | None]:
-        """Name relative to `uri` -> size, for all files below it."""
+        """Returns the sizes of all files below `uri` by their relative names."""
 
     def put(self, files: list[tuple[Path, str]]) -> list[str]:
-        """Uploads (path, URI) in parallel, each whole when it appears, and gives the SHA-256 of what was sent."""
+        """Uploads (path, URI) in parallel, each complete when it appears; returns the SHA-256 of the bytes sent."""
 
     def get(self, files: list[tuple[str, Path, int | None]]) -> list[str]:
         """Downloads (URI, path, expected size) in parallel, straight to the paths.
 
-        Checks the checksums and gives the SHA-256 of what arrived.
+        Checks the checksums and returns the SHA-256 of the bytes received.
         """
 
     def remove(self, uri: str) -> None: ...

@@ -1,4 +1,4 @@
-"""What the stores share: how much at once, how long a server is waited for, and how a problem reads."""
+"""Shared by the stores: how much they transfer at once, how long they wait for a server, how they report problems."""
 
 import logging
 import re
@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 NUM_WORKERS = 8  # files in flight
-NUM_LARGE_WORKERS = 4  # large files going up at once: the client holds two chunks of each in memory
-LARGE_FILE_BYTES = 32 << 20  # from here on files go in chunks, so that memory stays below about 300 MB
+NUM_LARGE_WORKERS = 4  # large files in flight to the server: the client has two chunks of each in memory
+LARGE_FILE_BYTES = 32 << 20  # larger files go in chunks, so that memory stays below about 300 MB
 
-# A server may be away for minutes; a pod is killed ten minutes after the deadline of its stage.
+# A server may be down for minutes; a pod is killed ten minutes after the deadline of its stage.
 PATIENCE_SECONDS = 300
 SECONDS_BETWEEN_LINES = 60
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Repeats:
-    """Counts the requests to one server that are sent once more, and tells of them in at most one line a minute."""
+    """Counts the repeated requests to one server, and logs them in at most one line a minute."""
 
     def __init__(self, server: str) -> None:
         self.server, self.number = server, 0
@@ -47,7 +47,7 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], *, num_workers: 
 
 
 def by_size(files: list[Any], size: Callable[[Any], int]) -> tuple[list[Any], list[Any]]:
-    """The large files and the others."""
+    """Splits files into large and small ones."""
     large, small = [], []
     for file in files:
         (large if size(file) > LARGE_FILE_BYTES else small).append(file)
@@ -59,5 +59,5 @@ def damaged(uri: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message in at most 300 characters of one line, without what could open a door."""
+    """Returns the message in at most 300 characters on one line, without tokens and signatures."""
     return SECRET.sub(r"\1...", " ".join(str(error).split()))[:300]

@@ -1,10 +1,10 @@
-"""A step of the line as a child process of a trial: however it ends, the trial goes on and knows why.
+"""Runs a step of the line as a child process of a trial, which goes on however the child ends, and knows why.
 
-a `Command`, where its inputs lie -> its outputs, how it ended, what it has cost
+a `Command`, the paths of its inputs -> its outputs, how it ended, what it cost
 
-On a CPU a child is a fork of a trial that has imported torch, transformers, peft and trl: once, and not in each step.
-All else is as in a process of its own, our modules among it. With a GPU or unsloth nothing is imported before the fork:
-a fork does not inherit a GPU, and unsloth has to come first.
+On a CPU a child is a fork of the trial, which has imported torch, transformers, peft and trl once for all steps.
+Everything else is as in a new process, our own modules included. With a GPU or unsloth nothing is imported before the
+fork: a fork cannot use its parent's GPU, and unsloth has to be imported first.
 """
 
 import atexit
@@ -32,43 +32,43 @@ from posttrain.train import backend
 GRACE_SECONDS = 15.0  # from SIGTERM to SIGKILL: a training saves a checkpoint
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory")
 
-# How a step ended that gave nothing -> whether the same trial would end so again: then its row is not made anew.
+# How a step without a result ended -> whether the same trial would end so again, and need not be repeated.
 DIVERGED, NO_MEMORY, KILLED, NO_TIME, FAILED = "diverged", "out of memory", "killed", "out of time", "failed"
 IS_FINAL = {DIVERGED: True, NO_MEMORY: True, KILLED: False, NO_TIME: False, FAILED: False}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What all steps of a trial share."""
+    """Settings that all steps of a trial share."""
 
     storage_root: str
     run_id: str
     overrides: dict[str, Any]
-    folder: Path  # of their outputs
+    folder: Path  # where their outputs go
     given: dict[str, str]  # `<step>.<output>` of the graph -> local path
-    judged: dict[str, str]  # the same for gates, where they are given others
+    judged: dict[str, str]  # paths that gates get instead
 
     def output(self, step: str, name: str) -> Path:
         return self.folder / step / name
 
     def path_of(self, source: str, *, for_gate: bool) -> str:
-        """Where the output `<step>.<output>` lies, of a step that ran before the trial or in it."""
-        given = self.given | (self.judged if for_gate else {})
-        return given.get(source) or str(self.output(*source.split(".")))
+        """Returns the path of `<step>.<output>`, of a step before the trial or in it."""
+        paths = self.given | (self.judged if for_gate else {})
+        return paths.get(source) or str(self.output(*source.split(".")))
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A child that has ended."""
+    """How a child ended."""
 
     exit_code: int
     cost: Cost
-    status: str = ""  # why it gave nothing; empty if it did
+    status: str = ""  # why it has no result; empty if it has one
     reason: str = ""
 
 
 def import_libraries() -> Cost:
-    """What it costs to import what every child would import; nothing where a fork may not have it or we are one."""
+    """Imports the libraries of the children, unless a fork may not have them, and returns what that cost."""
     clock, before = time.monotonic(), usage.here()
     backend.import_libraries()
     spent = usage.cpu_seconds_of(*usage.here()) - usage.cpu_seconds_of(*before)
@@ -79,7 +79,7 @@ def run(command: Command, trial: Trial, *, config: dict[str, Any], num_gpus: int
     """Runs the command to its end.
 
     Raises:
-        Unfinished: SIGTERM has come, and the child has been given time to save its state.
+        Unfinished: SIGTERM came; the child had time to save its state.
     """
     (trial.folder / command.step).mkdir(parents=True, exist_ok=True)
     clock, before = time.monotonic(), usage.of_children()
@@ -100,7 +100,7 @@ def run(command: Command, trial: Trial, *, config: dict[str, Any], num_gpus: int
 
 
 def argv_of(command: Command, trial: Trial, config: dict[str, Any]) -> list[str]:
-    """The step's arguments, as its component would have them."""
+    """Returns the arguments of a step, as its component passes them."""
     flags = {
         "step": command.step,
         "storage_root": trial.storage_root,
@@ -124,7 +124,7 @@ def _become(module: str, argv: list[str], environment: dict[str, str]) -> None:
 
 
 def why(step: str, trial: Trial, exit_code: int) -> tuple[str, str]:
-    """Status and reason of a step that gave nothing: by its record, and where it could leave none by its exit code."""
+    """Returns status and reason of a step without a result: from its record, or else from its exit code."""
     entries = [entry for entry in records.read_records(trial.storage_root, trial.run_id) if entry.step == step]
     error = entries[-1].error if entries and entries[-1].status in ("failed", "unfinished") else None
     if exit_code == EXIT_AGAIN:
@@ -142,13 +142,13 @@ def why(step: str, trial: Trial, exit_code: int) -> tuple[str, str]:
 
 @contextmanager
 def _ends_with_us(process: BaseProcess) -> Iterator[None]:
-    """A SIGTERM to the trial ends the child first, in its own time; only a main thread can."""
+    """Passes a SIGTERM for the trial to the child, which has time to end; works in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(*_) -> None:
-        raise Unfinished("left on SIGTERM; the next attempt goes on")
+        raise Unfinished("left on SIGTERM; the next attempt continues")
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

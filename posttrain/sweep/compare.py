@@ -1,9 +1,9 @@
 """Compares the trials of a sweep: the table in every form, and the winner's configuration.
 
-what the trials of the newest rung came to -> comparison.html, comparison.md, trials.csv, winner.yaml, its overrides
+results of the newest rung's trials -> comparison.html, comparison.md, trials.csv, winner.yaml, its overrides
 
-All four also lie in the run's folder, `<storage_root>/runs/<run id>/<step>/`, where they stay if no trial qualifies.
-Of the trials that have lost the checkpoints are removed, which are several times as large as an adapter.
+All four are also written to the run's folder, `<storage_root>/runs/<run id>/<step>/`, even if no trial qualifies. The
+checkpoints of trials that lost are removed: they are several times as large as an adapter.
 """
 
 import argparse
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
-    parser.add_argument("--rows", required=True, help="addresses of what the trials of the rung came to, a JSON list")
+    parser.add_argument("--rows", required=True, help="URIs of the results of the rung's trials, a JSON list")
     for name in PARAMETERS:
         if name != "storage_root":
             parser.add_argument(f"--{name.replace('_', '-')}", required=True, help="of the run, for the winner's file")
@@ -50,31 +50,31 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def compare(study: Study, rung: int, title: str) -> Comparison:
-    """The trials as they stand at a rung, the best first."""
+    """Returns the trials as they stand at a rung, the best first."""
     rows = ranked(study.all(study.sweep.rungs[rung]), study.sweep.objective.sign)
     return Comparison(title=title, rows=rows, objective=study.sweep.objective.name)
 
 
 def winner_config(pipeline: dict[str, Any], parameters: dict[str, str], overrides: dict[str, Any]) -> str:
-    """The configuration of the line with the winner's settings, as `run_pipeline.py --config` takes it."""
-    found = PipelineConfig.model_validate(merged(merged(pipeline, parameters), overrides))
-    return yaml.safe_dump(found.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    """Returns the line's configuration with the winner's settings, for `run_pipeline.py --config`."""
+    winner = PipelineConfig.model_validate(merged(merged(pipeline, parameters), overrides))
+    return yaml.safe_dump(winner.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
-def refuse(rows: list[Ranked]) -> None:
-    """Raises ValueError where no trial qualifies."""
+def check_winner(rows: list[Ranked]) -> None:
+    """Raises ValueError if no trial qualifies."""
     if not rows[0].candidate.qualifies:
         ends: dict[str, list[Candidate]] = {}
         for row in rows:
             ends.setdefault(row.candidate.status, []).append(row.candidate)
-        causes = [f"{len(found)} {end}, {found[0].name}: {found[0].reason}" for end, found in ends.items()]
+        causes = [f"{len(group)} {end}, {group[0].name}: {group[0].reason}" for end, group in ends.items()]
         raise ValueError(f"none of {len(rows)} trials qualifies: {'; '.join(causes)}")
 
 
-def forget_losers(study: Study, rung: int, *, best: Candidate | None) -> None:
-    """Removes the checkpoints of trials from which nobody goes on: the next rung, the same sweep run again, `best`.
+def remove_losers(study: Study, rung: int, *, best: Candidate | None) -> None:
+    """Removes the checkpoints of trials that neither the next rung, nor a repeated sweep, nor the line will resume.
 
-    What they came to, their adapters and verdicts stay, and are found by another run.
+    Their results, adapters and verdicts stay for other runs to find.
     """
     rungs = study.sweep.rungs
     going_on = study.promoted(rungs[rung + 1]) if rung + 1 < len(rungs) else [best] if best else []
@@ -88,7 +88,7 @@ def forget_losers(study: Study, rung: int, *, best: Candidate | None) -> None:
 
 
 def _trainings(study: Study, candidate: Candidate) -> set[tuple[str, str]]:
-    """Step and fingerprint of the steps of a trial that may have left checkpoints."""
+    """Returns step and fingerprint of a trial's trainings, which may have left checkpoints."""
     records = read_records(study.storage_root, candidate.run_id)
     return {(entry.step, entry.fingerprint) for entry in records if entry.step in TRAININGS}
 
@@ -99,29 +99,29 @@ def main(argv: list[str] | None = None) -> None:
     outputs = {name: getattr(args, name) for name in NAMES}
 
     def work(running: Running) -> dict[str, Any]:
-        place = next(filter(None, json.loads(args.rows)))
-        study = Study.of_place(running.storage_root, place, step.sweep)
-        found = compare(study, step.rung, f"Sweep {step.pipeline['pipeline_id']}: {args.step}")
+        result = next(filter(None, json.loads(args.rows)))
+        study = Study.of_result(running.storage_root, result, step.sweep)
+        comparison = compare(study, step.rung, f"Sweep {step.pipeline['pipeline_id']}: {args.step}")
         parameters = {name: getattr(args, name) for name in PARAMETERS}
-        overrides = merged(json.loads(args.overrides), nested(found.rows[0].candidate.settings))
+        overrides = merged(json.loads(args.overrides), nested(comparison.rows[0].candidate.settings))
         texts = {
-            "table": table.html(found),
-            "summary": table.markdown(found),
-            "csv": table.to_csv(found),
+            "table": table.html(comparison),
+            "summary": table.markdown(comparison),
+            "csv": table.to_csv(comparison),
             "winner": winner_config(step.pipeline, parameters, overrides),
         }
         for name, text in texts.items():
             Path(outputs[name]).write_text(text, encoding="utf-8")
             uri = layout.runs(running.storage_root, run.run_id(), args.step, NAMES[name])
             storage.write_bytes(uri, text.encode())
-        for row in found.rows:
+        for row in comparison.rows:
             logger.info("%s: %s, %s", row.candidate.name, row.candidate.value, table.status(row))
-        refuse(found.rows)
-        best = found.rows[0].candidate
-        forget_losers(study, step.rung, best=best if step.pipeline["save_intermediate"] else None)
+        check_winner(comparison.rows)
+        best = comparison.rows[0].candidate
+        remove_losers(study, step.rung, best=best if step.pipeline["save_intermediate"] else None)
         return {"best": overrides, "winner": best.name, step.sweep.objective.name: best.value}
 
-    # The trials are no artifacts: their study says what they came to, and may say more the next time.
+    # The results of the trials are not artifacts but in their study, which may have more of them next time.
     frame.run_step(args, inputs={}, outputs=outputs, config=step, work=work, reusable=False)
 
 

@@ -2,7 +2,7 @@
 
 held-out rows -> selection rows, unseen rows
 
-Who is chosen on some rows is flattered by them. On the others the winner is judged once more, and the line goes on.
+The rows by which a winner is chosen flatter it. The line judges it again on the others.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def hold_out(rows: list[dict], step: HoldOutStep) -> dict[str, list[dict]]:
-    """The rows of both sides. Their prompts are those with the smallest hashes, so that a share of that is a share of
+    """Returns the rows of both sides. Held-out prompts have the smallest hashes, so that a share of these is a share of
     the rows.
 
     Raises:

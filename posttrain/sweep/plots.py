@@ -1,4 +1,4 @@
-"""Candidates as two pictures: their settings as parallel coordinates, and what they came to against what they cost.
+"""Draws candidates: their settings as parallel coordinates, and their objective against their cost.
 
 ranked candidates -> SVG for the page of a comparison
 """
@@ -10,29 +10,30 @@ from posttrain.pages import drawing, wording
 from posttrain.pages.drawing import GRID, INK, MUTED, style_axes
 from posttrain.sweep.ranking import NOT_PROMOTED, Ranked
 
-MAX_TICKS = 5  # of an axis that shows every value
-SPAN_OF_LOG = 10  # largest value of an axis to the smallest, from which it is logarithmic
+TIED = "tied with the best"
+MAX_TICKS = 5  # values of an axis that shows them all
+SPAN_OF_LOG = 10  # ratio of largest to smallest value from which an axis is logarithmic
 BEST, LEVEL, OTHER, OUT, PAGE = "#060606", "#070707", "#080808", "#090909", "#0a0a0a"
 VARIABLES = {
     INK: "ink", MUTED: "soft", GRID: "line", BEST: "good", LEVEL: "old", OTHER: "soft", OUT: "bad", PAGE: "page",
 }  # fmt: skip
-LEGEND = {  # in the order in which they are drawn: the best lies on top
-    "does not qualify": OUT, NOT_PROMOTED: GRID, "qualified": OTHER, "not distinguishable from the best": LEVEL,
+LEGEND = {  # in drawing order: the best comes last, on top
+    "does not qualify": OUT, NOT_PROMOTED: GRID, "qualified": OTHER, TIED: LEVEL,
     "best": BEST,
 }  # fmt: skip
 
 
 def group_of(row: Ranked) -> str:
-    """The word of the legend for a candidate."""
+    """Returns a candidate's entry in the legend."""
     if row.place == 1:
         return "best"
     if row.is_level:
-        return "not distinguishable from the best"
+        return TIED
     return row.candidate.status if row.candidate.status in LEGEND else "does not qualify"
 
 
 def parallel_coordinates(rows: list[Ranked], settings: list[str], objective: str) -> str:
-    """An axis for each setting, one for the objective; a line for each candidate, which ends early without a value."""
+    """Draws an axis for each setting and the objective, and a line for each candidate, shorter if it has no value."""
     names = [*settings, objective]
     scales = [_Scale([_at(row, name, objective) for row in rows]) for name in names]
 
@@ -43,7 +44,7 @@ def parallel_coordinates(rows: list[Ranked], settings: list[str], objective: str
         for row in _best_last(rows):
             values = [_at(row, name, objective) for name in names]
             positions = [scale.position(value) for scale, value in zip(scales, values, strict=True)]
-            shift = _shift(rows.index(row), len(rows))  # else lines of the same settings lie on one another
+            shift = _shift(rows.index(row), len(rows))  # so that lines with the same settings do not overlap
             points = [(at, y + shift * (at < len(settings))) for at, y in enumerate(positions) if y is not None]
             _draw_line(axes, points, group_of(row))
         axes.set(xlim=(-0.2, len(names) - 1 + 0.4), ylim=(-0.08, 1.2))
@@ -55,7 +56,7 @@ def parallel_coordinates(rows: list[Ranked], settings: list[str], objective: str
 
 
 def metric_against_cost(rows: list[Ranked], objective: str, unit: str) -> str:
-    """A point for each candidate that was measured, with its interval."""
+    """Draws a point for each candidate with a value, and its interval."""
     measured = [row for row in _best_last(rows) if row.candidate.measure]
 
     def draw(figure) -> None:
@@ -71,18 +72,18 @@ def metric_against_cost(rows: list[Ranked], objective: str, unit: str) -> str:
 
 
 class _Scale:
-    """Where an axis has its values, from 0 to 1: numbers by size, or by logarithm if they span much; others by rank."""
+    """Positions on an axis, from 0 to 1: numbers by size, or by logarithm over a wide span; others by rank."""
 
     def __init__(self, values: list[Any]):
         names = {repr(value) for value in values if value is not None}
-        found = sorted({value for value in values if isinstance(value, int | float)})
-        self.places = None if len(found) == len(names) else _evenly(sorted(names))
+        numbers = sorted({value for value in values if isinstance(value, int | float)})
+        self.places = None if len(numbers) == len(names) else _evenly(sorted(names))
         if self.places is not None:
             self.ticks = [(place, name.strip("'")) for name, place in self.places.items()]
             return
-        self.warp = math.log if found and found[0] > 0 and found[-1] / found[0] >= SPAN_OF_LOG else float
-        self.low, self.high = (self.warp(found[0]), self.warp(found[-1])) if found else (0.0, 1.0)
-        shown = found if len(found) <= MAX_TICKS else [found[0], found[-1]]
+        self.warp = math.log if numbers and numbers[0] > 0 and numbers[-1] / numbers[0] >= SPAN_OF_LOG else float
+        self.low, self.high = (self.warp(numbers[0]), self.warp(numbers[-1])) if numbers else (0.0, 1.0)
+        shown = numbers if len(numbers) <= MAX_TICKS else [numbers[0], numbers[-1]]
         self.ticks = [(self.position(value), wording.number(value)) for value in shown]
 
     def position(self, value: Any) -> float | None:

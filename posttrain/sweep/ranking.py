@@ -1,6 +1,6 @@
-"""Candidates side by side: trials of a sweep or whole runs, each with its settings, gate metrics, cost and end.
+"""Ranks candidates: trials of a sweep or whole runs, each with its settings, gate metrics, cost and status.
 
-candidates, an objective -> the same in order, the best first; who cannot be told from the best is marked
+candidates, an objective -> candidates in order, the best first; those that are tied with the best are marked
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from posttrain.verdict import Interval, Verdict
 
 QUALIFIED = "qualified"
-NOT_PROMOTED = "not promoted"  # of halving: it was well, and others were better
+NOT_PROMOTED = "not promoted"  # in halving: it qualified, but others were better
 
 
 class Measure(BaseModel):
@@ -24,14 +24,14 @@ class Measure(BaseModel):
 
 
 class Cost(BaseModel):
-    """What was spent; what was taken over from earlier runs costs nothing."""
+    """The cost of a candidate; reused results of earlier runs cost nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
-    peak_memory: int = 0  # bytes, of the largest single process
+    peak_memory: int = 0  # bytes, in the largest process
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -43,7 +43,7 @@ class Cost(BaseModel):
 
     @property
     def compute_seconds(self) -> float:
-        """Those of the GPUs where there are some, else those of the CPU."""
+        """GPU-seconds, or CPU-seconds if there was no GPU."""
         return self.gpu_seconds or self.cpu_seconds
 
 
@@ -53,14 +53,14 @@ class Candidate(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    run_id: str  # under which its steps are recorded
+    run_id: str  # its steps are recorded under this id
     settings: dict[str, Any]  # `sft.learning_rate` -> value
-    status: str  # qualified, or what became of it
+    status: str  # qualified, or why not
     reason: str = ""  # why it does not qualify
     measures: dict[str, Measure] = {}  # `check_sft.held_out_loss` -> what was measured
     cost: Cost = Cost()
-    objective: str | None = None  # the measure by which it is compared
-    rung: int = 0  # of successive halving, the last that it has reached
+    objective: str | None = None  # name of the measure by which it is compared
+    rung: int = 0  # last rung of successive halving that it reached
 
     @property
     def qualifies(self) -> bool:
@@ -68,7 +68,7 @@ class Candidate(BaseModel):
 
     @property
     def measure(self) -> Measure | None:
-        """What it came to in the objective."""
+        """Its measure of the objective."""
         return self.measures.get(self.objective or "")
 
     @property
@@ -77,15 +77,15 @@ class Candidate(BaseModel):
 
 
 class Ranked(BaseModel):
-    """A candidate in its place."""
+    """A candidate and its place."""
 
     candidate: Candidate
     place: int | None  # from 1; None for one that does not qualify
-    is_level: bool = False  # with the best: their intervals overlap
+    is_level: bool = False  # tied with the best: their intervals overlap
 
 
 def ranked(candidates: Iterable[Candidate], sign: int) -> list[Ranked]:
-    """The best first, ties by cost; then those that were not promoted, then those that do not qualify.
+    """Returns the best first, ties by cost; then those that were not promoted, then those that do not qualify.
 
     Args:
         sign: 1 if a small objective is good, -1 if a large one is.
@@ -101,7 +101,7 @@ def ranked(candidates: Iterable[Candidate], sign: int) -> list[Ranked]:
 
 
 def overlap(one: Measure | None, other: Measure | None) -> bool:
-    """Whether the intervals of two measures have a number in common; without intervals, whether they are equal."""
+    """Tells whether two intervals overlap; measures without an interval must be equal."""
     if one is None or other is None:
         return False
     (low, high), (other_low, other_high) = (m.interval or (m.value, m.value) for m in (one, other))
@@ -109,7 +109,7 @@ def overlap(one: Measure | None, other: Measure | None) -> bool:
 
 
 def measures_of(verdict: Verdict) -> dict[str, Measure]:
-    """The numbers of a verdict: those of its checks, with their intervals, and those that it shows beside them."""
+    """Returns the numbers of a verdict: those of its checks, with intervals, and its other numbers."""
     numbers = {name: Measure(value=value) for name, value in verdict.numbers.items()}
     checked = {
         check.name: Measure(value=check.value, interval=check.interval)

@@ -1,10 +1,10 @@
-"""Which settings a trial tries: every combination of a grid, random ones, or what optuna's TPE makes of earlier trials.
+"""Chooses the settings of a trial: combinations of a grid, random ones, or by earlier results with optuna's TPE.
 
-the space, the number of a trial, what other trials came to -> its settings
+the space, the number of a trial, results of other trials -> its settings
 
 Grid and random know all trials in advance. TPE (arXiv:2304.11127) is asked when a trial starts, in the trial's own
-process: a loop in Kubeflow has as many iterations as were compiled, but what each of them tries may depend on those
-that have ended before it.
+process: a loop in Kubeflow has as many iterations as were compiled, but the settings of each may depend on those that
+ended before it.
 """
 
 import itertools
@@ -16,14 +16,15 @@ from typing import Any
 from posttrain.config.sweep import Range, Settings, SweepConfig
 from posttrain.sweep.ranking import Candidate
 
-NUM_RANDOM_TRIALS = 5  # before TPE has something to go by
+NUM_RANDOM_TRIALS = 5  # trials before TPE has results to use
 
 
 def settings_of(sweep: SweepConfig, trial: str, *, ended: Sequence[Candidate], running: Sequence[Settings]) -> Settings:
-    """The settings of a trial, by name.
+    """Returns the settings of a trial, by name.
 
     Args:
-        ended: trials of this sweep that came to an end; `running`: settings of those that have not. Only TPE looks.
+        ended: trials of this sweep that have ended; only TPE uses them.
+        running: settings of trials that have not; only TPE uses them.
     """
     number = sweep.trials.index(trial)
     if sweep.sampler == "grid":
@@ -40,7 +41,7 @@ def _random(values: Range | list[Any], dice: random.Random) -> Any:
 
 
 def _tpe(sweep: SweepConfig, number: int, ended: Sequence[Candidate], running: Sequence[Settings]) -> Settings:
-    """optuna's, on a study that is put together from the trials so far: nothing but their results need be kept."""
+    """Asks optuna, with a study built from the trials so far, so that nothing but their results need be stored."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -52,24 +53,24 @@ def _tpe(sweep: SweepConfig, number: int, ended: Sequence[Candidate], running: S
     distributions = {name: _distribution(values) for name, values in sweep.space.items()}
     state = optuna.trial.TrialState
     for candidate in ended:
-        # Pruned without a value is, to TPE, worse than anything that has one: there it should not look again.
+        # To TPE a pruned trial without a value is worse than any trial with one: it will avoid that region.
         result = {"state": state.COMPLETE, "value": candidate.value} if candidate.qualifies else {"state": state.PRUNED}
         study.add_trial(_frozen(sweep, candidate.settings, distributions, **result))
     for settings in running:
         study.add_trial(_frozen(sweep, settings, distributions, state=state.RUNNING))
-    found = study.ask(distributions).params
-    return {name: _value(values, found[name]) for name, values in sweep.space.items()}
+    params = study.ask(distributions).params
+    return {name: _from_optuna(values, params[name]) for name, values in sweep.space.items()}
 
 
 def _frozen(sweep: SweepConfig, settings: Settings, distributions: dict[str, Any], **result) -> Any:
     import optuna
 
-    params = {name: _told(values, settings[name]) for name, values in sweep.space.items()}
+    params = {name: _to_optuna(values, settings[name]) for name, values in sweep.space.items()}
     return optuna.trial.create_trial(params=params, distributions=distributions, **result)
 
 
 def _distribution(values: Range | list[Any]) -> Any:
-    """A list is chosen from by position: its values may be lists themselves."""
+    """Returns optuna's distribution of some values; for a list of their positions, since its values may be lists."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not isinstance(values, Range):
@@ -78,9 +79,9 @@ def _distribution(values: Range | list[Any]) -> Any:
     return kind(values.min, values.max, log=values.log)
 
 
-def _told(values: Range | list[Any], value: Any) -> Any:
+def _to_optuna(values: Range | list[Any], value: Any) -> Any:
     return value if isinstance(values, Range) else values.index(value)
 
 
-def _value(values: Range | list[Any], told: Any) -> Any:
-    return told if isinstance(values, Range) else values[told]
+def _from_optuna(values: Range | list[Any], param: Any) -> Any:
+    return param if isinstance(values, Range) else values[param]

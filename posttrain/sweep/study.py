@@ -1,10 +1,10 @@
-"""What the trials of a sweep know of each other, below `<storage root>/sweeps/<fingerprint>/`.
+"""Shares settings and results among the trials of a sweep, below `<storage root>/sweeps/<fingerprint>/`.
 
-    trial_3.settings.json    what it tries, written when it starts
-    trial_3.json             what it came to; `rung_2_rank_1.json`: a trial that went on to the second rung
+    trial_3.settings.json    its settings, written when it starts
+    trial_3.json             its result; `rung_2_rank_1.json`: of a trial that went on to the second rung
 
-The fingerprint is of the sweep's settings, the inputs' digests and the code: a sweep that was killed finds what its
-trials came to, and another one never mixes with it. Each file is written by one trial, so nothing need be locked.
+The fingerprint covers the sweep's settings, the inputs' digests and the code: a sweep that was killed finds the results
+of its trials, and never mixes with another one. Each file is written by one trial, so nothing need be locked.
 """
 
 import json
@@ -26,56 +26,56 @@ class Study:
     sweep: SweepConfig
 
     @classmethod
-    def of_place(cls, storage_root: str, place: str, sweep: SweepConfig) -> "Study":
-        """The study that what a trial came to belongs to, by its address."""
-        return cls(storage_root, place.rsplit("/", 2)[1], sweep)
+    def of_result(cls, storage_root: str, uri: str, sweep: SweepConfig) -> "Study":
+        """Returns the study that the result at this URI belongs to."""
+        return cls(storage_root, uri.rsplit("/", 2)[1], sweep)
 
     @property
     def root(self) -> str:
         return layout.sweeps(self.storage_root, self.fingerprint)
 
     def settings_of(self, trial: str) -> Settings:
-        """What a trial tries: as it was decided when it first started, or decided now."""
-        place = storage.join(self.root, f"{trial}.settings.json")
-        if not storage.exists(place):
+        """Returns a trial's settings: those chosen when it first started, or chosen now."""
+        uri = storage.join(self.root, f"{trial}.settings.json")
+        if not storage.exists(uri):
             running = [self._read(name) for name in self.sweep.trials if self._runs(name)]
             settings = sampling.settings_of(self.sweep, trial, ended=self.ended(self.sweep.rungs[0]), running=running)
-            storage.write_bytes(place, json.dumps(settings, indent=2).encode())
-        return json.loads(storage.read_bytes(place))
+            storage.write_bytes(uri, json.dumps(settings, indent=2).encode())
+        return json.loads(storage.read_bytes(uri))
 
     def ended(self, rung: Rung) -> list[Candidate]:
-        """The candidates of a rung that have come to an end, whichever."""
-        places = (self.place_of(slot) for slot in self.sweep.slots(rung))
-        return [Candidate.model_validate_json(storage.read_bytes(place)) for place in places if storage.exists(place)]
+        """Returns the candidates of a rung that have ended, whatever their status."""
+        uris = (self.uri_of(slot) for slot in self.sweep.slots(rung))
+        return [Candidate.model_validate_json(storage.read_bytes(uri)) for uri in uris if storage.exists(uri)]
 
     def promoted(self, rung: Rung) -> list[Candidate]:
-        """Those of the rung before that go on in this one, the best first."""
+        """Returns the candidates of the rung before that go on in this one, the best first."""
         rows = ranked(self.ended(self.sweep.rungs[rung.number - 1]), self.sweep.objective.sign)
         return [row.candidate for row in rows if row.candidate.qualifies][: rung.num_trials]
 
     def all(self, until: Rung) -> list[Candidate]:
-        """Every trial once, as it stood at its last rung up to this one, with what it has cost on all of them."""
-        found: dict[str, Candidate] = {}
+        """Returns every trial once: its status at its last rung up to this one, and its cost on all of them."""
+        latest: dict[str, Candidate] = {}
         for rung in self.sweep.rungs[: until.number + 1]:
             for candidate in self.ended(rung):
-                spent = found[candidate.name].cost + candidate.cost if candidate.name in found else candidate.cost
-                found[candidate.name] = candidate.model_copy(update={"cost": spent})
+                spent = latest[candidate.name].cost + candidate.cost if candidate.name in latest else candidate.cost
+                latest[candidate.name] = candidate.model_copy(update={"cost": spent})
         left = {"status": NOT_PROMOTED}
         return [
             candidate.model_copy(update=left) if candidate.qualifies and candidate.rung < until.number else candidate
-            for candidate in found.values()
+            for candidate in latest.values()
         ]
 
     def keep(self, slot: str, candidate: Candidate) -> None:
-        storage.write_bytes(self.place_of(slot), candidate.model_dump_json(indent=2).encode())
+        storage.write_bytes(self.uri_of(slot), candidate.model_dump_json(indent=2).encode())
 
-    def place_of(self, slot: str) -> str:
-        """Of what the trial in a slot came to."""
+    def uri_of(self, slot: str) -> str:
+        """Returns the URI of the result of the trial in a slot."""
         return storage.join(self.root, f"{slot}.json")
 
     def _runs(self, trial: str) -> bool:
         has_begun = storage.exists(storage.join(self.root, f"{trial}.settings.json"))
-        return has_begun and not storage.exists(self.place_of(trial))
+        return has_begun and not storage.exists(self.uri_of(trial))
 
     def _read(self, trial: str) -> Settings:
         return json.loads(storage.read_bytes(storage.join(self.root, f"{trial}.settings.json")))

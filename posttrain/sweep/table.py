@@ -1,4 +1,4 @@
-"""The table of a comparison, of a sweep's trials or of any runs: Markdown, HTML with two plots, CSV, terminal.
+"""Renders a comparison, of a sweep's trials or of any runs, as Markdown, HTML with two plots, CSV or in the terminal.
 
 ranked candidates -> text
 """
@@ -11,16 +11,16 @@ from typing import Any
 from posttrain.pages import wording
 from posttrain.pages.html import environment, size
 from posttrain.sweep import plots
+from posttrain.sweep.plots import TIED
 from posttrain.sweep.ranking import Candidate, Measure, Ranked
 
-WIDTH = 200  # columns, where the output is a file or a log
-LEVEL = "not distinguishable from the best"
+WIDTH = 200  # columns, if the output is a file or a log
 UNITS = {"gpu": "GPU-seconds", "cpu": "CPU-seconds"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidates in their order, and what is shown of each."""
+    """Ranked candidates, and the columns of their table."""
 
     title: str
     rows: list[Ranked]
@@ -28,20 +28,20 @@ class Comparison:
 
     @property
     def settings(self) -> list[str]:
-        """Those in which candidates differ."""
+        """Settings in which candidates differ."""
         names = dict.fromkeys(name for row in self.rows for name in row.candidate.settings)
         return [name for name in names if len({repr(row.candidate.settings.get(name)) for row in self.rows}) > 1]
 
     @property
     def measures(self) -> list[str]:
-        """The objective, then what else was measured with an interval."""
-        found = [
+        """The objective, then all other measures with an interval."""
+        others = [
             name
             for row in self.rows
             for name, measure in row.candidate.measures.items()
             if measure.interval and name != self.objective
         ]
-        return [*([self.objective] if self.objective else []), *dict.fromkeys(found)]
+        return [*([self.objective] if self.objective else []), *dict.fromkeys(others)]
 
     @property
     def unit(self) -> str:
@@ -51,7 +51,7 @@ class Comparison:
         return ["", "name", "status", *self.settings, *measures, self.unit, "peak memory"]
 
     def cells(self, row: Ranked, measures: list[str]) -> list[str]:
-        """The texts of one line of the table."""
+        """Returns the texts of one row of the table."""
         candidate = row.candidate
         return [
             str(row.place or ""),
@@ -65,17 +65,17 @@ class Comparison:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why those do not qualify that do not."""
+        """Why candidates do not qualify, by name."""
         candidates = [row.candidate for row in self.rows]
-        return {found.name: found.reason for found in candidates if found.reason and not found.qualifies}
+        return {one.name: one.reason for one in candidates if one.reason and not one.qualifies}
 
 
 def status(row: Ranked) -> str:
-    """What became of a candidate."""
+    """Returns a candidate's status as the table shows it."""
     if row.place == 1:
         return "best"
     if row.is_level:
-        return LEVEL
+        return TIED
     if row.candidate.qualifies:
         return row.candidate.reason or row.candidate.status
     return row.candidate.status
@@ -86,7 +86,7 @@ def setting(value: Any) -> str:
 
 
 def measured(measure: Measure | None) -> str:
-    """`0.42 (0.39 to 0.45)`."""
+    """Returns a measure as `0.42 (0.39 to 0.45)`."""
     if measure is None:
         return ""
     low, high = measure.interval or (None, None)
@@ -95,19 +95,20 @@ def measured(measure: Measure | None) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """How many qualify, and which is the best."""
+    """Says how many qualify, and which is the best."""
     qualified = [row for row in comparison.rows if row.candidate.qualifies]
     if not qualified:
         return f"None of {len(comparison.rows)} qualifies"
     if comparison.objective is None:
         return f"{len(qualified)} of {len(comparison.rows)} passed all their gates"
-    level = sum(row.is_level for row in comparison.rows)
-    told = f"; {level} more cannot be told from it" if level else ""
-    return f"Best of {len(comparison.rows)}: {qualified[0].candidate.name}{told}"
+    num_tied = sum(row.is_level for row in comparison.rows)
+    others = "other is" if num_tied == 1 else "others are"
+    tied = f" ({num_tied} {others} tied with it)" if num_tied else ""
+    return f"Best of {len(comparison.rows)}: {qualified[0].candidate.name}{tied}"
 
 
 def markdown(comparison: Comparison) -> str:
-    """A heading and a table."""
+    """Renders a heading and a table."""
     measures = comparison.measures
     lines = [
         f"# {wording.markdown(comparison.title)}", "", f"**{wording.markdown(headline(comparison))}**", "",
@@ -119,7 +120,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def one_markdown(title: str, candidate: Candidate | None) -> str:
-    """A trial by itself."""
+    """Renders a single trial."""
     if candidate is None:
         return f"# {wording.markdown(title)}\n\nToo few trials qualify for this rung: nothing was run.\n"
     pairs = {"settings of": candidate.name, **{name: setting(value) for name, value in candidate.settings.items()}}
@@ -130,7 +131,7 @@ def one_markdown(title: str, candidate: Candidate | None) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Every number in a column of its own, unrounded."""
+    """Renders every number in a column of its own, unrounded."""
     measures = list(dict.fromkeys(name for row in comparison.rows for name in row.candidate.measures))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -139,17 +140,17 @@ def to_csv(comparison: Comparison) -> str:
     costs = ["seconds", "cpu_seconds", "gpu_seconds", "peak_memory"]
     writer.writerow(["place", "name", "run_id", *names, *bounds, *costs, "rung", "status", "is_level", "reason"])
     for row in comparison.rows:
-        found = row.candidate
-        numbers = [number for name in measures for number in _numbers(found.measures.get(name))]
-        spent = [getattr(found.cost, name) for name in costs]
-        own = [found.rung, found.status, row.is_level, found.reason]
-        given = [found.settings.get(name) for name in names]
-        writer.writerow([row.place, found.name, found.run_id, *given, *numbers, *spent, *own])
+        candidate = row.candidate
+        settings = [candidate.settings.get(name) for name in names]
+        numbers = [number for name in measures for number in _numbers(candidate.measures.get(name))]
+        spent = [getattr(candidate.cost, name) for name in costs]
+        own = [candidate.rung, candidate.status, row.is_level, candidate.reason]
+        writer.writerow([row.place, candidate.name, candidate.run_id, *settings, *numbers, *spent, *own])
     return text.getvalue()
 
 
 def html(comparison: Comparison) -> str:
-    """The page: self-contained, without scripts, every text escaped."""
+    """Renders the page: self-contained, without scripts, every text escaped."""
     measures = comparison.measures
     template = environment().get_template("comparison.html")
     return template.render(
@@ -162,7 +163,7 @@ def html(comparison: Comparison) -> str:
 
 
 def print_terminal(comparison: Comparison) -> None:
-    """The table with its most telling columns."""
+    """Prints the table with its most important columns."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -194,7 +195,7 @@ def _plots(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _tone(row: Ranked) -> str:
-    tones = {"best": "good", LEVEL: "old", "not promoted": "none", "qualified": ""}
+    tones = {"best": "good", TIED: "old", "not promoted": "none", "qualified": ""}
     return tones.get(plots.group_of(row), "bad")
 
 

@@ -1,14 +1,14 @@
-"""One trial of a sweep: the line's own steps with the settings that it tries, as far as the gate of the objective.
+"""Runs a trial of a sweep: the line's own steps with the trial's settings, as far as the gate of the objective.
 
-base, training rows, rows to judge on -> a candidate in the sweep's study, its address as output, a page as Markdown
+base, training rows, rows to judge on -> a candidate in the sweep's study, its URI as output, a page as Markdown
 
-Each step is a child process, recorded as a step of a run of its own, `<run id>.<trial>`. What goes wrong in one is the
-candidate's status and never a failure of this step: in Kubeflow one failed iteration of a loop cuts its siblings.
-Steps find finished results and checkpoints by content, as in any run: what two trials share is made once, and the line
-that goes on with the winner finds all that its trial has made.
+Each step is a child process, recorded as a step of a run of its own, `<run id>.<trial>`. A failure of
+one becomes the candidate's status and never fails this step: in Kubeflow a failed iteration of a loop cancels its
+siblings. Steps find finished results and checkpoints by content, as in any run: results that two trials share are made
+once, and the line that goes on with the winner finds all results of its trial.
 
-With successive halving a trial's last training leaves when it has made its rung's share of steps. The gates judge the
-adapter of the checkpoint that it left, and if it is promoted it goes on from there.
+With successive halving a trial's last training leaves after its rung's share of steps. The gates judge the adapter of
+the checkpoint that it left; if the trial is promoted, it resumes from there.
 """
 
 import argparse
@@ -35,14 +35,14 @@ from posttrain.train.checkpoints import Checkpoints
 from posttrain.train.stage import ADAPTER_FILES, progress
 from posttrain.verdict import Verdict
 
-GIVEN = {  # input of this step -> output of the graph that it is
+GIVEN = {  # input of this step -> the output of the graph behind it
     "base": "fetch_model.model",
     "sft_train": "prepare_sft_data.train",
     "sft_eval": "prepare_sft_data.eval",
     "preference_train": "prepare_preferences.train",
     "preference_eval": "prepare_preferences.eval",
 }
-JUDGED = {"sft_judged": "prepare_sft_data.eval", "preference_judged": "prepare_preferences.eval"}  # to the gates
+JUDGED = {"sft_judged": "prepare_sft_data.eval", "preference_judged": "prepare_preferences.eval"}  # for gates
 GATE_FAILED, DISQUALIFIED, NOT_MEASURED = "gate failed", "constraint not kept", "not measured"
 WINNER = "winner"
 
@@ -53,12 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sft-train", help="training rows, JSONL")
     parser.add_argument("--sft-eval", help="held-out rows for the training's own curve, JSONL")
     parser.add_argument("--sft-judged", help="held-out rows for the gates, JSONL")
-    parser.add_argument("--preference-train", help="the same of preferences")
-    parser.add_argument("--preference-eval")
-    parser.add_argument("--preference-judged")
-    parser.add_argument("--summary", required=True, help="output: what the trial came to, Markdown")
+    parser.add_argument("--preference-train", help="training pairs, JSONL")
+    parser.add_argument("--preference-eval", help="held-out pairs for the training's own curve, JSONL")
+    parser.add_argument("--preference-judged", help="held-out pairs for the gates, JSONL")
+    parser.add_argument("--summary", required=True, help="output: the trial's result, Markdown")
     parser.add_argument("--metrics", required=True, help="output: its numbers, JSON")
-    parser.add_argument("--row", help="output: address of what the trial came to; empty if there was none")
+    parser.add_argument("--row", help="output: URI of the trial's result; empty if there was no trial")
     return parser
 
 
@@ -85,16 +85,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def fingerprint_of_sweep(module: str, step: TrialStep, inputs: dict[str, str]) -> str:
-    """The same for all trials: it names their study."""
+    """Returns the fingerprint of all trials of the sweep, which names their study."""
     config = step.decisive.model_dump(mode="json")
     return code.fingerprint("sweep", config=config, inputs=inputs, code=code.code_of(module, config=config))
 
 
 def run_slot(args: argparse.Namespace, step: TrialStep, study: Study, folder: Path) -> Candidate | None:
-    """What the trial in this slot comes to; None if too few trials qualify for a rung to fill it."""
+    """Runs the trial in this slot; returns None if too few trials qualify for its rung."""
     sweep, rung = step.sweep, step.sweep.rung_of(args.step)
     if rung is None:
-        rung, name, settings = sweep.rungs[-1], WINNER, {}  # its settings are the run's overrides
+        rung, name, settings = sweep.rungs[-1], WINNER, {}  # its settings are in the run's overrides
     elif rung.number == 0:
         name, settings = args.step, study.settings_of(args.step)
     else:
@@ -118,7 +118,7 @@ def run_slot(args: argparse.Namespace, step: TrialStep, study: Study, folder: Pa
 
 
 def run_commands(step: TrialStep, trial: Trial, rung: Rung, candidate: Candidate) -> Candidate:
-    """Runs the steps one after the other until one gives nothing or, on the last rung, a gate does not pass."""
+    """Runs the steps one after the other until one has no result or, on the last rung, a gate does not pass."""
     last_training = [command for command in step.commands if command.is_training][-1]
     candidate = candidate.model_copy(update={"cost": children.import_libraries()})
     for command in step.commands:
@@ -132,11 +132,11 @@ def run_commands(step: TrialStep, trial: Trial, rung: Rung, candidate: Candidate
             candidate = judged(candidate, verdict, decides=rung.share == 1)
         if not candidate.qualifies:
             return candidate
-    return settled(candidate, step.sweep)
+    return finished(candidate, step.sweep)
 
 
 def run_command(command: Command, trial: Trial, *, share: float, num_gpus: int) -> Ended:
-    """Runs one step; of a training that is cut short, what it left in its checkpoint becomes its output."""
+    """Runs one step; if it is a training that stops early, its checkpoint becomes its output."""
     if share == 1:
         return children.run(command, trial, config=command.config, num_gpus=num_gpus)
     cut = merged(command.config, {"training": {"leave_at": share}})
@@ -147,19 +147,18 @@ def run_command(command: Command, trial: Trial, *, share: float, num_gpus: int) 
 
 
 def take_checkpoint(command: Command, trial: Trial, share: float) -> bool:
-    """Makes the outputs of a training out of its newest checkpoint; False if it has not come so far."""
-    entry = [entry for entry in records.read_records(trial.storage_root, trial.run_id) if entry.step == command.step][
-        -1
-    ]
+    """Makes a training's outputs out of its newest checkpoint; returns False if it has not made its share of steps."""
+    entries = records.read_records(trial.storage_root, trial.run_id)
+    entry = [entry for entry in entries if entry.step == command.step][-1]
     checkpoints = Checkpoints(trial.storage_root, entry.step, entry.fingerprint, run_id=trial.run_id, limit=1)
-    found = checkpoints.fetch_newest(trial.folder / "checkpoints")
-    state = json.loads((found / "trainer_state.json").read_text(encoding="utf-8")) if found else {}
-    if not found or state["global_step"] < math.ceil(share * state["max_steps"]):
+    newest = checkpoints.fetch_newest(trial.folder / "checkpoints")
+    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8")) if newest else {}
+    if not newest or state["global_step"] < math.ceil(share * state["max_steps"]):
         return False
     adapter = trial.output(command.step, "adapter")
     adapter.mkdir(parents=True)
     for name in ADAPTER_FILES:
-        shutil.copyfile(found / name, adapter / name)
+        shutil.copyfile(newest / name, adapter / name)
     metrics = progress(SimpleNamespace(**state))
     if command.step == "train_dpo":
         settings = config.parse_step(config.DpoStep, json.dumps(command.config), json.dumps(trial.overrides)).dpo
@@ -169,7 +168,7 @@ def take_checkpoint(command: Command, trial: Trial, share: float) -> bool:
 
 
 def judged(candidate: Candidate, verdict: Verdict, *, decides: bool) -> Candidate:
-    """The candidate with what a gate has measured; its limits are for trainings that have come to their end."""
+    """Adds a gate's measures to a candidate; whether it passed counts only after a complete training."""
     candidate = candidate.model_copy(update={"measures": candidate.measures | measures_of(verdict)})
     if verdict.passed or not decides:
         return candidate
@@ -177,11 +176,11 @@ def judged(candidate: Candidate, verdict: Verdict, *, decides: bool) -> Candidat
     return candidate.model_copy(update={"status": GATE_FAILED, "reason": reason})
 
 
-def settled(candidate: Candidate, sweep: SweepConfig) -> Candidate:
-    """The candidate after its last step: does it keep the constraints, and has the objective a value?"""
+def finished(candidate: Candidate, sweep: SweepConfig) -> Candidate:
+    """Judges a candidate after its last step: the objective must have a value, and constraints must hold."""
     if candidate.measure is None:
         known = ", ".join(sorted(candidate.measures))
-        reason = f"{candidate.objective} has no value; measured were: {known}"
+        reason = f"{candidate.objective} has no value; give one of the measures: {known}"
         return candidate.model_copy(update={"status": NOT_MEASURED, "reason": reason})
     broken = [constraint.sentence for constraint in sweep.constraints if not keeps(candidate, constraint)]
     if broken:
@@ -197,9 +196,9 @@ def keeps(candidate: Candidate, constraint: Constraint) -> bool:
 
 
 def numbers_of(candidate: Candidate | None) -> dict[str, float | str]:
-    """What Kubeflow shows of a trial."""
+    """Returns the numbers of a trial that Kubeflow shows."""
     if candidate is None:
-        return {"status": "no trial was left for it"}
+        return {"status": "no trial left for this slot"}
     numbers = {name: measure.value for name, measure in candidate.measures.items()}
     settings = {name: value for name, value in candidate.settings.items() if isinstance(value, int | float)}
     spent = {"compute_seconds": candidate.cost.compute_seconds, "peak_memory": candidate.cost.peak_memory}

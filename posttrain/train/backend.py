@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from posttrain.config import LoraTraining, SftConfig
 from posttrain.config.placement import BACKEND_ENV
-from posttrain.rows import chat
 from posttrain.step import usage
 from posttrain.train import ranks
 
@@ -179,11 +178,6 @@ def load_model(path: str | Path, adapter: str | Path | None = None) -> Any:
 
         model = PeftModel.from_pretrained(model, adapter, local_files_only=True)
     return model.to(current().device).eval()
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """Loads the model's tokenizer. The caller sets its padding side: left to generate, right to train."""
-    return chat.load_tokenizer(path)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -58,7 +58,7 @@ def test_shards_are_fetched_by_the_index(source, tmp_path):
     (source / "model-00002-of-00002.safetensors").unlink(missing_ok=True)
     last = sorted(name for name in expected if name.endswith(".safetensors"))[-1]
     (source / last).unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r"model.safetensors.index.json names model-.*, which is not there"):
+    with pytest.raises(ValueError, match=r"model.safetensors.index.json names model-.*, which is missing"):
         fetch_from(source, tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_a_4_bit_name_that_is_not_quantised_is_taken_as_it_is(source, tmp_path, 
 
 def test_quantised_models_without_a_source_are_refused(source, quantised, tmp_path, hub):
     hub.repos |= {"org/tiny-awq": quantised, "org/tiny-bnb-4bit": quantised, "org/tiny": source}
-    with pytest.raises(ValueError, match="'org/tiny-awq' is quantised .* give the 16-bit repository itself"):
+    with pytest.raises(ValueError, match="'org/tiny-awq' is quantised, .* give the 16-bit repository"):
         fetch_from("org/tiny-awq", tmp_path)
     with pytest.raises(ValueError, match="'org/tiny-bnb-4bit@v1' is quantised"):
         fetch_from("org/tiny-bnb-4bit@v1", tmp_path)
@@ -169,13 +169,13 @@ def test_what_is_not_on_the_hub_is_refused(address, source, tmp_path, hub):
 
 def test_an_unreachable_hub_is_no_bad_input(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match="'org/tiny' is no folder, and the Hub does not answer"):
+    with pytest.raises(ConnectionError, match="'org/tiny' is not a folder, and the Hub does not answer"):
         fetch_from("org/tiny", tmp_path)
 
 
 @pytest.mark.parametrize("address", ["/no/such/folder", "./absent", "absent"])
 def test_what_is_not_there_is_refused(address, tmp_path):
-    with pytest.raises(ValueError, match="is not there or empty; give org/name"):
+    with pytest.raises(ValueError, match="does not exist or is empty; give org/name"):
         fetch_from(address, tmp_path)
 
 

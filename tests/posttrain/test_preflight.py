@@ -219,7 +219,7 @@ def test_what_the_hub_refuses_is_told_with_the_rest(on_hub, hub, monkeypatch):
 
 def test_a_hub_that_does_not_answer_is_a_problem_too(given, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match="'org/tiny' is no folder, and the Hub does not answer"):
+    with pytest.raises(ValueError, match="'org/tiny' is not a folder, and the Hub does not answer"):
         check(given | {"base_model": "org/tiny"})
 
 

@@ -12,6 +12,7 @@ import torch
 
 from posttrain import sft, storage
 from posttrain.config import SftConfig, SftStep
+from posttrain.rows import chat
 from posttrain.rows.chat import num_trainable_tokens, render
 from posttrain.rows.formats import read_jsonl, write_jsonl
 from posttrain.step import digests, records, run
@@ -101,7 +102,7 @@ def test_adapter_folder_holds_the_adapter_alone_and_no_path(whole):
 
 def test_loss_is_that_of_the_completion_with_its_end_of_turn(whole, tiny_model, rows):
     out, metrics = whole
-    tokenizer, model = backend.load_tokenizer(tiny_model), backend.load_model(tiny_model, out / "adapter")
+    tokenizer, model = chat.load_tokenizer(tiny_model), backend.load_model(tiny_model, out / "adapter")
     (row,) = read_jsonl(rows["eval"])
     tokens = torch.tensor([render(tokenizer, row["prompt"], row["completion"])])
     num_answer_tokens = num_trainable_tokens(tokenizer, row, CONFIG.max_seq_length)
@@ -215,7 +216,7 @@ def poisoned(tiny_model, rows, tmp_path) -> tuple[Path, dict[str, str]]:
 
     model = shutil.copytree(tiny_model, tmp_path / "model")
     weights = load_file(model / "model.safetensors")
-    token = backend.load_tokenizer(model).convert_tokens_to_ids("<|endoftext|>")
+    token = chat.load_tokenizer(model).convert_tokens_to_ids("<|endoftext|>")
     weights["model.embed_tokens.weight"][token] = math.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     train_rows = read_jsonl(rows["train"])

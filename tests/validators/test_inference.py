@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.rows.chat import render
-from posttrain.train.backend import load_model, load_tokenizer
+from posttrain.rows.chat import load_tokenizer, render
+from posttrain.train.backend import load_model
 from validators import inference
 
 

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from posttrain.train.backend import load_model, load_tokenizer
+from posttrain.rows.chat import load_tokenizer
+from posttrain.train.backend import load_model
 from validators import inference
 from validators.vllm import Engine, check_generation
 

@@ -59,9 +59,10 @@ def load(path: str) -> PairwiseJudge:
     Raises:
         ValueError: its tokenizer splits a letter, so that no single token is its verdict.
     """
+    from posttrain.rows import chat
     from posttrain.train import backend
 
-    tokenizer = backend.load_tokenizer(path)
+    tokenizer = chat.load_tokenizer(path)
     ids = [tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in LETTERS]
     if any(len(one) != 1 for one in ids) or len({one[0] for one in ids}) < len(LETTERS):
         raise ValueError(f"{path}: its tokenizer has no token for each of A, B and C: give another judge model")

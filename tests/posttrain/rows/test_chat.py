@@ -187,7 +187,7 @@ def test_damaged_files_are_named(folder):
 def test_needs_neither_torch_nor_transformers(tiny_model):
     code = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "from posttrain import chat\n"
+        "from posttrain.rows import chat\n"
         "tokenizer = chat.ChatTokenizer(sys.argv[1])\n"
         "print(len(chat.render(tokenizer, [{'role': 'user', 'content': 'Add a task.'}])))\n"
     )

@@ -5,7 +5,7 @@ import pytest
 from posttrain import storage
 from posttrain.config.sweep import SweepConfig
 from posttrain.step import records
-from posttrain.sweep.compare import forget_losers, refuse
+from posttrain.sweep.compare import check_winner, remove_losers
 from posttrain.sweep.ranking import Candidate, Measure, ranked
 from posttrain.sweep.study import Study
 from posttrain.train.checkpoints import Checkpoints
@@ -47,7 +47,7 @@ def left(study: Study) -> set[str]:
 
 
 def test_after_a_rung_who_goes_on_and_who_was_killed_keeps_its_checkpoints(study):
-    forget_losers(study, 0, best=None)
+    remove_losers(study, 0, best=None)
     assert left(study) == {"first.trial_2", "first.trial_3", "first.trial_4"}
 
 
@@ -58,19 +58,19 @@ def test_after_the_last_rung_only_the_best_one_has_some_if_they_are_to_be_kept(s
         candidate = candidate.model_copy(update={"run_id": f"second.{candidate.name}", "rung": 1})  # it was resumed
         train(study, tmp_path, candidate.run_id, fingerprint=f"{rank}" * 64)
         study.keep(f"rung_2_rank_{rank}", candidate)
-    forget_losers(study, 1, best=candidates[1] if keeps_best else None)
+    remove_losers(study, 1, best=candidates[1] if keeps_best else None)
     assert left(study) == {"first.trial_4"} | ({"first.trial_2", "second.trial_2"} if keeps_best else set())
 
 
 def test_what_another_run_has_written_stays(study, tmp_path):
     train(study, tmp_path, "by-hand", fingerprint="0" * 64)
-    forget_losers(study, 0, best=None)
+    remove_losers(study, 0, best=None)
     assert "by-hand" in left(study) and "first.trial_1" not in left(study)
 
 
 def test_a_training_that_losers_share_with_the_best_keeps_its_checkpoints(study, tmp_path):
     train(study, tmp_path, "first.trial_1", fingerprint="1" * 64)  # made by one trial, reused by another
-    forget_losers(study, 0, best=None)
+    remove_losers(study, 0, best=None)
     assert left(study) == {"first.trial_1", "first.trial_2", "first.trial_3", "first.trial_4"}
     shared = storage.list_files(storage.join(study.storage_root, "checkpoints", "train_sft", "0" * 64))
     assert not shared
@@ -80,6 +80,6 @@ def test_where_none_qualifies_each_kind_of_end_is_told_once():
     ends = [("trial_1", "diverged", "at step 3"), ("trial_2", "gate failed", "loss 9"), ("trial_3", "diverged", "at 4")]
     found = [Candidate(name=name, run_id=name, settings={}, status=end, reason=why) for name, end, why in ends]
     with pytest.raises(ValueError) as caught:
-        refuse(ranked(found, 1))
+        check_winner(ranked(found, 1))
     words = "none of 3 trials qualifies: 2 diverged, trial_1: at step 3; 1 gate failed, trial_2: loss 9"
     assert str(caught.value) == words

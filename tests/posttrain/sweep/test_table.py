@@ -39,11 +39,11 @@ def test_only_settings_that_differ_are_shown(found):
 
 def test_markdown_has_a_line_per_trial_and_marks_who_is_level(found):
     text = table.markdown(found)
-    assert "**Best of 4: trial\\_2; 1 more cannot be told from it**" in text
+    assert "**Best of 4: trial\\_2 (1 other is tied with it)**" in text
     lines = [line for line in text.splitlines() if line.startswith("| ") and "trial\\_" in line]
     assert [line.split(" | ")[1] for line in lines] == ["trial\\_2", "trial\\_1", "trial\\_3", "trial\\_4"]
     assert lines[0].split(" | ")[2:7] == ["best", "2", "\\['q\\_proj'\\]", "0.42 (0.37 to 0.47)", "20.0"]
-    assert "not distinguishable from the best" in lines[1] and "not distinguishable" not in lines[2]
+    assert "tied with the best" in lines[1] and "tied" not in lines[2]
     assert "| diverged |" in lines[3]
     assert "- trial\\_4: &lt;script&gt;" in text
 

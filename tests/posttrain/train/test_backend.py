@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from posttrain.config import DpoConfig, SftConfig
+from posttrain.rows import chat
 from posttrain.train import backend
 
 
@@ -51,7 +52,7 @@ def test_asked_for_unsloth_that_is_not_installed(monkeypatch):
 
 def test_model_to_judge_has_the_adapter_on_it(tiny_model, tiny_adapter):
     backend.prepare()
-    tokens = torch.tensor([backend.load_tokenizer(tiny_model)("hello")["input_ids"]])
+    tokens = torch.tensor([chat.load_tokenizer(tiny_model)("hello")["input_ids"]])
     plain, adapted = backend.load_model(tiny_model), backend.load_model(tiny_model, tiny_adapter)
     assert plain.dtype == torch.float32 and not plain.training and not adapted.training
     with torch.no_grad():

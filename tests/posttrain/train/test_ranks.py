@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from posttrain import dpo, sft
 from posttrain.config import DpoConfig, DpoStep, SftConfig, SftStep
+from posttrain.rows import chat
 from posttrain.rows.formats import read_jsonl, write_jsonl
 from posttrain.step.digests import digest
 from posttrain.train import backend, callbacks, ranks, stage
@@ -172,7 +173,7 @@ def test_sigterm_to_one_rank_stops_both_at_the_same_step(whole, tiny_model, rows
 def test_a_loss_that_is_not_finite_in_one_rank_ends_both(tiny_model, rows, tmp_path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     weights = load_file(model / "model.safetensors")
-    token = backend.load_tokenizer(model).convert_tokens_to_ids("<|endoftext|>")
+    token = chat.load_tokenizer(model).convert_tokens_to_ids("<|endoftext|>")
     weights["model.embed_tokens.weight"][token] = math.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     poisoned = read_jsonl(rows[SftConfig]["train"])
