@@ -6,6 +6,8 @@ Rows are read, converted and written one by one: only their hashes and ids stay 
 
 The side of a row depends only on its normalised prompt and the fraction. So SFT and preference data that are split with
 the same fraction agree: no training row of one shares its prompt with an evaluation row of the other.
+
+Evaluation rows keep their `references`, by which gates judge answers; training rows have none.
 """
 
 import argparse
@@ -117,7 +119,7 @@ def prepare(
                 name = side_of(key, settings.eval_fraction)
                 sides[name].add(row, bytes.fromhex(key))
                 contents.add(bytes.fromhex(content_key(row)))
-                write(name, row)
+                write(name, row if name == "eval" else _to_train_on(row))
     num_rows = {name: side.num_rows for name, side in sides.items()}
     num_prompts = sum(len(side.prompts) for side in sides.values())
     try:
@@ -130,7 +132,7 @@ def prepare(
         "num_input_rows": seen.num_rows,
         "num_rows": sum(num_rows.values()),
         "num_duplicate_rows": sum(num_rows.values()) - len(contents),  # rows that differ in nothing but the id
-        "dropped_keys": sorted(seen.keys - {"id", "messages", "prompt", *ANSWER_KEYS[kind]}),
+        "dropped_keys": sorted(seen.keys - {"id", "messages", "prompt", "references", *ANSWER_KEYS[kind]}),
         **{name: side.statistics for name, side in sides.items()},
     }
     return Prepared(
@@ -139,6 +141,11 @@ def prepare(
         prompts={name: side.prompts for name, side in sides.items()},
         source={"source": dataset, "commit": data_set.commit, "digest": data_set.digest},
     )
+
+
+def _to_train_on(row: dict) -> dict:
+    """Without what the gates compare answers with."""
+    return {key: value for key, value in row.items() if key != "references"}
 
 
 class _Seen:

@@ -6,7 +6,9 @@ messages | prompt, completion | [prompt,] chosen, rejected; plain text or conver
     preference row  {"id": str, "prompt": [message, ...], "chosen": [message], "rejected": [message]}
     message         {"role": "system" | "user" | "assistant" | "tool", "content": str}
 
-completion, chosen and rejected hold one assistant message each.
+completion, chosen and rejected hold one assistant message each. A row may have `references` as well: a list of the
+answers that count as right, texts or other JSON values, for the gates to compare a model's answer with. Without them
+the completion, or the chosen answer, is the one that counts. They are no part of what is trained on.
 """
 
 import codecs
@@ -170,8 +172,8 @@ def prompt_key(row: dict) -> str:
 
 
 def content_key(row: dict) -> str:
-    """Returns the SHA-256 of everything but the id, equal for exact duplicates."""
-    content = {key: value for key, value in row.items() if key != "id"}
+    """Returns the SHA-256 of prompt and answers, equal for exact duplicates."""
+    content = {key: value for key, value in row.items() if key not in ("id", "references")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -189,6 +191,13 @@ def check_row(row: dict, kind: str) -> None:
         roles = [message["role"] for message in row[key]]
         if roles != ["assistant"]:
             raise ValueError(f"{key!r} has the roles {shown(roles)}: give one assistant message")
+    _check_references(row.get("references"))
+
+
+def references_of(row: dict) -> list[Any]:
+    """The answers that count as right: texts, or other JSON values."""
+    key = "chosen" if "chosen" in row else "completion"
+    return row.get("references") or [row[key][0]["content"]]
 
 
 def empty_key(row: dict, kind: str) -> str | None:
@@ -211,6 +220,18 @@ def _check_message(message: Any, key: str) -> None:
         raise ValueError(f"{key!r} has a message with content {shown(content)}: give a string")
     if SURROGATE.search(content):
         raise ValueError(f"{key!r} has half a UTF-16 pair in {shown(content)}: repair the text's encoding")
+
+
+def _check_references(references: Any) -> None:
+    if references is None:
+        return
+    if not isinstance(references, list) or not references or None in references:
+        raise ValueError(f"'references' is {shown(references)}: give a list of accepted answers, or leave it out")
+    try:
+        if SURROGATE.search(json.dumps(references, ensure_ascii=False, allow_nan=False)):
+            raise ValueError("half a UTF-16 pair")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"'references' is {shown(references)}: {error}: give texts or other JSON values") from None
 
 
 def _check_prompt(prompt: list[dict]) -> None:
@@ -243,6 +264,8 @@ def convert_rows(raw: Iterable[dict], *, kind: str, source: str) -> Iterator[tup
             if format_name != first_format:
                 raise ValueError(f"is {format_name}, but the rows before it are {first_format}: use one format for all")
             converted = _convert_row(raw_row, kind)
+            if raw_row.get("references") is not None:  # of a conversation: for its last answer
+                converted[-1]["references"] = raw_row["references"]
             _name(converted, raw_row.get("id"), number=number, ids=ids)
             _check_converted(converted, kind)
         except ValueError as error:

@@ -1,6 +1,16 @@
 import pytest
 
-from posttrain.rows.formats import as_seen, check_row, convert, normalise, prompt_key, read_jsonl, write_jsonl
+from posttrain.rows.formats import (
+    as_seen,
+    check_row,
+    content_key,
+    convert,
+    normalise,
+    prompt_key,
+    read_jsonl,
+    references_of,
+    write_jsonl,
+)
 
 USER = {"role": "user", "content": "Add a task."}
 ANSWER = {"role": "assistant", "content": "Done."}
@@ -171,3 +181,37 @@ def test_check_row_wants_our_form():
         check_row({"id": "a", "prompt": [USER], "completion": "Done."}, "sft")
     with pytest.raises(ValueError, match="'prompt' ends with the role 'assistant'"):
         check_row({"id": "a", "prompt": [USER, ANSWER], "completion": [ANSWER]}, "sft")
+
+
+CALL = {"name": "add", "accepted_arguments": {"title": ["rent", "the rent"]}}
+PLAIN = {"prompt": "Add a task.", "completion": "Done."}
+
+
+@pytest.mark.parametrize("references", [["Done.", "It is done."], [CALL], [[CALL, CALL], "Done."], [3.5], [False, 0]])
+def test_accepted_answers_are_kept_as_they_are(references):
+    assert references_of(one(PLAIN | {"references": references})) == references
+    pair = {"prompt": "Add a task.", "chosen": "Done.", "rejected": "No.", "references": references}
+    assert references_of(one(pair, "preference")) == references
+
+
+def test_without_accepted_answers_the_row_s_own_counts():
+    assert references_of(one(PLAIN)) == references_of(one(PLAIN | {"references": None})) == ["Done."]
+    assert references_of(one({"prompt": "Add.", "chosen": "Done.", "rejected": "No."}, "preference")) == ["Done."]
+
+
+def test_accepted_answers_of_a_conversation_are_those_to_its_end():
+    rows, _ = convert(
+        [{"messages": [USER, WORSE, USER, ANSWER], "references": ["Yes."]}], kind="sft", source="rows.jsonl"
+    )
+    assert [references_of(row) for row in rows] == [["No."], ["Yes."]]
+
+
+@pytest.mark.parametrize("references", [[], "Done.", {"a": 1}, ["Done.", None], [float("nan")], ["\ud800"], [object()]])
+def test_accepted_answers_that_are_none_are_refused(references):
+    message = refused(PLAIN | {"references": references})
+    assert message.startswith("rows.jsonl: row 1: 'references' is ") and ": give " in message
+
+
+def test_rows_that_differ_in_accepted_answers_alone_are_duplicates():
+    rows = [one(PLAIN), one(PLAIN | {"references": ["Yes."]})]
+    assert len(set(map(content_key, rows))) == 1
