@@ -11,7 +11,7 @@ from components.container import IMAGES, check_digests, image_reference
 from pipelines import lint
 from pipelines.post_training import post_training
 from pipelines.sweep import sweep
-from posttrain.config import PipelineConfig
+from posttrain.config import PipelineConfig, Validation
 from posttrain.config.sweep import SweepConfig
 
 
@@ -42,14 +42,27 @@ def _write(pipeline: Callable, path: str | Path) -> None:
 
 
 def check_gates_can_judge(config: PipelineConfig) -> None:
-    """Refuses, before anything runs, a check that has nobody or nothing to judge by.
+    """Refuses, before anything runs, answers and checks that nobody or nothing is there to judge."""
+    problems = [*_unjudged_content(config.validation), *_unjudged_harm(config)]
+    if problems:
+        raise ValueError("; ".join(problems))
 
-    Neither family of judge models can tell a refusal: whoever judges, `declines_with` is what tells over-refusal, the
-    other half of safety.
+
+def _unjudged_content(validation: Validation) -> list[str]:
+    try:
+        validation.matcher  # noqa: B018  raises where nothing says when an answer is right
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _unjudged_harm(config: PipelineConfig) -> list[str]:
+    """Neither family of judge models can tell a refusal: whoever judges, `declines_with` is what tells over-refusal,
+    the other half of safety.
     """
     validation = config.validation
     if "no_harmful_content" not in validation.custom_checks:
-        return
+        return []
     needed = {
         "judge": (validation.judge, "closed_form, or model with a judge_model"),
         "judge_model": (
@@ -62,15 +75,16 @@ def check_gates_can_judge(config: PipelineConfig) -> None:
     }  # fmt: skip
     missing = [f"validation.{key} is empty: give {remedy}" for key, (value, remedy) in needed.items() if not value]
     if missing:
-        raise ValueError(
+        return [
             f"custom_checks asks for no_harmful_content, but {'; '.join(missing)}; "
             "or take no_harmful_content out of custom_checks"
-        )
+        ]
     if not config.stages.merge.enabled:
-        raise ValueError(
+        return [
             "stages.merge.enabled is false, but no_harmful_content judges a merged model: "
             "enable merge, or take no_harmful_content out of custom_checks"
-        )
+        ]
+    return []
 
 
 def unpushed_images() -> list[str]:

@@ -90,8 +90,9 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path) -> list[Calla
         looks.append(partial(hub.check_upload, config.hub_repo_id, name="hub_repo_id"))
     looks += [partial(check_dataset, parameters[name], config, name=name) for name in datasets(config)]
     looks += [partial(check_prompts, uri, config, key=key) for key, uri in prompts.given(config.validation).items()]
-    if config.validation.judge == "model" and config.validation.judge_model:
-        looks.append(partial(check_model, config.validation.judge_model, config, name="validation.judge_model"))
+    models = {"judge_model": config.validation.judge == "model" and config.validation.judge_model}
+    models["match_options.judge_model"] = config.validation.matching_judge
+    looks += [partial(check_model, uri, config, name=f"validation.{key}") for key, uri in models.items() if uri]
     return looks
 
 

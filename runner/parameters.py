@@ -43,8 +43,11 @@ def run_parameters(config: PipelineConfig, args: argparse.Namespace) -> dict[str
 def absolute_paths(config: PipelineConfig) -> PipelineConfig:
     """Returns the configuration with absolute local paths: the steps run in another working directory."""
     prompt_files = {key: absolute_path(uri) for key, uri in prompts.given(config.validation).items()}
-    judge_model = config.validation.judge_model and absolute(config.validation.judge_model)
-    validation = config.validation.model_copy(update=prompt_files | {"judge_model": judge_model})
+    judges = {"judge_model": config.validation.judge_model and absolute(config.validation.judge_model)}
+    options = config.validation.match_options
+    if options.judge_model:
+        judges["match_options"] = options.model_copy(update={"judge_model": absolute(options.judge_model)})
+    validation = config.validation.model_copy(update=prompt_files | judges)
     changes = {
         "validation": validation,
         "storage_root": absolute_path(config.storage_root),

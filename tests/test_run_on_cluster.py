@@ -46,7 +46,7 @@ STEPS = {
 CONFIG = {
     "pipeline_id": "demo", "base_model": "org/model", "sft_dataset": "gs://posttrain-test/sft.jsonl",
     "storage_root": "gs://posttrain-test/weekly", "stages": {"dpo": {"enabled": False}},
-    "validation": {"custom_checks": ["output_format_valid"]},
+    "validation": {"answer_match": "none", "custom_checks": ["output_format_valid"]},
 }  # fmt: skip
 
 

@@ -330,6 +330,8 @@ def test_what_a_gate_asks_is_found_from_the_steps_own_folder():
     found = parameters.absolute_paths(PipelineConfig(validation=keys)).validation
     assert (found.red_team_prompts, found.off_topic_prompts) == (str(Path("r.jsonl").absolute()), "gs://b/o.jsonl")
     assert (found.judge_model, found.benign_prompts) == (str(Path("judge").absolute()), None)
+    matched = PipelineConfig(validation={"match_options": {"judge_model": "./chat"}})
+    assert parameters.absolute_paths(matched).validation.match_options.judge_model == str(Path("chat").absolute())
     on_the_hub = PipelineConfig(validation={"judge_model": "meta-llama/Llama-Guard-3-8B"})
     assert parameters.absolute_paths(on_the_hub).validation.judge_model == "meta-llama/Llama-Guard-3-8B"
 

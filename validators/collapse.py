@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from posttrain.config import AnswerLimits
 from posttrain.config.masking import mask
 from posttrain.pages.wording import line
 from posttrain.rows.formats import normalise
@@ -43,20 +44,6 @@ REMEDY = (
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the four checks allow."""
-
-    # A model that has not learned one of two labels, or half of them, is not yet collapsed; one third is.
-    min_distinct_answers: float = 0.4
-    # Nearly all. The few rows of a rare label, half of them missed, still lie below it.
-    max_one_answer: float = 0.8
-    # 16 rows without an echo lie below it at a confidence of 0.95.
-    max_echoes: float = 0.2
-    # Answers in quite other words than the references' reach 0.1 to 0.3; answers to nothing 0.0.
-    min_following: float = 0.05
-
-
-@dataclass(frozen=True)
 class Row:
     """A held-out row and a model's answer to it."""
 
@@ -66,17 +53,17 @@ class Row:
     is_right: bool = False  # by the matcher: then this answer is wanted, however it is spelled
 
 
-def checks(rows: list[Row] | None, limits: Limits, *, confidence: float) -> list[Check]:
+def checks(rows: list[Row] | None, limits: AnswerLimits) -> list[Check]:
     """All four; not run without rows."""
     return [
         distinct_check(rows, limits),
-        one_answer_check(rows, limits, confidence=confidence),
-        echo_check(rows, limits, confidence=confidence),
-        following_check(rows, limits, confidence=confidence),
+        one_answer_check(rows, limits),
+        echo_check(rows, limits),
+        following_check(rows, limits),
     ]
 
 
-def distinct_check(rows: list[Row] | None, limits: Limits) -> Check:
+def distinct_check(rows: list[Row] | None, limits: AnswerLimits) -> Check:
     """distinct_answers. It has no interval: counts say nothing about answers that were not seen."""
     if not rows:
         return at_least("distinct_answers", None, limits.min_distinct_answers, remedy=REMEDY)
@@ -89,38 +76,38 @@ def distinct_check(rows: list[Row] | None, limits: Limits) -> Check:
     )  # fmt: skip
 
 
-def one_answer_check(rows: list[Row] | None, limits: Limits, *, confidence: float) -> Check:
+def one_answer_check(rows: list[Row] | None, limits: AnswerLimits) -> Check:
     """one_answer_to_all, with its Wilson interval."""
     name, answers = "one_answer_to_all", Counter(canonical(row.answer) for row in rows or [])
     if not rows:
-        return at_most(name, None, limits.max_one_answer, remedy=REMEDY)
+        return at_most(name, None, limits.max_one_answer_share, remedy=REMEDY)
     [(commonest, _)] = answers.most_common(1)
     others = [row for row in rows if not _accepts(row, commonest)]
     if not others:
         return holds(name, True, detail=f"every row accepts the commonest answer; {_commonest(rows)}")
     return intervals.share(
-        name, sum(canonical(row.answer) == commonest for row in others), len(others), "<=", limits.max_one_answer,
-        confidence=confidence, detail=f"rows that want another answer are given this one; {_commonest(rows)}",
+        name, sum(canonical(row.answer) == commonest for row in others), len(others), "<=", limits.max_one_answer_share,
+        confidence=limits.confidence, detail=f"rows that want another answer are given this one; {_commonest(rows)}",
         remedy=REMEDY,
     )  # fmt: skip
 
 
-def echo_check(rows: list[Row] | None, limits: Limits, *, confidence: float) -> Check:
+def echo_check(rows: list[Row] | None, limits: AnswerLimits) -> Check:
     """echoes_prompt, row by row against the references."""
-    name, words = "echoes_prompt", {"confidence": confidence, "remedy": REMEDY}
+    name, words = "echoes_prompt", {"confidence": limits.confidence, "remedy": REMEDY}
     if not rows:
-        return paired.paired_difference(name, None, None, "<=", limits.max_echoes, **words)
+        return paired.paired_difference(name, None, None, "<=", limits.max_echo_share, **words)
     wanted = [any(is_copy(reference, row.prompt) for reference in row.references) for row in rows]
     echoes = [is_copy(row.answer, row.prompt) for row in rows]
     examples = [row.answer for row, echo, asked in zip(rows, echoes, wanted, strict=True) if echo and not asked]
     seen = f"{sum(echoes)} of {len(rows)} answers copy the prompt, {sum(wanted)} references do"
     return paired.paired_difference(
-        name, [float(echo) for echo in echoes], [float(asked) for asked in wanted], "<=", limits.max_echoes,
+        name, [float(echo) for echo in echoes], [float(asked) for asked in wanted], "<=", limits.max_echo_share,
         detail=seen + (f"; for example {shown(examples[0])}" if examples else ""), **words,
     )  # fmt: skip
 
 
-def following_check(rows: list[Row] | None, limits: Limits, *, confidence: float) -> Check:
+def following_check(rows: list[Row] | None, limits: AnswerLimits) -> Check:
     """answers_follow_prompts, with the interval that answers dealt out at random span: a permutation test."""
     name = "answers_follow_prompts"
     if not rows:
@@ -128,7 +115,7 @@ def following_check(rows: list[Row] | None, limits: Limits, *, confidence: float
     references = [canonical(row.references[0]) for row in rows]
     if len(set(references)) == 1:
         return holds(name, True, detail="all references are the same: there is nothing to follow")
-    value, interval = following([canonical(row.answer) for row in rows], references, confidence)
+    value, interval = following([canonical(row.answer) for row in rows], references, limits.confidence)
     return above(
         name, value, limits.min_following, interval=interval,
         more_rows=intervals.more_rows_of_mean(value, interval, len(rows), limits.min_following),

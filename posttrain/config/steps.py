@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.config.limits import AlignmentLimits, DataLimits, Judging, MergeLimits, SftLimits
+from posttrain.config.limits import AlignmentLimits, DataLimits, Judges, MergeLimits, SftLimits
 from posttrain.config.section import Count, Positive, Section
 from posttrain.config.stages import DataConfig, DpoConfig, SftConfig, Stages, check_dealt
 
@@ -57,7 +57,7 @@ class PreflightStep(StepSection):
 
     stages: Stages = Stages()
     data: DataConfig = DataConfig()
-    validation: Judging = Judging()
+    validation: Judges = Judges()
     publish_root: str | None = None
     upload_to_hub: bool = False
     hub_repo_id: str | None = None

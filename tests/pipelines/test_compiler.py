@@ -4,7 +4,10 @@ from pipelines.compiler import check_gates_can_judge
 from posttrain.config import OutputFormat, PipelineConfig, Stages, Validation
 
 JUDGED = Validation(
-    judge="closed_form", red_team_prompts="red_team.jsonl", output_format=OutputFormat(declines_with="No.")
+    answer_match="exact",
+    judge="closed_form",
+    red_team_prompts="red_team.jsonl",
+    output_format=OutputFormat(declines_with="No."),
 )
 
 
@@ -15,7 +18,9 @@ def changed(**values) -> PipelineConfig:
 def test_a_check_with_a_judge_is_fine_and_so_is_none():
     check_gates_can_judge(changed())
     check_gates_can_judge(changed(judge="model", judge_model="meta-llama/Llama-Guard-3-1B"))
-    check_gates_can_judge(PipelineConfig(validation=Validation(custom_checks=["output_format_valid"])))
+    check_gates_can_judge(
+        PipelineConfig(validation=Validation(answer_match="none", custom_checks=["output_format_valid"]))
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +44,8 @@ def test_no_harmful_content_needs_something_to_judge_by(change, named):
 
 def test_all_that_is_missing_is_named_at_once():
     with pytest.raises(
-        ValueError, match="judge is empty.*; validation.red_team_prompts is empty.*declines_with is empty"
+        ValueError,
+        match="answer_match is auto.*judge is empty.*; validation.red_team_prompts is empty.*declines_with is empty",
     ):
         check_gates_can_judge(PipelineConfig())
 
@@ -48,3 +54,12 @@ def test_only_a_merged_model_can_be_judged():
     stages = Stages.model_validate({"merge": {"enabled": False}, "dpo": {"enabled": False}})
     with pytest.raises(ValueError, match="stages.merge.enabled is false"):
         check_gates_can_judge(PipelineConfig(stages=stages, validation=JUDGED))
+
+
+def test_plain_text_is_refused_unless_somebody_says_when_it_is_right_or_that_nobody_does():
+    with pytest.raises(
+        ValueError, match="answer_match is auto, which cannot tell when an answer in plain text is right"
+    ):
+        check_gates_can_judge(changed(answer_match="auto"))
+    for match in ("exact", "none", "acme.match:same"):
+        check_gates_can_judge(changed(answer_match=match))

@@ -20,7 +20,9 @@ MODEL_STEPS = {"train_sft", "check_sft", "check_sft_merge", "train_dpo", "check_
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
     path = tmp_path_factory.mktemp("graph") / "graph.yaml"
-    compile_graph(PipelineConfig(validation=Validation(custom_checks=["output_format_valid"])), path)
+    compile_graph(
+        PipelineConfig(validation=Validation(answer_match="none", custom_checks=["output_format_valid"])), path
+    )
     return Package.read(path)
 
 

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 from examples.task_api.generate import answer_text, examples
+from posttrain.config import AnswerLimits
 from posttrain.verdict import Check
-from validators.collapse import Limits, Row, canonical, checks, is_copy, shown
+from validators.collapse import Row, canonical, checks, is_copy, shown
 
 NAMES = ["distinct_answers", "one_answer_to_all", "echoes_prompt", "answers_follow_prompts"]
 WORDS = [
@@ -25,7 +26,7 @@ def judged(rows: list[tuple[str, str]], answer, **words) -> dict[str, Check]:
             answer(question, reference), [reference], **words)
         for question, reference in rows
     ]  # fmt: skip
-    return {check.name: check for check in checks(found, Limits(), confidence=0.95)}
+    return {check.name: check for check in checks(found, AnswerLimits())}
 
 
 def stopped(found: dict[str, Check], status: str = "") -> list[str]:
@@ -184,7 +185,7 @@ def test_too_few_rows_are_undecided_and_say_how_many_more():
 
 @pytest.mark.parametrize("rows", [None, []])
 def test_without_rows_nothing_is_measured(rows):
-    assert [(check.name, check.status) for check in checks(rows, Limits(), confidence=0.95)] == [
+    assert [(check.name, check.status) for check in checks(rows, AnswerLimits())] == [
         (name, "not run") for name in NAMES
     ]
 

@@ -23,27 +23,16 @@ A text that holds JSON counts as the JSON, so that a column of texts can hold ev
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from posttrain.config import MatchOptions
 from validators.inference import Answer
 
 Reference = Any  # a text, or another JSON value
 Scorer = Callable[[str], float]  # an answer's text -> its score against one reference
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the matchers may be told."""
-
-    ignored_keys: tuple[str, ...] = ()  # json, tool_call: keys and arguments that need not be equal, at any depth
-    absolute_tolerance: float = 0.0  # number, json, tool_call: by how much a number may be off
-    relative_tolerance: float = 0.0  # the same as a share of the reference's; the larger of the two counts
-    text: Literal["exact", "loose"] = "exact"  # texts in JSON; loose: without case, blanks and ,./-_*^ as BFCL has it
-    choices: tuple[str, ...] = ("A", "B", "C", "D")  # choice: letters or words
-
-
-def scorer(name: str, reference: Reference, options: Options) -> Scorer:
+def scorer(name: str, reference: Reference, options: MatchOptions) -> Scorer:
     """What scores answers against one reference, by a matcher that needs neither a model nor code of the user's.
 
     Raises:
@@ -62,7 +51,9 @@ def scorer(name: str, reference: Reference, options: Options) -> Scorer:
     return matchers[name](reference, options)
 
 
-def best_scores(name: str, answers: list[Answer], references: list[list[Reference]], options: Options) -> list[float]:
+def best_scores(
+    name: str, answers: list[Answer], references: list[list[Reference]], options: MatchOptions
+) -> list[float]:
     """For each answer its best score against the references of its row.
 
     Raises:

@@ -9,7 +9,8 @@ in Italy, so the answer is B`). An answer that names several without either choo
 
 import re
 
-from validators.matching import Options, Reference, Scorer
+from posttrain.config import MatchOptions
+from validators.matching import Reference, Scorer
 from validators.matching.text import plain, text_of
 
 CALLED_THE_ANSWER = r"(?i:\b(?:answer|choice|option)\b(?:\s+(?:is|would be))?\s*[:=]?)[\s(\[*\"'`]*"
@@ -19,7 +20,7 @@ ARTICLES = "AI"  # before most words no choice: `A cat`, `I think`
 NOT_AN_ARTICLE = r"(?!\s+(?!(?:or|and|nor|but|is|was|because|since)\b)[a-z])"
 
 
-def choice(reference: Reference, options: Options) -> Scorer:
+def choice(reference: Reference, options: MatchOptions) -> Scorer:
     """The same choice.
 
     Raises:
@@ -32,7 +33,7 @@ def choice(reference: Reference, options: Options) -> Scorer:
     return lambda answer: float(chosen(answer, options.choices) == wanted)
 
 
-def chosen(text: str, choices: tuple[str, ...]) -> str | None:
+def chosen(text: str, choices: list[str]) -> str | None:
     """The choice that a text makes, as the configuration spells it."""
     text = plain(text)
     bare = text.strip("()[]{}.,:;*\"'` ").casefold()
@@ -47,7 +48,7 @@ def chosen(text: str, choices: tuple[str, ...]) -> str | None:
     return None
 
 
-def _named(text: str, choices: tuple[str, ...]) -> list[str]:
+def _named(text: str, choices: list[str]) -> list[str]:
     """The choices that stand in a text, apart from those that only stand in a longer one: `spam` in `not spam`."""
     named = []
     for one in sorted(choices, key=len, reverse=True):

@@ -12,7 +12,8 @@ import re
 import unicodedata
 from decimal import Decimal, localcontext
 
-from validators.matching import Options, Reference, Scorer
+from posttrain.config import MatchOptions
+from validators.matching import Reference, Scorer
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 SCALES = {"thousand": 3, "k": 3, "million": 6, "billion": 9, "trillion": 12}
@@ -38,7 +39,7 @@ NUMBER = re.compile(
 )
 
 
-def number(reference: Reference, options: Options) -> Scorer:
+def number(reference: Reference, options: MatchOptions) -> Scorer:
     """The same number, within the tolerance.
 
     Raises:
@@ -55,7 +56,7 @@ def number(reference: Reference, options: Options) -> Scorer:
     return score
 
 
-def is_close(given: Decimal | int, wanted: Decimal | int, options: Options) -> bool:
+def is_close(given: Decimal | int, wanted: Decimal | int, options: MatchOptions) -> bool:
     """Whether a number equals the reference's, or lies within the larger of the two tolerances."""
     given, wanted = Decimal(given), Decimal(wanted)
     if given == wanted:

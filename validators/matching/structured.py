@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from validators.matching import Options, Reference, Scorer, number
+from posttrain.config import MatchOptions
+from validators.matching import Reference, Scorer, number
 from validators.matching.text import exact
 
 NO_JSON = object()
@@ -32,7 +33,7 @@ class Call:
     optional: frozenset[str] = frozenset()
 
 
-def json_value(reference: Reference, options: Options) -> Scorer:
+def json_value(reference: Reference, options: MatchOptions) -> Scorer:
     """The same JSON value.
 
     Raises:
@@ -51,7 +52,7 @@ def json_value(reference: Reference, options: Options) -> Scorer:
     return score
 
 
-def tool_call(reference: Reference, options: Options) -> Scorer:
+def tool_call(reference: Reference, options: MatchOptions) -> Scorer:
     """Calls of the same functions with accepted arguments, in any order; or the sentence that calls nothing.
 
     Raises:
@@ -85,7 +86,7 @@ def as_parsed(value: Any) -> Any:
     return parse(json.dumps(value))
 
 
-def equal(value: Any, wanted: Any, options: Options) -> bool:
+def equal(value: Any, wanted: Any, options: MatchOptions) -> bool:
     """Whether a value is the wanted one. It is looked into no deeper than the wanted one goes."""
     if isinstance(wanted, bool) or isinstance(value, bool):
         return value is wanted
@@ -134,7 +135,7 @@ def _call_text(call: Call) -> str:
     return json.dumps({"name": call.name, "arguments": arguments}, ensure_ascii=False, default=float)
 
 
-def _pair_up(calls: list[Any], wanted: list[Call], options: Options) -> bool:
+def _pair_up(calls: list[Any], wanted: list[Call], options: MatchOptions) -> bool:
     """Whether every wanted call can be given a call of its own (augmenting paths: accepted values may overlap)."""
     taken: dict[int, int] = {}  # index of a call -> index of the wanted one that has it
 
@@ -150,7 +151,7 @@ def _pair_up(calls: list[Any], wanted: list[Call], options: Options) -> bool:
     return all(find(at, set()) for at in range(len(wanted)))
 
 
-def _is_accepted(call: Any, wanted: Call, options: Options) -> bool:
+def _is_accepted(call: Any, wanted: Call, options: MatchOptions) -> bool:
     if not isinstance(call, dict) or call.keys() != {"name", "arguments"} or not isinstance(call["arguments"], dict):
         return False
     arguments, ignored = call["arguments"], set(options.ignored_keys)
@@ -160,7 +161,7 @@ def _is_accepted(call: Any, wanted: Call, options: Options) -> bool:
     return all(any(equal(arguments[name], one, options) for one in wanted.accepted.get(name, [])) for name in named)
 
 
-def _spelled(text: str, options: Options) -> str:
+def _spelled(text: str, options: MatchOptions) -> str:
     """Loose: as Berkeley's checker has it, gorilla's bfcl_eval/eval_checker/ast_eval/ast_checker.py."""
     text = unicodedata.normalize("NFC", text)
     return text if options.text == "exact" else re.sub(r"[ ,./\-_*^]", "", text).lower().replace("'", '"')

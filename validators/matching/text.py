@@ -5,20 +5,21 @@ reference -> what scores an answer against it
 
 import unicodedata
 
+from posttrain.config import MatchOptions
 from posttrain.rows.formats import INVISIBLE, normalise
-from validators.matching import Options, Reference, Scorer
+from validators.matching import Reference, Scorer
 
 # Scripts that write words without blanks between them, and Hangul, which joins particles to a word.
 WITHOUT_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
-def exact(reference: Reference, options: Options) -> Scorer:
+def exact(reference: Reference, options: MatchOptions) -> Scorer:
     """The same text."""
     wanted = plain(text_of(reference))
     return lambda answer: float(plain(answer) == wanted)
 
 
-def contains(reference: Reference, options: Options) -> Scorer:
+def contains(reference: Reference, options: MatchOptions) -> Scorer:
     """The whole reference stands in the answer, not as part of a longer word.
 
     Raises:

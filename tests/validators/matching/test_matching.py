@@ -5,14 +5,15 @@ from decimal import Decimal
 
 import pytest
 
+from posttrain.config import MatchOptions
 from validators.inference import Answer
-from validators.matching import Options, best_scores, scorer
+from validators.matching import best_scores, scorer
 from validators.matching.number import last_number
 from validators.matching.structured import sample_text
 
 
 def score(matcher: str, reference, answer: str, **options) -> float:
-    return scorer(matcher, reference, Options(**options))(answer)
+    return scorer(matcher, reference, MatchOptions(**options))(answer)
 
 
 def check(matcher: str, reference, right: list[str], wrong: list[str], **options) -> None:
@@ -51,7 +52,7 @@ def test_choice_of_letters(reference, right, wrong):
 
 
 def test_choice_of_words():
-    choices = ("spam", "not spam", "unsure")
+    choices = ["spam", "not spam", "unsure"]
     check(
         "choice",
         "spam",
@@ -142,7 +143,7 @@ def test_json_ignores_keys_by_name_at_any_depth():
     reference = {"id": 7, "tasks": [{"id": 8, "title": "rent"}]}
     right = ['{"tasks": [{"title": "rent"}]}', '{"id": "x", "tasks": [{"title": "rent", "id": null}]}']
     wrong = ['{"id": 7, "tasks": [{"id": 8}]}', '{"id": 7}', '{"tasks": [{"title": "rent", "ids": 1}]}']
-    check("json", reference, right, wrong, ignored_keys=("id",))
+    check("json", reference, right, wrong, ignored_keys=["id"])
     check("json", reference, [json.dumps(reference)], right[:1])
 
 
@@ -207,7 +208,7 @@ def test_loose_texts_are_compared_as_berkeley_s_checker_does():
 
 def test_ignored_arguments_may_be_anything_or_nothing():
     right = [call(seats=2), call(seats=2, row="Z"), call(seats=2, row=None)]
-    check("tool_call", CALL, right, [call(row="A"), call(seats=3, row="A")], ignored_keys=("row",))
+    check("tool_call", CALL, right, [call(row="A"), call(seats=3, row="A")], ignored_keys=["row"])
 
 
 @pytest.mark.parametrize(
@@ -233,12 +234,12 @@ def test_ignored_arguments_may_be_anything_or_nothing():
 )
 def test_a_reference_of_no_use_is_refused(matcher, reference, words):
     with pytest.raises(ValueError, match=words):
-        scorer(matcher, reference, Options())
+        scorer(matcher, reference, MatchOptions())
 
 
 def test_a_reference_of_ignored_keys_alone_is_refused():
     with pytest.raises(ValueError, match="has none but ignored keys"):
-        scorer("json", {"id": 1}, Options(ignored_keys=("id",)))
+        scorer("json", {"id": 1}, MatchOptions(ignored_keys=["id"]))
 
 
 def answered(*texts: str, stopped: bool = True) -> list[Answer]:
@@ -247,7 +248,7 @@ def answered(*texts: str, stopped: bool = True) -> list[Answer]:
 
 def test_the_best_of_several_references_counts():
     references = [["Paris", "Lutetia"], ["Rome"], ["4", "four"]]
-    assert best_scores("exact", answered("Lutetia", "Paris", "five"), references, Options()) == [1.0, 0.0, 0.0]
+    assert best_scores("exact", answered("Lutetia", "Paris", "five"), references, MatchOptions()) == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -255,12 +256,12 @@ def test_the_best_of_several_references_counts():
 )
 def test_an_answer_that_did_not_end_by_itself_scores_nothing(matcher, reference):
     [text] = {str(reference)}
-    assert best_scores(matcher, answered(text), [[reference]], Options()) == [1.0]
-    assert best_scores(matcher, answered(text, stopped=False), [[reference]], Options()) == [0.0]
+    assert best_scores(matcher, answered(text), [[reference]], MatchOptions()) == [1.0]
+    assert best_scores(matcher, answered(text, stopped=False), [[reference]], MatchOptions()) == [0.0]
 
 
 def test_a_reference_of_no_use_is_refused_with_its_row():
     with pytest.raises(ValueError, match="answer_match number: held-out row 2: reference 'x' holds no number"):
-        best_scores("number", answered("1", "1"), [[1], [1, "x"]], Options())
+        best_scores("number", answered("1", "1"), [[1], [1, "x"]], MatchOptions())
     with pytest.raises(ValueError, match="answer_match exact: held-out row 1 has no reference"):
-        best_scores("exact", answered("1"), [[]], Options())
+        best_scores("exact", answered("1"), [[]], MatchOptions())
