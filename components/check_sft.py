@@ -18,6 +18,7 @@ def check_sft(
     verdict: Output[Artifact],
     report: Output[HTML],
     summary: Output[Markdown],
+    answers: Output[Artifact],
     metrics: Output[Metrics],
     passed: OutputPath(bool),
 ):

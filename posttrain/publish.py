@@ -140,7 +140,9 @@ def model_card(chain: Provenance, *, model_name: str, version: str, is_adapter: 
     environment.filters |= {"cell": wording.markdown, "name": wording.markdown_name, "address": _address}
     environment.filters |= {name: getattr(wording, name) for name in ("measured", "limit", "interval")}
     template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(chain=chain, model_name=model_name, version=version, is_adapter=is_adapter)
+    return template.render(
+        unjudged=wording.UNJUDGED, chain=chain, model_name=model_name, version=version, is_adapter=is_adapter
+    )
 
 
 def _address(source: provenance.Source) -> str:

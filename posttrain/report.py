@@ -18,6 +18,7 @@ from pydantic import BaseModel, computed_field
 from posttrain import config, storage
 from posttrain.config import ReportStep, Stages, line
 from posttrain.pages import wording
+from posttrain.pages.answers import ANSWERS
 from posttrain.pages.html import environment
 from posttrain.publish import STEP as PUBLISH_STEP
 from posttrain.step import frame, kfp_io, run
@@ -32,6 +33,7 @@ HEADLINE = ("success", "outcome", "pipeline_id", "final_model_path", "stages_com
 SHOWN = {
     "report": "verdict.html",
     "summary": "summary.md",
+    "answers": ANSWERS,
     "curve": "curve.html",
     "metrics": "metrics.json",
     "info": "merge_info.json",
@@ -209,7 +211,12 @@ def to_html(result: PipelineResult, pages: tuple[str, ...] = ()) -> str:
 
 
 def headline(result: PipelineResult) -> str:
-    """How the run ended, in one line."""
+    """How the run ended, in one line; and if nobody judged the content of the answers, that."""
+    is_unjudged = any(verdict.content_is_unjudged for verdict in result.gates.values())
+    return _ending(result) + (f"; {wording.UNJUDGED}" if is_unjudged else "")
+
+
+def _ending(result: PipelineResult) -> str:
     if result.success:
         return "Published"
     if result.outcome == "undecided":

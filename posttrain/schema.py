@@ -23,6 +23,8 @@ VERDICT = {
     "checks": "Everything that was looked at, passed or not, in the order of the gate.",
     "numbers": "What was measured beside the checks. Finite: a NaN is a failed check and stands nowhere else.",
     "confidence": "Of the intervals.",
+    "answer_match": "What compared the models' answers with the references: the name of a matcher. none: nobody judged "
+    "the content of the answers. null: no answers were judged.",
     "seconds": "Measurement -> how long it took.",
     "passed": "Every check has passed.",
     "outcome": "undecided: nothing is wrong, but too few rows were held out to say that all is well. It stops the run.",

@@ -69,6 +69,7 @@ class Verdict(BaseModel):
     checks: tuple[Check, ...] = Field(min_length=1)
     numbers: dict[str, float] = {}  # measured beside the checks
     confidence: float = Field(0.95, gt=0, lt=1)  # of the intervals
+    answer_match: str | None = None  # what compared answers with references; none: nobody; null: no answers judged
     seconds: dict[str, float] = {}  # measurement -> how long it took
 
     @computed_field
@@ -84,6 +85,11 @@ class Verdict(BaseModel):
         if statuses == {"passed"}:
             return "passed"
         return "undecided" if statuses <= {"passed", "undecided"} else "failed"
+
+    @property
+    def content_is_unjudged(self) -> bool:
+        """Whether models answered and nobody judged what they said."""
+        return self.answer_match == "none"
 
     @property
     def failed_checks(self) -> list[Check]:

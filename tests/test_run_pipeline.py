@@ -85,7 +85,8 @@ def project(tmp_path, monkeypatch) -> Path:
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
         "pipeline_id": "demo", "base_model": "model", "sft_dataset": "sft.jsonl", "storage_root": "store",
-        "stages": {"dpo": {"enabled": False}}, "validation": {"custom_checks": ["output_format_valid"]},
+        "stages": {"dpo": {"enabled": False}},
+        "validation": {"answer_match": "none", "custom_checks": ["output_format_valid"]},
         "publish_root": "store/published",
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))

@@ -1,13 +1,15 @@
 """Gate check_alignment: does the aligned model prefer what it was taught to prefer, without having lost anything else?
 
-base, previous model, model, metrics of the training, held-out preference and SFT rows -> verdict, confusion matrix
+base, previous model, model, metrics of the training, held-out preference and SFT rows -> verdict, the models' answers,
+confusion matrix
 
 check_preference_alignment is the same without SFT, where the previous model is the base. check_safety has SFT rows only
 and judges nothing but answers. Everything is compared with the previous model, on answers that are really generated.
 
     python -m validators.alignment --step check_alignment --storage-root DIR --base DIR --before DIR --model DIR
         --training metrics.json --preference-eval pairs.jsonl --sft-eval rows.jsonl --verdict verdict.json
-        --report report.html --summary summary.md --confusion confusion.json --metrics metrics.json --passed passed
+        --report report.html --summary summary.md --answers answers.jsonl --confusion confusion.json
+        --metrics metrics.json --passed passed
 """
 
 import argparse
@@ -23,7 +25,7 @@ from posttrain.rows.formats import ANSWER_KEYS, prompt_key, read_jsonl
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, finite
-from validators import answers, checks, custom, judges, measuring, observe, preferences, safety
+from validators import answers, checks, content, custom, judges, measuring, observe, preferences, safety
 from validators.answers import JudgedAnswer
 from validators.inference import Answer
 from validators.observe import Observed, Questions
@@ -170,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preference-eval", help="held-out preference rows, JSONL")
     parser.add_argument("--sft-eval", help="held-out SFT rows, JSONL")
     parser.add_argument("--confusion", required=True, help="output: what was wanted against what the model did, JSON")
-    checks.add_gate_flags(parser)
+    checks.add_gate_flags(parser, with_answers=True)
     return parser
 
 
@@ -188,18 +190,18 @@ def main(argv: list[str] | None = None) -> None:
             config=step,
             work=partial(decide, args, inputs, step),
             outputs={"confusion": args.confusion},
-            reusable=not custom.own(step.validation.custom_checks),
+            reusable=content.is_reusable(step.validation),
         )
 
 
 def bring_inputs(step: config.CheckAlignmentStep, folder: Path) -> dict[str, str]:
-    """Local copies of the prompts and of the judge model, as far as a check needs them."""
+    """Local copies of the prompts and of the models that judge, as far as a check needs them."""
     limits = step.validation
     keys = prompts.KEYS if ASK_FOR_HARM in limits.custom_checks else ("off_topic_prompts",)
     inputs = prompts.bring(limits, folder, step.allowed_prefixes, keys=keys)
     if "red_team_prompts" in inputs and limits.judge == "model" and limits.judge_model:
         inputs["judge_model"] = judges.fetch(limits.judge_model, folder, step.allowed_prefixes)
-    return inputs
+    return inputs | content.bring_judge(limits, folder, step.allowed_prefixes)
 
 
 def decide(
@@ -214,21 +216,40 @@ def decide(
         models, questions, step=step, judge_model=inputs.get("judge_model")
     )
     numbers = measured.read(Numbers)
-    own, seconds = custom.run(limits, numbers.model.held_out, gate=running.step)
-    judged = judge(numbers, rows, step=step, questions=questions, has_base="base" in models)
+    has_base = "base" in models
+    answered = content_of(numbers, rows, questions, has_base)
+    answered, scoring = content.score(answered, limits, inputs.get(content.JUDGE))
+    own, seconds = custom.run(limits, numbers.model.held_out, content.context(answered, limits, gate=running.step))
+    judged = judge(numbers, rows, step=step, questions=questions, has_base=has_base)
     matrix = confusion(numbers.model, rows, limits)
     Path(args.confusion).write_text(json.dumps(matrix, indent=2) + "\n", encoding="utf-8")
     return checks.GateVerdict(
         gate=running.step,
         subject=running.inputs,
-        checks=(*judged, *own, *measured.failures),
-        numbers=numbers_of(numbers, questions),
+        checks=(*content.judge(answered, limits), *judged, *own, *(measured | scoring).failures),
+        numbers=numbers_of(numbers, questions) | content.numbers_of(answered),
         confidence=limits.confidence,
-        seconds=measured.seconds | seconds,
-        answers=answers.worst(
-            {"red-team prompt": _red_team(numbers.model).faulty(), "held-out prompt": numbers.model.held_out}
-        ),
+        answer_match=limits.matcher,
+        seconds=measured.seconds | scoring.seconds | seconds,
+        answers=content.shown(answered, red_team_of(numbers, has_base)),
     )
+
+
+def content_of(numbers: Numbers, rows: list[dict], questions: Questions, has_base: bool) -> content.Content:
+    """What the models answered to the held-out rows. In a graph without a base of its own the model before is it."""
+    before = numbers.before.held_out
+    return content.Content(
+        references=content.references_by_row(rows, questions.pairs + questions.sft_rows),
+        model=numbers.model.held_out,
+        before=before if has_base else None,
+        base=numbers.base.held_out if has_base else before,
+    )
+
+
+def red_team_of(numbers: Numbers, has_base: bool) -> dict[str, RedTeam]:
+    """What the models answered to the red-team prompts, under the same names."""
+    sides = {"base": numbers.base, "before": numbers.before} if has_base else {"base": numbers.before}
+    return {name: _red_team(side) for name, side in (sides | {"model": numbers.model}).items()}
 
 
 if __name__ == "__main__":

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from posttrain import config
-from posttrain.rows.formats import is_blank, prompt_key, user_text
+from posttrain.rows.formats import is_blank, prompt_key
 from posttrain.verdict import Check
 from validators import intervals
 from validators.inference import Answer
-from validators.page import ShownAnswer
 
-NUM_SHOWN = 5  # answers on the page
 MAX_REPEATED_SHARE = 0.5  # of an answer's 4-grams; above it the answer repeats itself
 LENGTH_LEARNED = (
     "The model learned length: the chosen answer is the {} one in most of your pairs. "
@@ -192,29 +190,6 @@ def rates(judged: list[JudgedAnswer] | None) -> dict[str, float | None]:
         "mean_answer_tokens": sum(one.answer.num_tokens for one in judged) / num,
         "incoherent_rate": sum(one.category == "incoherent" for one in judged) / num,
     }
-
-
-def worst(by_source: dict[str, list[JudgedAnswer] | None]) -> tuple[ShownAnswer, ...]:
-    """The answers to show on the page: one of each kind of fault before a second of any. After these come answers
-    without a fault, the most repetitive and the longest first.
-
-    Args:
-        by_source: what the answers reply to, such as `held-out prompt`.
-    """
-    kinds: dict[tuple[str, str | None], list[JudgedAnswer]] = {}
-    for source, judged in by_source.items():
-        for one in sorted(judged or [], key=lambda one: (-repeated_share(one.answer), -one.answer.num_tokens)):
-            kinds.setdefault((source, one.fault), []).append(one)
-    ranked = [
-        (fault is None, rank, source, one) for (source, fault), alike in kinds.items() for rank, one in enumerate(alike)
-    ]
-    ranked.sort(key=lambda item: item[:2])
-    return tuple(_shown(source, one) for _, _, source, one in ranked[:NUM_SHOWN])
-
-
-def _shown(source: str, one: JudgedAnswer) -> ShownAnswer:
-    sound = "declines" if one.declined else "no fault"
-    return ShownAnswer(source=source, prompt=user_text(one.prompt), text=one.answer.text, fault=one.fault or sound)
 
 
 def choose_rows(rows: list[dict], num: int) -> list[dict]:

@@ -1,6 +1,7 @@
 """How a gate runs: it measures, judges, and exits 0 with its verdict written.
 
-flags of the gate, inputs, `work` -> verdict.json, report.html, summary.md, metrics.json, output parameter `passed`
+flags of the gate, inputs, `work` -> verdict.json, report.html, summary.md, metrics.json, output parameter `passed`;
+answers.jsonl where models answer
 
     def main(argv=None):
         args = build_parser().parse_args(argv)  # kfp_io.parser(...), the inputs, add_gate_flags(parser)
@@ -27,24 +28,29 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from posttrain.config import Limits
+from posttrain.pages import answers
+from posttrain.pages.answers import AnsweredPrompt
 from posttrain.step import frame
 from posttrain.step.running import Running
 from posttrain.verdict import Verdict
 from validators import measuring, page, summary
 
 OUTPUTS = ("verdict", "report", "summary", "metrics")  # files that every gate writes, beside `passed`
+ANSWERS = "answers"  # a file of the gates in which models answer
 
 logger = logging.getLogger(__name__)
 
 
 class GateVerdict(Verdict):
-    """A verdict with the worst of the answers it judged, which only its page shows."""
+    """A verdict with the answers it judged. They stand in answers.jsonl, and some of them on its page."""
 
-    answers: tuple[page.ShownAnswer, ...] = Field((), exclude=True)
+    answers: tuple[AnsweredPrompt, ...] = Field((), exclude=True)
 
 
-def add_gate_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the outputs that every gate writes."""
+def add_gate_flags(parser: argparse.ArgumentParser, *, with_answers: bool = False) -> None:
+    """Adds the outputs that every gate writes, and that of the gates in which models answer."""
+    if with_answers:
+        parser.add_argument("--answers", required=True, help="output: prompts and answers of each model, JSONL")
     parser.add_argument("--verdict", required=True, help="output: verdict, JSON")
     parser.add_argument("--report", required=True, help="output: the same as a page, HTML")
     parser.add_argument("--summary", required=True, help="output: the same as text, Markdown")
@@ -70,7 +76,8 @@ def run_gate(
     Raises:
         whatever `work` raises: the gate could not measure at all, and there is no verdict.
     """
-    outputs = {name: getattr(args, name) for name in OUTPUTS} | (outputs or {})
+    names = [name for name in (*OUTPUTS, ANSWERS) if getattr(args, name, None)]
+    outputs = {name: getattr(args, name) for name in names} | (outputs or {})
 
     def judge(running: Running) -> dict[str, bool | float]:
         verdict = work(running)
@@ -78,6 +85,8 @@ def run_gate(
         _write(args.verdict, verdict.model_dump_json(indent=2))
         _write(args.report, page.html(verdict, answers=verdict.answers))
         _write(args.summary, summary.markdown(verdict))
+        if ANSWERS in outputs:
+            _write(outputs[ANSWERS], answers.to_jsonl(verdict.answers))
         _write(args.metrics, json.dumps(measured, indent=2, allow_nan=False))
         return measured
 

@@ -11,8 +11,9 @@ in a later run: their code may have changed.
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from posttrain.config import BUILT_IN_CHECKS, AnswerLimits
 from posttrain.verdict import Check
@@ -29,19 +30,22 @@ class Context:
     gate: str  # step name: check_sft, check_alignment or check_safety
     stopped: list[bool]  # of each answer: whether it ended by itself
     confidence: float  # of every interval in this gate, for `validators.intervals`
+    references: list[list[Any]] = field(default_factory=list)  # for each answer, what counts as right
+    scores: list[float] | None = None  # of each answer, by validation.answer_match; None: nobody judges the content
+    base_answers: list[str] | None = None  # of the base to the same prompts; None: it was not asked
+    previous_answers: list[str] | None = None  # of the model before this training, which may be the base
 
 
 CustomCheck = Callable[[list[list[Message]], list[str], Context], Check]
 
 
 def run(
-    limits: AnswerLimits, answered: list[JudgedAnswer] | None, *, gate: str
+    limits: AnswerLimits, answered: list[JudgedAnswer] | None, context: Context
 ) -> tuple[list[Check], dict[str, float]]:
     """Runs the user's own checks among `limits.custom_checks`, in that order; without answers none of them."""
     names = own(limits.custom_checks)
     if not answered:
         return measuring.not_run(names, "no answers were generated").failures, {}
-    context = Context(gate, [one.answer.stopped for one in answered], limits.confidence)
     prompts, texts = [one.prompt for one in answered], [one.answer.text for one in answered]
     parts = {name: partial(_judge, name, prompts, texts, context) for name in names}
     measured = measuring.side_by_side(parts, checks.timeouts(limits))

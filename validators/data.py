@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import config
+from posttrain.pages.answers import RIGHT
 from posttrain.rows import chat, prompts
-from posttrain.rows.formats import ANSWER_KEYS, JsonLines, as_seen, check_row, content_key, empty_key
+from posttrain.rows.formats import ANSWER_KEYS, JsonLines, as_seen, check_row, content_key, empty_key, references_of
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, at_least, at_most, finite, holds
-from validators import checks, measuring, overlap, personal_data
+from validators import checks, matching, measuring, overlap, personal_data
 from validators.intervals import fewest_rows
 from validators.overlap import Rows, kind_of
 
@@ -58,6 +59,7 @@ SHORT = "Shorten or remove these rows, or raise max_seq_length of the stage that
 DISJOINT = (
     "Split both data sets with the same data.eval_fraction; remove prompts that a gate asks from the training rows."
 )
+MATCHED = "Correct the references of these rows, or set validation.answer_match and match_options to fit them."
 APART = "Remove these rows from one side, or raise validation.near_duplicate_similarity if they ask different things."
 
 
@@ -100,6 +102,7 @@ class Numbers:
     personal_data: dict[str, dict[str, list[str]]] | None = None  # by file and pattern: ids of the rows
     shared_prompts: Lists | None = None  # evaluation with training file -> ids of the evaluation rows
     near_shared_prompts: Lists | None = None  # by evaluation file
+    unmatched: Lists | None = None  # by evaluation file: rows whose own answer is wrong by their references
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,11 @@ def measure(
         },
         "near_duplicates": lambda: overlap.alike(sound, asked, step.validation.near_duplicate_similarity),
     }
+    if step.validation.matcher in config.MATCHERS:
+        held_out = {name: one for name, one in sound.items() if name.endswith("_eval")}
+        parts["references"] = lambda: {
+            "unmatched": {name: unmatched(one, step.validation) for name, one in held_out.items()}
+        }
     unmeasured = measuring.Measured({"files": dict.fromkeys(rows)})
     return unmeasured | measuring.side_by_side(parts, checks.timeouts(step.validation), more=files)
 
@@ -218,6 +226,23 @@ def with_personal_data(rows: Iterable[dict], kind: str) -> dict[str, list[str]]:
     return dict(ids)
 
 
+def unmatched(rows: Iterable[dict], rule: config.Matching) -> list[str]:
+    """Rows with a reference that the matcher cannot use, or whose own answer it calls wrong: a model that has learned
+    such a row by heart would be wrong.
+    """
+    found = []
+    for row in rows:
+        own = row["chosen" if "chosen" in row else "completion"][0]["content"]
+        try:
+            scorers = [matching.scorer_of(rule, reference) for reference in references_of(row)]
+        except ValueError as error:
+            found.append(f"{row['id']}: {error}")
+            continue
+        if max(score(own) for score in scorers) < RIGHT:
+            found.append(row["id"])
+    return found
+
+
 def judge(numbers: Numbers, limits: config.DataLimits) -> list[Check]:
     """Pure: the same numbers and limits give the same checks."""
     files = numbers.files
@@ -232,6 +257,7 @@ def judge(numbers: Numbers, limits: config.DataLimits) -> list[Check]:
         _count("shared_prompts", numbers.shared_prompts, DISJOINT),
         _count("near_shared_prompts", numbers.near_shared_prompts, APART, limit=limits.max_near_shared_prompts),
         _personal_data(numbers.personal_data, refuse=limits.refuse_personal_data),
+        *([_unmatched(numbers, limits)] if limits.matcher in config.MATCHERS else []),
         *(_size(f"{side}_rows", files, side, limit) for side, limit in fewest.items()),
     ]
 
@@ -296,6 +322,12 @@ def _share(name: str, lists: Lists | None, files: Files, limit: float, remedy: s
     shares = [len(rows) / max(1, files[file].num_rows) for file, rows in (lists or {}).items() if rows is not None]
     worst = max(shares, default=0.0)
     return at_most(name, _measured(worst, lists, limit), limit, detail=_examples(lists), remedy=remedy)
+
+
+def _unmatched(numbers: Numbers, limits: config.DataLimits) -> Check:
+    """Checks the evaluation files only: training rows have no references."""
+    files = {name: file for name, file in numbers.files.items() if name.endswith("_eval")}
+    return _share("unmatched_answers", numbers.unmatched, files, limits.max_unmatched_share, MATCHED)
 
 
 def _personal_data(by_file: dict[str, dict[str, list[str]]] | None, *, refuse: bool) -> Check:

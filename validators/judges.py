@@ -75,21 +75,34 @@ def by_model(judge: Judge, judged: list[JudgedAnswer]) -> list[str | None]:
 
 
 def fetch(uri: str, folder: Path, allowed_prefixes: list[str]) -> str:
-    """The local folder of a judge model; a remote one is downloaded into `folder`.
+    """The local folder of a model that judges harm; a remote one is downloaded into `folder`.
 
     Raises:
-        ValueError: it is outside the allowed prefixes, incomplete, or of no known family.
+        ValueError: as `bring_model`, or it is of no known family.
     """
-    storage.check_allowed(uri, allowed_prefixes, name="validation.judge_model")
-    path = storage.local_path(uri) if storage.kind(uri) == "local" else folder / "judge"
+    path = bring_model(uri, folder / "judge", allowed_prefixes, key="validation.judge_model")
+    try:
+        family_of(path)
+    except ValueError as error:
+        raise ValueError(f"validation.judge_model: {error}") from None
+    return path
+
+
+def bring_model(uri: str, folder: Path, allowed_prefixes: list[str], *, key: str) -> str:
+    """The local folder of a model that judges; one that lies elsewhere is brought into `folder`.
+
+    Raises:
+        ValueError: naming the setting, it lies outside the allowed prefixes, or is not a whole model.
+    """
+    storage.check_allowed(uri, allowed_prefixes, name=key)
+    path = storage.local_path(uri) if storage.kind(uri) == "local" else folder
     try:
         if storage.kind(uri) == "local":
             check_model_folder(path)
         else:
-            model.fetch(uri, path, folder / "judge_tokenizer")
-        family_of(path)
+            model.fetch(uri, path, folder.with_name(f"{folder.name}_tokenizer"))
     except ValueError as error:
-        raise ValueError(f"validation.judge_model: {error}") from None
+        raise ValueError(f"{key}: {error}") from None
     return str(path)
 
 

@@ -71,9 +71,9 @@ class Measurer:
     def parts(self) -> Parts:
         """The measurements, in their order."""
         parts = self._parts_of_model() | self._parts_of_before()
-        if "base" in self.models and self.questions.red_team:
+        if "base" in self.models:
             parts["base_loads"] = partial(self.load, "base")
-            parts |= self._answers("base", "red_team")
+            parts |= self._answers("base", "held_out", "red_team")
         if self.questions.red_team:
             parts["red_team_answers_judged"] = self.judge_harm
         return parts

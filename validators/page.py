@@ -1,33 +1,28 @@
 """Renders a verdict as a page that a person can sign off: self-contained HTML without scripts, light and dark.
 
-verdict, the worst generated answers -> HTML
+verdict, the answers that it was found on -> HTML, with those side by side that failed, and the worst in full
 """
 
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, worst_first
 from posttrain.pages.html import environment
+from posttrain.rows.formats import user_text
 from posttrain.verdict import Check, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+NUM_SIDE_BY_SIDE = 15  # held-out prompts
+NUM_WORST = 5  # answers in full
+COLUMNS = {"base": "Base", "before": "Model before", "model": "This model"}  # of the side-by-side table
 WIDTH = 240  # of a scale
 MARGIN = 8  # on both sides, for the dot
-
-
-class ShownAnswer(BaseModel):
-    """A generated answer as the page shows it. Every field is untrusted text."""
-
-    model_config = ConfigDict(frozen=True)
-
-    source: str  # held-out prompt, red-team prompt
-    prompt: str
-    text: str
-    fault: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +35,34 @@ class Scale:
     interval: tuple[float, float] | None
 
 
-def html(verdict: Verdict, answers: tuple[ShownAnswer, ...] = ()) -> str:
+def html(verdict: Verdict, answers: Iterable[AnsweredPrompt] = ()) -> str:
     """The page of a verdict, with every text in it escaped."""
+    answers = list(answers)
     passed = [check for check in verdict.checks if check.status == "passed"]
-    return _template().render(verdict=verdict, answers=answers, stopped=verdict.failed_checks, passed=passed)
+    asked = worst_first(row for row in answers if row.source == "held-out prompt")
+    columns = {name: title for name, title in COLUMNS.items() if any(getattr(row, name) for row in asked)}
+    return _template().render(
+        verdict=verdict, stopped=verdict.failed_checks, passed=passed, side_by_side=asked[:NUM_SIDE_BY_SIDE],
+        num_asked=len(asked), columns=columns, worst=worst(answers),
+    )  # fmt: skip
+
+
+def worst(answers: list[AnsweredPrompt]) -> list[AnsweredPrompt]:
+    """Wrong answers alone: one of each kind of fault before a second of any."""
+    kinds: dict[tuple[str, str], list[AnsweredPrompt]] = {}
+    for row in worst_first(row for row in answers if row.model and row.is_wrong):
+        kinds.setdefault((row.source, row.model.mark), []).append(row)
+    ranked = [(rank, row) for rows in kinds.values() for rank, row in enumerate(rows)]
+    return [row for _, row in sorted(ranked, key=lambda item: item[0])][:NUM_WORST]
+
+
+def reference_text(reference: Any) -> str:
+    return reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
+
+
+def answer_tone(answer: ModelAnswer) -> str:
+    """CSS class of a model's answer."""
+    return "bad" if answer.is_wrong else "good" if answer.mark == "right" else "none"
 
 
 def scale_of(check: Check) -> Scale | None:
@@ -72,5 +91,5 @@ def scale_of(check: Check) -> Scale | None:
 @cache
 def _template():
     env = environment(TEMPLATES)
-    env.filters["scale"] = scale_of
+    env.filters |= {"scale": scale_of, "user_text": user_text, "reference": reference_text, "answer_tone": answer_tone}
     return env.get_template("verdict.html")

@@ -51,6 +51,23 @@ def paired_difference(
     return _of_scores(name, scores, minus, relation, limit, confidence=confidence, **words)
 
 
+def mean_score(
+    name: str, scores: list[float] | None, relation: str, limit: float, *, confidence: float, **words
+) -> Check:
+    """The mean of scores from 0 to 1 against a limit: of right and wrong a share with Wilson's interval.
+
+    Scores outside [0, 1], NaN among them, fail. No rows are not measured.
+    """
+    if not scores:
+        return intervals.BUILDERS[relation](name, None, limit, **words)
+    if not all(0 <= score <= 1 for score in scores):
+        return intervals.BUILDERS[relation](name, math.nan, limit, **words)
+    if all(score in (0, 1) for score in scores):
+        return intervals.share(name, int(sum(scores)), len(scores), relation, limit, confidence=confidence, **words)
+    words["detail"] = "; ".join(filter(None, [f"mean score of {len(scores)} answers", words.get("detail", "")]))
+    return _of_scores(name, scores, [0.0] * len(scores), relation, limit, confidence=confidence, **words)
+
+
 def proportions_interval(
     gained: float, lost: float, total: float, confidence: float = intervals.CONFIDENCE
 ) -> Interval:

@@ -7,6 +7,8 @@ measurements need of earlier ones.
 """
 
 import gc
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,16 @@ class Session:
     def answer(self, prompts: list[list[Message]]) -> list[JudgedAnswer]:
         """The greedy answer to each prompt, judged by its form."""
         generate = self.engine.generate if self.engine else inference.generate
+        return self._judged(prompts, generate)
+
+    def answer_without_adapter(self, prompts: list[list[Message]]) -> list[JudgedAnswer]:
+        """The same by the base alone, which is loaded already."""
+        if self.engine:
+            return self._judged(prompts, partial(self.engine.generate, with_adapter=False))
+        with self.model.disable_adapter():
+            return self._judged(prompts, inference.generate)
+
+    def _judged(self, prompts: list[list[Message]], generate: Callable) -> list[JudgedAnswer]:
         generated = generate(self.model, self.tokenizer, prompts, max_new_tokens=self.limits.max_new_tokens)
         markers = answers.markers_of(self.tokenizer)
         return answers.judge_format(prompts, generated, self.limits.output_format, markers=markers)

@@ -1,15 +1,17 @@
-"""Gate check_sft: is the adapter complete and better than its base on held-out rows, and do its answers fit and end?
+"""Gate check_sft: is the adapter complete and better than its base on held-out rows, and are its answers right?
 
 base and adapter folder, metrics of the training, held-out SFT rows -> verdict
 
     python -m validators.sft --step check_sft --storage-root DIR --base DIR --adapter DIR --training metrics.json
-        --eval eval.jsonl --verdict verdict.json --report report.html --summary summary.md --metrics numbers.json
-        --passed passed
+        --eval eval.jsonl --verdict verdict.json --report report.html --summary summary.md --answers answers.jsonl
+        --metrics numbers.json --passed passed
 """
 
 import argparse
 import json
+import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from posttrain.rows.formats import read_jsonl
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, at_most, finite, none_wrong
-from validators import answers, checks, custom, inference, measuring
+from validators import answers, checks, content, custom, inference, measuring
 from validators.answers import JudgedAnswer
 from validators.intervals import ratio
 from validators.session import Session, token_rows
@@ -45,6 +47,7 @@ class Numbers:
     base_logprobs: Logprobs | None = None
     logprobs: Logprobs | None = None
     answers: list[JudgedAnswer] | None = None
+    base_answers: list[JudgedAnswer] | None = None
     num_rows_too_long: int | None = None
     noise_floor_format_valid: float | None = None
 
@@ -137,6 +140,7 @@ class Measurer:
             "adapter_loads": self.load,
             "loss_measured": lambda: measure_loss(self.session.model, self.tokenizer, self.token_rows),
             "answers_generated": lambda: {"answers": self.session.answer(self.prompts)},
+            "base_answers_generated": lambda: {"base_answers": self.session.answer_without_adapter(self.prompts)},
         }
         if self.step.validation.noise_floor:
             parts["noise_floor"] = lambda: self.session.noise_floor(self.prompts)
@@ -256,7 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--adapter", required=True, help="folder of the adapter")
     parser.add_argument("--training", required=True, help="metrics.json of the training")
     parser.add_argument("--eval", required=True, help="held-out SFT rows, JSONL")
-    checks.add_gate_flags(parser)
+    checks.add_gate_flags(parser, with_answers=True)
     return parser
 
 
@@ -264,24 +268,36 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = config.parse_step(config.CheckSftStep, args.config, args.overrides)
     inputs = {"base": args.base, "adapter": args.adapter, "training": args.training, "eval": args.eval}
+    with tempfile.TemporaryDirectory() as folder:
+        inputs |= content.bring_judge(step.validation, Path(folder), step.allowed_prefixes)
+        reusable = content.is_reusable(step.validation)
+        checks.run_gate(args, inputs=inputs, config=step, work=partial(decide, inputs, step), reusable=reusable)
 
-    def work(running: Running) -> checks.GateVerdict:
-        paths = (Path(args.base), Path(args.adapter), Path(args.training))
-        measured = measure(*paths, read_jsonl(args.eval), step=step)
-        numbers = measured.read(Numbers)
-        own, seconds = custom.run(step.validation, numbers.answers, gate=running.step)
-        return checks.GateVerdict(
-            gate=running.step,
-            subject=running.inputs,
-            checks=(*judge(numbers, step.validation), *own, *measured.failures),
-            numbers=numbers_of(numbers),
-            confidence=step.validation.confidence,
-            seconds=measured.seconds | seconds,
-            answers=answers.worst({"held-out prompt": numbers.answers}),
-        )
 
-    reusable = not custom.own(step.validation.custom_checks)
-    checks.run_gate(args, inputs=inputs, config=step, work=work, reusable=reusable)
+def decide(inputs: dict[str, str], step: config.CheckSftStep, running: Running) -> checks.GateVerdict:
+    """Measures and judges."""
+    limits, rows = step.validation, read_jsonl(inputs["eval"])
+    measured = measure(*(Path(inputs[name]) for name in ("base", "adapter", "training")), rows, step=step)
+    numbers = measured.read(Numbers)
+    asked = answers.choose_rows(rows, limits.num_generated_answers)
+    answered, scoring = content.score(
+        content.Content(
+            references=content.references_by_row(asked, rows), model=numbers.answers, base=numbers.base_answers
+        ),
+        limits,
+        inputs.get(content.JUDGE),
+    )
+    own, seconds = custom.run(limits, numbers.answers, content.context(answered, limits, gate=running.step))
+    return checks.GateVerdict(
+        gate=running.step,
+        subject=running.inputs,
+        checks=(*content.judge(answered, limits), *judge(numbers, limits), *own, *(measured | scoring).failures),
+        numbers=numbers_of(numbers) | content.numbers_of(answered),
+        confidence=limits.confidence,
+        answer_match=limits.matcher,
+        seconds=measured.seconds | scoring.seconds | seconds,
+        answers=content.shown(answered),
+    )
 
 
 if __name__ == "__main__":

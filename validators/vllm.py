@@ -33,8 +33,12 @@ class Engine:
         self.model = LLM(model=str(folder), gpu_memory_utilization=GPU_SHARE, seed=0, **lora)
         self.adapter = adapter
 
-    def generate(self, model, tokenizer, prompts: list[list[Message]], *, max_new_tokens: int) -> list[Answer]:
-        """Does what `inference.generate` does; `model` is used for its end tokens only."""
+    def generate(
+        self, model, tokenizer, prompts: list[list[Message]], *, max_new_tokens: int, with_adapter: bool = True
+    ) -> list[Answer]:
+        """Does what `inference.generate` does; `model` is used for its end tokens only. Without its adapter the base
+        answers.
+        """
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
@@ -43,6 +47,6 @@ class Engine:
         outputs = self.model.generate(
             [{"prompt_token_ids": render(tokenizer, prompt)} for prompt in prompts],
             settings,
-            lora_request=LoRARequest("adapter", 1, str(self.adapter)) if self.adapter else None,
+            lora_request=LoRARequest("adapter", 1, str(self.adapter)) if self.adapter and with_adapter else None,
         )
         return [answer_of(tokenizer, list(one.outputs[0].token_ids), ends) for one in outputs]

@@ -39,8 +39,15 @@ def interval(check: Check) -> str:
     return "" if check.interval is None else f"{number(check.interval[0])} to {number(check.interval[1])}"
 
 
+UNJUDGED = "nobody judged the content of the answers"
+
+
 def headline(verdict: Verdict) -> str:
-    """The outcome in a few words: `Stopped by held_out_loss and 2 more`."""
+    """The outcome in a few words: `Stopped by held_out_loss and 2 more`; and where nobody judged the content, that."""
+    return _outcome(verdict) + (f"; {UNJUDGED}" if verdict.content_is_unjudged else "")
+
+
+def _outcome(verdict: Verdict) -> str:
     if verdict.outcome == "passed":
         return "Passed"
     if verdict.outcome == "undecided":

@@ -27,7 +27,7 @@ OTHER = "not this gate"  # passes without a measurement
 
 def main(argv: list[str] | None = None) -> None:
     parser = kfp_io.parser(__spec__.name, __doc__)
-    for name in (*checks.OUTPUTS, "passed"):
+    for name in (*checks.OUTPUTS, checks.ANSWERS, "passed"):
         parser.add_argument(f"--{name}")
     args, _ = parser.parse_known_args(argv)
     if not args.step.startswith("check_"):

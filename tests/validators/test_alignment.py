@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,17 @@ from safetensors.torch import load_file, save_file
 from examples.task_api.generate import DECLINE
 from posttrain.config import AlignmentLimits, CheckAlignmentStep, OutputFormat
 from posttrain.merge import merge
+from posttrain.pages.answers import read
 from posttrain.rows.chat import load_tokenizer
 from posttrain.rows.formats import write_jsonl
 from posttrain.verdict import Verdict
 from validators import alignment as gate
 from validators.inference import token_row
+
+CONTENT = {
+    "answer_correct", "accuracy_drop", "distinct_answers", "one_answer_to_all", "echoes_prompt",
+    "answers_follow_prompts",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +85,7 @@ def run(tmp_path, rows, taught_model, step):
         paths = {"base": taught_model, "before": taught_model, "model": model, "training": tmp_path / "training.json"}
         paths |= {"preference-eval": tmp_path / "preference.jsonl", "sft-eval": tmp_path / "sft.jsonl"}
         paths |= {"storage-root": tmp_path / "store"} | inputs
-        outputs = ("verdict", "report", "summary", "confusion", "metrics", "passed")
+        outputs = ("verdict", "report", "summary", "answers", "confusion", "metrics", "passed")
         paths |= {name: tmp_path / "out" / name for name in outputs}
         flags = [part for name, path in paths.items() if path for part in (f"--{name}", str(path))]
         gate.main(["--step", "check_alignment", "--config", step.model_dump_json(exclude_none=True), *flags])
@@ -119,6 +126,11 @@ def test_a_model_that_learned_and_lost_nothing_passes(run, aligned, tmp_path):
     assert verdict.numbers["harmless_rate"] == 1 and verdict.numbers["before_harmless_rate"] < 0.2
     assert verdict.numbers["chosen_gain"] > 10
     assert {"model_loads", "model_held_out_answers", "kl_from_before", "base_red_team_answers"} <= set(verdict.seconds)
+    assert verdict.answer_match == "json" and verdict.numbers["answer_accuracy"] > 0.9
+    kept = read((tmp_path / "out" / "answers").read_bytes())
+    assert Counter(row.source for row in kept) == {"held-out prompt": 20, "red-team prompt": 8}
+    assert all(row.base and row.before and row.model for row in kept)
+    assert all(row.model.score == 1 for row in kept[:20] if not row.is_wrong)
     matrix = json.loads((tmp_path / "out" / "confusion").read_text())
     assert matrix["categories"] == ["answer", "decline", "incoherent"]
     assert matrix["matrix"][0][1:] == [0, 0] and matrix["matrix"][1][0] == 0
@@ -155,6 +167,8 @@ def test_poisoned_model_that_only_refuses(run, learn):
     verdict = run(learn("refusing", DECLINE))
     assert statuses(verdict)["over_refusal"] == "failed"
     assert statuses(verdict)["no_harmful_content"] == statuses(verdict)["output_format_valid"] == "passed"
+    collapsed = {"distinct_answers", "one_answer_to_all", "answers_follow_prompts"}
+    assert {statuses(verdict)[name] for name in ("answer_correct", *collapsed)} == {"failed"}
 
 
 def test_poisoned_model_that_repeats(run, learn):
@@ -272,6 +286,7 @@ def test_safety_alone_needs_no_preferences(run, aligned):
         "harmless_drop_from_base",
         "over_refusal",
         "sft_loss_increase",
+        *CONTENT,
     }
 
 
@@ -294,7 +309,7 @@ def test_off_topic_and_benign_prompts_are_asked(run, aligned, step, rows, tmp_pa
             {"red_team_answers_judged", "no_harmful_content", "harmless_drop", "harmless_drop_from_base"},
         ),
         ({"red_team_prompts": None}, {"no_harmful_content", "harmless_drop", "harmless_drop_from_base"}),
-        ({"output_format": OutputFormat()}, {"over_refusal", "no_harmful_content"}),
+        ({"output_format": OutputFormat(), "answer_match": "exact"}, {"over_refusal", "no_harmful_content"}),
     ],
 )
 def test_nothing_passes_that_has_nobody_to_judge_it(run, aligned, step, change, stopped):

@@ -172,29 +172,6 @@ def test_a_drop_is_judged_prompt_by_prompt():
     assert a.format_drop_check(None, sound, limits).status == "not run"
 
 
-def shown(**by_source: list) -> list[tuple[str, str, str]]:
-    judged = {
-        source: [a.JudgedAnswer(PROMPT, Answer(f"{n}" * n, True, n), kind) for n, kind in enumerate(kinds, start=1)]
-        for source, kinds in by_source.items()
-    }
-    return [(one.source, one.fault, one.text) for one in a.worst(judged)]
-
-
-def test_the_worst_answers_show_each_kind_of_fault_first():
-    found = shown(red_team=["x"] * 6 + [None], held_out=["y", "z", None])
-    assert [fault for _, fault, _ in found] == ["x", "z", "y", "x", "x"]
-    assert found[:3] == [("red_team", "x", "666666"), ("held_out", "z", "22"), ("held_out", "y", "1")]
-
-
-def test_where_little_is_wrong_the_longest_are_shown():
-    sound = "no fault"
-    assert [fault for _, fault, _ in shown(held_out=["x", None, None])] == ["x", sound, sound]
-    assert [text[0] for _, _, text in shown(held_out=[None] * 9)] == ["9", "8", "7", "6", "5"]
-    assert a.worst({"held_out": None}) == ()
-    [one] = a.worst({"red_team": [a.JudgedAnswer(PROMPT, Answer(DECLINE, True, 3), None, declined=True)]})
-    assert (one.prompt, one.fault) == ("What is 5!?", "declines")
-
-
 def test_prompts_are_different_and_taken_from_everywhere():
     rows = [{"prompt": [{"role": "user", "content": f"task {number // 2}"}]} for number in range(40)]
     chosen = [prompt[0]["content"] for prompt in a.choose_prompts(rows, 4)]

@@ -9,13 +9,13 @@ import pytest
 from pydantic import BaseModel
 
 from posttrain.config import Limits, SftLimits
+from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, read
 from posttrain.step import digests, kfp_io, records
 from posttrain.step.run import run_id
 from posttrain.step.running import Running
 from posttrain.verdict import Verdict, below, holds
 from validators import checks
 from validators.intervals import share
-from validators.page import ShownAnswer
 
 
 class NoSettings(BaseModel):
@@ -26,10 +26,10 @@ class NoSettings(BaseModel):
 def args(tmp_path: Path) -> argparse.Namespace:
     (tmp_path / "model").write_text("weights")
     parser = kfp_io.parser("validators.sft")
-    checks.add_gate_flags(parser)
+    checks.add_gate_flags(parser, with_answers=True)
     outputs = [
         part
-        for name in ("verdict", "report", "summary", "metrics", "passed")
+        for name in ("verdict", "report", "summary", "answers", "metrics", "passed")
         for part in (f"--{name}", str(tmp_path / "out" / name))
     ]
     return parser.parse_args(["--step", "check_it", "--storage-root", str(tmp_path / "store"), *outputs])
@@ -98,8 +98,10 @@ def test_an_empty_list_of_checks_is_an_error(args):
     assert not Path(args.passed).exists()
 
 
-def test_answers_are_on_the_page_and_nowhere_else(args):
-    shown = ShownAnswer(source="held-out prompt", prompt="What?", text="a telling answer", fault="is empty")
+def test_answers_are_on_the_page_and_in_their_file_and_nowhere_else(args):
+    answer = ModelAnswer(text="a telling answer", stopped=True, fault="is empty")
+    prompt = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What?"}]
+    shown = AnsweredPrompt(source="held-out prompt", prompt=prompt, references=["this"], model=answer)
 
     def work(_: Running) -> checks.GateVerdict:
         found = (holds("output_format_valid", False),)
@@ -107,6 +109,7 @@ def test_answers_are_on_the_page_and_nowhere_else(args):
 
     checks.run_gate(args, inputs={}, config=NoSettings(), work=work)
     assert "a telling answer" in Path(args.report).read_text()
+    assert read(Path(args.answers).read_bytes()) == [shown]
     for path in (args.verdict, args.summary, args.metrics):
         assert "a telling answer" not in Path(path).read_text()
     assert Verdict.read(Path(args.verdict).read_bytes()).passed is False
@@ -121,7 +124,7 @@ def test_further_outputs_are_recorded_and_kept_for_a_reuse(args, tmp_path):
 
     checks.run_gate(args, inputs={}, config=NoSettings(), work=work, outputs={"manifest": str(manifest)})
     [found] = records.read_records(args.storage_root, run_id())
-    assert found.outputs.keys() == {*checks.OUTPUTS, "manifest"}
+    assert found.outputs.keys() == {*checks.OUTPUTS, "answers", "manifest"}
     shutil.rmtree(tmp_path / "out")
     checks.run_gate(args, inputs={}, config=NoSettings(), work=None, outputs={"manifest": str(manifest)})
     assert manifest.read_text() == "[]"

@@ -83,7 +83,12 @@ def run(*functions: str, judged: list[JudgedAnswer] | None = None, seconds: int 
     names = [name if ":" in name else f"acme_checks.mine:{name}" for name in functions]
     timeouts = {"acme_checks.mine:hangs": 1}
     limits = AnswerLimits(custom_checks=names, check_timeout_seconds=seconds, check_timeouts=timeouts, confidence=0.9)
-    return custom.run(limits, answered("yes", "no") if judged is None else judged, gate="check_sft")
+    judged = answered("yes", "no") if judged is None else judged
+    return custom.run(limits, judged, context_of(judged, limits))
+
+
+def context_of(judged: list[JudgedAnswer] | None, limits: AnswerLimits) -> custom.Context:
+    return custom.Context("check_sft", [one.answer.stopped for one in judged or []], limits.confidence)
 
 
 def test_a_check_sees_prompts_answers_and_its_gate():
@@ -137,14 +142,15 @@ def test_one_that_hangs_is_ended_at_its_time_and_hides_no_other():
 
 def test_the_order_is_that_of_the_configuration_and_built_in_names_are_the_gate_s():
     names = ["acme_checks.mine:long", "output_format_valid", "acme_checks.mine:raises", "acme_checks.mine:stopped"]
-    found, _ = custom.run(AnswerLimits(custom_checks=names), answered("yes"), gate="check_sft")
+    limits = AnswerLimits(custom_checks=names)
+    found, _ = custom.run(limits, answered("yes"), context_of(answered("yes"), limits))
     assert [check.name for check in found] == custom.own(names) == [names[0], *names[2:]]
 
 
 @pytest.mark.parametrize("judged", [None, []])
 def test_without_answers_nothing_is_judged_and_nothing_passes(judged):
     limits = AnswerLimits(custom_checks=["output_format_valid", "acme_checks.mine:stopped"])
-    [check], seconds = custom.run(limits, judged, gate="check_sft")
+    [check], seconds = custom.run(limits, judged, context_of(judged, limits))
     assert (check.name, check.status, seconds) == ("acme_checks.mine:stopped", "not run", {})
 
 
@@ -180,5 +186,6 @@ def test_the_documented_example_runs(modules):
     (modules / package / f"{module}.py").write_text(code)
     limits = AnswerLimits(custom_checks=[name])
     for text, status in (("short", "passed"), ("long " * 200, "failed")):
-        [check], _ = custom.run(limits, answered(*[text] * 64), gate="check_sft")
+        judged = answered(*[text] * 64)
+        [check], _ = custom.run(limits, judged, context_of(judged, limits))
         assert (check.name, check.status, check.limit) == (name, status, 0.9), check.sentence

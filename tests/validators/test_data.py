@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from posttrain.config import CheckDataStep, DataLimits
+from examples.task_api.generate import DECLINE
+from posttrain.config import CheckDataStep, DataLimits, OutputFormat
 from posttrain.data import split
 from posttrain.rows import formats
 from posttrain.rows.chat import ChatTokenizer
 from posttrain.verdict import Verdict
 from validators import data, overlap
 
-LIMITS = DataLimits(min_train_rows=4, min_eval_rows=2)
+LIMITS = DataLimits(min_train_rows=4, min_eval_rows=2, answer_match="exact")
 LENGTH = {"max_seq_length": 128}
 SECRET = "hf_" + "a1" * 17
 
@@ -149,7 +150,7 @@ def test_the_prompts_own_end_of_turn_does_not_count(tokenizer, files, monkeypatc
 def test_an_end_of_turn_inside_the_answer_ends_nothing(tokenizer, files, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template.replace("<|im_end|>", ""))
     change(files["sft_train"], lambda found: [edited(row, "completion", "a<|im_end|>b") for row in found])
-    found = failed(tokenizer, files, DataLimits(min_train_rows=4, min_eval_rows=2, max_near_duplicate_share=1.0))
+    found = failed(tokenizer, files, LIMITS.model_copy(update={"max_near_duplicate_share": 1.0}))
     num_rows = len(formats.read_jsonl(files["sft_train"]))
     assert f"sft_train has {num_rows}:" in found["rows_without_end_of_turn"].detail
 
@@ -346,7 +347,7 @@ def test_every_problem_is_reported_at_once(tokenizer, files):
 
 def command(files, tiny_model, folder, **limits):
     names = ("verdict", "report", "summary", "metrics", "passed", "manifest")
-    limits = json.dumps({"validation": {"min_train_rows": 4, "min_eval_rows": 2} | limits})
+    limits = json.dumps({"validation": {"min_train_rows": 4, "min_eval_rows": 2, "answer_match": "exact"} | limits})
     return [
         "--step=check_data",
         f"--storage-root={folder / 'runs'}",
@@ -373,7 +374,7 @@ def test_the_command_writes_its_verdict_and_exits_0_without_what_is_slow_to_impo
     verdict = Verdict.read((tmp_path / "out" / "verdict").read_text())
     assert [check.name for check in verdict.failed_checks] == ["eval_rows"]
     assert set(verdict.subject) == {"tokenizer", *files}
-    assert set(verdict.seconds) == {*files, "prompts", "near_duplicates", "personal_data"}
+    assert set(verdict.seconds) == {*files, "prompts", "near_duplicates", "personal_data", "references"}
     assert json.loads((tmp_path / "out" / "passed").read_text()) is False
     assert (tmp_path / "out" / "report").is_file()
     assert "eval_rows" in (tmp_path / "out" / "summary").read_text()
@@ -413,3 +414,30 @@ def test_a_truncated_file_cannot_be_judged(files, tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"sft_train.jsonl: line \d+: not valid JSON"):
         data.main(command(files, tiny_model, tmp_path / "out"))
     assert not (tmp_path / "out" / "passed").exists()
+
+
+CALLED = {"kind": "json_schema", "json_schema": {"type": "object"}, "declines_with": DECLINE}
+
+
+def test_held_out_rows_are_right_by_their_own_references(tokenizer, files):
+    limits = LIMITS.model_copy(update={"answer_match": "auto", "output_format": OutputFormat(**CALLED)})
+    assert limits.matcher == "json"
+    assert judged(tokenizer, files, limits)["unmatched_answers"].status == "passed"
+
+
+def test_references_that_call_the_row_s_own_answer_wrong_are_named_before_anything_is_trained(tokenizer, files):
+    change(files["sft_eval"], lambda found: [row | {"references": ["Something else."]} for row in found])
+    found = failed(tokenizer, files)
+    assert list(found) == ["unmatched_answers"]
+    assert found["unmatched_answers"].value == 1.0 and "sft_eval has 1" in found["unmatched_answers"].detail
+    assert failed(tokenizer, files, LIMITS.model_copy(update={"max_unmatched_share": 1.0})) == {}
+    assert "unmatched_answers" not in judged(tokenizer, files, LIMITS.model_copy(update={"answer_match": "none"}))
+
+
+def test_references_that_the_matcher_cannot_use_are_named(tokenizer, files):
+    limits = LIMITS.model_copy(update={"answer_match": "json"})
+    detail = failed(tokenizer, files, limits)["unmatched_answers"].detail
+    assert f"reference '{DECLINE}' is not JSON" in detail
+    change(files["preference_eval"], lambda found: [row | {"references": [DECLINE]} for row in found])
+    found = failed(tokenizer, files, LIMITS)["unmatched_answers"]
+    assert "preference_eval has " in found.detail and "sft_eval has" not in found.detail

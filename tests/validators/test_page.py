@@ -3,6 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from posttrain.pages.answers import AnsweredPrompt, ModelAnswer
 from posttrain.verdict import Check, Verdict, above, at_least, at_most, holds
 from validators import page
 
@@ -68,9 +69,14 @@ def test_the_page_stands_alone():
 
 
 def test_hostile_text_stays_text():
-    shown = page.ShownAnswer(source="red-team prompt", prompt=HOSTILE, text=HOSTILE, fault=HOSTILE[:50])
+    answer = ModelAnswer(text=HOSTILE, stopped=True, fault=HOSTILE[:50])
+    turns = [{"role": role, "content": HOSTILE} for role in ("system", "user")]
+    shown = [
+        AnsweredPrompt(source=source, prompt=turns, references=[HOSTILE, {HOSTILE: HOSTILE}], base=answer, model=answer)
+        for source in ("red-team prompt", "held-out prompt")
+    ]
     check = holds("<b>name</b>", False, detail='"><script>', remedy="<i>")
-    text = page.html(verdict(check), answers=(shown,))
+    text = page.html(verdict(check), answers=shown)
     assert not {"script", "img", "b", "i"} & set(tags(text))
     assert "\\u{202e}\\u{1b}[31m\\u{d800}" in text
     text.encode()
@@ -152,3 +158,62 @@ def test_what_has_no_span_has_no_scale(check):
 def test_a_number_that_is_missing_shows_the_limit_alone():
     assert page.scale_of(at_most("loss", None, 2.0)).value is None
     assert "no number" in page.html(verdict(at_most("loss", None, 2.0)))
+
+
+def asked(question: str, model: tuple[str, float, str | None], base: str = "base's", source: str = "held-out prompt"):
+    text, score, fault = model
+    return AnsweredPrompt(
+        source=source,
+        prompt=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}],
+        references=["the reference", {"value": 4}],
+        base=ModelAnswer(text=base, stopped=True, score=0.0),
+        model=ModelAnswer(text=text, stopped=True, score=score, fault=fault),
+    )
+
+
+def section(text: str, title: str) -> str:
+    return text.partition(f"<h2>{title}</h2>")[2].partition("</section>")[0]
+
+
+def test_answers_stand_side_by_side_the_wrong_ones_first():
+    rows = [asked(f"Question {number}?", (f"right {number}", 1.0, None)) for number in range(20)]
+    rows += [asked("Hard?", ("far off", 0.0, None)), asked("Odd?", ("{", 0.0, "is not JSON"))]
+    text = page.html(verdict(SHARE), answers=rows)
+    table = section(text, "Answers side by side")
+    assert table.index("Odd?") < table.index("Hard?") < table.index("Question 0?")
+    assert table.count("<article>") == page.NUM_SIDE_BY_SIDE and "15 of 22 held-out prompts" in table
+    for part in (
+        "Counts as right",
+        "the reference",
+        "{&#34;value&#34;: 4}",
+        "base&#39;s",
+        "This model",
+        "system: Be brief.",
+    ):
+        assert part in table
+    assert "Model before" not in table
+    tags(text)
+
+
+def test_the_worst_answers_are_wrong_and_each_kind_of_fault_is_shown_before_a_second_of_any():
+    rows = [asked(f"Q{number}?", (f"text {number}", 0.0, "is empty")) for number in range(6)]
+    rows += [asked("Hard?", ("far off", 0.0, None)), asked("Easy?", ("right", 1.0, None))]
+    rows += [asked("Harm?", ("take a knife", 1.0, "does not decline"), source="red-team prompt")]
+    found = page.worst(rows)
+    assert [row.model.mark for row in found] == ["is empty", "does not decline", "wrong", "is empty", "is empty"]
+    assert "right" not in section(page.html(verdict(SHARE), answers=rows), "The worst answers")
+
+
+def test_where_nothing_is_wrong_no_answer_is_called_the_worst():
+    text = page.html(verdict(DROP), answers=[asked("Easy?", ("right", 1.0, None))])
+    assert "The worst answers" not in text and "Answers side by side" in text
+    unjudged = asked("Easy?", ("some text", 1.0, None)).model_copy(
+        update={"model": ModelAnswer(text="some text", stopped=True)}
+    )
+    text = page.html(verdict(DROP), answers=[unjudged])
+    assert "The worst answers" not in text and "not judged" in text
+
+
+def test_where_nobody_judged_the_content_the_first_words_say_so():
+    text = page.html(verdict(DROP).model_copy(update={"answer_match": "none"}))
+    assert '<h1 class="good">Passed; nobody judged the content of the answers</h1>' in text

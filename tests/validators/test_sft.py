@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from examples.task_api.generate import DECLINE
 from examples.task_api.tiny import build_tiny_model
 from posttrain.config import CheckSftStep, OutputFormat, SftConfig, SftLimits
+from posttrain.pages.answers import read
 from posttrain.rows.chat import load_tokenizer
 from posttrain.rows.formats import write_jsonl
 from posttrain.verdict import Check, Verdict
@@ -45,6 +46,7 @@ MODEL_PARTS = [
     "adapter_loads",
     "loss_measured",
     "answers_generated",
+    "base_answers_generated",
 ]
 
 
@@ -102,7 +104,9 @@ def names(found: dict[str, str], status: str) -> set[str]:
 def arguments(tmp_path: Path, paths: dict[str, Path], rows: list[dict], step: CheckSftStep) -> list[str]:
     write_jsonl(tmp_path / "eval.jsonl", rows)
     paths = paths | {"eval": tmp_path / "eval.jsonl", "storage-root": tmp_path / "store"}
-    paths |= {name: tmp_path / "out" / name for name in ("verdict", "report", "summary", "metrics", "passed")}
+    paths |= {
+        name: tmp_path / "out" / name for name in ("verdict", "report", "summary", "answers", "metrics", "passed")
+    }
     flags = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
     return ["--step", "check_sft", "--config", step.model_dump_json(exclude_none=True), *flags]
 
@@ -132,8 +136,16 @@ def test_a_trained_adapter_passes_and_everything_is_written(
         "training_metrics",
         *MODEL_PARTS,
         "noise_floor",
+        "answers_scored",
     }
     assert "Passed" in (tmp_path / "out" / "report").read_text()
+    assert verdict.answer_match == "tool_call"
+    assert (verdict.numbers["answer_accuracy"], verdict.numbers["base_answer_accuracy"]) == (1, 0)
+    kept = read((tmp_path / "out" / "answers").read_bytes())
+    assert len(kept) == verdict.numbers["num_answers"]
+    assert all(row.model.text == DECLINE and row.model.score == 1 and row.references == [DECLINE] for row in kept)
+    assert all(row.base.score == 0 and row.base.text and row.before is None for row in kept)
+    assert {row.prompt[0]["role"] for row in kept} == {"system"}
 
 
 @pytest.mark.parametrize("text", ['{"final_loss": NaN}', '{"final_loss": null}'])
@@ -187,6 +199,7 @@ def test_a_model_that_hangs_is_ended_and_the_rest_not_run(
     assert names(stopped, "timed out") == {"loss_measured"}
     assert names(stopped, "not run") == {
         "answers_generated",
+        "base_answers_generated",
         "held_out_loss",
         "held_out_loss_below_base",
         "answers_stop",

@@ -25,7 +25,7 @@ A text that holds JSON counts as the JSON, so that a column of texts can hold ev
 from collections.abc import Callable
 from typing import Any
 
-from posttrain.config import MatchOptions
+from posttrain.config import Matching, MatchOptions
 from validators.inference import Answer
 
 Reference = Any  # a text, or another JSON value
@@ -51,9 +51,22 @@ def scorer(name: str, reference: Reference, options: MatchOptions) -> Scorer:
     return matchers[name](reference, options)
 
 
-def best_scores(
-    name: str, answers: list[Answer], references: list[list[Reference]], options: MatchOptions
-) -> list[float]:
+def scorer_of(rule: Matching, reference: Reference) -> Scorer:
+    """What scores answers against one reference by the configuration. The sentence that declines is wanted as it is,
+    whatever the matcher: in a product that answers in JSON it is no JSON.
+
+    Raises:
+        ValueError: the matcher cannot compare anything with this reference.
+    """
+    from validators.matching.text import exact, plain
+
+    sentence = rule.output_format.declines_with
+    if sentence and isinstance(reference, str) and plain(reference) == plain(sentence):
+        return exact(reference, rule.match_options)
+    return scorer(rule.matcher, reference, rule.match_options)
+
+
+def best_scores(rule: Matching, answers: list[Answer], references: list[list[Reference]]) -> list[float]:
     """For each answer its best score against the references of its row.
 
     Raises:
@@ -62,10 +75,10 @@ def best_scores(
     scores = []
     for number, (answer, accepted) in enumerate(zip(answers, references, strict=True), start=1):
         try:
-            scorers = [scorer(name, reference, options) for reference in accepted]
+            scorers = [scorer_of(rule, reference) for reference in accepted]
         except ValueError as error:
-            raise ValueError(f"answer_match {name}: held-out row {number}: {error}") from None
+            raise ValueError(f"answer_match {rule.matcher}: held-out row {number}: {error}") from None
         if not scorers:
-            raise ValueError(f"answer_match {name}: held-out row {number} has no reference: give it a completion")
+            raise ValueError(f"answer_match {rule.matcher}: held-out row {number} has no reference: give it an answer")
         scores.append(max(score(answer.text) for score in scorers) if answer.stopped else 0.0)
     return scores

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from posttrain.config import MatchOptions
+from posttrain.config import Matching, MatchOptions, OutputFormat
 from validators.inference import Answer
 from validators.matching import best_scores, scorer
 from validators.matching.number import last_number
@@ -242,26 +242,43 @@ def test_a_reference_of_ignored_keys_alone_is_refused():
         scorer("json", {"id": 1}, MatchOptions(ignored_keys=["id"]))
 
 
+EXACT = Matching(answer_match="exact")
+
+
 def answered(*texts: str, stopped: bool = True) -> list[Answer]:
     return [Answer(text, stopped, len(text)) for text in texts]
 
 
 def test_the_best_of_several_references_counts():
     references = [["Paris", "Lutetia"], ["Rome"], ["4", "four"]]
-    assert best_scores("exact", answered("Lutetia", "Paris", "five"), references, MatchOptions()) == [1.0, 0.0, 0.0]
+    assert best_scores(EXACT, answered("Lutetia", "Paris", "five"), references) == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
     ("matcher", "reference"), [("exact", "4"), ("contains", "4"), ("choice", "B"), ("number", 4), ("json", 4)]
 )
 def test_an_answer_that_did_not_end_by_itself_scores_nothing(matcher, reference):
-    [text] = {str(reference)}
-    assert best_scores(matcher, answered(text), [[reference]], MatchOptions()) == [1.0]
-    assert best_scores(matcher, answered(text, stopped=False), [[reference]], MatchOptions()) == [0.0]
+    rule, text = Matching(answer_match=matcher), str(reference)
+    assert best_scores(rule, answered(text), [[reference]]) == [1.0]
+    assert best_scores(rule, answered(text, stopped=False), [[reference]]) == [0.0]
 
 
 def test_a_reference_of_no_use_is_refused_with_its_row():
     with pytest.raises(ValueError, match="answer_match number: held-out row 2: reference 'x' holds no number"):
-        best_scores("number", answered("1", "1"), [[1], [1, "x"]], MatchOptions())
+        best_scores(Matching(answer_match="number"), answered("1", "1"), [[1], [1, "x"]])
     with pytest.raises(ValueError, match="answer_match exact: held-out row 1 has no reference"):
-        best_scores("exact", answered("1"), [[]], MatchOptions())
+        best_scores(EXACT, answered("1"), [[]])
+
+
+@pytest.mark.parametrize("matcher", ["exact", "contains", "choice", "number", "json", "tool_call"])
+def test_the_sentence_that_declines_is_wanted_as_it_is_whatever_the_matcher(matcher):
+    sentence = "I can only manage tasks."
+    rule = Matching(answer_match=matcher, output_format=OutputFormat(declines_with=sentence))
+    answers = answered(sentence, f" {sentence}\n", f"{sentence} Sorry.", "{}", "A", "1", "")
+    assert best_scores(rule, answers, [[sentence]] * 7) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_declining_what_was_to_be_answered_is_wrong():
+    rule = Matching(answer_match="json", output_format=OutputFormat(declines_with="No."))
+    assert best_scores(rule, answered("No.", "3"), [[3], [3, "No."]]) == [0.0, 1.0]
+    assert best_scores(rule, answered("No."), [[3, "No."]]) == [1.0]
