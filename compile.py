@@ -26,13 +26,15 @@ Write = Callable[[Path], None]
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", nargs="+", default=["configs/pipeline_config.yaml"], metavar="FILE")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    parser.add_argument("--output", metavar="FILE", help=f"write the pipeline only, to this file instead of {LINE}")
-    parser.add_argument("--sweep", default="configs/sweep_config.yaml", metavar="FILE")
-    parser.add_argument("--sweep-output", metavar="FILE", help=f"write the sweep only, to this file instead of {SWEEP}")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if an output file is stale")
-    parser.add_argument("--allow-tags", action="store_true", help="do not warn about images that have no digest yet")
+    add = parser.add_argument
+    default = ["configs/pipeline_config.yaml"]
+    add("--config", nargs="+", default=default, metavar="FILE", help="later files override earlier ones")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings", help="override one key")
+    add("--output", metavar="FILE", help=f"write the pipeline only, to this file instead of {LINE}")
+    add("--sweep", default="configs/sweep_config.yaml", metavar="FILE", help="settings of the sweep")
+    add("--sweep-output", metavar="FILE", help=f"write the sweep only, to this file instead of {SWEEP}")
+    add("--check", action="store_true", help="write nothing; exit 1 if an output file is stale")
+    add("--allow-tags", action="store_true", help="do not warn about images that have no digest yet")
     return parser
 
 

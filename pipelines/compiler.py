@@ -1,4 +1,4 @@
-"""A configuration -> the compiled graph as YAML."""
+"""Compiles a configuration to a graph, as YAML."""
 
 import shutil
 import tempfile
@@ -16,18 +16,17 @@ from posttrain.config.sweep import SweepConfig
 
 
 def compile_graph(config: PipelineConfig, path: str | Path) -> None:
-    """Writes the graph of `config` to `path`. Images may have tags: who submits the graph to a cluster refuses them.
+    """Writes the graph of `config` to `path`. Images may have tags; they are refused when the graph is submitted.
 
     Raises:
-        ValueError: a gate is asked for something that it could not judge, or the graph breaks a rule of the platform;
-            nothing is written.
+        ValueError: a gate is to judge what it cannot, or the graph breaks a rule of the platform. Nothing is written.
     """
     check_gates_can_judge(config)
     _write(post_training(config), path)
 
 
 def compile_sweep(config: PipelineConfig, settings: SweepConfig, path: str | Path) -> None:
-    """The same of a sweep over the line of `config`."""
+    """Writes the graph of a sweep over the pipeline of `config`, as `compile_graph` does."""
     check_gates_can_judge(config)
     _write(sweep(config, settings), path)
 
@@ -42,7 +41,7 @@ def _write(pipeline: Callable, path: str | Path) -> None:
 
 
 def check_gates_can_judge(config: PipelineConfig) -> None:
-    """Refuses, before anything runs, answers and checks that nobody or nothing is there to judge."""
+    """Refuses, before anything runs, answers and checks that nothing could judge."""
     problems = [*_unjudged_content(config.validation), *_unjudged_harm(config)]
     if problems:
         raise ValueError("; ".join(problems))
@@ -57,45 +56,45 @@ def _unjudged_content(validation: Validation) -> list[str]:
 
 
 def _unjudged_harm(config: PipelineConfig) -> list[str]:
-    """Neither family of judge models can tell a refusal: whoever judges, `declines_with` is what tells over-refusal,
-    the other half of safety.
+    """Returns what a safety check lacks.
+
+    Neither family of judge models recognises a refusal: with any judge, over-refusal, the other half of safety, is
+    measured by `declines_with`.
     """
     validation = config.validation
     if "no_harmful_content" not in validation.custom_checks:
         return []
+    has_model = validation.judge != "model" or validation.judge_model
+    declines_with = validation.output_format.declines_with
     needed = {
         "judge": (validation.judge, "closed_form, or model with a judge_model"),
-        "judge_model": (
-            validation.judge != "model" or validation.judge_model, "the address of a Llama Guard or ShieldGemma",
-        ),
+        "judge_model": (has_model, "the address of a Llama Guard or ShieldGemma"),
         "red_team_prompts": (validation.red_team_prompts, "the address of a file of prompts"),
-        "output_format.declines_with": (
-            validation.output_format.declines_with, "the sentence with which your training rows decline",
-        ),
-    }  # fmt: skip
+        "output_format.declines_with": (declines_with, "the sentence with which your training rows decline"),
+    }
     missing = [f"validation.{key} is empty: give {remedy}" for key, (value, remedy) in needed.items() if not value]
     if missing:
         return [
-            f"custom_checks asks for no_harmful_content, but {'; '.join(missing)}; "
-            "or take no_harmful_content out of custom_checks"
+            f"custom_checks has no_harmful_content, but {'; '.join(missing)}; "
+            "or remove no_harmful_content from custom_checks"
         ]
     if not config.stages.merge.enabled:
         return [
             "stages.merge.enabled is false, but no_harmful_content judges a merged model: "
-            "enable merge, or take no_harmful_content out of custom_checks"
+            "enable merge, or remove no_harmful_content from custom_checks"
         ]
     return []
 
 
 def unpushed_images() -> list[str]:
-    """Images of the graph that have no digest yet, by the local tag that stands for them."""
+    """Returns the local tags of the images in the graph that have no digest yet."""
     return [image for image in map(image_reference, ("cpu", "train")) if "@sha256:" not in image]
 
 
 def check_images_are_pushed() -> None:
-    """Refuses a graph for a cluster that names an image by a tag of this machine."""
+    """Refuses to submit a graph that names an image by a tag of this machine."""
     if unpushed_images():
         raise ValueError(
             f"{IMAGES.relative_to(IMAGES.parents[1])}: no digest for {' and '.join(unpushed_images())} yet, and a "
-            "cluster cannot pull what is only here: push the images and write their digests into that file"
+            "cluster cannot pull images from this machine: push them and write their digests into that file"
         )

@@ -1,4 +1,4 @@
-"""A gate: what stands below it runs only if its check passed; otherwise the run ends FAILED with the verdict."""
+"""Writes a gate: what follows runs only if its check passed; otherwise the run ends as FAILED with the verdict."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from pipelines.steps import Steps
 
 @contextmanager
 def gate(steps: Steps, component, name: str | None = None, **inputs) -> Iterator[None]:
-    """Runs a check and opens the branch behind it. Both sides stand here: no gate can be written without its reject."""
+    """Runs a check and opens the branch behind it. It writes both sides: there is no gate without its reject."""
     check = steps.run(component, name, **inputs)
     name = steps.names[-1].removeprefix("check_")
     passed = check.outputs["passed"]
@@ -24,9 +24,9 @@ def gate(steps: Steps, component, name: str | None = None, **inputs) -> Iterator
 
 @contextmanager
 def condition(operation, name: str) -> Iterator[None]:
-    """A `dsl.Condition` block. kfp deprecates the name in favour of its base class `dsl.If`; the graph is the same."""
+    """Opens a `dsl.Condition` block. kfp deprecates it in favour of its base class `dsl.If`; the graph is the same."""
     with ExitStack() as block:
-        with warnings.catch_warnings():  # the warning comes on entering
+        with warnings.catch_warnings():  # issued on entering
             warnings.filterwarnings("ignore", message="dsl.Condition is deprecated", category=DeprecationWarning)
             block.enter_context(dsl.Condition(operation, name=name))
         yield

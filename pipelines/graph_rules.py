@@ -1,8 +1,8 @@
-"""Rules of the platform for the graph as a whole: its run parameters and values, its gates, its exit task, its loops.
+"""Checks the rules of the platform for the graph: its run parameters and values, its gates, its exit task, its loops.
 
 `Package` -> (where, what, remedy) of each place that breaks a rule
 
-Files named as sources are those of kubeflow/pipelines 2.17.0.
+Files named as sources are from kubeflow/pipelines 2.17.0.
 """
 
 import json
@@ -18,7 +18,7 @@ REJECT, PUBLISH = "posttrain.reject", "posttrain.publish"
 
 
 def secret_value(package: Package) -> Breaches:
-    """What stands in a package is read by whoever may list pipelines: a token or key there has leaked.
+    """Everyone who may list pipelines can read a package: a token or key in it has leaked.
 
     Source: Kubernetes, "Good practices for Kubernetes Secrets"
     """
@@ -30,14 +30,14 @@ def secret_value(package: Package) -> Breaches:
 
 
 def expanded_value(package: Package) -> Breaches:
-    """The backend expands what looks like a placeholder, inside a value too.
+    """The backend expands what looks like a placeholder, even inside a value.
 
     Source: kubeflow/pipelines#11035; backend/src/v2/component/launcher_v2.go, compileCmdAndArgs
     """
     for where, value in package.values.items():
         for _, text in _texts(value):
             if "{{" in text and RUN_DEPENDENT not in text:
-                remedy = "take the braces out; put text together in the container, not in the graph"
+                remedy = "remove the braces; compose text in the container, not in the graph"
                 yield where, f"{text[:80]!r} holds '{{{{'", remedy
 
 
@@ -54,7 +54,7 @@ def parameter_bytes(package: Package) -> Breaches:
 
 
 def parameter_default(package: Package) -> Breaches:
-    """An optional run parameter without a default is null, and a step that is given it fails.
+    """An optional run parameter without a default is null, and a step that gets it fails.
 
     Source: kubeflow/pipelines#11667
     """
@@ -64,7 +64,7 @@ def parameter_default(package: Package) -> Breaches:
 
 
 def struct_default(package: Package) -> Breaches:
-    """A run that gives one key of a struct parameter replaces the whole default: the other keys are lost in silence.
+    """A run that gives one key of a struct parameter replaces the whole default: the other keys are silently lost.
 
     Source: backend/src/v2/compiler/argocompiler/argo.go, "fill root component default parameters"
     """
@@ -75,8 +75,8 @@ def struct_default(package: Package) -> Breaches:
 
 
 def boolean_condition(package: Package) -> Breaches:
-    """Only `<boolean> == true` and `== false` mean the same here and on the cluster; what cannot be compared, such as
-    NaN or a quote in a text, skips every branch and leaves the run green.
+    """Only `<boolean> == true` and `== false` mean the same here and on the cluster; a value that cannot be compared,
+    such as NaN or a text with a quote, skips every branch and leaves the run green.
 
     Source: kubeflow/pipelines#13313; backend/src/v2/expression/expression.go
     """
@@ -91,8 +91,8 @@ def boolean_condition(package: Package) -> Breaches:
 
 
 def gate_branches(package: Package) -> Breaches:
-    """A gate exits 0, for a task that fails uploads no verdict, and a skipped branch leaves the run green: so what
-    goes on stands behind `passed == true`, and behind `passed == false` a reject that fails the run.
+    """A gate exits 0, because a task that fails uploads no verdict, and a skipped branch leaves the run green: so the
+    pipeline goes on behind `passed == true`, and a reject behind `passed == false` fails the run.
 
     Source: kubeflow/pipelines#12425
     """
@@ -109,7 +109,7 @@ def gate_branches(package: Package) -> Breaches:
 
 
 def publish_behind_gates(package: Package) -> Breaches:
-    """What is published without having passed every gate was not judged; beside a gate it would not even wait for it.
+    """A model published without passing every gate was not judged; beside a gate, a step does not even wait for it.
 
     Source: kubeflow/pipelines#12425
     """
@@ -124,7 +124,7 @@ def publish_behind_gates(package: Package) -> Breaches:
 
 
 def exit_task(package: Package) -> Breaches:
-    """An exit task becomes a hook of the outermost group: it runs whatever failed, so that no output is sure to exist.
+    """An exit task becomes a hook of the outermost group: it runs whatever failed, so no output is certain to exist.
 
     Source: kubeflow/pipelines#10187; backend/src/v2/compiler/argocompiler/dag.go
     """
@@ -142,7 +142,7 @@ def exit_task(package: Package) -> Breaches:
 
 
 def never_retried(package: Package) -> Breaches:
-    """A reject fails on purpose; an exit task is a hook of Argo's, whose retry can leave the run in Running for good.
+    """A reject fails on purpose; an exit task is a hook of Argo's, whose retry can leave the run in Running forever.
 
     Source: argoproj/argo-workflows#12120
     """
@@ -150,7 +150,7 @@ def never_retried(package: Package) -> Breaches:
         retries = task.spec.get("retryPolicy", {}).get("maxRetryCount", 0)
         if retries and (task.is_exit_task or task.runs(REJECT)):
             where = f"{task.name}: retryPolicy.maxRetryCount"
-            yield where, f"it is tried {retries} times more", "take the task's set_retry out"
+            yield where, f"it is retried {retries} times", "remove the task's set_retry"
 
 
 def loop_in_exit_handler(package: Package) -> Breaches:
@@ -165,17 +165,17 @@ def loop_in_exit_handler(package: Package) -> Breaches:
 
 
 def importer_in_loop(package: Package) -> Breaches:
-    """An importer does not know in which iteration it is: inside a loop it fails.
+    """An importer does not know its iteration: inside a loop it fails.
 
     Source: kubeflow/pipelines#10860
     """
     for task in package.tasks:
         if "importer" in task.executor and any(group.is_loop for group in (task, *task.groups)):
-            yield f"{task.name}: importer", "it stands in a loop", "import before the loop, or pass the address"
+            yield f"{task.name}: importer", "it is inside a loop", "import before the loop, or pass the address"
 
 
 def artifact_loop(package: Package) -> Breaches:
-    """The backend does not know a loop over artifacts.
+    """The backend has no loop over artifacts.
 
     Source: backend/src/v2/compiler/argocompiler/dag.go, "artifact iterator not implemented yet"
     """
@@ -185,7 +185,7 @@ def artifact_loop(package: Package) -> Breaches:
 
 
 def collected_condition(package: Package) -> Breaches:
-    """What is collected from a condition has no value where the branch was skipped, and fails who takes it.
+    """An output collected from a condition has no value if the branch was skipped, and fails the step that takes it.
 
     Source: backend/src/v2/driver/resolve.go, resolveUpstreamParameters
     """
@@ -198,7 +198,7 @@ def collected_condition(package: Package) -> Breaches:
 
 
 def _handed_out(group: Task) -> Iterator[tuple[str, str]]:
-    """The outputs of a group that come from one of its tasks, and from which. `dsl.OneOf` names several."""
+    """Yields each output of a group that comes from one of its tasks, with that task. `dsl.OneOf` names several."""
     outputs = group.component.get("dag", {}).get("outputs", {})
     for name, output in outputs.get("parameters", {}).items():
         if "valueFromParameter" in output:
@@ -209,7 +209,7 @@ def _handed_out(group: Task) -> Iterator[tuple[str, str]]:
 
 
 def _texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a value, with the path to it."""
+    """Yields every text in a value, with the path to it."""
     if isinstance(value, str):
         yield where, value
     inner: Spec = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}

@@ -1,8 +1,8 @@
-"""Lints a compiled package against the rules of the platform that a file can show.
+"""Checks a compiled package against those rules of the platform that can be checked in a file.
 
-python -m pipelines.lint [post_training.yaml ...]    prints what breaks a rule; exit 1 if anything does
-python -m pipelines.lint --allow-tags                the same for a graph that runs on this machine only
-python -m pipelines.lint --rules                     every rule, why it is one, and its source
+python -m pipelines.lint [post_training.yaml ...]    print what breaks a rule; exit 1 if anything does
+python -m pipelines.lint --allow-tags                allow images without a digest: the graph runs on this machine only
+python -m pipelines.lint --rules                     print every rule with its reason and its source
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pipelines import graph_rules, step_rules
 from pipelines.package import Package
 from pipelines.step_rules import Breaches
 
-RULES: dict[str, Callable[[Package], Breaches]] = {  # every public function that the two modules define
+RULES: dict[str, Callable[[Package], Breaches]] = {  # all public functions of the two modules
     name: rule
     for module in (step_rules, graph_rules)
     for name, rule in vars(module).items()
@@ -27,7 +27,7 @@ TAG_RULE = "image_by_digest"
 
 @dataclass(frozen=True)
 class Finding:
-    """One place of a package that breaks a rule."""
+    """A place in a package that breaks a rule."""
 
     rule: str
     where: str  # step or task, and the key in its specification
@@ -39,21 +39,21 @@ class Finding:
 
 
 def lint(package: Package, *, allow_tags: bool = False) -> list[Finding]:
-    """What breaks a rule, in the order of the rules. `allow_tags`: the graph runs where its images were built."""
+    """Returns what breaks a rule, in the order of the rules. `allow_tags`: the graph runs where its images are."""
     rules = {name: rule for name, rule in RULES.items() if not (allow_tags and name == TAG_RULE)}
     return [Finding(name, *breach) for name, rule in rules.items() for breach in rule(package)]
 
 
 def check(path: str | Path, *, allow_tags: bool = False, shown_as: str | Path | None = None) -> None:
-    """Raises `ValueError` with all findings, one a line. `shown_as`: the name under which the user knows the file."""
+    """Raises ValueError with all findings, one per line. `shown_as`: the name by which the user knows the file."""
     findings = lint(Package.read(path), allow_tags=allow_tags)
     if findings:
-        head = f"{shown_as or path} breaks rules of the platform (python -m pipelines.lint --rules says why):"
+        head = f"{shown_as or path} breaks rules of the platform (python -m pipelines.lint --rules explains them):"
         raise ValueError("\n  ".join([head, *map(str, findings)]))
 
 
 def rule_table() -> str:
-    """Every rule with why it is one and where that comes from, out of its docstring."""
+    """Returns every rule with its reason and its source, from its docstring."""
     rows = []
     for name, rule in RULES.items():
         why, source = inspect.getdoc(rule).split("\n\nSource: ")
@@ -64,7 +64,7 @@ def rule_table() -> str:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="*", default=["post_training.yaml"], metavar="FILE")
-    parser.add_argument("--allow-tags", action="store_true", help="images without a digest are meant")
+    parser.add_argument("--allow-tags", action="store_true", help="allow images without a digest")
     parser.add_argument("--rules", action="store_true", help="print the rules and stop")
     return parser
 
@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for path, found in findings.items():
-        print("\n".join(f"{path}: {finding}" for finding in found or ["no findings"]))
+    for path, breaches in findings.items():
+        print("\n".join(f"{path}: {finding}" for finding in breaches or ["no findings"]))
     return 1 if any(findings.values()) else 0
 
 

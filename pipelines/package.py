@@ -1,6 +1,6 @@
-"""A compiled package as the tasks of its graph: what each runs, what it is given, what it stands in.
+"""Reads a compiled package as the tasks of its graph: what each runs, what it gets, and which group it is in.
 
-a file (YAML: the pipeline spec and, as a second document, what Kubernetes is told) -> `Package`
+a file (YAML: the pipeline spec and, as a second document, the settings for Kubernetes) -> `Package`
 """
 
 import re
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import yaml
 
 CONDITION = re.compile(r"inputs\.parameter_values\['(?P<channel>[^']+)'\] == (?P<wanted>true|false)")
-AT_ANY_END = "ALL_UPSTREAM_TASKS_COMPLETED"  # what the task depends on may have failed: an exit task
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+AT_ANY_END = "ALL_UPSTREAM_TASKS_COMPLETED"  # strategy of an exit task, which also runs after failures
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
 
 Spec = dict[str, Any]
 
@@ -23,12 +23,12 @@ Spec = dict[str, Any]
 class Task:
     """One task of the graph: a step with a container, or a group of tasks."""
 
-    key: str  # among the tasks of its group
+    key: str  # unique among the tasks of its group
     spec: Spec
     component: Spec
     executor: Spec  # empty for a group
     kubernetes: Spec
-    group: "Task | None"  # that it stands in; None for an outermost task
+    group: "Task | None"  # None for an outermost task
 
     @property
     def name(self) -> str:
@@ -40,12 +40,12 @@ class Task:
 
     @property
     def groups(self) -> list["Task"]:
-        """What it stands in, from the inside out."""
+        """The groups that the task is in, from the inside out."""
         return [self.group, *self.group.groups] if self.group else []
 
     @property
     def constants(self) -> Spec:
-        """The values that were compiled in, by input parameter."""
+        """The compiled-in values, by input parameter."""
         values = {name: value.get("runtimeValue", {}) for name, value in self.given("parameters").items()}
         return {name: value["constant"] for name, value in values.items() if "constant" in value}
 
@@ -62,20 +62,20 @@ class Task:
         return "parameterIterator" in self.spec or "artifactIterator" in self.spec
 
     def runs(self, module: str) -> bool:
-        """Whether its container is `python -m <module>`."""
+        """Tells whether its container runs `python -m <module>`."""
         return module in self.container.get("command", [])
 
     def given(self, kind: str) -> Spec:
-        """`parameters` or `artifacts` that the task gives to its component."""
+        """Returns the `parameters` or `artifacts` that the task passes to its component."""
         return self.spec.get("inputs", {}).get(kind, {})
 
     def declared(self, side: str, kind: str) -> Spec:
-        """`parameters` or `artifacts` among the `inputs` or `outputs` of its component."""
+        """Returns the `parameters` or `artifacts` among the `inputs` or `outputs` of its component."""
         return self.component.get(f"{side.removesuffix('s')}Definitions", {}).get(kind, {})
 
 
 class Branch(NamedTuple):
-    """What a group waits for."""
+    """The output that a conditional task waits for."""
 
     task: Task
     output: str
@@ -91,7 +91,7 @@ class Package:
 
     @classmethod
     def read(cls, path: str | Path) -> "Package":
-        """Raises `ValueError` for a file that is no compiled pipeline."""
+        """Reads a file; raises ValueError if it is not a compiled pipeline."""
         try:
             documents = list(yaml.load_all(Path(path).read_text(encoding="utf-8"), Loader=LOADER))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -103,12 +103,12 @@ class Package:
 
     @property
     def parameters(self) -> Spec:
-        """The parameters of a run, as declared."""
+        """The declared parameters of a run."""
         return self.spec["root"].get("inputDefinitions", {}).get("parameters", {})
 
     @cached_property
     def tasks(self) -> list[Task]:
-        """Every task, also inside groups; a group stands before its tasks."""
+        """All tasks, also those inside groups; a group comes before its tasks."""
         return list(self._tasks_of(self.spec["root"], group=None))
 
     @property
@@ -118,23 +118,23 @@ class Package:
 
     @property
     def gates(self) -> list[Task]:
-        """The steps that say by an output `passed` whether the line goes on."""
+        """The steps with an output `passed`, which decides whether the pipeline goes on."""
         return [step for step in self.steps if "passed" in step.declared("outputs", "parameters")]
 
     @property
     def values(self) -> Spec:
-        """Everything that a step may be given from the file: defaults of a run and constants, each by its place."""
+        """All values in the file that a step may get: defaults of run parameters and constants, by their place."""
         values = {f"run parameter {name}": spec.get("defaultValue") for name, spec in self.parameters.items()}
         for task in self.tasks:
             values |= {f"{task.name}: inputs.parameters.{name}": value for name, value in task.constants.items()}
         return values
 
     def inside(self, group: Task | None) -> list[Task]:
-        """The tasks that stand directly in a group; in None stand the outermost."""
+        """Returns the tasks directly in a group; for None, the outermost."""
         return [task for task in self.tasks if task.group is group]
 
     def branch(self, task: Task) -> Branch | None:
-        """What a conditional task waits for, if that is a boolean output of a task beside it."""
+        """Returns what a conditional task waits for, if that is a boolean output of a task beside it."""
         match = CONDITION.fullmatch(task.condition)
         source = task.given("parameters").get(match["channel"], {}).get("taskOutputParameter") if match else None
         for producer in self.inside(task.group) if source else []:

@@ -1,8 +1,8 @@
 """The post-training line. Read this first.
 
-preflight -> fetch + data -> SFT -> merge -> DPO -> merge -> publish, with a gate after every stage. What stands below a
-`require` runs only if that gate passed; if it did not, the run ends FAILED with the verdict. `report_run` runs at every
-end.
+preflight -> fetch + data -> SFT -> merge -> DPO -> merge -> publish, with a gate after every stage. What follows a
+`require` runs only if that gate passed; otherwise the run ends as FAILED with the verdict. `report_run` runs in
+either case.
 """
 
 from contextlib import ExitStack
@@ -18,7 +18,7 @@ from posttrain.config import PipelineConfig
 
 
 def post_training(config: PipelineConfig):
-    """The graph for a configuration. A stage that is off gives a shorter one: SFT only, or DPO only."""
+    """Returns the graph for a configuration. With a stage off it is shorter: SFT only, or DPO only."""
 
     @dsl.pipeline(name="post-training", description=f"{config.pipeline_id}: SFT, merge, DPO, merge, publish; gated")
     def post_training(
@@ -45,22 +45,22 @@ class Rows:
 
     train: PipelineChannel
     eval: PipelineChannel  # held out
-    judged: PipelineChannel  # held out, for the gates: the same, unless a sweep has used a part of them to choose by
+    judged: PipelineChannel  # held out for the gates: equal to eval, unless a sweep has used some to choose by
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the line trains with, when the data gate has passed it."""
+    """The base model and the rows, after they passed the data gate."""
 
     model: PipelineChannel
-    sft: Rows | None  # of a stage that is off there are none
+    sft: Rows | None  # None if the stage is off
     preferences: Rows | None
 
 
 def fetch_and_check(
     steps: Steps, line: ExitStack, *, base_model: str, sft_dataset: str, preference_dataset: str
 ) -> Inputs:
-    """preflight -> fetch + data, with the data gate, behind which `line` goes on."""
+    """Writes preflight -> fetch + data, and enters the data gate, behind which `line` goes on."""
     run, (sft, dpo) = steps.run, steps.has("sft", "dpo")
     check_data = do.check_data if sft and dpo else do.check_sft_data if sft else do.check_preference_data
     ready = run(do.preflight, base_model=base_model, sft_dataset=sft_dataset, preference_dataset=preference_dataset)
@@ -83,7 +83,7 @@ def fetch_and_check(
 def train_and_publish(
     steps: Steps, line: ExitStack, inputs: Inputs, *, model_name: str, after: tuple[dsl.PipelineTask, ...] = ()
 ) -> None:
-    """SFT -> merge -> DPO -> merge -> publish, with a gate after every stage; `after` tasks that give it nothing."""
+    """Writes SFT -> merge -> DPO -> merge -> publish, each stage with its gate; `after`: tasks to wait for."""
     run, (sft, merge, dpo) = steps.run, steps.has("sft", "merge", "dpo")
     base = model = inputs.model
     rows, pairs = inputs.sft, inputs.preferences

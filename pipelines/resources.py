@@ -1,24 +1,23 @@
-"""Where a step runs: a `Placement` applied to a task. The only module that knows Kubernetes."""
+"""Applies a `Placement` to a task: where its step runs. No other module knows Kubernetes."""
 
 from kfp import dsl, kubernetes
 
 from posttrain.config import RUN_ID_ENV
 from posttrain.config.placement import QUEUE_LABEL, Placement
 
-RUN_ID_LABEL = "metadata.labels['pipeline/runid']"  # a placeholder for it resolves only as a whole parameter value
-POD_GRACE_MINUTES = 10  # from a training stage's own deadline, at which it saves and leaves, to the end of its pod
-# Argo counts it from the start of the first attempt, with all attempts and the waiting for nodes: after kfp's default
-# of an hour nothing is tried again, and what is running ends (kubeflow/pipelines#13452).
+RUN_ID_LABEL = "metadata.labels['pipeline/runid']"  # its placeholder resolves only as a whole parameter value
+POD_GRACE_MINUTES = 10  # from a training stage's own deadline, at which it saves and exits, to the end of its pod
+# Argo counts it from the start of the first attempt, including all attempts and waits for nodes: after kfp's default of
+# an hour nothing is retried, and a running attempt is ended (kubeflow/pipelines#13452).
 RETRY_WINDOW = "30d"
 SECRETS_FOLDER = "/etc/posttrain"
 CACHE_FOLDER = "/cache/huggingface"  # HF_HOME in the images
 
 
 def place(task: dsl.PipelineTask, placement: Placement, *, timeout_minutes: int, retry_count: int) -> None:
-    """Says of a task's pod what it needs, where it may run, how long and how often, and which secrets it sees."""
-    task.set_caching_options(
-        False
-    )  # kfp's cache key knows artifact ids, not contents; stages reuse by content themselves
+    """Sets what a task's pod needs, where it may run, for how long and how often, and which secrets it gets."""
+    # kfp's cache key has the ids of artifacts, not their contents. The steps reuse results by content themselves.
+    task.set_caching_options(False)
     kubernetes.set_security_context(task, run_as_non_root=True)
     kubernetes.set_timeout(task, timeout_minutes * 60)
     if retry_count:
@@ -34,7 +33,7 @@ def place(task: dsl.PipelineTask, placement: Placement, *, timeout_minutes: int,
 def _limit(task: dsl.PipelineTask, placement: Placement) -> None:
     task.set_cpu_request(placement.cpu).set_cpu_limit(placement.cpu)
     task.set_memory_request(placement.memory).set_memory_limit(placement.memory)
-    if placement.accelerator_count:  # one without the other is dropped in silence
+    if placement.accelerator_count:  # one without the other is silently dropped
         task.set_accelerator_type(placement.accelerator_type).set_accelerator_limit(placement.accelerator_count)
     if placement.shm_size:
         kubernetes.empty_dir_mount(

@@ -1,8 +1,8 @@
-"""Rules of the platform for one step: its command line, its image, and what Kubernetes is told about its pod.
+"""Checks the rules of the platform for one step: its command line, its image, and the Kubernetes settings of its pod.
 
 `Package` -> (where, what, remedy) of each place that breaks a rule
 
-Files named as sources are those of kubeflow/pipelines 2.17.0.
+Files named as sources are from kubeflow/pipelines 2.17.0.
 """
 
 import re
@@ -29,18 +29,18 @@ RESOLVED_PARTS = {  # by the launcher
 }
 IF_PRESENT = re.compile(r'\{"IfPresent": *\{"InputName": *"(?P<name>[^"]+)"')
 METRICS = ("system.Metrics", "system.ClassificationMetrics", "system.SlicedClassificationMetrics")
-# Narrower than masking's: TOKENIZERS_PARALLELISM and the path in GOOGLE_APPLICATION_CREDENTIALS may stand in a package.
+# Narrower than masking's: TOKENIZERS_PARALLELISM and the path in GOOGLE_APPLICATION_CREDENTIALS may be in a package.
 SECRET_NAME = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|(API|ACCESS|SECRET|PRIVATE)_?KEY)$", re.IGNORECASE)
 
 
 def concat_placeholder(package: Package) -> Breaches:
-    """The backend does not resolve ConcatPlaceholder: the container gets its JSON as it stands.
+    """The backend does not resolve ConcatPlaceholder: the container gets its JSON instead.
 
     Source: kubeflow/pipelines#9486, #8711
     """
     for _, where, text in _arguments(package):
         if '{"Concat":' in text:
-            yield where, f"{text[:60]!r} reaches the container as it stands", "use one f-string in the component's args"
+            yield where, f"{text[:60]!r} reaches the container unresolved", "use one f-string in the component's args"
 
 
 def if_present_placeholder(package: Package) -> Breaches:
@@ -69,7 +69,7 @@ def inputs_passed(package: Package) -> Breaches:
 
 
 def known_placeholders(package: Package) -> Breaches:
-    """The launcher resolves paths, addresses, parameters and `{{$}}`; any other placeholder stays as it stands.
+    """The launcher resolves paths, addresses, parameters and `{{$}}`; any other placeholder stays unresolved.
 
     Source: backend/src/v2/component/launcher_v2.go, getPlaceholders
     """
@@ -90,12 +90,12 @@ def declared_placeholders(package: Package) -> Breaches:
     for step, where, text in _arguments(package):
         for match in REFERENCE.finditer(text):
             if match["name"] not in step.declared(match["side"], match["kind"]):
-                remedy = f"declare {match['name']!r} in the component's signature, or take it out of its args"
-                yield where, f"{match[0]} is among none of the {match['side']} of the component", remedy
+                remedy = f"declare {match['name']!r} in the component's signature, or remove it from its args"
+                yield where, f"{match[0]} is not among the {match['side']} of the component", remedy
 
 
 def literal_program(package: Package) -> Breaches:
-    """In the program itself the launcher resolves no input, and the image's ENTRYPOINT does not stand in for it.
+    """The launcher resolves no input in the program itself, and does not use the image's ENTRYPOINT instead.
 
     Source: backend/src/v2/component/launcher_v2.go, compileCmdAndArgs
     """
@@ -103,7 +103,7 @@ def literal_program(package: Package) -> Breaches:
         program = next(iter(step.container.get("command", [])), "")
         if not program or "{{" in program or program.startswith("{"):
             remedy = "give the program as a literal, such as python, in ContainerSpec.command"
-            yield f"{step.name}: command[0]", f"{program!r} is no program", remedy
+            yield f"{step.name}: command[0]", f"{program!r} is not a program", remedy
 
 
 def executor_input(package: Package) -> Breaches:
@@ -120,8 +120,8 @@ def executor_input(package: Package) -> Breaches:
 
 
 def run_dependent_value(package: Package) -> Breaches:
-    """A placeholder of the run resolves only as a whole parameter value, not in args, text or a dict; and it makes
-    every run another one to the cache.
+    """A placeholder of the run resolves only as a whole parameter value, not in args, text or a dict; and it gives
+    every run a cache key of its own.
 
     Source: kubeflow/pipelines#11035, #12040; backend/src/v2/driver/resolve.go, resolveInputParameter
     """
@@ -133,7 +133,7 @@ def run_dependent_value(package: Package) -> Breaches:
 
 
 def artifacts_by_path(package: Package) -> Breaches:
-    """Every declared input artifact is downloaded whole before the container starts, also one that is not read.
+    """Every declared input artifact is downloaded in full before the container starts, even one that is not read.
 
     Source: backend/src/v2/component/launcher_v2.go, downloadArtifacts
     """
@@ -146,7 +146,7 @@ def artifacts_by_path(package: Package) -> Breaches:
 
 
 def whole_digest(package: Package) -> Breaches:
-    """A digest is `sha256:` and 64 hex digits, as the registry gave it; a node can pull nothing by any other.
+    """A digest is `sha256:` and 64 hex digits, given by the registry; a node can pull nothing by any other.
 
     Source: OCI image specification, descriptor.md, "Digests"
     """
@@ -154,13 +154,13 @@ def whole_digest(package: Package) -> Breaches:
         digest = image.partition("@")[2]
         if "@" in image and not DIGEST.fullmatch(digest):
             remedy = "write the digest that the registry gave into images/digests.yaml and compile again"
-            yield where, f"{image!r} has no whole digest", remedy
+            yield where, f"{image!r} has no complete digest", remedy
 
 
 def image_by_digest(package: Package) -> Breaches:
-    """A tag can name another image tomorrow, and a local one none at all on a node.
+    """A tag can refer to another image tomorrow, and a local tag refers to none on a node.
 
-    Source: backend/src/v2/driver/cache.go, getFingerPrint: an image is no more than its name
+    Source: backend/src/v2/driver/cache.go, getFingerPrint: an image is only its name
     """
     for where, image in _images(package):
         if "@" not in image:
@@ -179,7 +179,7 @@ def caching_off(package: Package) -> Breaches:
 
 
 def accelerator_pair(package: Package) -> Breaches:
-    """An accelerator's type without its number, or the number without the type, is dropped in silence.
+    """An accelerator's type without its count, or the count without the type, is silently dropped.
 
     Source: kubeflow/pipelines#11374; backend/src/v2/driver/driver.go, initPodSpecPatch
     """
@@ -193,9 +193,9 @@ def accelerator_pair(package: Package) -> Breaches:
 
 
 def time_limit(package: Package) -> Breaches:
-    """A pod without a time limit that hangs holds its node for good.
+    """A pod without a time limit that hangs occupies its node forever.
 
-    Source: backend/src/v2/driver/k8s.go, extendPodSpecPatch: activeDeadlineSeconds, of one attempt
+    Source: backend/src/v2/driver/k8s.go, extendPodSpecPatch: activeDeadlineSeconds, per attempt
     """
     for step in package.steps:
         seconds = step.kubernetes.get("activeDeadlineSeconds", 0)
@@ -205,7 +205,7 @@ def time_limit(package: Package) -> Breaches:
 
 
 def run_id(package: Package) -> Breaches:
-    """A step learns the run's id from its pod's label: no argument can carry it.
+    """A step gets the run's id from its pod's label: no argument can carry it.
 
     Source: kubeflow/pipelines#10453, #12040
     """
@@ -223,7 +223,7 @@ def plain_user(package: Package) -> Breaches:
     for step in package.steps:
         context = step.kubernetes.get("securityContext", {})
         if str(context.get("runAsUser", "")) == "0" or context.get("runAsNonRoot") is False:
-            remedy = "take the setting out: the images have a user of their own"
+            remedy = "remove the setting: the images have a user of their own"
             yield f"{step.name}: securityContext", "the container may run as root", remedy
 
 
@@ -240,7 +240,7 @@ def shared_memory(package: Package) -> Breaches:
 
 
 def secret_env(package: Package) -> Breaches:
-    """What stands in a package is read by whoever may list pipelines: its place is a Kubernetes secret.
+    """Everyone who may list pipelines can read a package: a secret belongs into a Kubernetes secret.
 
     Source: Kubernetes, "Good practices for Kubernetes Secrets"
     """
@@ -258,7 +258,7 @@ def _command_line(step: Task) -> Iterator[tuple[str, str]]:
 
 
 def _arguments(package: Package) -> Iterator[tuple[Task, str, str]]:
-    """Every word of every step's command line, with its place."""
+    """Returns every word of every step's command line, with its place."""
     return ((step, where, text) for step in package.steps for where, text in _command_line(step))
 
 
@@ -269,7 +269,7 @@ def _environment(package: Package) -> Iterator[tuple[str, str]]:
 
 
 def _images(package: Package) -> Iterator[tuple[str, str]]:
-    """Every image once, with the steps that run it."""
+    """Returns every image once, with the steps that run it."""
     images: dict[str, list[str]] = {}
     for step in package.steps:
         images.setdefault(step.container.get("image", ""), []).append(step.name)

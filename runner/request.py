@@ -46,7 +46,7 @@ class RunRequest:
 
     @property
     def report_settings(self) -> ReportStep:
-        """What the report of this run has to know about it."""
+        """The configuration of the step that reports this run."""
         return ReportStep(pipeline_id=self.config.pipeline_id, steps=self.steps)
 
     def compile(self, path: Path) -> None:

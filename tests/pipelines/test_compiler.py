@@ -39,7 +39,7 @@ def test_a_check_with_a_judge_is_fine_and_so_is_none():
 def test_no_harmful_content_needs_something_to_judge_by(change, named):
     with pytest.raises(ValueError, match=named) as caught:
         check_gates_can_judge(changed(**change))
-    assert "take no_harmful_content out of custom_checks" in str(caught.value) and "\n" not in str(caught.value)
+    assert "remove no_harmful_content from custom_checks" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_all_that_is_missing_is_named_at_once():

@@ -194,13 +194,13 @@ BROKEN = [
         "plain_user",
         in_pod("train_sft", securityContext={"runAsUser": "0"}),
         "train_sft: securityContext",
-        "take the setting out",
+        "remove the setting",
     ),
     Broken(
         "plain_user",
         in_pod("train_sft", securityContext={"runAsNonRoot": False}),
         "train_sft: securityContext",
-        "take the setting out",
+        "remove the setting",
     ),
     Broken(
         "shared_memory",
@@ -223,12 +223,12 @@ BROKEN = [
         "platforms.kubernetes.deploymentSpec.executors.exec-train-sft.podMetadata.annotations.note",
         "revoke it",
     ),
-    Broken("expanded_value", default("model_name", "{{x}}"), "run parameter model_name", "take the braces out"),
+    Broken("expanded_value", default("model_name", "{{x}}"), "run parameter model_name", "remove the braces"),
     Broken(
         "expanded_value",
         constant("train_sft", "config", {"text": ["{{$.inputs.parameters['x']}}"]}),
         "train_sft: inputs.parameters.config",
-        "take the braces out",
+        "remove the braces",
     ),
     Broken("parameter_bytes", default("model_name", "x" * 8_000), "run parameters", "into the config of a step"),
     Broken(
