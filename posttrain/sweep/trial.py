@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         Path(args.metrics).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
         Path(args.summary).write_text(table.one_markdown(args.step, candidate), encoding="utf-8")
         is_final = IS_FINAL.get(candidate.status, True) if candidate else True
-        return {"row": study.place_of(args.step) if candidate else "", "is_final": is_final, **numbers}
+        return {"row": study.uri_of(args.step) if candidate else "", "is_final": is_final, **numbers}
 
     frame.run_step(args, inputs=inputs, outputs=outputs, config=step.decisive, work=work)
 
