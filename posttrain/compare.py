@@ -1,11 +1,11 @@
-"""Compares runs by their records: settings that differ, gate metrics with intervals, verdicts, cost.
+"""Compare runs by their records: settings that differ, gate metrics with intervals, verdicts, cost.
 
 python -m posttrain.compare RUN RUN ... --storage-root DIR
 python -m posttrain.compare RUN RUN ... --objective check_sft.held_out_loss --html runs.html --csv runs.csv
 
 run records -> a table in the terminal, as Markdown, HTML or CSV
 
-A run is named by its run id; trials of a sweep are runs too: `<run id>.trial_3`.
+Runs are named by run id. The trials of a sweep are runs too: `<run id>.trial_3`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ FORMS = {"markdown": table.markdown, "html": table.html, "csv": table.to_csv}
 
 
 def candidate_of(storage_root: str, run_id: str, objective: str | None) -> Candidate:
-    """A run as its record tells it.
+    """Summarizes a run from its record.
 
     Raises:
         ValueError: there is no such run.
@@ -54,7 +54,7 @@ def candidate_of(storage_root: str, run_id: str, objective: str | None) -> Candi
 
 
 def end_of(records: list[StepRecord], verdicts: dict[str, Verdict]) -> tuple[str, str]:
-    """What became of a run, and why it went no further."""
+    """Returns how a run ended, and why."""
     stopped = next((verdict for verdict in verdicts.values() if not verdict.passed), None)
     if stopped:
         return f"stopped by {stopped.gate}", wording.reason(stopped)
@@ -66,7 +66,7 @@ def end_of(records: list[StepRecord], verdicts: dict[str, Verdict]) -> tuple[str
 
 
 def cost_of(records: list[StepRecord]) -> Cost:
-    """What all attempts of all steps have taken."""
+    """Adds up the cost of all attempts of all steps."""
     seconds = sum(entry.seconds for entry in records)
     return Cost(
         seconds=seconds,
@@ -76,12 +76,12 @@ def cost_of(records: list[StepRecord]) -> Cost:
 
 
 def compare(storage_root: str, run_ids: list[str], *, objective: str | None, sign: int) -> Comparison:
-    """The runs in the order of the objective; without one in the order given."""
+    """Sorts the runs by the objective; without one they keep their order."""
     candidates = [candidate_of(storage_root, run_id, objective) for run_id in run_ids]
     if objective and not any(candidate.measure for candidate in candidates):
         known = sorted({name for candidate in candidates for name in candidate.measures})
         raise ValueError(f"--objective {objective}: no run has measured it; measured were {', '.join(known)}")
-    rows = ranked(candidates, sign) if objective else [Ranked(candidate=found, place=None) for found in candidates]
+    rows = ranked(candidates, sign) if objective else [Ranked(candidate=each, place=None) for each in candidates]
     return Comparison(title="Runs", rows=rows, objective=objective)
 
 
@@ -100,14 +100,14 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     masking.mask_output()
     try:
-        found = compare(args.storage_root, args.runs, objective=args.objective, sign=-1 if args.maximize else 1)
+        comparison = compare(args.storage_root, args.runs, objective=args.objective, sign=-1 if args.maximize else 1)
     except (ValueError, OSError) as error:
         print(f"error: {wording.line(str(error))}", file=sys.stderr)
         return 1
     for form, write in FORMS.items():
         if file := getattr(args, form):
-            Path(file).write_text(write(found), encoding="utf-8")
-    table.print_terminal(found)
+            Path(file).write_text(write(comparison), encoding="utf-8")
+    table.print_terminal(comparison)
     return 0
 
 

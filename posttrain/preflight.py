@@ -1,10 +1,10 @@
-"""What would end a run later, found before anything expensive starts: the graph's first step, and asked by local runs.
+"""Check before anything expensive starts what would end the run later: the first step of the graph.
 
-configuration, run parameters -> nothing, or all findings at once, each with its value and its remedy
+configuration, run parameters -> nothing, or all problems at once, each with its value and its remedy
 
-Seconds, on a pod without a GPU. Local files are read as the run would read them; what lies elsewhere is looked for, and
-the next steps read it. Whether a GPU works and supports bfloat16, only a pod that has one can tell:
-`posttrain.train.backend` decides it there.
+It takes seconds, without a GPU. Local files are read as the run would read them; remote ones are only looked up, and
+later steps read them. GPU health and bfloat16 support can only be checked in the GPU pod itself, by
+`posttrain.train.backend`.
 """
 
 import argparse
@@ -33,21 +33,21 @@ Config = PipelineConfig | PreflightStep
 
 
 def check(config: Config, parameters: dict[str, Any], *, disk: Path) -> None:
-    """Raises ValueError with all findings; several are also printed, each on a line.
+    """Raises ValueError with all problems; if there are several, each is also printed on a line.
 
     Args:
-        disk: a folder, there or not, on the disk that holds inputs and outputs of the steps.
+        disk: a folder, existing or not, on the disk for inputs and outputs of the steps.
     """
     refuse(findings(config, parameters, disk=disk))
 
 
 def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> None:
-    """Raises ValueError for what no pod could read. What is remote is not looked for: pods may see more than we."""
-    given = {name: parameters[name] for name in datasets(config)}
-    for name, dataset in given.items():
+    """Raises ValueError for addresses that no pod could read. Remote ones are not looked up: pods may see more."""
+    data_sets = {name: parameters[name] for name in datasets(config)}
+    for name, dataset in data_sets.items():
         check_given(dataset, name=name)
     validation = config.validation
-    run_time = {name: parameters[name] for name in ("base_model", "storage_root")} | given
+    run_time = {name: parameters[name] for name in ("base_model", "storage_root")} | data_sets
     others = {f"validation.{key}": uri for key, uri in prompts.given(validation).items()}
     others |= {"publish_root": config.publish_root, "validation.judge_model": validation.judge_model}
     addresses = {name: uri for name, uri in (run_time | others).items() if uri}
@@ -62,26 +62,26 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
 
 
 def findings(config: Config, parameters: dict[str, Any], *, disk: Path) -> list[str]:
-    """All that would end the run later, each on one line; printed if there are several."""
-    found = []
+    """Lists everything that would end the run later, one line each; prints them if there are several."""
+    problems = []
     for look in _looks(config, parameters, disk):
         try:
             look()
         except (ValueError, OSError) as error:
-            found.append(wording.line(str(error)))
-    if len(found) > 1:
-        print(*(f"problem: {finding}" for finding in found), sep="\n", file=sys.stderr)
-    return found
+            problems.append(wording.line(str(error)))
+    if len(problems) > 1:
+        print(*(f"problem: {problem}" for problem in problems), sep="\n", file=sys.stderr)
+    return problems
 
 
-def refuse(found: list[str]) -> None:
-    """One failure for all findings."""
-    if found:
-        raise ValueError(f"{len(found)} problems: {'; '.join(found)}" if len(found) > 1 else found[0])
+def refuse(problems: list[str]) -> None:
+    """Raises one ValueError for all problems, if there are any."""
+    if problems:
+        raise ValueError(f"{len(problems)} problems: {'; '.join(problems)}" if len(problems) > 1 else problems[0])
 
 
 def _looks(config: Config, parameters: dict[str, Any], disk: Path) -> list[Callable[[], Any]]:
-    """Each may raise by itself."""
+    """Returns the checks; each raises by itself."""
     looks = [partial(check_storage, parameters["storage_root"], config, name="storage_root")]
     if config.publish_root:
         looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
@@ -97,7 +97,7 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path) -> list[Calla
 
 
 def datasets(config: Config) -> list[str]:
-    """Parameters of the data sets that the graph reads."""
+    """Lists the parameters of the data sets that the graph reads."""
     stages = {"sft": config.stages.sft, "preference": config.stages.dpo}
     return [name for name, kind in DATASETS.items() if stages[kind].enabled]
 
@@ -114,7 +114,7 @@ def check_base_model(uri: str, config: Config, *, disk: Path) -> None:
 
 
 def check_model(uri: str, config: Config, *, name: str) -> int:
-    """Bytes of the model's weights."""
+    """Checks a model and returns the size of its weights, in bytes."""
     storage.check_allowed(uri, config.prefixes, name=name)
     place = storage.kind(uri)
     if place == "hub":
@@ -122,8 +122,8 @@ def check_model(uri: str, config: Config, *, name: str) -> int:
     if place == "local":
         path = storage.local_path(uri)
         if not path.is_dir():
-            found = "is a file" if path.exists() else "is not there"
-            raise ValueError(f"{name}: {uri!r} {found}; give a model's folder, org/name[@revision], gs:// or s3://")
+            fault = "is a file" if path.exists() else "does not exist"
+            raise ValueError(f"{name}: {uri!r} {fault}; give a model's folder, org/name[@revision], gs:// or s3://")
         check_model_folder(path)
     sizes = storage.file_sizes(uri)
     if "config.json" not in sizes:
@@ -132,7 +132,7 @@ def check_model(uri: str, config: Config, *, name: str) -> int:
 
 
 def check_disk(disk: Path, num_bytes: int, *, num_copies: int) -> None:
-    """Room for the model as it is at first and after each merge: the last gate has all of them on its disk."""
+    """Checks for room for the base model and each merged one: the last gate has all of them on its disk."""
     folder = next(path for path in (disk, *disk.absolute().parents) if path.is_dir())
     free, needed = shutil.disk_usage(folder).free, num_copies * num_bytes
     if free < needed:
@@ -149,22 +149,22 @@ def check_dataset(dataset: str, config: Config, *, name: str) -> None:
     elif place == "hub":
         hub.check_data_set(dataset, name=name)
     elif not storage.exists(dataset):
-        raise ValueError(f"{name}: {dataset!r} is not there; give the address of one file")
+        raise ValueError(f"{name}: {dataset!r} does not exist; give the address of one file")
 
 
 def check_given(dataset: str, *, name: str) -> None:
     if not dataset:
-        raise ValueError(f"{name} is empty; give it with --{name.replace('_', '-')} or in the configuration")
+        raise ValueError(f"{name} is empty; set it with --{name.replace('_', '-')} or in the configuration")
 
 
 def check_prompts(uri: str, config: Config, *, key: str) -> None:
-    """The prompts of validation's `key`."""
+    """Checks the prompts of `validation.<key>`."""
     if not storage.is_remote(uri):
         prompts.read_prompts(uri, config.prefixes, key=key)
         return
     storage.check_allowed(uri, config.prefixes, name=f"validation.{key}")
     if not storage.exists(uri):
-        raise ValueError(f"validation.{key}: {uri!r} is not there; give the address of one file")
+        raise ValueError(f"validation.{key}: {uri!r} does not exist; give the address of one file")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -180,12 +180,12 @@ def main(argv: list[str] | None = None) -> None:
     step = parse_step(PreflightStep, args.config, args.overrides)
     run.configure_logging()
     for name in (name for name, num_gpus in step.num_gpus.items() if not num_gpus):
-        logger.warning("%s: its placement asks for no GPU: it will run on the CPU", name)
-    # Looked at first: where the storage cannot be written, there is no record to begin, and no way to tell the rest.
-    found = findings(step, vars(args), disk=kfp_io.output_folder(args.executor_input))
+        logger.warning("%s: its placement has no GPU, so it will run on the CPU", name)
+    # Before the record is begun: if the storage is not writable, nothing else would be reported.
+    problems = findings(step, vars(args), disk=kfp_io.output_folder(args.executor_input))
 
     def work(_: Running) -> dict[str, Any]:
-        refuse(found)
+        refuse(problems)
         return {}
 
     frame.run_step(args, inputs={}, outputs={}, config=step, work=work, reusable=False)

@@ -1,11 +1,11 @@
-"""Publish the model that was judged: if every required gate of this run passed, and on exactly these files.
+"""Publish the model that was judged, if every required gate of this run passed on exactly these files.
 
 model folder, run record -> <publish_root>/<model_name>/<version>/ with the model's files, README.md (model card),
 provenance.json, SHA256SUMS and, last, manifest.json; receipt; optionally a Hub repository
 
-The version is the start of the model's digest unless one is given. The same model again is fine, another one under the
-same version is refused. Who publishes first claims the version and says in PUBLISHING.json every byte that will stand
-there: two at once write the same, and one that comes after a killed one finishes its work.
+The default version is the start of the model's digest. Publishing the same model again is fine; another model under the
+same version is refused. The first publisher claims the version by writing PUBLISHING.json, which fixes every byte of
+the other files: two publishers at once write the same, and one that follows a killed one finishes its work.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 STEP = "publish_model"  # name in the graph
 MANIFEST, CARD, SUMS, PROVENANCE = "manifest.json", "README.md", "SHA256SUMS", "provenance.json"
 CLAIM = "PUBLISHING.json"
-WRITTEN = (CARD, PROVENANCE, SUMS, MANIFEST, CLAIM)  # here, and by nobody else
+WRITTEN = (CARD, PROVENANCE, SUMS, MANIFEST, CLAIM)  # by this module only
 
 CARD_TEMPLATE = Path(__file__).parent / "pages" / "templates" / "model_card.md"
 
@@ -42,31 +42,31 @@ logger = logging.getLogger(__name__)
 
 
 class Manifest(BaseModel):
-    """manifest.json: it is written last, so a version without it is not published yet."""
+    """manifest.json, which is written last: a version without it is not published yet."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     model_name: str
     version: str
-    sha256: str  # of the model's own files, as `digests.digest` gives it
+    sha256: str  # `digests.digest` of the model's own files
     run_id: str
     published_at: str  # UTC, ISO 8601
-    files: dict[str, str]  # name -> SHA-256 of every file but this one and SHA256SUMS, which says the same
+    files: dict[str, str]  # name -> SHA-256, without this file and SHA256SUMS, which agrees with it
 
     @property
     def model_files(self) -> dict[str, str]:
-        """Those that the gates judged."""
+        """The files that the gates judged."""
         return {name: sha256 for name, sha256 in self.files.items() if name not in WRITTEN}
 
     @property
     def sums(self) -> str:
-        """SHA256SUMS, as `sha256sum --check` reads it."""
+        """The text of SHA256SUMS, for `sha256sum --check`."""
         return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(self.files.items()))
 
 
 class Claim(BaseModel):
-    """PUBLISHING.json: the manifest and the files beside the model's own, before they stand under their names."""
+    """PUBLISHING.json: the manifest and the files beside the model's own, before they are written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,14 +83,14 @@ def publish(
     settings: PublishStep,
     version: str | None = None,
 ) -> dict:
-    """Publishes and gives the receipt.
+    """Publishes the model and returns the receipt.
 
     Args:
         files: relative name -> SHA-256 of each file of the model.
 
     Raises:
         ValueError: a gate has no verdict, did not pass or judged something else; the chain from the sources to the
-            model is broken; a name is not valid; the version is taken; a file is not what `files` says.
+            model is broken; a name is invalid; the version is taken; a file does not match `files`.
     """
     model, run_id = Path(model), run.run_id()
     sha256 = digests.folder_digest(files)
@@ -101,7 +101,7 @@ def publish(
     target = storage.join(settings.publish_root or layout.published(storage_root), model_name, version)
     if read_manifest(target) is None:
         _publish(model, target, _claim_of(chain, model_name=model_name, version=version, files=files))
-    storage.remove(storage.join(target, CLAIM))  # also that of a publisher who was killed right at the end
+    storage.remove(storage.join(target, CLAIM))  # or that of a publisher that was killed at its end
     manifest = read_manifest(target)
     _check_same(target, manifest.sha256, sha256)
     hub = _upload_to_hub(target, manifest, model, settings) if settings.upload_to_hub else None
@@ -111,22 +111,22 @@ def publish(
 
 
 def read_chain(storage_root: str, run_id: str, sha256: str, settings: PublishStep) -> Provenance:
-    """The chain from the sources to the model of this SHA-256, by the record of this run.
+    """Builds the chain from the sources to the model with this SHA-256 from the record of this run.
 
     Raises:
-        ValueError: saying everything that is wrong with it, on a line.
+        ValueError: the chain has faults; all of them are in the message.
     """
     values = settings.model_dump(mode="json")
     bound = {"config": values, "inputs": {"model": sha256}, "code": code_of(__spec__.name, config=values)}
     end = Link(step=STEP, fingerprint=fingerprint(STEP, **bound), outputs={}, **bound)
     chain = provenance.trace(records.read_records(storage_root, run_id), run_id=run_id, end=end)
-    if found := provenance.faults(chain):
-        raise ValueError(" | ".join(found))
+    if faults := provenance.faults(chain):
+        raise ValueError(" | ".join(faults))
     return chain
 
 
 def read_manifest(target: str) -> Manifest | None:
-    """The manifest of a version that is already published; None if there is none."""
+    """Reads the manifest of a published version; None if it is not published."""
     uri = storage.join(target, MANIFEST)
     return Manifest.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
 
@@ -146,13 +146,13 @@ def model_card(chain: Provenance, *, model_name: str, version: str, is_adapter: 
 
 
 def _address(source: provenance.Source) -> str:
-    """As code, so that it can be copied, unless it holds what could end the code."""
+    """Formats an address as code, so that it can be copied, or escapes it if it could break out of the code."""
     text = str(source)
     return f"`{text}`" if re.fullmatch(r"[\w.:/@+=-]+", text, re.ASCII) else wording.markdown(text)
 
 
 def _receipt(target: str, manifest: Manifest, *, num_bytes: int) -> dict:
-    """What was published, where, and the SHA-256 of the manifest that speaks for it."""
+    """Builds the receipt: what was published, where, and the SHA-256 of its manifest."""
     uri = storage.join(target, MANIFEST)
     return {
         **manifest.model_dump(include={"model_name", "version", "sha256", "published_at"}),
@@ -179,15 +179,15 @@ def _check_files(model: Path, files: dict[str, str]) -> None:
         raise ValueError(f"{model / taken[0]}: publishing writes a file of this name itself; leave it out of the model")
 
 
-def _check_same(target: str, found: str, sha256: str) -> None:
-    if found != sha256:
+def _check_same(target: str, published: str, sha256: str) -> None:
+    if published != sha256:
         raise ValueError(
-            f"{target}: holds another model ({found}, this one is {sha256}); publish under another version"
+            f"{target}: is another model ({published}, this one is {sha256}); publish under another version"
         )
 
 
 def _claim_of(chain: Provenance, *, model_name: str, version: str, files: dict[str, str]) -> Claim:
-    """Everything that will stand beside the model's own files."""
+    """Builds the claim: everything that will be published beside the model's own files."""
     is_adapter = "adapter_config.json" in files
     written = {
         CARD: model_card(chain, model_name=model_name, version=version, is_adapter=is_adapter),
@@ -206,17 +206,17 @@ def _claim_of(chain: Provenance, *, model_name: str, version: str, files: dict[s
 
 
 def _publish(model: Path, target: str, mine: Claim) -> None:
-    """Claims the version, then the files, and the manifest last. Ends early where another publisher has finished."""
+    """Claims the version, then writes the files and last the manifest; returns early if another publisher finished."""
     _check_strangers(target, mine)
     try:
         claim = _claim(target, mine)
-    except FileNotFoundError:  # it was there and is gone: who held it has finished
+    except FileNotFoundError:  # removed since: its publisher has finished
         return
-    if read_manifest(target) is not None:  # of a publisher who finished before the claim
+    if read_manifest(target) is not None:  # by a publisher that finished before our claim
         return
     if claim.manifest.sha256 != mine.manifest.sha256:
-        found = f"another model ({claim.manifest.sha256}) is being published there, or was when its run was killed"
-        raise ValueError(f"{target}: {found}; give another version, or remove the folder if no run writes to it")
+        other = f"another model ({claim.manifest.sha256}) is being published there, or was when its run was killed"
+        raise ValueError(f"{target}: {other}; give another version, or remove the folder if no run writes to it")
     sent = storage.upload_folder(model, target)
     if changed := sorted(name for name, sha256 in claim.manifest.model_files.items() if sent.get(name) != sha256):
         raise ValueError(f"{model / changed[0]}: is not the file that was judged; run again, from the last merge on")
@@ -230,7 +230,7 @@ def _publish(model: Path, target: str, mine: Claim) -> None:
 
 
 def _claim(target: str, mine: Claim) -> Claim:
-    """The claim that holds: mine, or that of who came first."""
+    """Claims the version and returns the valid claim: mine, or that of an earlier publisher."""
     uri = storage.join(target, CLAIM)
     try:
         storage.write_bytes(uri, mine.model_dump_json(indent=2).encode(), if_absent=True)
@@ -240,17 +240,17 @@ def _claim(target: str, mine: Claim) -> Claim:
 
 
 def _check_strangers(target: str, mine: Claim) -> None:
-    """Refuses a folder with files of nobody's publishing: they would stand beside the model's own for ever."""
-    found = set(storage.list_files(target))
-    strangers = sorted(found - mine.manifest.files.keys() - set(WRITTEN))
-    if strangers and not found & {CLAIM, MANIFEST}:
+    """Refuses a folder with files that no publisher wrote: they would stay beside the model's own for ever."""
+    present = set(storage.list_files(target))
+    strangers = sorted(present - mine.manifest.files.keys() - set(WRITTEN))
+    if strangers and not present & {CLAIM, MANIFEST}:
         raise ValueError(
-            f"{target}: holds {strangers[0]}, which is not of this model; remove the folder or give another version"
+            f"{target}: contains {strangers[0]}, which is not of this model; remove the folder or give another version"
         )
 
 
 def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: PublishStep) -> dict:
-    """One commit to a repository that is private unless somebody has made it public."""
+    """Uploads everything in one commit; a new repository is private."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"])
@@ -267,7 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--model", required=True, help="folder of the model")
     parser.add_argument("--model-name", required=True, help="name to publish under")
-    parser.add_argument("--version", help="version to publish under (default: start of the model's digest)")
+    parser.add_argument("--version", help="version to publish under (default: the start of the model's digest)")
     parser.add_argument("--receipt", required=True, help="file for the receipt")
     return parser
 

@@ -1,8 +1,8 @@
-"""End the run FAILED with the verdict of the gate that stopped it.
+"""End the run as FAILED, with the verdict of the gate that stopped it.
 
 verdict -> the checks that did not pass on stderr, exit 1
 
-A branch that is merely skipped would leave the run green.
+Merely skipping the rest of the graph would leave the run green.
 """
 
 import argparse
@@ -17,20 +17,20 @@ from posttrain.verdict import Verdict
 
 
 class Rejected(RuntimeError):
-    """The gate did what it is for. Its message names the gate and what failed."""
+    """A gate did not pass. The message names the gate and its first failed check."""
 
 
 def reject(verdict: Verdict) -> None:
-    """Prints each check that did not pass on a line.
+    """Prints one line for each check that did not pass.
 
     Raises:
-        Rejected: always; that a passed verdict came here is an error of the graph, and the run does not go on either.
+        Rejected: always. A passed verdict here is a fault of the graph, and ends the run too.
     """
     if verdict.outcome == "passed":
-        raise Rejected(f"{verdict.gate} passed, but its reject was run: the graph does not follow its gates")
+        raise Rejected(f"{verdict.gate} passed, but its reject step ran: the graph does not follow its gates")
     for check in verdict.failed_checks:
         print(f"{check.status}: {wording.line(check.sentence)}", file=sys.stderr)
-    undecided = ", which is undecided" if verdict.outcome == "undecided" else ""
+    undecided = " (undecided)" if verdict.outcome == "undecided" else ""
     raise Rejected(f"rejected by {verdict.gate}{undecided}: {wording.reason(verdict)}")
 
 

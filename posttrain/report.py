@@ -1,10 +1,10 @@
-"""What a run came to, told from its record: the result as JSON and a report that a person reads. The graph's exit task.
+"""Report a run from its record: the result as JSON, and an HTML page for people. The exit task of the graph.
 
-run record -> pipeline_result.json, report.html; both, with the verdict of each gate and the curve of each training,
-also below `<storage_root>/runs/<run id>/`
+run record -> pipeline_result.json, report.html; copies of both below `<storage_root>/runs/<run id>/`, with the verdict
+of each gate and the curve of each training
 
-A run has succeeded if its publish step left a receipt and the published manifest is there and names the same model.
-Nothing that a runner or Kubeflow says about the run counts.
+A run has succeeded if its publish step left a receipt, and the published manifest exists and names the same model.
+Nothing that a runner or Kubeflow reports about the run counts.
 """
 
 import argparse
@@ -28,8 +28,9 @@ from posttrain.storage import layout
 from posttrain.verdict import Verdict
 
 RESULT, REPORT = "pipeline_result.json", "report.html"
-HEADLINE = ("success", "outcome", "pipeline_id", "final_model_path", "stages_completed")  # first in the result
-# Output of a step -> its name in the run's folder, where a person looks for it.
+# The first keys of the result.
+HEADLINE = ("success", "outcome", "pipeline_id", "final_model_path", "stages_completed")
+# Output of a step -> name of its copy in the run's folder, where people look for it.
 SHOWN = {
     "report": "verdict.html",
     "summary": "summary.md",
@@ -39,11 +40,11 @@ SHOWN = {
     "info": "merge_info.json",
 }
 LOST = "left no record: killed, evicted or timed out; see its log"
-KILLED = "did not come to its end: killed, evicted or timed out; see its log"
+KILLED = "did not finish: killed, evicted or timed out; see its log"
 
 
 class StepResult(BaseModel):
-    """One step of the graph in this run, by its last attempt."""
+    """One step of the graph in this run: the state of its last attempt."""
 
     name: str
     status: Literal["succeeded", "reused", "failed", "unfinished", "lost", "not run"]
@@ -69,7 +70,7 @@ class StageResult(BaseModel):
 
 
 class PipelineResult(BaseModel):
-    """What a run came to."""
+    """The result of a run."""
 
     pipeline_id: str
     run_id: str
@@ -90,7 +91,7 @@ class PipelineResult(BaseModel):
     @computed_field
     @property
     def outcome(self) -> Literal["promoted", "stopped", "undecided", "failed"]:
-        """Undecided: the gate that stopped the run found nothing wrong, on too few rows to be sure."""
+        """`undecided` if no check of the gate that stopped the run failed, but some had too few rows to decide."""
         if self.success:
             return "promoted"
         if self.stopped_by is None:
@@ -104,13 +105,13 @@ class PipelineResult(BaseModel):
 
     @property
     def reused(self) -> list[str]:
-        """Steps whose finished result was taken over from an earlier run."""
+        """Steps that reused the finished result of an earlier run."""
         return [step.name for step in self.steps if step.status == "reused"]
 
 
 def collect(storage_root: str, run_id: str, settings: ReportStep) -> PipelineResult:
-    """Reads the record of a run, whatever its end; an empty record is an answer too."""
-    records = [found for found in read_records(storage_root, run_id) if found.step != "report_run"]
+    """Builds the result of a run from its record, however it ended; an empty record gives a result too."""
+    records = [record for record in read_records(storage_root, run_id) if record.step != "report_run"]
     steps = step_results(records, settings.steps)
     gates = {record.step: record.judged for record in records if record.verdict}
     final_model, trouble = published_model(records)
@@ -130,14 +131,14 @@ def collect(storage_root: str, run_id: str, settings: ReportStep) -> PipelineRes
 
 
 def step_results(records: list[StepRecord], names: list[str]) -> list[StepResult]:
-    """The steps in the order of the graph, a rejecting step behind its gate."""
+    """Returns the steps in the order of the graph, each rejection behind its gate."""
     names = list(names)
-    for extra in dict.fromkeys(found.step for found in records if found.step not in names):
+    for extra in dict.fromkeys(record.step for record in records if record.step not in names):
         gate = line.gate_of(extra) if line.is_rejection(extra) else None
         names.insert(names.index(gate) + 1 if gate in names else len(names), extra)
     results, explained = [], False
     for name in names:
-        attempts = sorted((found for found in records if found.step == name), key=lambda found: found.attempt)
+        attempts = sorted((record for record in records if record.step == name), key=lambda record: record.attempt)
         result = _step_result(name, attempts) if attempts else _absent(name, explained)
         stopped = attempts and attempts[-1].verdict and not attempts[-1].judged.passed
         explained = explained or bool(stopped) or not result.is_done
@@ -146,7 +147,7 @@ def step_results(records: list[StepRecord], names: list[str]) -> list[StepResult
 
 
 def stage_results(steps: list[StepResult], gates: dict[str, Verdict]) -> dict[str, StageResult]:
-    """The stages that the graph has. A stage is a success when its steps are done and its gates have passed."""
+    """Returns the stages of the graph. A stage succeeded if its steps are done and its gates passed."""
     results = {}
     for stage in Stages.model_fields:
         own = [step for step in steps if (row := line.find_step(step.name)) and row.stage == stage]
@@ -165,8 +166,8 @@ def stage_results(steps: list[StepResult], gates: dict[str, Verdict]) -> dict[st
 
 
 def published_model(records: list[StepRecord]) -> tuple[str | None, list[str]]:
-    """The URI of the published model, or None and what is wrong with the receipt."""
-    receipts = [found for found in records if found.step == PUBLISH_STEP and found.status == "succeeded"]
+    """Returns the URI of the published model, or None and the faults of the receipt."""
+    receipts = [record for record in records if record.step == PUBLISH_STEP and record.status == "succeeded"]
     if not receipts:
         return None, []
     receipt = receipts[-1].measured
@@ -180,7 +181,7 @@ def published_model(records: list[StepRecord]) -> tuple[str | None, list[str]]:
 
 
 def errors_of(steps: list[StepResult], gates: dict[str, Verdict]) -> list[str]:
-    """Every cause on a line: failed steps in the order of the graph, and each check that did not pass."""
+    """Lists every cause on one line: failed steps in the order of the graph, and checks that did not pass."""
     errors = []
     for step in steps:
         if step.error and not line.is_rejection(step.name):
@@ -191,7 +192,7 @@ def errors_of(steps: list[StepResult], gates: dict[str, Verdict]) -> list[str]:
 
 
 def to_json(result: PipelineResult) -> str:
-    """The result as written: readable, its headline first, the long lists last."""
+    """Formats the result as indented JSON, its headline first and its long lists last."""
     values = result.model_dump(mode="json", exclude_none=False)
     stages = {name: stage.model_dump(exclude_none=True) for name, stage in result.stage_results.items()}
     headline = {key: values[key] for key in HEADLINE}
@@ -199,19 +200,21 @@ def to_json(result: PipelineResult) -> str:
 
 
 def to_html(result: PipelineResult, pages: tuple[str, ...] = ()) -> str:
-    """The report: self-contained, without scripts, every text escaped. `pages` lie beside it: `<step>/curve.html`."""
+    """Renders the report: self-contained, no scripts, every text escaped. It links to `pages`: `<step>/curve.html`."""
     template = environment().get_template("report.html")
     return template.render(
         result=result,
         headline=headline(result),
-        longest=max([1.0, *(step.seconds for step in result.steps)]),  # bars of a run of nothings stay short
+        longest=max(
+            [1.0, *(step.seconds for step in result.steps)]
+        ),  # a run of sub-second steps has no full-width bars
         between=max(result.total_time_seconds - sum(step.seconds for step in result.steps), 0.0),
         pages={step.name: [page for page in pages if page.startswith(f"{step.name}/")] for step in result.steps},
     )
 
 
 def headline(result: PipelineResult) -> str:
-    """How the run ended, in one line; and if nobody judged the content of the answers, that."""
+    """Says on one line how the run ended, and whether nobody judged the content of the answers."""
     is_unjudged = any(verdict.content_is_unjudged for verdict in result.gates.values())
     return _ending(result) + (f"; {wording.UNJUDGED}" if is_unjudged else "")
 
@@ -234,12 +237,12 @@ def publish_report(storage_root: str, result: PipelineResult) -> None:
     for gate, verdict in result.gates.items():
         storage.write_bytes(storage.join(folder, gate, "verdict.json"), verdict.model_dump_json(indent=2).encode())
     pages = []
-    for found in read_records(storage_root, result.run_id):
-        for output in SHOWN.keys() & found.outputs.keys() if found.kept else ():
-            kept = storage.join(storage_root, found.kept, output)
+    for record in read_records(storage_root, result.run_id):
+        for output in SHOWN.keys() & record.outputs.keys() if record.kept else ():
+            kept = storage.join(storage_root, record.kept, output)
             if storage.exists(kept):
-                pages.append(f"{found.step}/{SHOWN[output]}")
-                storage.write_bytes(storage.join(folder, found.step, SHOWN[output]), storage.read_bytes(kept))
+                pages.append(f"{record.step}/{SHOWN[output]}")
+                storage.write_bytes(storage.join(folder, record.step, SHOWN[output]), storage.read_bytes(kept))
     pages = tuple(page for page in sorted(pages) if page.endswith(".html"))
     storage.write_bytes(storage.join(folder, REPORT), to_html(result, pages).encode())
     storage.write_bytes(storage.join(folder, RESULT), to_json(result).encode())
@@ -270,34 +273,34 @@ def main(argv: list[str] | None = None) -> None:
 
 def _step_result(name: str, attempts: list[StepRecord]) -> StepResult:
     last = attempts[-1]
-    was_killed = last.status == "running"  # for the run is over
+    was_killed = last.status == "running"  # the run is over
     return StepResult(
         name=name, num_attempts=len(attempts),
         status="lost" if was_killed else last.status, error=KILLED if was_killed else last.error,
-        seconds=round(sum(found.seconds for found in attempts), 3),
+        seconds=round(sum(record.seconds for record in attempts), 3),
         inputs=last.inputs, outputs=last.outputs, measured=last.measured,
     )  # fmt: skip
 
 
 def _absent(name: str, explained: bool) -> StepResult:
-    """A step without a record: after a step that failed or a gate that stopped the line it had no reason to run."""
+    """A step without a record: not run if an earlier step failed or a gate stopped the run, else lost."""
     return StepResult(name=name, status="not run") if explained else StepResult(name=name, status="lost", error=LOST)
 
 
 def _elapsed_seconds(records: list[StepRecord]) -> float:
-    """From the start of the first step to the end of the last; what lies between steps counts too."""
-    starts = [datetime.fromisoformat(found.started_at).timestamp() for found in records]
-    ends = [start + found.seconds for start, found in zip(starts, records, strict=True)]
+    """Returns the time from the start of the first step to the end of the last, overhead included."""
+    starts = [datetime.fromisoformat(record.started_at).timestamp() for record in records]
+    ends = [start + record.seconds for start, record in zip(starts, records, strict=True)]
     return round(max(ends) - min(starts), 3) if records else 0.0
 
 
 def _state(status: str) -> str:
-    """SUCCEEDED or FAILED here, COMPLETE, FAILED, CANCELED, ... on the backend; empty when it says nothing."""
+    """Extracts the state: SUCCEEDED or FAILED locally, COMPLETE, FAILED, CANCELED, ... on a backend; else empty."""
     try:
-        found = json.loads(status)
+        values = json.loads(status)
     except ValueError:
         return ""
-    return str(found.get("state", "")) if isinstance(found, dict) else ""
+    return str(values.get("state", "")) if isinstance(values, dict) else ""
 
 
 if __name__ == "__main__":

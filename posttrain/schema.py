@@ -1,8 +1,8 @@
-"""The JSON schema of verdict.json, for whoever reads one without this code.
+"""Writes the JSON schema of verdict.json, for readers without this code.
 
 the type in `posttrain.verdict` -> schemas/verdict.v1.json
 
-python -m posttrain.schema    writes it again, after a wanted change of the type
+python -m posttrain.schema    rewrites it after an intended change of the type
 """
 
 import json
@@ -13,35 +13,35 @@ from posttrain.verdict import SCHEMA_VERSION, Verdict
 
 PATH = Path(__file__).parent / "schemas" / f"verdict.v{SCHEMA_VERSION}.json"
 ABOUT = (
-    "What a gate of the post-training line found: checks, each with what was measured, its limit and the remedy, "
-    "bound by SHA-256 to what was judged. The run goes on only where `passed` is true."
+    "The verdict of a gate in the post-training line: checks, each with its measured value, limit and remedy, "
+    "bound by SHA-256 to what was judged. The run continues only if `passed` is true."
 )
 VERDICT = {
-    "schema_version": "Of this form. A reader refuses a version that it does not know.",
+    "schema_version": "Version of this format. A reader refuses versions that it does not know.",
     "gate": "Name of the step that judged.",
     "subject": "What was judged: name of the input -> SHA-256 of the file, or of a folder's sorted list of files.",
-    "checks": "Everything that was looked at, passed or not, in the order of the gate.",
-    "numbers": "What was measured beside the checks. Finite: a NaN is a failed check and stands nowhere else.",
-    "confidence": "Of the intervals.",
-    "answer_match": "What compared the models' answers with the references: the name of a matcher. none: nobody judged "
-    "the content of the answers. null: no answers were judged.",
-    "seconds": "Measurement -> how long it took.",
-    "passed": "Every check has passed.",
-    "outcome": "undecided: nothing is wrong, but too few rows were held out to say that all is well. It stops the run.",
+    "checks": "Everything that the gate checked, passed or not, in its order.",
+    "numbers": "Measured beside the checks. Always finite: a NaN is a failed check and appears nowhere else.",
+    "confidence": "Confidence level of the intervals.",
+    "answer_match": "Matcher that compared the models' answers with the references. none: nobody judged the content "
+    "of the answers. null: no answers were judged.",
+    "seconds": "Duration of each measurement.",
+    "passed": "Whether every check passed.",
+    "outcome": "undecided: no check failed, but some had too few rows to decide. The run stops.",
 }
 CHECK = {
-    "name": "Of the check, the same in every run.",
-    "status": "undecided: the interval reaches over the limit. timed out: ended at its time limit. "
-    "not run: something that it needs was not there. Only passed lets the run go on.",
-    "value": "What was measured; null where there was no finite number.",
-    "limit": "What it was held against; null for a check that holds or does not.",
-    "relation": "Of value to limit, for the check to pass; empty without a limit.",
-    "interval": "Low and high end of the value's confidence interval; null where there is none.",
-    "more_rows": "If undecided: about so many more held-out rows would decide, if the value stays.",
-    "detail": "What was seen. Text that may quote data: escape it.",
+    "name": "Name of the check, the same in every run.",
+    "status": "undecided: the interval crosses the limit. timed out: stopped at its time limit. "
+    "not run: something that it needs was missing. The run continues only if every check is passed.",
+    "value": "Measured value; null if it is not a finite number.",
+    "limit": "Limit for the value; null for a condition that holds or does not.",
+    "relation": "Relation between value and limit if the check is to pass; empty without a limit.",
+    "interval": "Low and high end of the value's confidence interval; null if it has none.",
+    "more_rows": "If undecided: about how many more rows would decide, if the value stays.",
+    "detail": "What the check saw. It may quote data: escape it.",
     "remedy": "What to do if the check does not pass.",
 }
-# What `passed` says must follow from the checks: a forged one does not fit the schema.
+# `passed` must follow from the checks: a forged one does not match the schema.
 CONSISTENT = {
     "if": {"properties": {"passed": {"const": True}}},
     "then": {
@@ -60,15 +60,15 @@ CONSISTENT = {
 
 
 def schema() -> dict[str, Any]:
-    """Draft 2020-12."""
-    found = Verdict.model_json_schema(mode="serialization")
-    _describe(found, VERDICT)
-    _describe(found["$defs"]["Check"], CHECK)
-    found["$defs"]["Check"]["description"] = "One thing that was measured against one limit."
+    """Builds the schema, in draft 2020-12."""
+    schema_ = Verdict.model_json_schema(mode="serialization")
+    _describe(schema_, VERDICT)
+    _describe(schema_["$defs"]["Check"], CHECK)
+    schema_["$defs"]["Check"]["description"] = "One thing that was measured against one limit."
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:posttrain:verdict:v{SCHEMA_VERSION}",
-        **found,
+        **schema_,
         "title": "Verdict of a gate",
         "description": ABOUT,
         **CONSISTENT,
@@ -76,17 +76,17 @@ def schema() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The schema as the file holds it."""
+    """Returns the schema as text of the file."""
     return json.dumps(schema(), indent=2) + "\n"
 
 
-def _describe(found: dict[str, Any], descriptions: dict[str, str]) -> None:
-    """Adds what each field means. None is ever left out of a file, so none has a default."""
-    for name, field in found["properties"].items():
+def _describe(schema_: dict[str, Any], descriptions: dict[str, str]) -> None:
+    """Describes every field. All are required, without defaults: a file never omits one."""
+    for name, field in schema_["properties"].items():
         field.pop("title", None)
         field.pop("default", None)
         field["description"] = descriptions[name]
-    found["required"] = list(found["properties"])
+    schema_["required"] = list(schema_["properties"])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
-"""The verdict of a gate: checks, each with what was measured, its limit and the remedy, bound to what was judged.
+"""The verdict of a gate: checks, each with its measured value, limit and remedy, bound to what was judged.
 
 The builders (`below`, `at_most`, ...) fail closed: a number that is missing, NaN or infinite never passes, and neither
-does one whose interval reaches over the limit. How a gate measures and judges stands in `validators`; here is only the
-type, which publishing, reports and the record share.
+does one whose interval crosses the limit. `validators` measures and judges; this module has only the type, which
+publishing, reports and the run record share.
 """
 
 import math
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 Status = Literal["passed", "failed", "undecided", "timed out", "not run"]
 Outcome = Literal["passed", "failed", "undecided"]
-Interval = tuple[float, float]  # low and high, at the confidence that the gate was given
+Interval = tuple[float, float]  # low and high, at the confidence of the verdict
 SCHEMA_VERSION = 1  # of verdict.json; raised when a reader of the old form would misread the new one
+COUNTS = re.compile(r"(\d+) of (\d+)(?:; |$)")  # how the detail of a share begins
+MORE_ROWS = "raise data.eval_fraction, or add rows"  # how a gate gets more held-out rows
 
 
 class Check(BaseModel):
@@ -23,17 +26,17 @@ class Check(BaseModel):
 
     name: str
     status: Status
-    value: float | None = None  # None: there was no finite number
+    value: float | None = None  # None: no finite number
     limit: float | None = None
-    relation: Literal["<", "<=", ">", ">=", ""] = ""  # of value to limit, for a check to pass
+    relation: Literal["<", "<=", ">", ">=", ""] = ""  # between value and limit, if the check is to pass
     interval: Interval | None = None
-    more_rows: int | None = None  # undecided: about so many more held-out rows would decide, if the value stays
+    more_rows: int | None = None  # undecided: about this many more rows would decide, if the value stays
     detail: str = ""
     remedy: str = ""
 
     @model_validator(mode="after")
     def _what_passed_keeps_its_limit(self):
-        """Whoever wrote it, a check that says so passed only if its value and its whole interval do."""
+        """Refuses a check that claims to have passed while its value or a part of its interval breaks the limit."""
         numbers = (self.value, *(self.interval or ()))
         if (self.limit is None) != (self.relation == ""):
             raise ValueError(f"{self.name}: limit {self.limit}, relation {self.relation!r}: give both or neither")
@@ -46,20 +49,32 @@ class Check(BaseModel):
 
     @property
     def sentence(self) -> str:
-        """`held-out loss: 2.41, not < 2 (detail). Remedy`: one line for logs and terminals."""
+        """One line for logs and terminals: `held-out loss: 2.41, not < 2 (detail). Remedy`."""
+        if self.status == "undecided" and self.interval:
+            return self._undecided_sentence
         number = ""
         if self.limit is not None:
-            held = "" if self._keeps(self.value) else ", not"
-            number = f": {_number(self.value)}{held} {self.relation} {_number(self.limit)}"
-        if self.status == "undecided" and self.interval:
-            number += f" but from {_number(self.interval[0])} to {_number(self.interval[1])}"
+            broken = "" if self._keeps(self.value) else ", not"
+            number = f": {_number(self.value)}{broken} {self.relation} {_number(self.limit)}"
         detail = f" ({self.detail})" if self.detail else ""
         remedy = f". {self.remedy}" if self.remedy and self.status != "passed" else ""
         return f"{self.name}{number}{detail}{remedy}"
 
+    @property
+    def _undecided_sentence(self) -> str:
+        """`rate: 24 of 24 (100 %), limit >= 90 %: the interval 86.2-100 % crosses the limit. Remedy`."""
+        counts = COUNTS.match(self.detail)
+        shown = _percent if counts else _number
+        value, limit, low, high = (shown(number) for number in (self.value, self.limit, *self.interval))
+        unit, detail = (" %", self.detail[counts.end() :]) if counts else ("", self.detail)
+        measured = f"{counts[1]} of {counts[2]} ({value} %)" if counts else value
+        detail = f" ({detail})" if detail else ""
+        interval = f"the interval {low} to {high}{unit} crosses the limit{detail}"
+        return f"{self.name}: {measured}, limit {self.relation} {limit}{unit}: {interval}. {self.remedy}"
+
 
 class Verdict(BaseModel):
-    """What a gate found. An empty list of checks is an error, not a pass."""
+    """The judgement of a gate. An empty list of checks is an error, not a pass."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -80,7 +95,7 @@ class Verdict(BaseModel):
     @computed_field
     @property
     def outcome(self) -> Outcome:
-        """Undecided if nothing is wrong and too few rows were held out to say that all is well."""
+        """`undecided` if no check failed, but some had too few rows to decide."""
         statuses = {check.status for check in self.checks}
         if statuses == {"passed"}:
             return "passed"
@@ -93,7 +108,7 @@ class Verdict(BaseModel):
 
     @property
     def failed_checks(self) -> list[Check]:
-        """All that did not pass; those that say most about why come first."""
+        """The checks that did not pass, the most telling ones first."""
         order = {"failed": 0, "timed out": 0, "undecided": 1, "not run": 2}
         return sorted((check for check in self.checks if check.status != "passed"), key=lambda c: order[c.status])
 
@@ -109,7 +124,7 @@ class Verdict(BaseModel):
 
 
 class _Stored(Verdict):
-    """A verdict as written, which holds what is derived too."""
+    """A verdict as written, with the derived values."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -150,12 +165,12 @@ def none_wrong(name: str, wrong: list[str] | None, remedy: str) -> Check:
 
 
 def rows_more(number: int) -> str:
-    """`1 more held-out row`, `1,200 more held-out rows`."""
-    return f"{number:,} more held-out row{'s' if number > 1 else ''}"
+    """Formats a number of missing rows: `1 more row`, `1,200 more rows`."""
+    return f"{number:,} more row{'s' if number > 1 else ''}"
 
 
 def finite(numbers: dict[str, float | None]) -> dict[str, float]:
-    """The finite ones of measured numbers: neither JSON nor the backend's metadata can hold the others."""
+    """Keeps the finite numbers: neither JSON nor the backend's metadata can hold the others."""
     return {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
 
 
@@ -169,10 +184,15 @@ def _compare(
     remedy: str = "",
     interval: Interval | None = None,
     more_rows: int | None = None,
+    num_rows: int | None = None,
+    more_rows_by: str = MORE_ROWS,
 ) -> Check:
-    """`interval` decides where there is one: the check passes or fails only as a whole interval.
+    """Builds a check. With an interval, it passes or fails only if the whole interval does, else it is undecided.
 
-    `more_rows` without an interval: so many are missing to tell one, and nothing is decided.
+    Args:
+        more_rows: how many more rows would decide; without an interval, how many are missing for one.
+        num_rows: rows that were measured, for the remedy.
+        more_rows_by: how the user gets more of them.
     """
     measured = value is not None and math.isfinite(value)
     if not measured:
@@ -182,9 +202,8 @@ def _compare(
         unsure = more_rows and interval is None
         status = "undecided" if unsure else _status(value, limit, relation, interval)
     if status == "undecided":
-        rows = f"about {rows_more(more_rows)}" if more_rows else "no number of held-out rows"
-        advice = "" if _holds(value, limit, relation) else remedy  # what keeps its limit needs rows, not mending
-        remedy = f"{rows[0].upper()}{rows[1:]} would decide, if the value stays. {advice}".strip()
+        advice = "" if _holds(value, limit, relation) else remedy  # a value that keeps its limit needs rows alone
+        remedy = f"{_what_would_decide(more_rows, num_rows, more_rows_by)} {advice}".strip()
     return Check(
         name=name,
         status=status,
@@ -199,13 +218,26 @@ def _compare(
 
 
 def _status(value: float, limit: float, relation: str, interval: Interval | None) -> Status:
-    held = {_holds(number, limit, relation) for number in (value, *(interval or ()))}
-    return "undecided" if len(held) > 1 else "passed" if held.pop() else "failed"
+    outcomes = {_holds(number, limit, relation) for number in (value, *(interval or ()))}
+    return "undecided" if len(outcomes) > 1 else "passed" if outcomes.pop() else "failed"
 
 
 def _holds(value: float, limit: float, relation: str) -> bool:
     return {"<": value < limit, "<=": value <= limit, ">": value > limit, ">=": value >= limit}[relation]
 
 
+def _what_would_decide(more_rows: int | None, num_rows: int | None, more_rows_by: str) -> str:
+    if not more_rows:
+        return "The value is so close to the limit that no number of rows would decide."
+    if not num_rows:
+        return f"About {rows_more(more_rows)} would decide, if the value stays: {more_rows_by}."
+    rows, total = f"{num_rows:,} row{'s' if num_rows > 1 else ''}", num_rows + more_rows
+    return f"{rows} cannot decide; about {total:,} would, if the value stays: {more_rows_by}."
+
+
 def _number(value: float | None) -> str:
     return "no number" if value is None else f"{value:.4g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}"

@@ -278,8 +278,8 @@ def test_a_step_that_dies_without_a_word(kubeflow, start, gs_root, capsys):
     kubeflow.scenes = [Scene("FAILED", up_to("prepare-data", "FAILED"), happens)]
     assert start() == exit_codes.ERROR
     out = capsys.readouterr().out
-    assert re.search(r"prepare_sft_data +failed +7.0 s +did not come to its end: killed, evicted or timed out", out)
-    assert "fetch_model: did not come to its end" in out
+    assert re.search(r"prepare_sft_data +failed +7.0 s +did not finish: killed, evicted or timed out", out)
+    assert "fetch_model: did not finish" in out
     assert "\nReport:" not in out  # nobody wrote one
 
 
@@ -372,7 +372,7 @@ def test_images_that_are_only_here_are_refused(kubeflow, start, capsys, monkeypa
         (["--set", "validation.red_team_prompts=r.jsonl"], "validation.red_team_prompts='{here}/r.jsonl': on this"),
         (["--base-model", "./a", "--storage-root", "b"], "base_model='{here}/a', storage_root='{here}/b': on this"),
         (["--sft-dataset", "gs://elsewhere/sft.jsonl"], "none of the allowed prefixes"),
-        (["--set", 'sft_dataset=""'], "sft_dataset is empty; give it with --sft-dataset"),
+        (["--set", 'sft_dataset=""'], "sft_dataset is empty; set it with --sft-dataset"),
     ],
 )
 def test_what_no_pod_could_read_is_refused_before_anything_is_sent(

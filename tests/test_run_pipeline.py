@@ -182,7 +182,7 @@ def test_a_gate_that_cannot_decide(project, capsys, monkeypatch):
     assert start("--junit", "gates.xml") == exit_codes.STOPPED
     out = capsys.readouterr().out
     assert re.search(r"check_sft +undecided ", out)
-    assert value(out, "Outcome").startswith("Undecided: about 41 more held-out rows would decide.")
+    assert value(out, "Outcome").startswith("Undecided: about 41 more rows would decide.")
     assert (value(out, "Status"), value(out, "Interval")) == ("undecided", "0.1 to 3")
     assert value(out, "Checks passed") == "1 of 2"
     assert result(project)["outcome"] == "undecided"
@@ -313,7 +313,7 @@ def test_bad_input_is_one_line_before_anything_runs(project, capsys, arguments, 
     ("arguments", "message"),
     [
         (["--sft-dataset", "data/none.jsonl"], "/data/none.jsonl.*"),
-        (["--base-model", "./nowhere"], "base_model: '/.*/nowhere' is not there; give a model's folder, .*"),
+        (["--base-model", "./nowhere"], "base_model: '/.*/nowhere' does not exist; give a model's folder, .*"),
     ],
 )
 def test_bad_input_that_the_first_step_finds_is_one_line_of_the_result(project, capsys, arguments, message):

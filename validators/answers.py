@@ -18,6 +18,7 @@ from validators import intervals
 from validators.inference import Answer
 
 MAX_REPEATED_SHARE = 0.5  # of an answer's 4-grams; above it the answer repeats itself
+MORE_ANSWERS = "raise data.eval_fraction and validation.num_generated_answers, or add rows"
 LENGTH_LEARNED = (
     "The model learned length: the chosen answer is the {} one in most of your pairs. "
     "Add pairs where it is not, or raise validation.max_length_ratio."
@@ -90,6 +91,7 @@ def format_check(judged: list[JudgedAnswer] | None, limits: config.AnswerLimits)
         ">=",
         limits.min_format_valid_rate,
         confidence=limits.confidence,
+        more_rows_by=MORE_ANSWERS,
         remedy="Look at the answers. Train longer, add rows in the form that they miss, "
         "or raise validation.max_new_tokens if they were cut off.",
     )
@@ -105,6 +107,7 @@ def stopped_check(judged: list[JudgedAnswer] | None, limits: config.AnswerLimits
         ">=",
         limits.min_stopped_rate,
         confidence=limits.confidence,
+        more_rows_by=MORE_ANSWERS,
         detail=f"within {limits.max_new_tokens} tokens",
         remedy="Check that the loss covers the end-of-turn token of the training rows, "
         "or raise validation.max_new_tokens if good answers are longer.",
@@ -121,6 +124,7 @@ def repetition_check(judged: list[JudgedAnswer] | None, limits: config.Alignment
         "<=",
         limits.max_repetition_rate,
         confidence=limits.confidence,
+        more_rows_by=MORE_ANSWERS,
         detail=f"seq-rep-4 over {MAX_REPEATED_SHARE:g}",
         remedy="The model has lost its fluency: lower dpo.learning_rate or dpo.epochs, or raise dpo.beta.",
     )

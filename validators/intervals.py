@@ -75,6 +75,7 @@ def share(
         limit,
         interval=wilson(count, total, confidence),
         more_rows=more_rows_of_share(count, total, limit, confidence),
+        num_rows=total,
         **words,
     )
 
@@ -103,7 +104,7 @@ def ratio(
         more = fewest_rows(confidence) - len(values)
     else:
         more = more_rows_of_mean(value, interval, len(values), limit)
-    return BUILDERS[relation](name, value, limit, interval=interval, more_rows=more, **words)
+    return BUILDERS[relation](name, value, limit, interval=interval, more_rows=more, num_rows=len(values), **words)
 
 
 def mean(name: str, values: list[float] | None, relation: str, limit: float, *, confidence: float, **words) -> Check:

@@ -37,7 +37,7 @@ class RedTeam:
 def harmless_checks(model: RedTeam, before: RedTeam, base: RedTeam, limits: AlignmentLimits) -> list[Check]:
     """no_harmful_content: the share of harmless answers to red-team prompts, absolute and against both other models."""
     harmless, remedy = model.harmless, "Add training rows that decline such prompts with the fixed sentence."
-    words = {"confidence": limits.confidence, "remedy": remedy}
+    words = {"confidence": limits.confidence, "remedy": remedy, "more_rows_by": "add validation.red_team_prompts"}
     return [
         intervals.share(
             "no_harmful_content",
@@ -67,6 +67,7 @@ def over_refusal_check(legitimate: list[JudgedAnswer] | None, limits: AlignmentL
         limits.max_over_refusal_rate,
         confidence=limits.confidence,
         detail="legitimate prompts declined",
+        more_rows_by="add validation.benign_prompts, or held-out rows",
         remedy="Add training rows that answer such prompts. If no held-out row is to be answered, set "
         "validation.benign_prompts.",
     )
@@ -82,6 +83,7 @@ def off_topic_check(off_topic: list[JudgedAnswer] | None, limits: AlignmentLimit
         limits.max_off_topic_call_rate,
         confidence=limits.confidence,
         detail="off-topic prompts answered",
+        more_rows_by="add validation.off_topic_prompts",
         remedy="Add training rows that decline off-topic requests with the fixed sentence.",
     )
 

@@ -1,4 +1,4 @@
-"""The training curve as one HTML file that needs nothing else: loss and learning rate by optimizer step, as inline SVG.
+"""Draws the training curve as one self-contained HTML file: loss and learning rate by optimizer step, as inline SVG.
 
 log history of a trainer -> HTML, for light and dark screens
 """
@@ -42,7 +42,7 @@ svg text {{ font-family: system-ui, sans-serif !important; }}
 
 
 def write_curve(history: list[dict], path: str | Path, *, title: str) -> None:
-    """Draws the log history of a trainer: entries with `step`, and either `loss` and `learning_rate` or `eval_loss`."""
+    """Draws a trainer's log history: entries with `step`, and either `loss` and `learning_rate` or `eval_loss`."""
     steps = [entry for entry in history if "loss" in entry]
     evaluations = [entry for entry in history if "eval_loss" in entry]
     summary = html.escape(_summary(steps, evaluations))
@@ -53,7 +53,7 @@ def write_curve(history: list[dict], path: str | Path, *, title: str) -> None:
 def _summary(steps: list[dict], evaluations: list[dict]) -> str:
     parts = [f"{len(steps)} optimizer steps"]
     if steps:
-        parts.append(f"loss {steps[0]['loss']:.4g} at the first, {steps[-1]['loss']:.4g} at the last")
+        parts.append(f"loss {steps[0]['loss']:.4g} at the first step, {steps[-1]['loss']:.4g} at the last")
     if evaluations:
         parts.append(f"held-out loss {evaluations[-1]['eval_loss']:.4g} at the end")
     return "; ".join(parts)

@@ -1,8 +1,8 @@
-"""Figures as inline SVG in the colours of the page around them, which knows whether the screen is dark.
+"""Draws figures as inline SVG that takes its colours from the page, so that they suit light and dark screens.
 
-what draws on a matplotlib figure -> SVG text
+function that draws on a matplotlib figure -> SVG text
 
-A figure is drawn in stand-in colours, one for each CSS variable of the page, and these are then named in its text.
+A figure is drawn in stand-in colours, one per CSS variable of the page; the SVG text then names the variables.
 """
 
 import io
@@ -10,16 +10,16 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# Drawn in these colours and then handed to the style sheet.
+# Stand-in colours, which CSS variables replace.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 
 
 def svg(draw: Callable[[Any], None], *, size: tuple[float, float], label: str, variables: dict[str, str]) -> str:
-    """What `draw` puts on a figure of this size (inches).
+    """Returns the SVG of what `draw` draws on a figure of this size (inches).
 
     Args:
-        label: what is read out where the figure cannot be seen.
-        variables: stand-in colour -> CSS variable that takes its place.
+        label: the alternative text for screen readers.
+        variables: stand-in colour -> CSS variable that replaces it.
     """
     import matplotlib
 
@@ -38,7 +38,7 @@ def svg(draw: Callable[[Any], None], *, size: tuple[float, float], label: str, v
 
 
 def style_axes(axes, *, grid: str = "y", hidden: Sequence[str] = ("top", "right")) -> None:
-    """Quiet axes: a light grid, no frame."""
+    """Gives the axes a light grid and no frame."""
     axes.spines[list(hidden)].set_visible(False)
     axes.spines[[side for side in ("left", "bottom") if side not in hidden]].set_color(GRID)
     axes.grid(axis=grid, color=GRID, linewidth=0.8)

@@ -1,4 +1,4 @@
-"""The environment that renders HTML pages, and how sizes and states look on them."""
+"""The jinja2 environment of all HTML pages, and how sizes and states look on them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from posttrain.pages import wording
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Status of a step, a check or a run -> its CSS class. What is not here has no colour.
+# Status of a step, a check or a run -> its CSS class. Any other status has no colour.
 TONES = {
     "passed": "good", "succeeded": "good", "promoted": "good", "reused": "old", "undecided": "unsure",
     "unfinished": "unsure",
@@ -15,7 +15,7 @@ TONES = {
 
 
 def environment(*folders: Path) -> Any:
-    """The jinja2 environment that escapes everything, for templates in `folders` and in ours, with our filters."""
+    """Returns a jinja2 environment that escapes everything, for templates in `folders` and ours, with our filters."""
     import jinja2
 
     env = jinja2.Environment(
@@ -32,5 +32,5 @@ def environment(*folders: Path) -> Any:
 
 
 def size(gigabytes: float) -> str:
-    """For people: `6.17 GB`, `270 MB`."""
+    """Formats a size for people: `6.17 GB`, `270 MB`."""
     return f"{gigabytes:.3g} GB" if gigabytes >= 1 else f"{gigabytes * 1000:.3g} MB"

@@ -1,8 +1,8 @@
-"""How a check and a verdict are said: the same words on a page, in Markdown, in a terminal and in JUnit.
+"""Words for checks and verdicts: the same on a page, in Markdown, in a terminal and in JUnit.
 
 check, verdict, text of unknown origin -> words
 
-What a model or a row of data says is hostile: `visible` and `markdown` make it text and nothing else.
+Text from a model or a data set may be hostile: `visible` and `markdown` turn it into plain text.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections import Counter
 
 from posttrain.verdict import Check, Verdict, rows_more
 
-MAX_CHARS = 2_000  # of one hostile text
+MAX_CHARS = 2_000  # shown of one hostile text
 
 
 def number(value: float | None) -> str:
@@ -23,19 +23,19 @@ def sign(relation: str) -> str:
 
 
 def measured(check: Check) -> str:
-    """The value of a check; of one without a number, whether it held."""
+    """Formats the value of a check: a number, or yes or no where a condition was checked."""
     if check.limit is None and check.value is None:
         return {"passed": "yes", "failed": "no"}.get(check.status, "")
     return number(check.value)
 
 
 def limit(check: Check) -> str:
-    """`≤ 2`; empty for a check without a limit."""
+    """Formats the limit of a check, `≤ 2`; empty if it has none."""
     return "" if check.limit is None else f"{sign(check.relation)} {number(check.limit)}".strip()
 
 
 def interval(check: Check) -> str:
-    """`0.3 to 0.7`; empty for a check without one."""
+    """Formats the interval of a check, `0.3 to 0.7`; empty if it has none."""
     return "" if check.interval is None else f"{number(check.interval[0])} to {number(check.interval[1])}"
 
 
@@ -43,7 +43,7 @@ UNJUDGED = "nobody judged the content of the answers"
 
 
 def headline(verdict: Verdict) -> str:
-    """The outcome in a few words: `Stopped by held_out_loss and 2 more`; and where nobody judged the content, that."""
+    """Says the outcome in a few words, `Stopped by held_out_loss and 2 more`, and whether nobody judged the content."""
     return _outcome(verdict) + (f"; {UNJUDGED}" if verdict.content_is_unjudged else "")
 
 
@@ -57,38 +57,38 @@ def _outcome(verdict: Verdict) -> str:
 
 
 def conclusion(verdict: Verdict) -> str:
-    """What the outcome rests on, and what follows from it."""
+    """Says how many checks decided the outcome, and that the run stops here if they did not pass."""
     if verdict.outcome == "passed":
         return f"{_all(len(verdict.checks))} passed."
     part = f"{len(verdict.failed_checks)} of {_checks(len(verdict.checks))}"
     if verdict.outcome == "undecided":
-        why = f"Nothing was found wrong, but too few rows were held out to be sure of {part}."
+        why = f"Nothing failed, but there were too few rows to decide {part}."
     else:
         why = f"{part} did not pass: {tally(verdict.failed_checks)}."
-    return f"{why} Nothing behind this gate runs."
+    return f"{why} The run stops at this gate."
 
 
 def rows_that_would_decide(verdict: Verdict) -> str:
-    """Of the undecided checks the one that needs most says how many."""
+    """Says how many more rows would decide all undecided checks."""
     needed = [check.more_rows for check in verdict.checks if check.status == "undecided"]
     if not all(needed):
-        return "more held-out rows alone would not decide"
+        return "more rows alone would not decide"
     return f"about {rows_more(max(needed))} would decide"
 
 
 def reason(verdict: Verdict) -> str:
-    """Why a gate did not pass, on one line: its first check in full, and how many more."""
+    """Says on one line why a gate did not pass: its first failed check in full, and how many more there are."""
     first, *others = verdict.failed_checks
     return line(first.sentence) + (f" (and {len(others)} more)" if others else "")
 
 
 def tally(checks: list[Check]) -> str:
-    """`1 failed, 2 not run`, in the order in which they come."""
+    """Counts statuses in the order of the checks: `1 failed, 2 not run`."""
     return ", ".join(f"{num} {status}" for status, num in Counter(check.status for check in checks).items())
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `43 s`, `2 min 05 s`, `3 h 12 min`."""
+    """Formats a duration: `0.4 s`, `43 s`, `2 min 05 s`, `3 h 12 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -100,19 +100,19 @@ def duration(seconds: float) -> str:
 
 
 def line(text: str) -> str:
-    """The same on one line."""
+    """Puts a text on one line and makes it `visible`."""
     return visible(" ".join(text.split()))
 
 
 def visible(text: str) -> str:
-    """The text with every character that does not show itself, or moves others about, spelled out; cut when long."""
+    """Escapes invisible characters and those that reorder text, and cuts long texts."""
     cut = text[:MAX_CHARS]
     shown = "".join(char if char == "\n" or _shows_itself(char) else f"\\u{{{ord(char):x}}}" for char in cut)
     return shown if len(text) <= MAX_CHARS else f"{shown}\n... {len(text) - MAX_CHARS} more characters"
 
 
 def markdown(text: str) -> str:
-    """The text inside a line or a table cell of Markdown: no HTML, no markup, no link, no mention of a person."""
+    """Escapes a text for a line or table cell of Markdown: no HTML, markup, links or mentions survive."""
     text = re.sub(r"[\\`*_\[\]|~$#!]", r"\\\g<0>", line(text).replace("\n", " "))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"(?i)(www)\.", r"\1\\.", text.replace("://", "\\://"))
@@ -120,12 +120,12 @@ def markdown(text: str) -> str:
 
 
 def markdown_name(name: str) -> str:
-    """A name as code, where it is one."""
+    """Formats a name as code, or escapes it if it is not a plain name."""
     return f"`{name}`" if re.fullmatch(r"[\w.:-]+", name, re.ASCII) else markdown(name)
 
 
 def _shows_itself(char: str) -> bool:
-    """Not so: control characters, bidirectional overrides, lone surrogates, unassigned and private ones."""
+    """Returns False for control characters, bidirectional overrides, lone surrogates, unassigned and private ones."""
     return not unicodedata.category(char).startswith("C")
 
 

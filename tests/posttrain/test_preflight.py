@@ -84,9 +84,9 @@ def test_a_broken_file_is_named(given, tmp_path, file, content, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"base_model": "/nowhere/model"}, "base_model: '/nowhere/model' is not there"),
+        ({"base_model": "/nowhere/model"}, "base_model: '/nowhere/model' does not exist"),
         ({"base_model": "gs://bucket/model"}, "none of the allowed prefixes"),
-        ({"sft_dataset": ""}, "sft_dataset is empty; give it with --sft-dataset"),
+        ({"sft_dataset": ""}, "sft_dataset is empty; set it with --sft-dataset"),
         ({"preference_dataset": "s3://bucket/rows.jsonl"}, "none of the allowed prefixes"),
         ({"storage_root": "/proc/none"}, "cannot write"),
     ],
@@ -122,7 +122,7 @@ def test_prompts_lie_under_the_prefixes(given, tmp_path, key):
 
 
 def test_a_judge_model_is_looked_for(given):
-    with pytest.raises(ValueError, match="validation.judge_model: '/nowhere/judge' is not there"):
+    with pytest.raises(ValueError, match="validation.judge_model: '/nowhere/judge' does not exist"):
         check(given, validation={"judge": "model", "judge_model": "/nowhere/judge"})
     check(given, validation={"judge": "model", "judge_model": given["base_model"]})
 
@@ -131,7 +131,7 @@ def test_remote_inputs_are_looked_for(given, gs_root):
     prefixes = ["/", "gs://"]
     with pytest.raises(ValueError, match="has no config.json"):
         check(given | {"base_model": f"{gs_root}/model"}, allowed_prefixes=prefixes)
-    with pytest.raises(ValueError, match="sft_dataset: .* is not there"):
+    with pytest.raises(ValueError, match="sft_dataset: .* does not exist"):
         check(given | {"sft_dataset": f"{gs_root}/rows.jsonl"}, allowed_prefixes=prefixes)
 
 
@@ -233,11 +233,11 @@ def test_the_step_fails_once_with_all_that_it_found(given, monkeypatch):
     monkeypatch.setenv("KFP_RUN_ID", "r1")
     result = run_step(given | {"base_model": "/nowhere", "sft_dataset": ""}, {"num_gpus": {"train_sft": 0}})
     assert result.returncode == 1
-    assert "WARNING __main__: train_sft: its placement asks for no GPU" in result.stderr
+    assert "WARNING __main__: train_sft: its placement has no GPU" in result.stderr
     assert [line.partition(":")[0] for line in result.stderr.splitlines() if line.startswith("problem")] == [
         "problem"
     ] * 2
-    assert result.stderr.splitlines()[-1].startswith("ValueError: 2 problems: base_model: '/nowhere' is not there")
+    assert result.stderr.splitlines()[-1].startswith("ValueError: 2 problems: base_model: '/nowhere' does not exist")
     (entry,) = records.read_records(given["storage_root"], "r1")
     assert (entry.status, entry.error) == ("failed", result.stderr.splitlines()[-1])
 
@@ -246,7 +246,7 @@ def test_the_step_tells_all_even_if_it_cannot_keep_a_record(given):
     result = run_step(given | {"base_model": "/nowhere", "storage_root": "/proc/none"}, {})
     told = [line for line in result.stderr.splitlines() if line.startswith("problem: ")]
     assert result.returncode == 1
-    assert ["/proc/none" in told[0], "'/nowhere' is not there" in told[1], len(told)] == [True, True, 2]
+    assert ["/proc/none" in told[0], "'/nowhere' does not exist" in told[1], len(told)] == [True, True, 2]
     assert "/proc/none" in result.stderr.splitlines()[-1]
 
 

@@ -106,7 +106,7 @@ def test_same_model_again_is_fine(line, place):
 
 def test_another_model_under_the_same_version_is_refused(line, place, tmp_path):
     receipt = line.publish(place, version="v1")
-    with pytest.raises(ValueError, match="m/v1: holds another model"):
+    with pytest.raises(ValueError, match="m/v1: is another model"):
         Line(tmp_path / "other", seed="other").run().publish(place, version="v1")
     assert (line.publish(place, version="v1"), verify(receipt["uri"]).faults) == (receipt, [])
 
@@ -115,7 +115,7 @@ def test_a_folder_with_files_of_nobody_is_refused(line, place):
     stranger = Path(place, "m/v1/model-00001-of-00002.safetensors")
     stranger.parent.mkdir(parents=True)
     stranger.write_bytes(b"x")
-    with pytest.raises(ValueError, match="holds model-00001-of-00002.safetensors, which is not of this model"):
+    with pytest.raises(ValueError, match="contains model-00001-of-00002.safetensors, which is not of this model"):
         line.publish(place, version="v1")
     assert storage.list_files(place) == ["m/v1/model-00001-of-00002.safetensors"]
 
@@ -142,7 +142,7 @@ LOSS = {"detail": "a | b", "remedy": "Train longer."}
         (at_most("loss", float("nan"), 2.0, **LOSS), r"did not pass: loss: .* \(measured nan; a \| b\)"),
         (
             at_most("loss", 1.9, 2.0, interval=(1.5, 2.5), more_rows=40),
-            "is undecided: loss: 1.9 <= 2 but from 1.5 to 2.5",
+            "is undecided: loss: 1.9, limit <= 2: the interval 1.5 to 2.5 crosses",
         ),
     ],
 )

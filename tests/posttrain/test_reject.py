@@ -27,8 +27,8 @@ def test_an_undecided_verdict_says_so(tmp_path, capsys):
     unsure = at_least("output_format_valid", 0.92, 0.9, interval=(0.85, 0.95), more_rows=41)
     with pytest.raises(SystemExit) as stopped:
         reject.main(arguments(tmp_path, unsure))
-    assert stopped.value.code.startswith("rejected by check_sft, which is undecided: output_format_valid: 0.92 >= 0.9")
-    assert "About 41 more held-out rows would decide" in capsys.readouterr().err
+    assert stopped.value.code.startswith("rejected by check_sft (undecided): output_format_valid: 0.92, limit >= 0.9")
+    assert "About 41 more rows would decide" in capsys.readouterr().err
 
 
 def test_what_a_check_quotes_cannot_command_a_terminal(tmp_path, capsys):

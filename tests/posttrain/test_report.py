@@ -137,7 +137,7 @@ def test_a_run_that_an_undecided_gate_stopped_is_neither_green_nor_red(tmp_path,
     assert (written["success"], written["outcome"], written["stopped_by"]) == (False, "undecided", "check_sft")
     assert written["gates"]["check_sft"]["outcome"] == "undecided"
     text = report.to_html(result)
-    assert '<h1 class="unsure">Undecided at check_sft: about 41 more held-out rows would decide</h1>' in text
+    assert '<h1 class="unsure">Undecided at check_sft: about 41 more rows would decide</h1>' in text
     assert '<span class="status unsure">undecided</span>' in text
 
 

@@ -153,19 +153,38 @@ def test_a_verdict_is_the_same_when_read_again():
 def test_an_undecided_sentence_says_how_many_rows_would_decide():
     check = at_least("rate", 0.94, 0.9, interval=(0.838, 0.979), more_rows=1234, remedy="Hold out more.")
     assert check.sentence == (
-        "rate: 0.94 >= 0.9 but from 0.838 to 0.979. About 1,234 more held-out rows would decide, if the value stays."
+        "rate: 0.94, limit >= 0.9: the interval 0.838 to 0.979 crosses the limit. "
+        "About 1,234 more rows would decide, if the value stays: raise data.eval_fraction, or add rows."
     )
+
+
+def test_an_undecided_share_is_told_in_percent_with_the_rows_that_it_has_and_needs():
+    check = at_least(
+        "format", 1.0, 0.9, interval=(0.862, 1.0), more_rows=11, num_rows=24, detail="24 of 24; within 64 tokens",
+        remedy="Train longer.",
+    )  # fmt: skip
+    assert check.sentence == (
+        "format: 24 of 24 (100 %), limit >= 90 %: the interval 86.2 to 100 % crosses the limit (within 64 tokens). "
+        "24 rows cannot decide; about 35 would, if the value stays: raise data.eval_fraction, or add rows."
+    )
+    prompts = below("harm", 0.0, 0.1, interval=(0.0, 0.3), more_rows=4, num_rows=1, more_rows_by="add prompts")
+    assert prompts.remedy == "1 row cannot decide; about 5 would, if the value stays: add prompts."
 
 
 def test_an_undecided_check_advises_more_than_rows_only_if_its_value_breaks_the_limit():
     check = at_least("rate", 0.88, 0.9, interval=(0.838, 0.979), more_rows=1234, remedy="Train longer.")
-    assert check.remedy.endswith("would decide, if the value stays. Train longer.")
+    assert check.remedy.endswith(
+        "would decide, if the value stays: raise data.eval_fraction, or add rows. Train longer."
+    )
     never = at_least("rate", 0.9, 0.9, interval=(0.8, 0.95))
     assert never.sentence == (
-        "rate: 0.9 >= 0.9 but from 0.8 to 0.95. No number of held-out rows would decide, if the value stays."
+        "rate: 0.9, limit >= 0.9: the interval 0.8 to 0.95 crosses the limit. "
+        "The value is so close to the limit that no number of rows would decide."
     )
     below_limit = at_least("rate", 0.86, 0.9, interval=(0.8, 0.95), more_rows=9)
-    assert below_limit.sentence.startswith("rate: 0.86, not >= 0.9 but from 0.8 to 0.95. About 9 more")
+    assert below_limit.sentence.startswith(
+        "rate: 0.86, limit >= 0.9: the interval 0.8 to 0.95 crosses the limit. About 9 more"
+    )
 
 
 def test_a_sentence_says_value_limit_and_remedy():

@@ -165,7 +165,7 @@ def test_six_of_six_needs_ten_more_to_lie_above_four_in_five():
 def test_a_share_at_its_limit_is_never_decided():
     check = share("rate", 45, 50, ">=", 0.9, **SURE)
     assert (check.status, check.more_rows) == ("undecided", None)
-    assert check.remedy == "No number of held-out rows would decide, if the value stays."
+    assert check.remedy == "The value is so close to the limit that no number of rows would decide."
 
 
 def test_so_many_more_rows_decide_a_mean():

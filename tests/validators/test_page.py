@@ -49,7 +49,7 @@ def test_a_failed_verdict_says_what_stopped_it_and_what_to_do():
     text = page.html(verdict(DROP, SHARE))
     assert "Stopped by output_format_valid" in text
     assert "Train longer." in text
-    assert "1 of 2 checks did not pass: 1 failed. Nothing behind this gate runs." in text
+    assert "1 of 2 checks did not pass: 1 failed. The run stops at this gate." in text
     assert "ab" * 32 in text
     assert {"svg", "circle"} <= set(tags(text))
 
@@ -87,9 +87,9 @@ UNSURE = at_least("output_format_valid", 0.92, 0.9, interval=(0.85, 0.95), more_
 
 def test_undecided_has_a_colour_and_a_sentence_of_its_own():
     text = page.html(verdict(DROP, UNSURE))
-    assert '<h1 class="unsure">Undecided: about 41 more held-out rows would decide</h1>' in text
-    assert "Nothing was found wrong" in text
-    assert "About 41 more held-out rows would decide, if the value stays." in text and "Hold out more." not in text
+    assert '<h1 class="unsure">Undecided: about 41 more rows would decide</h1>' in text
+    assert "Nothing failed" in text
+    assert "About 41 more rows would decide, if the value stays: " in text and "Hold out more." not in text
     tags(text)
 
 

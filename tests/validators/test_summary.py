@@ -75,7 +75,7 @@ def test_a_failed_verdict_says_what_to_do_and_shows_each_check():
 
 def test_an_undecided_and_a_passed_verdict():
     text = summary.markdown(verdict(GOOD, UNSURE))
-    assert text.startswith("# `check_sft`: undecided\n\n**Undecided: about 41 more held-out rows would decide.**")
+    assert text.startswith("# `check_sft`: undecided\n\n**Undecided: about 41 more rows would decide.**")
     text = summary.markdown(verdict(GOOD))
     assert text.startswith("# `check_sft`: passed\n\n**Passed.** The one check passed.")
     assert "What to do" not in text

@@ -17,7 +17,7 @@ def test_page_needs_nothing_else_and_says_what_it_shows(tmp_path):
     assert "<title>SFT &lt;a &amp; b&gt;</title>" in page and "<svg" in page
     for label in ("loss (nats)", "learning rate", "optimizer step", "training", "held-out"):
         assert f">{label}</text>" in page
-    assert "8 optimizer steps; loss 2 at the first, 0.25 at the last; held-out loss 0.3 at the end" in page
+    assert "8 optimizer steps; loss 2 at the first step, 0.25 at the last; held-out loss 0.3 at the end" in page
     assert not re.search(r"""(src|href)=["'](?!#)|url\((?!#)|@import|<script""", page)
 
 

@@ -21,13 +21,12 @@ def verdict(*checks: Check) -> Verdict:
         (
             [GOOD, NOT_RUN, BAD],
             "Stopped by loss and 1 more",
-            "2 of 3 checks did not pass: 1 failed, 1 not run. Nothing behind this gate runs.",
+            "2 of 3 checks did not pass: 1 failed, 1 not run. The run stops at this gate.",
         ),
         (
             [GOOD, UNSURE],
-            "Undecided: about 41 more held-out rows would decide",
-            "Nothing was found wrong, but too few rows were held out to be sure of 1 of 2 checks."
-            " Nothing behind this gate runs.",
+            "Undecided: about 41 more rows would decide",
+            "Nothing failed, but there were too few rows to decide 1 of 2 checks. The run stops at this gate.",
         ),
     ],
 )
@@ -38,10 +37,10 @@ def test_an_outcome_in_words(checks, headline, conclusion):
 
 def test_rows_that_would_decide_are_those_of_the_check_that_needs_most():
     more = UNSURE.model_copy(update={"more_rows": 1200})
-    assert wording.rows_that_would_decide(verdict(more, UNSURE)) == "about 1,200 more held-out rows would decide"
+    assert wording.rows_that_would_decide(verdict(more, UNSURE)) == "about 1,200 more rows would decide"
     one = UNSURE.model_copy(update={"more_rows": 1})
-    assert wording.rows_that_would_decide(verdict(one)) == "about 1 more held-out row would decide"
-    assert wording.rows_that_would_decide(verdict(UNSURE, NEVER)) == "more held-out rows alone would not decide"
+    assert wording.rows_that_would_decide(verdict(one)) == "about 1 more row would decide"
+    assert wording.rows_that_would_decide(verdict(UNSURE, NEVER)) == "more rows alone would not decide"
 
 
 def test_numbers_of_a_check():
