@@ -143,9 +143,11 @@ class Trials:
         placements, training = self.steps.config.placement, self.trainings[-1]
         placement, own = placements.of(name, like=training), placements.own(name)
         section = TrialStep(
-            allowed_prefixes=self.steps.config.prefixes, sweep=self.settings, commands=self.commands,
+            allowed_prefixes=self.steps.config.prefixes,
+            sweep=self.settings,
+            commands=self.commands,
             num_gpus=placement.accelerator_count,
-        )  # fmt: skip
+        )
         rows = {"sft": inputs.sft, "preference": inputs.preferences}
         files = {
             f"{kind}_{part}": getattr(data_set, part)

@@ -52,12 +52,12 @@ class Step:
     also: str = ""  # regular expression for the names of the steps that it stands for, beside its own
 
     def is_in(self, stages: Stages) -> bool:
-        """Whether the graph with these stages has the step."""
+        """Tells whether the graph with these stages has the step."""
         is_on = {stage: getattr(stages, stage).enabled for stage in (*self.needs, *self.excludes)}
         return all(is_on[stage] for stage in self.needs) and not any(is_on[stage] for stage in self.excludes)
 
     def covers(self, name: str) -> bool:
-        """Whether the row is that of the step with this name."""
+        """Tells whether the row is that of the step with this name."""
         return name == self.name or bool(self.also and re.fullmatch(self.also, name))
 
 
@@ -109,12 +109,12 @@ TRAININGS = {step.name: step.stage for step in LINE if step.kind == "training"} 
 
 
 def find_step(name: str) -> Step | None:
-    """The row of the step with this name, if there is one."""
+    """Returns the row of the step with this name, if there is one."""
     return STEPS.get(name) or next((step for step in STEPS.values() if step.covers(name)), None)
 
 
 def step_of(name: str) -> Step:
-    """The row of the step with this name.
+    """Returns the row of the step with this name.
 
     Raises:
         ValueError: there is none.
@@ -125,21 +125,21 @@ def step_of(name: str) -> Step:
 
 
 def no_such_step(name: str) -> str:
-    """The remedy for a name that is in no row: the nearest one that is."""
+    """Says that a name is in no row, and which one is near."""
     near = get_close_matches(name, STEPS, n=1)
     return "no such step; " + (f"did you mean {near[0]}?" if near else f"known are: {', '.join(STEPS)}")
 
 
 def is_gate(name: str) -> bool:
-    """Whether the step with this name gives a verdict."""
+    """Tells whether the step with this name gives a verdict."""
     return (step := find_step(name)) is not None and step.kind == "gate"
 
 
 def is_rejection(name: str) -> bool:
-    """Whether the step with this name fails on purpose: the verdict before it says why."""
+    """Tells whether the step with this name fails on purpose; the verdict before it says why."""
     return (step := find_step(name)) is not None and step.kind == "rejection"
 
 
 def gate_of(rejection: str) -> str:
-    """The gate whose verdict makes this step fail."""
+    """Returns the gate whose verdict makes this step fail."""
     return GATE + rejection.removeprefix(REJECTION)

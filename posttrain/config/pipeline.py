@@ -56,7 +56,7 @@ class PipelineConfig(Section):
 
     @property
     def prefixes(self) -> list[str]:
-        """The prefixes one of which every URI of a run must have."""
+        """Prefixes; every URI of a run must have one of them."""
         if self.allowed_prefixes:
             return self.allowed_prefixes
         bucket = re.match(r"(gs|s3)://[^/]+/?", self.storage_root)

@@ -1,4 +1,4 @@
-"""Where steps run and what they may use there: the section `placement` of the configuration.
+"""The section `placement` of the configuration: where steps run and what they may use there.
 
 Values that Kubernetes would refuse, or silently take for something else, are refused when the configuration is loaded:
 in the cluster they would cost a run.
@@ -145,7 +145,7 @@ class NodeAffinity(Section):
 
 
 class Placement(Section):
-    """Where a step runs and what it may use there."""
+    """The place where a step runs, and its resources, variables, secrets and limits there."""
 
     cpu: Cores = "4"  # cores; request and limit
     memory: Bytes = "16Gi"  # size with its unit; request and limit

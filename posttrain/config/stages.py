@@ -79,7 +79,7 @@ class DpoConfig(LoraTraining):
 
 
 class DataConfig(Section):
-    """How rows are read and split."""
+    """Settings for reading and splitting rows."""
 
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of prompts held out, by hash of the prompt
     hub_split: str = "train"  # split of data sets on the Hub

@@ -71,7 +71,7 @@ class Objective(Section):
 
     @property
     def name(self) -> str:
-        """As among the measures of a candidate."""
+        """The name of the measure, as a candidate has it."""
         return f"{self.gate}.{self.metric}"
 
     @property
@@ -96,7 +96,7 @@ class Constraint(Section):
 
     @property
     def name(self) -> str:
-        """As among the measures of a candidate."""
+        """The name of the measure, as a candidate has it."""
         return f"{self.gate}.{self.metric}"
 
     @property

@@ -57,9 +57,12 @@ class ChatTokenizer:
     def apply_chat_template(self, messages: list[dict], *, add_generation_prompt: bool, **_) -> list[int]:
         """Returns token ids, as transformers does; its further arguments only ask for that and are ignored."""
         text = _template(self.chat_template).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
             **self.special_tokens,
-        )  # fmt: skip
+        )
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:

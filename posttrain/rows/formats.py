@@ -195,7 +195,7 @@ def check_row(row: dict, kind: str) -> None:
 
 
 def references_of(row: dict) -> list[Any]:
-    """The answers that count as right: texts, or other JSON values."""
+    """Returns the answers that count as right: texts, or other JSON values."""
     key = "chosen" if "chosen" in row else "completion"
     return row.get("references") or [row[key][0]["content"]]
 

@@ -185,5 +185,8 @@ def _read_parquet(path: Path, *, name: str) -> Iterator[dict]:
 
 
 READERS: dict[str, Callable[..., Iterable[dict]]] = {
-    ".jsonl": JsonLines, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet,
-}  # fmt: skip
+    ".jsonl": JsonLines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

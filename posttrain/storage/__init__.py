@@ -19,7 +19,21 @@ from posttrain.storage.files import (
 )
 
 __all__ = [
-    "check_allowed", "check_writable", "download_file", "download_folder", "exists", "file_sizes", "hub_id",
-    "is_remote", "join", "kind", "list_files", "local_path", "read_bytes", "remove", "upload_file", "upload_folder",
+    "check_allowed",
+    "check_writable",
+    "download_file",
+    "download_folder",
+    "exists",
+    "file_sizes",
+    "hub_id",
+    "is_remote",
+    "join",
+    "kind",
+    "list_files",
+    "local_path",
+    "read_bytes",
+    "remove",
+    "upload_file",
+    "upload_folder",
     "write_bytes",
-]  # fmt: skip
+]

@@ -1,4 +1,4 @@
-"""Where things lie below a storage root.
+"""The folders below a storage root.
 
 runs/<run id>/                       records, verdicts, pages and report of a run
 results/<step>/<fingerprint>/        finished results, which later runs reuse

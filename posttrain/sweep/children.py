@@ -59,7 +59,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended."""
+    """The end of a child."""
 
     exit_code: int
     cost: Cost
@@ -91,9 +91,11 @@ def run(command: Command, trial: Trial, *, config: dict[str, Any], num_gpus: int
         process.join()
     seconds, spent = time.monotonic() - clock, usage.of_children()
     cost = Cost(
-        seconds=seconds, cpu_seconds=usage.cpu_seconds_of(spent) - usage.cpu_seconds_of(before),
-        peak_memory=usage.peak_memory_of(spent), gpu_seconds=seconds * num_gpus if usage.has_gpu() else 0.0,
-    )  # fmt: skip
+        seconds=seconds,
+        cpu_seconds=usage.cpu_seconds_of(spent) - usage.cpu_seconds_of(before),
+        peak_memory=usage.peak_memory_of(spent),
+        gpu_seconds=seconds * num_gpus if usage.has_gpu() else 0.0,
+    )
     if process.exitcode == 0:
         return Ended(0, cost)
     return Ended(process.exitcode, cost, *why(command.step, trial, process.exitcode))

@@ -15,12 +15,22 @@ MAX_TICKS = 5  # values of an axis that shows them all
 SPAN_OF_LOG = 10  # ratio of largest to smallest value from which an axis is logarithmic
 BEST, LEVEL, OTHER, OUT, PAGE = "#060606", "#070707", "#080808", "#090909", "#0a0a0a"
 VARIABLES = {
-    INK: "ink", MUTED: "soft", GRID: "line", BEST: "good", LEVEL: "old", OTHER: "soft", OUT: "bad", PAGE: "page",
-}  # fmt: skip
+    INK: "ink",
+    MUTED: "soft",
+    GRID: "line",
+    BEST: "good",
+    LEVEL: "old",
+    OTHER: "soft",
+    OUT: "bad",
+    PAGE: "page",
+}
 LEGEND = {  # in drawing order: the best comes last, on top
-    "does not qualify": OUT, NOT_PROMOTED: GRID, "qualified": OTHER, TIED: LEVEL,
+    "does not qualify": OUT,
+    NOT_PROMOTED: GRID,
+    "qualified": OTHER,
+    TIED: LEVEL,
     "best": BEST,
-}  # fmt: skip
+}
 
 
 def group_of(row: Ranked) -> str:
@@ -133,9 +143,15 @@ def _draw_point(axes, row: Ranked) -> None:
 def _draw_line(axes, points: list[tuple[float, float]], group: str) -> None:
     is_out = group == "does not qualify"
     axes.plot(
-        *zip(*points, strict=True), color=LEGEND[group], linewidth=2.6 if group == "best" else 1.4, marker="o",
-        markersize=4, linestyle=(0, (3, 2)) if is_out else "-", solid_joinstyle="round", clip_on=False,
-    )  # fmt: skip
+        *zip(*points, strict=True),
+        color=LEGEND[group],
+        linewidth=2.6 if group == "best" else 1.4,
+        marker="o",
+        markersize=4,
+        linestyle=(0, (3, 2)) if is_out else "-",
+        solid_joinstyle="round",
+        clip_on=False,
+    )
 
 
 def _legend(figure, rows: list[Ranked]) -> None:

@@ -111,11 +111,16 @@ def markdown(comparison: Comparison) -> str:
     """Renders a heading and a table."""
     measures = comparison.measures
     lines = [
-        f"# {wording.markdown(comparison.title)}", "", f"**{wording.markdown(headline(comparison))}**", "",
-        _line(comparison.header(measures)), _line(["---"] * len(comparison.header(measures))),
-        *(_line(comparison.cells(row, measures)) for row in comparison.rows), "",
+        f"# {wording.markdown(comparison.title)}",
+        "",
+        f"**{wording.markdown(headline(comparison))}**",
+        "",
+        _line(comparison.header(measures)),
+        _line(["---"] * len(comparison.header(measures))),
+        *(_line(comparison.cells(row, measures)) for row in comparison.rows),
+        "",
         *(f"- {wording.markdown(name)}: {wording.markdown(reason)}" for name, reason in comparison.reasons.items()),
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 

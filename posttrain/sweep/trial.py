@@ -111,9 +111,13 @@ def run_slot(args: argparse.Namespace, step: TrialStep, study: Study, folder: Pa
         judged={source: getattr(args, name) for name, source in JUDGED.items() if getattr(args, name)},
     )
     candidate = Candidate(
-        name=name, run_id=trial.run_id, settings=settings, status=QUALIFIED, rung=rung.number,
+        name=name,
+        run_id=trial.run_id,
+        settings=settings,
+        status=QUALIFIED,
+        rung=rung.number,
         objective=sweep.objective.name,
-    )  # fmt: skip
+    )
     return run_commands(step, trial, rung, candidate)
 
 
