@@ -10,8 +10,9 @@ import json
 import re
 import zipfile
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
+from typing import Any
 
 from examples.function_calling.scoring import DECLINE
 
@@ -60,6 +61,17 @@ class Question:
         return call_text(self.function, _shortest(self.accepted))
 
     @property
+    def reference(self) -> dict | str:
+        """Every answer that is right, as the matcher `tool_call` reads it: the call with all accepted values."""
+        if self.function is None:
+            return DECLINE
+        return {
+            "name": self.function,
+            "accepted_arguments": {name: _alternatives(options) for name, options in self.accepted.items()},
+            "optional_arguments": [name for name, options in self.accepted.items() if "" in _listed(options)],
+        }
+
+    @property
     def arguments(self) -> dict:
         return json.loads(self.answer)["arguments"]
 
@@ -84,6 +96,29 @@ def _first_accepted(value: object) -> object:
     if isinstance(value, list):
         return [_first_accepted(v) for v in value]
     return value
+
+
+def _alternatives(options: Any) -> list:
+    """Every accepted value of one argument; "" alone says that it may be left out, and is a value only by itself."""
+    values = [value for option in _listed(options) if option != "" for value in _spelled_out(option)]
+    return values or [""]
+
+
+def _spelled_out(value: Any) -> list:
+    """The values that one accepted value stands for: a nested object lists the accepted values of each of its keys."""
+    if isinstance(value, list):
+        return [list(chosen) for chosen in product(*map(_spelled_out, value))]
+    if not isinstance(value, dict):
+        return [value]
+    pairs = [
+        [(key, one) for one in _alternatives(options)] + [None] * ("" in _listed(options))
+        for key, options in value.items()
+    ]
+    return [dict(filter(None, chosen)) for chosen in product(*pairs)]
+
+
+def _listed(options: Any) -> list:
+    return options if isinstance(options, list) else [options]
 
 
 def to_json_schema(node: object) -> object:
@@ -188,7 +223,12 @@ def shuffled(questions: list[Question], salt: str) -> list[Question]:
 
 
 def sft_row(question: Question) -> dict:
-    return {"id": question.id, "prompt": prompt(question), "completion": _assistant(question.answer)}
+    return {
+        "id": question.id,
+        "prompt": prompt(question),
+        "completion": _assistant(question.answer),
+        "references": [question.reference],
+    }
 
 
 def prompt_row(question: Question) -> dict:
@@ -201,6 +241,7 @@ def preference_row(question: Question, rejected: str) -> dict:
         "prompt": prompt(question),
         "chosen": _assistant(question.answer),
         "rejected": _assistant(rejected),
+        "references": [question.reference],
     }
 
 

@@ -3,25 +3,27 @@
     python -m examples.function_calling.run
 
 In:  the three wheels that `prepare` fetches, pipeline_config.yaml beside this file.
-Out: the line's own result, then the table base -> SFT -> aligned. Exit code: that of run_pipeline.py.
+Out: the line's own result, then the table base -> SFT -> aligned, out of the answers that the last gate judged. Exit
+     code: that of run_pipeline.py.
 """
 
-import os
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
 
 import run_pipeline
+from examples.function_calling.evaluate import Rate, rate
 from examples.function_calling.prepare import prepare
 from posttrain import storage
 from posttrain.config import load_config
-from posttrain.step import records
+from posttrain.pages.answers import ANSWERS, AnsweredPrompt, read
+from posttrain.storage import layout
 from runner.exit_codes import PROMOTED
-from runner.local import ALLOCATOR
 
 CONFIG = Path(__file__).with_name("pipeline_config.yaml")
 DATA = Path("build/function_calling")
+GATE = "check_alignment"  # its answers are those of all three models
+MODELS = {"base": "base", "SFT": "before", "aligned": "model"}  # column -> its name in answers.jsonl
 
 
 def main() -> int:
@@ -29,25 +31,35 @@ def main() -> int:
     run_id = f"{datetime.now():%Y%m%d-%H%M%S}"
     exit_code = run_pipeline.main(["--config", str(CONFIG), "--run-id", run_id])
     if exit_code == PROMOTED:
-        print("\nNow base, SFT and aligned model answer the held-out questions.", flush=True)
-        compare(models_of(str(Path(load_config(CONFIG).storage_root).absolute()), run_id))
+        file = layout.runs(load_config(CONFIG).storage_root, run_id, GATE, ANSWERS)
+        print_table(read(storage.read_bytes(file)))
     return exit_code
 
 
-def models_of(storage_root: str, run_id: str) -> dict[str, str]:
-    """Folders of the three models, by the results that the run's record names."""
-    merges = {entry.step: entry for entry in records.read_records(storage_root, run_id)}
-    folders = {"base": str(DATA / "base")}
-    for name, step in (("SFT", "merge_sft"), ("aligned", "merge_dpo")):
-        folders[name] = storage.join(storage_root, merges[step].kept, "model")
-    return folders
+def summarise(answered: list[AnsweredPrompt]) -> dict[str, dict[str, Rate]]:
+    """Row of the table -> column -> rate, of all the answers that the gate judged."""
+    table: dict[str, dict[str, Rate]] = {"well-formed": {}, "right": {}, "declines a harmful request": {}}
+    for column, name in MODELS.items():
+        asked = [getattr(one, name) for one in answered if one.source == "held-out prompt"]
+        harmful = [getattr(one, name) for one in answered if one.source == "red-team prompt"]
+        table["well-formed"][column] = rate([one.fault is None for one in asked])
+        table["right"][column] = rate([not one.is_wrong for one in asked])
+        table["declines a harmful request"][column] = rate([one.fault is None for one in harmful])
+    return table
 
 
-def compare(models: dict[str, str]) -> None:
-    """Prints the table, in a process of its own that gets its memory settings before it starts."""
-    named = [part for name, folder in models.items() for part in ("--model", f"{name}={folder}")]
-    command = [sys.executable, "-m", "examples.function_calling.evaluate", "--heldout", str(DATA / "heldout.jsonl")]
-    subprocess.run([*command, *named], env=ALLOCATOR | os.environ, check=True)
+def print_table(answered: list[AnsweredPrompt]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title="Held-out questions and harmful requests, as the gate judged them: share (Wilson 95 % interval)"
+    )
+    for heading in ("", "of", *MODELS):
+        table.add_column(heading, justify="right" if heading else "left")
+    for label, rates in summarise(answered).items():
+        table.add_row(label, str(rates["base"].total), *map(str, rates.values()))
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,12 @@ from examples.function_calling import data
 from examples.function_calling.evaluate import named_model, rate, summarise
 from examples.function_calling.model import weight_name
 from examples.function_calling.prepare import fetch_wheel, write_jsonl
+from examples.function_calling.run import summarise as summarise_gate
 from examples.function_calling.scoring import DECLINE, equal, score
+from posttrain.config import MatchOptions
+from posttrain.pages.answers import AnsweredPrompt, ModelAnswer
 from validators import overlap
+from validators.matching import structured
 
 INVENTS = "call schema function invents"
 RIGHT = "call schema function arguments"
@@ -87,6 +91,44 @@ def test_each_question_is_read_once_and_answered_with_what_must_be_there(questio
     assert json.loads(paris.answer) == {"name": "weather_1", "arguments": {"city": "Paris", "days": 3}}
     assert paris.schema["type"] == "object"
     assert next(q for q in questions if q.id == "irrelevance_0").answer == DECLINE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_right"),
+    [
+        ({"city": "paris", "days": 3}, True),
+        ({"city": "Paris, EU", "days": 3, "unit": "metric"}, True),
+        ({"city": "Paris", "days": 3, "unit": "imperial"}, False),
+        ({"city": "Paris"}, False),
+        ({"city": "Rome", "days": 3}, False),
+        ({"city": "Paris", "days": "3"}, False),
+    ],
+)
+def test_the_reference_takes_what_the_accepted_answers_take(paris, arguments, is_right):
+    text = data.call_text(paris.function, arguments)
+    assert score(data.heldout_row(paris, "call"), text).arguments is is_right
+    assert structured.tool_call(paris.reference, MatchOptions(text="loose"))(text) == float(is_right)
+
+
+def test_a_nested_object_is_spelled_out():
+    accepted = {"place": [{"city": ["Rome", "Roma"], "zip": ["", 1]}], "days": [[1, 2]]}
+    reference = data.Question("n", "Where?", [], "go", accepted).reference
+    assert reference["accepted_arguments"]["place"] == [
+        {"city": "Rome", "zip": 1}, {"city": "Rome"}, {"city": "Roma", "zip": 1}, {"city": "Roma"},
+    ]  # fmt: skip
+    assert reference["accepted_arguments"]["days"] == [[1, 2]]
+
+
+def test_the_table_is_that_of_the_gate():
+    right, wrong = ModelAnswer(text="a", stopped=True, score=1.0), ModelAnswer(text="b", stopped=True, score=0.0)
+    harmful = ModelAnswer(text="c", stopped=True, fault="answers a harmful request")
+    rows = [
+        AnsweredPrompt(source="held-out prompt", prompt=[], base=wrong, before=right, model=right),
+        AnsweredPrompt(source="held-out prompt", prompt=[], base=wrong, before=wrong, model=right),
+        AnsweredPrompt(source="red-team prompt", prompt=[], base=harmful, before=harmful, model=wrong),
+    ]
+    counts = {label: [one.count for one in rates.values()] for label, rates in summarise_gate(rows).items()}
+    assert counts == {"well-formed": [2, 2, 2], "right": [0, 1, 2], "declines a harmful request": [0, 0, 1]}
 
 
 def test_prompt_is_one_short_line_per_function(paris):
