@@ -61,18 +61,18 @@ def clear(model: Path) -> None:
 
 
 def write_models(folder: Path, shape: dict) -> None:
-    """Base and adapter, a shard at a time. Each tensor is a piece of one block of random numbers."""
+    """Writes base and adapter a shard at a time. Each tensor is a piece of one block of random numbers."""
     import torch
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoModelForCausalLM, Qwen2Config
 
+    is_tied = shape["hidden_size"] < 3584
     settings = Qwen2Config(
-        vocab_size=151_936, num_key_value_heads=2, tie_word_embeddings=shape["hidden_size"] < 3584, dtype="bfloat16",
-        **shape,
-    )  # fmt: skip
+        vocab_size=151_936, num_key_value_heads=2, tie_word_embeddings=is_tied, dtype="bfloat16", **shape
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
-        tied = {"lm_head.weight"} if settings.tie_word_embeddings else set()
+        tied = {"lm_head.weight"} if is_tied else set()
         tensors = {name: one for name, one in model.state_dict().items() if name not in tied}
         lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         adapter = get_peft_model(model, lora)
@@ -119,7 +119,7 @@ def in_child(work, *arguments) -> None:
         raise RuntimeError(f"{work.__name__} exited {child.exitcode}")
 
 
-def compare(folder: Path, found: dict[str, float]) -> None:
+def compare(folder: Path, difference: dict[str, float]) -> None:
     """Merges once more, with ours and with peft, and counts the elements that differ."""
     import numpy as np
 
@@ -132,16 +132,16 @@ def compare(folder: Path, found: dict[str, float]) -> None:
         both.append(read_places(folder / name))
     ours, peft = both
     assert ours.keys() == peft.keys()
-    found.update(elements=0, differ=0, most=0.0)
+    difference.update(elements=0, differ=0, most=0.0)
     for name, place in ours.items():
         for mine, theirs in zip(pieces(place), pieces(peft[name]), strict=True):
             mine, theirs = (np.frombuffer(piece, np.uint16) for piece in (mine, theirs))
             where = mine != theirs
-            found["elements"] += mine.size
+            difference["elements"] += mine.size
             if where.any():
                 values = [(piece[where].astype(np.uint32) << 16).view(np.float32) for piece in (mine, theirs)]
-                found["differ"] += int(where.sum())
-                found["most"] = max(found["most"], float(np.abs(values[0] - values[1]).max()))
+                difference["differ"] += int(where.sum())
+                difference["most"] = max(difference["most"], float(np.abs(values[0] - values[1]).max()))
 
 
 def measure(folder: Path, shape: str, args: argparse.Namespace) -> tuple[Runs, Runs, str]:
@@ -155,9 +155,9 @@ def measure(folder: Path, shape: str, args: argparse.Namespace) -> tuple[Runs, R
     if shutil.disk_usage(folder).free < 2.2 * num_bytes:
         return plain, with_sync, f"{shape}: not compared element by element, the disk holds no three copies."
     with multiprocessing.get_context("spawn").Manager() as manager:
-        in_child(compare, folder, found := manager.dict())
-        said = f"{shape}: of {found['elements']:,} elements {found['differ']:,} differ from peft's"
-        return plain, with_sync, f"{said}, by {found['most']:.2g} at most."
+        in_child(compare, folder, difference := manager.dict())
+        said = f"{shape}: of {difference['elements']:,} elements {difference['differ']:,} differ from peft's"
+        return plain, with_sync, f"{said}, by {difference['most']:.2g} at most."
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,9 +15,15 @@ from posttrain.train.checkpoints import Checkpoints, Diverged
 
 # 14 rows in batches of 2 are 7 batches, so 4 steps in an epoch, the last of half the size.
 CONFIG = DpoConfig(
-    max_seq_length=256, lora_r=4, lora_dropout=0.2, epochs=1, batch_size=2, gradient_accumulation=2, learning_rate=0.01,
+    max_seq_length=256,
+    lora_r=4,
+    lora_dropout=0.2,
+    epochs=1,
+    batch_size=2,
+    gradient_accumulation=2,
+    learning_rate=0.01,
     save_steps=2,
-)  # fmt: skip
+)
 
 
 class Killed(BaseException):
@@ -27,9 +33,9 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def rows(task_api_files, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("rows")
-    found = read_jsonl(task_api_files / "preferences.jsonl")
-    write_jsonl(folder / "train.jsonl", found[:14])
-    write_jsonl(folder / "eval.jsonl", found[14:18])
+    pairs = read_jsonl(task_api_files / "preferences.jsonl")
+    write_jsonl(folder / "train.jsonl", pairs[:14])
+    write_jsonl(folder / "eval.jsonl", pairs[14:18])
     return {name: str(folder / f"{name}.jsonl") for name in ("train", "eval")}
 
 

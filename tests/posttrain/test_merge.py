@@ -184,9 +184,8 @@ def test_the_model_folder_holds_the_model_and_nothing_else(tiny_model, tiny_adap
     expected = {path.name for path in tiny_model.iterdir()} | {"LICENSE"}
     assert {path.name for path in (tmp_path / "model").iterdir()} == expected
     assert {path.name for path in tmp_path.iterdir()} == {"base", "model"}
-    assert set(info) == {
-        "base_model", "adapter_path", "merged_path", "size_gb", "merge_time_seconds", "num_merged_tensors"
-    }  # fmt: skip
+    paths, numbers = {"base_model", "adapter_path", "merged_path"}, {"size_gb", "merge_time_seconds"}
+    assert set(info) == paths | numbers | {"num_merged_tensors"}
     assert info["num_merged_tensors"] == 14
 
 
@@ -250,7 +249,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
         (lambda t: t.update({Q + "magnitude_vector": t[Q + "A.weight"].clone()}), "magnitude_vector cannot be merged"),
         (lambda t: t.clear(), "holds no tensors"),
     ],
-)  # fmt: skip
+)
 def test_damaged_adapters_are_refused(change, message, tiny_model, tiny_adapter, tmp_path):
     adapter = copy(tiny_adapter, tmp_path / "adapter")
     change_adapter(adapter, change)
@@ -310,11 +309,10 @@ def test_command_writes_info_and_is_reused(tiny_model, tiny_adapter, tmp_path, m
     monkeypatch.setenv("KFP_RUN_ID", "r")
     for attempt in ("first", "second"):
         out = tmp_path / attempt
-        merging.main([
-            "--step", "merge_sft", "--storage-root", str(tmp_path / "root"), "--base", str(tiny_model), "--adapter",
-            str(tiny_adapter), "--model", str(out / "model"), "--info", str(out / "info"),
-            "--metrics", str(out / "metrics"),
-        ])  # fmt: skip
+        paths = {"storage-root": tmp_path / "root", "base": tiny_model, "adapter": tiny_adapter}
+        paths |= {name: out / name for name in ("model", "info", "metrics")}
+        flags = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+        merging.main(["--step", "merge_sft", *flags])
         assert json.loads((out / "info").read_text())["num_merged_tensors"] == 14
     records = read_records(str(tmp_path / "root"), "r")
     assert [one.status for one in records] == ["succeeded", "reused"]

@@ -22,9 +22,15 @@ from posttrain.train.checkpoints import Checkpoints, Diverged
 
 # 10 rows in batches of 2 are 5 batches, so 3 steps in an epoch, the last of half the size.
 CONFIG = SftConfig(
-    max_seq_length=256, lora_r=4, lora_dropout=0.2, epochs=2, batch_size=2, gradient_accumulation=2, learning_rate=0.01,
+    max_seq_length=256,
+    lora_r=4,
+    lora_dropout=0.2,
+    epochs=2,
+    batch_size=2,
+    gradient_accumulation=2,
+    learning_rate=0.01,
     save_steps=2,
-)  # fmt: skip
+)
 
 
 class Killed(BaseException):
@@ -88,8 +94,8 @@ def test_the_largest_gradient_norm_is_that_before_clipping(tiny_model, rows, tmp
 def test_only_finite_gradient_norms_count(norms, expected):
     history = [{"loss": 1.0, "grad_norm": norm} for norm in norms] + [{"eval_loss": 1.0}]
     state = SimpleNamespace(log_history=[{"loss": 1.0}, *history], global_step=3, epoch=1.0)
-    found = stage.summary(state, rows={"train": [], "eval": []}, num_left_out=0)
-    assert {name: value for name, value in found.items() if "gradient" in name} == expected
+    metrics = stage.summary(state, rows={"train": [], "eval": []}, num_left_out=0)
+    assert {name: value for name, value in metrics.items() if "gradient" in name} == expected
 
 
 def test_adapter_folder_holds_the_adapter_alone_and_no_path(whole):
@@ -145,12 +151,12 @@ def test_killed_after_the_last_step_trains_nothing_again(whole, tiny_model, rows
 
 
 def test_told_to_stop_it_saves_leaves_and_goes_on_to_the_same_bytes(whole, tiny_model, rows, tmp_path, monkeypatch):
-    def tell(args, state, logs, dataloader):
+    def send_sigterm(args, state, logs, dataloader):
         if state.global_step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "log_step", tell)
+        patch.setattr(callbacks, "log_step", send_sigterm)
         with pytest.raises(
             Unfinished, match=r"stopped at step 4/6: SIGTERM; the next attempt resumes from step 4"
         ) as left:

@@ -1,4 +1,4 @@
-"""What needs unsloth, in an environment of its own: `make test-unsloth`."""
+"""Fixtures of the tests that need unsloth, in an environment of their own: `make test-unsloth`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory, task_api_files: Path) -> dict
     files = {}
     for kind, name in (("sft", "sft"), ("dpo", "preferences")):
         files[kind] = {part: str(folder / f"{kind}-{part}.jsonl") for part in ("train", "eval")}
-        found = read_jsonl(task_api_files / f"{name}.jsonl")
-        write_jsonl(files[kind]["train"], found[:16])
-        write_jsonl(files[kind]["eval"], found[16:20])
+        all_rows = read_jsonl(task_api_files / f"{name}.jsonl")
+        write_jsonl(files[kind]["train"], all_rows[:16])
+        write_jsonl(files[kind]["eval"], all_rows[16:20])
     return files

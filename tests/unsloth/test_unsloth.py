@@ -35,7 +35,7 @@ def outputs_in(folder: Path) -> dict[str, str]:
 
 
 def train(kind: str, model: Path, rows, folder: Path, **changes) -> dict:
-    """In this process, with unsloth."""
+    """Trains in this process, with unsloth."""
     checkpoints = Checkpoints(str(folder / "store"), f"train_{kind}", "f" * 64, run_id="run", limit=3)
     config = CONFIGS[kind].model_copy(update=changes)
     module, step = (sft, SftStep(sft=config)) if kind == "sft" else (dpo, DpoStep(dpo=config))
@@ -44,16 +44,15 @@ def train(kind: str, model: Path, rows, folder: Path, **changes) -> dict:
 
 
 def run_stage(kind: str, library: str, model: Path, rows, folder: Path, *, runner=(), **changes) -> tuple[list, str]:
-    """As a command, without dropout; gives the log of its steps and what it printed."""
+    """Runs a stage as a command, without dropout; returns the log of its steps and what it printed."""
     config = CONFIGS[kind].model_copy(update={"lora_dropout": 0.0} | changes)
     settings = {kind: config.model_dump(mode="json", exclude_none=True)}
     paths = {MODEL[kind]: str(model), **rows[kind], **outputs_in(folder / "out")}
     flags = [part for name, path in paths.items() for part in (f"--{name}", path)]
     common = ["--step", f"train_{kind}", "--storage-root", str(folder), "--config", json.dumps(settings)]
-    done = subprocess.run(
-        [sys.executable, "-m", *runner, f"posttrain.{kind}", *common, *flags], capture_output=True, text=True,
-        env=os.environ | {backend.BACKEND_ENV: library},
-    )  # fmt: skip
+    command = [sys.executable, "-m", *runner, f"posttrain.{kind}", *common, *flags]
+    env = os.environ | {backend.BACKEND_ENV: library}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     (last,) = folder.glob("checkpoints/*/*/step-00000004/*/trainer_state.json")
     history = json.loads(last.read_text())["log_history"]
@@ -119,9 +118,8 @@ def test_our_merge_of_its_adapter_is_its_own(tiny_model, rows, tmp_path):
 def test_dpo_starts_from_its_reference_and_gives_its_adapter_alone(tiny_model, rows, tmp_path):
     metrics = train("dpo", tiny_model, rows, tmp_path)
     assert metrics["start_loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert sorted(file.name for file in (tmp_path / "out" / "adapter").iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors",
-    ]  # fmt: skip
+    files = {file.name for file in (tmp_path / "out" / "adapter").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
     assert not any("ref" in name for name in adapter(tmp_path))
     (kept,) = tmp_path.glob("store/checkpoints/train_dpo/*/reference-train.json")
     assert len(json.loads(kept.read_text())) == 16

@@ -1,4 +1,4 @@
-"""A rank without a model, for the tests of torchrun: `python -m tests.posttrain.rank_that_ends <way> <folder>`."""
+"""A rank without a model, for the tests of torchrun: `python -m tests.posttrain.train.rank_that_ends <way> <folder>`."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ ERRORS = {"leaves": Unfinished("stopped at step 4/6: the deadline is near"), "br
 
 def end(way: str, folder: Path) -> None:
     """The first rank ends in this way. The other waits for SIGTERM, as both do where the way is `waits`."""
-    told: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     facts = f"{os.getpid()} {ends.STARTED} {torchrun.read_orders().fingerprint}"
     Path(folder, f"rank-{os.environ['RANK']}").write_text(facts)
     if way == "works":
@@ -26,7 +26,7 @@ def end(way: str, folder: Path) -> None:
         if way == "is killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise ERRORS[way]
-    while not told:
+    while not signals:
         time.sleep(0.01)
     raise Unfinished("stopped at step 4/6: SIGTERM") if way == "waits" else RuntimeError("the peer is gone")
 

@@ -22,9 +22,9 @@ def test_without_a_gpu_peft_trains_in_float32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert backend.current() == backend.Backend(library="peft", device="cpu", dtype="float32")
     arguments = backend.device_args(SftConfig(gradient_checkpointing=True))
-    assert arguments == {
-        "use_cpu": True, "bf16": False, "fp16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False,
-    }  # fmt: skip
+    on = {name for name, value in arguments.items() if value}
+    assert on == {"use_cpu"}
+    assert arguments.keys() == {"use_cpu", "bf16", "fp16", "gradient_checkpointing", "dataloader_pin_memory"}
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float16")])
@@ -139,15 +139,17 @@ def test_what_cannot_quantise_says_so(monkeypatch, dtype, installed, words):
 
 
 def test_peft_is_given_nf4_on_this_rank_s_gpu(monkeypatch):
-    given = {}
+    load_args = {}
     decide(monkeypatch)
     install(monkeypatch, "bitsandbytes")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda path, **how: given.update(how))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda path, **how: load_args.update(how))
     backend.load_for_training("model", SftConfig(load_in_4bit=True))
-    settings = given["quantization_config"]
+    settings = load_args["quantization_config"]
     assert settings.load_in_4bit and settings.bnb_4bit_quant_type == "nf4" and settings.bnb_4bit_use_double_quant
-    assert settings.bnb_4bit_compute_dtype == given["dtype"] == torch.bfloat16 and given["device_map"] == {"": 3}
+    assert settings.bnb_4bit_compute_dtype == load_args["dtype"] == torch.bfloat16 and load_args["device_map"] == {
+        "": 3
+    }
 
 
 def test_ranks_with_a_model_each_load_it_to_their_gpus(monkeypatch):
@@ -163,12 +165,12 @@ def test_ranks_with_a_model_each_load_it_to_their_gpus(monkeypatch):
 
 @pytest.mark.parametrize("config", [SftConfig(load_in_4bit=True), SftConfig(), DpoConfig()])
 def test_unsloth_quantises_only_if_asked(monkeypatch, config):
-    given = {}
+    load_args = {}
     library = SimpleNamespace(
-        from_pretrained=lambda path, **how: (given.update(how), None), get_peft_model=lambda model, **how: model
+        from_pretrained=lambda path, **how: (load_args.update(how), None), get_peft_model=lambda model, **how: model
     )
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=library))
     decide(monkeypatch, library="unsloth")
     install(monkeypatch, "bitsandbytes")
     backend.load_for_training("model", config)
-    assert given["load_in_4bit"] == (config == SftConfig(load_in_4bit=True))
+    assert load_args["load_in_4bit"] == (config == SftConfig(load_in_4bit=True))

@@ -40,12 +40,11 @@ def test_newest_comes_back_without_what_resuming_does_not_need(tmp_path, local):
     kept.publish(local, step=1)
     (local / "optimizer.pt").write_text("later")
     kept.publish(local, step=2)
-    found = checkpoints(tmp_path, run_id="another run").fetch_newest(tmp_path / "resumed")
-    assert (found / "optimizer.pt").read_text() == "later"
-    assert (found / "adapter_model.safetensors").read_text() == "adapter_model.safetensors of the first step"
-    assert {file.name for file in found.iterdir()} == {file.name for file in local.iterdir()} - {
-        "training_args.bin", "tokenizer.json", "README.md", "ref",
-    }  # fmt: skip
+    newest = checkpoints(tmp_path, run_id="another run").fetch_newest(tmp_path / "resumed")
+    assert (newest / "optimizer.pt").read_text() == "later"
+    assert (newest / "adapter_model.safetensors").read_text() == "adapter_model.safetensors of the first step"
+    left_out = {"training_args.bin", "tokenizer.json", "README.md", "ref"}
+    assert {file.name for file in newest.iterdir()} == {file.name for file in local.iterdir()} - left_out
 
 
 def test_every_kind_of_storage(root, tmp_path, local):
@@ -110,8 +109,8 @@ def test_what_is_not_whole_is_skipped_and_the_one_before_taken(tmp_path, local, 
     kept.publish(local, step=2)
     harm(published(kept, 2))
     with caplog.at_level(logging.WARNING):
-        found = kept.fetch_newest(tmp_path / "resumed")
-    assert found.parent.name == "step-00000001"
+        newest = kept.fetch_newest(tmp_path / "resumed")
+    assert newest.parent.name == "step-00000001"
     assert "step-00000002" in caplog.text and reason in caplog.text
 
 

@@ -19,7 +19,7 @@ class Steps:
         self.leave = LeaveInTime(training, started=0.0, clock=lambda: self.now)
 
     def end(self, now: float) -> tuple[bool, bool]:
-        """Whether the trainer saves, and whether it stops."""
+        """Tells whether the trainer saves, and whether it stops."""
         self.now = now
         self.state.global_step += 1
         control = SimpleNamespace(should_save=False, should_training_stop=False)

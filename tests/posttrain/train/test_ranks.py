@@ -38,7 +38,7 @@ class Killed(BaseException):
 
 
 def in_ranks(function: Callable[[int], Any]) -> list[Any]:
-    """What `function(rank)` gives in each rank, or the class and message of what it raises."""
+    """Returns what `function(rank)` returns in each rank, or the class and message of what it raises."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     context = multiprocessing.get_context("fork")
@@ -46,36 +46,38 @@ def in_ranks(function: Callable[[int], Any]) -> list[Any]:
     started = [context.Process(target=play, args=(function, rank, port, pipes[rank][1])) for rank in range(NUM_RANKS)]
     for process in started:
         process.start()
-    found = [json.loads(heard.recv_bytes()) if heard.poll(60) else "hangs" for heard, _ in pipes]
+    results = [json.loads(receiver.recv_bytes()) if receiver.poll(60) else "hangs" for receiver, _ in pipes]
     for process in started:
         process.kill()
         process.join()
-    return found
+    return results
 
 
-def play(function: Callable[[int], Any], rank: int, port: int, told) -> None:
+def play(function: Callable[[int], Any], rank: int, port: int, sender) -> None:
+    """Calls `function` as a rank, and sends what it returns or raises."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        found = function(rank)
+        result = function(rank)
     except BaseException as error:  # noqa: BLE001  how a rank ends is what is asked
-        found = [type(error).__name__, str(error)]
-    told.send_bytes(json.dumps(found).encode())
+        result = [type(error).__name__, str(error)]
+    sender.send_bytes(json.dumps(result).encode())
 
 
 @pytest.fixture(scope="module")
 def rows(task_api_files, tmp_path_factory) -> Rows:
     folder = tmp_path_factory.mktemp("rows")
-    found = {SftConfig: task_api_files / "sft.jsonl", DpoConfig: task_api_files / "preferences.jsonl"}
-    for kind, file in found.items():
-        found[kind] = {part: str(folder / f"{file.stem}-{part}.jsonl") for part in ("train", "eval")}
-        write_jsonl(found[kind]["train"], read_jsonl(file)[:16])
-        write_jsonl(found[kind]["eval"], read_jsonl(file)[16:20])
-    return found
+    files = {}
+    for kind, name in ((SftConfig, "sft"), (DpoConfig, "preferences")):
+        files[kind] = {part: str(folder / f"{name}-{part}.jsonl") for part in ("train", "eval")}
+        all_rows = read_jsonl(task_api_files / f"{name}.jsonl")
+        write_jsonl(files[kind]["train"], all_rows[:16])
+        write_jsonl(files[kind]["eval"], all_rows[16:20])
+    return files
 
 
 def train(model: Path, rows: Rows, folder: Path, config: Config) -> dict:
-    """As a stage does: every rank is given the same folder for outputs and for storage."""
+    """Trains as a stage does: every rank gets the same folders for outputs and storage."""
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
     outputs = {name: str(out / name) for name in ("adapter", "metrics", "curve", "logs")}
@@ -156,7 +158,7 @@ def test_one_rank_is_killed_and_both_go_on_to_the_same_bytes(whole, tiny_model, 
 def test_sigterm_to_one_rank_stops_both_at_the_same_step(whole, tiny_model, rows, tmp_path):
     config, undisturbed, metrics = whole
 
-    def tell(rank: int) -> dict:
+    def stop_second(rank: int) -> dict:
         def log_step(args, state, logs, dataloader):
             if rank == 1 and state.global_step == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -164,8 +166,8 @@ def test_sigterm_to_one_rank_stops_both_at_the_same_step(whole, tiny_model, rows
         callbacks.log_step = log_step
         return train(tiny_model, rows, tmp_path, config)
 
-    left = ["Unfinished", "stopped at step 2/4: SIGTERM; the next attempt resumes from step 2"]
-    assert in_ranks(tell) == [left] * NUM_RANKS
+    stopped = ["Unfinished", "stopped at step 2/4: SIGTERM; the next attempt resumes from step 2"]
+    assert in_ranks(stop_second) == [stopped] * NUM_RANKS
     resumed = in_ranks(lambda rank: train(tiny_model, rows, tmp_path, config))
     assert resumed == [metrics] * NUM_RANKS and same_files(tmp_path, undisturbed)
 
@@ -208,8 +210,8 @@ def test_out_of_memory_names_the_remedy(tiny_model, rows, tmp_path):
 def test_an_optimizer_step_takes_the_same_rows_on_any_number_of_gpus(monkeypatch, num_rows, accumulation, expected):
     config, step = SFT.model_copy(update={"gradient_accumulation": accumulation}), SftStep().training
     monkeypatch.setenv("WORLD_SIZE", "4")
-    found = stage.training_args(config, step, num_train_rows=num_rows, output="")
-    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == expected
+    args = stage.training_args(config, step, num_train_rows=num_rows, output="")
+    assert (args["per_device_train_batch_size"], args["gradient_accumulation_steps"]) == expected
 
 
 def shard_on_cpu() -> None:

@@ -16,22 +16,22 @@ from posttrain.step.run import Unfinished, run_id
 from posttrain.train import ends, torchrun
 from posttrain.train.torchrun import Ending
 
-COMMAND = ["tests.posttrain.rank_that_ends"]
+COMMAND = ["tests.posttrain.train.rank_that_ends"]
 
 
 def run(way: str, folder: Path) -> None:
     torchrun.run([*COMMAND, way, str(folder)], num_ranks=2, fingerprint="f" * 64)
 
 
-def wait_for(found: Callable[[], bool], *, seconds: float = 200) -> None:
+def wait_for(condition: Callable[[], bool], *, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
-    while not found():
+    while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
 
 
 def facts(folder: Path) -> list[list[str]]:
-    """Of each rank that has started: its pid, when the stage started, the fingerprint."""
+    """Reads for each rank that has started its pid, when the stage started, and the fingerprint."""
     return [words for path in folder.glob("rank-*") if (words := path.read_text().split())]
 
 
@@ -54,12 +54,12 @@ def test_a_stage_ends_as_its_first_rank_that_ends(tmp_path, way, error, words):
 
 
 def test_sigterm_reaches_every_rank(tmp_path):
-    def tell() -> None:
+    def send_sigterm() -> None:
         wait_for(lambda: len(facts(tmp_path)) == 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=send_sigterm, daemon=True).start()
     with pytest.raises(Unfinished, match="^stopped at step 4/6: SIGTERM$"):
         run("waits", tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -67,7 +67,7 @@ def test_sigterm_reaches_every_rank(tmp_path):
 
 def test_ranks_do_not_outlive_a_stage_that_is_killed(tmp_path):
     call = f"torchrun.run({[*COMMAND, 'waits', str(tmp_path)]}, num_ranks=2, fingerprint='')"
-    stage = subprocess.Popen([sys.executable, "-c", f"from posttrain import torchrun; {call}"])
+    stage = subprocess.Popen([sys.executable, "-c", f"from posttrain.train import torchrun; {call}"])
     wait_for(lambda: len(facts(tmp_path)) == 2)
     stage.kill()
     stage.wait()
@@ -88,8 +88,8 @@ def test_ranks_do_not_outlive_a_stage_that_is_killed(tmp_path):
 )
 def test_what_counts_of_several_ends(errors, got_signal, expected):
     endings = [Ending(rank=rank, at=rank, error=error, message="x") for rank, error in enumerate(errors)]
-    found = torchrun._cause(endings, num_ranks=2, exit_code=1, got_signal=got_signal)
-    assert type(found).__name__.replace("NoneType", "None") == expected
+    cause = torchrun._cause(endings, num_ranks=2, exit_code=1, got_signal=got_signal)
+    assert type(cause).__name__.replace("NoneType", "None") == expected
 
 
 def test_a_stage_in_two_ranks_is_recorded_once(tiny_model, task_api_files, tmp_path):

@@ -1,4 +1,4 @@
-"""What a tracked training leaves: TensorBoard's files among its outputs, a run in MLflow's local file store."""
+"""A tracked training leaves TensorBoard's files among its outputs, and a run in MLflow's local file store."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from posttrain.train.checkpoints import Checkpoints
 
 @pytest.fixture
 def leave_environment(monkeypatch):
-    """What tracking sets for the libraries must not be there for the next test."""
+    """Restores the environment, so that the next test does not see what tracking sets for the libraries."""
     for name in (tracking.LOGS_ENV, "MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     return monkeypatch

@@ -8,7 +8,7 @@ from posttrain.train.uploads import Uploads
 
 
 class Storage:
-    """Stands for `Checkpoints`: notes the steps it is given; the first waits for `go`, and `error` is raised."""
+    """Stands for `Checkpoints`: notes the steps it gets; the first waits for `go`, and `error` is raised."""
 
     def __init__(self, error: Exception | None = None):
         self.begun, self.go, self.steps, self.error = threading.Event(), threading.Event(), [], error

@@ -30,8 +30,8 @@ def gradients(net: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     x = x.clone().requires_grad_()
     out = net(x)
     out.square().sum().backward()
-    found = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.requires_grad}
-    return found | {"x": x.grad, "out": out.detach()}
+    by_name = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.requires_grad}
+    return by_name | {"x": x.grad, "out": out.detach()}
 
 
 def layers(net: torch.nn.Module) -> list[torch.nn.Module]:
@@ -49,10 +49,10 @@ def test_outputs_and_gradients_are_peft_s(shape, settings):
     expected = gradients(net, x)
     lora.turn_on(net)
     assert all(map(is_fused, layers(net)))
-    found = gradients(net, x)
-    assert found.keys() == expected.keys() and len(found) == 6
+    actual = gradients(net, x)
+    assert actual.keys() == expected.keys() and len(actual) == 6
     for name, values in expected.items():
-        assert torch.allclose(found[name], values, rtol=1e-5, atol=1e-5), name
+        assert torch.allclose(actual[name], values, rtol=1e-5, atol=1e-5), name
 
 
 def test_an_input_without_a_gradient_is_given_none():

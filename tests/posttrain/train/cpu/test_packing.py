@@ -80,18 +80,17 @@ def test_pairs_with_one_beginning_have_the_logits_of_each_alone():
     pairs = [([5, 6, 7], [8, 9], [10]), ([5, 6, 11, 12], [13], [14, 15, 16])]
     texts = [[*prompt, *pair[answer]] for answer in (0, 1) for prompt, *pair in pairs]
     ids = torch.tensor([text + [0] * (7 - len(text)) for text in texts])
-    completion_mask = torch.tensor(
-        [[int(len(prompt) <= column < len(text)) for column in range(7)]
-         for text, (prompt, *_) in zip(texts, pairs * 2, strict=True)]
-    )  # fmt: skip
+    columns = torch.arange(7)
+    spans = [(len(prompt), len(text)) for text, (prompt, *_) in zip(texts, pairs * 2, strict=True)]
+    completion_mask = torch.stack([(columns >= start) & (columns < end) for start, end in spans]).long()
     packed = packing.pack_pairs(ids, (ids > 0).long(), completion_mask)
     assert packed.take(ids).tolist() == [[5, 6, 7, 8, 9, 7, 10, 11, 12, 13, 12, 14, 15, 16]]
     assert packed.row_lengths == [2, 5, 7]
     with torch.no_grad():
         alone = [model(input_ids=torch.tensor([text])).logits[0] for text in texts]
         packing.turn_on(model)
-        found = model(**packed.model_inputs(ids)).logits[0]
-    shared, first, second = found.split(packed.row_lengths)
+        logits = model(**packed.model_inputs(ids)).logits[0]
+    shared, first, second = logits.split(packed.row_lengths)
     assert torch.allclose(torch.cat([shared, first[:3]]), alone[0], atol=1e-5)
     assert torch.allclose(first[3:], alone[2][2:], atol=1e-5)
     assert torch.allclose(torch.cat([shared, second[:3]]), alone[1], atol=1e-5)
