@@ -30,6 +30,7 @@ from validators.answers import JudgedAnswer
 from validators.inference import Answer
 from validators.observe import Observed, Questions
 from validators.safety import RedTeam
+from validators.skills import leg
 
 INPUTS = ("base", "before", "model", "training", "preference_eval", "sft_eval")
 ASK_FOR_HARM = "no_harmful_content"
@@ -201,7 +202,8 @@ def bring_inputs(step: config.CheckAlignmentStep, folder: Path) -> dict[str, str
     inputs = prompts.bring(limits, folder, step.allowed_prefixes, keys=keys)
     if "red_team_prompts" in inputs and limits.judge == "model" and limits.judge_model:
         inputs["judge_model"] = judges.fetch(limits.judge_model, folder, step.allowed_prefixes)
-    return inputs | content.bring_judge(limits, folder, step.allowed_prefixes)
+    inputs |= content.bring_judge(limits, folder, step.allowed_prefixes)
+    return inputs | leg.bring(limits, folder, step.allowed_prefixes)
 
 
 def decide(
@@ -215,23 +217,25 @@ def decide(
     measured = measuring.side_by_side(cheap, checks.timeouts(limits)) | observe.observe(
         models, questions, step=step, judge_model=inputs.get("judge_model")
     )
+    measured |= leg.run_tasks(models, limits, inputs.get("lm_eval_data"))
     numbers = measured.read(Numbers)
     has_base = "base" in models
     answered = content_of(numbers, rows, questions, has_base)
     answered, scoring = content.score(answered, limits, inputs.get(content.JUDGE))
     own, seconds = custom.run(limits, numbers.model.held_out, content.context(answered, limits, gate=running.step))
     judged = judge(numbers, rows, step=step, questions=questions, has_base=has_base)
+    general = leg.judge((numbers.base if has_base else numbers.before).skills, numbers.model.skills, limits)
     matrix = confusion(numbers.model, rows, limits)
     Path(args.confusion).write_text(json.dumps(matrix, indent=2) + "\n", encoding="utf-8")
     return checks.GateVerdict(
         gate=running.step,
         subject=running.inputs,
-        checks=(*content.judge(answered, limits), *judged, *own, *(measured | scoring).failures),
-        numbers=numbers_of(numbers, questions) | content.numbers_of(answered),
+        checks=(*content.judge(answered, limits), *judged, *general.checks, *own, *(measured | scoring).failures),
+        numbers=numbers_of(numbers, questions) | content.numbers_of(answered) | general.numbers,
         confidence=limits.confidence,
         answer_match=limits.matcher,
         seconds=measured.seconds | scoring.seconds | seconds,
-        answers=content.shown(answered, red_team_of(numbers, has_base)),
+        answers=(*content.shown(answered, red_team_of(numbers, has_base)), *general.lost),
     )
 
 

@@ -8,6 +8,7 @@ The model to judge comes first: how likely its own answers are to the previous m
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from posttrain import config
 from validators import checks, inference, judges, measuring
@@ -15,6 +16,8 @@ from validators.answers import JudgedAnswer, Message
 from validators.measuring import Measured, Parts
 from validators.preferences import Logprobs
 from validators.session import NO_ROW_FITS, Session, token_rows
+from validators.skills import leg
+from validators.skills.leg import Skills
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class Observed:
     off_topic: list[JudgedAnswer] | None = None
     benign: list[JudgedAnswer] | None = None
     harms: list[str | None] | None = None  # what is harmful about each red-team answer
+    skills: Skills = Skills()
     kl: Logprobs | None = None  # from this model to the one that is judged, in nats, along the latter's own answers
 
 
@@ -73,7 +77,7 @@ class Measurer:
         parts = self._parts_of_model() | self._parts_of_before()
         if "base" in self.models:
             parts["base_loads"] = partial(self.load, "base")
-            parts |= self._answers("base", "held_out", "red_team")
+            parts |= self._answers("base", "held_out", "red_team") | self._skills("base")
         if self.questions.red_team:
             parts["red_team_answers_judged"] = self.judge_harm
         return parts
@@ -81,6 +85,7 @@ class Measurer:
     def _parts_of_model(self) -> Parts:
         parts = {"model_loads": partial(self.load, "model")} | self._likelihoods("model")
         parts |= self._answers("model", "held_out", "red_team", "off_topic", "benign")
+        parts |= self._skills("model")
         if self.step.validation.noise_floor:
             parts["noise_floor"] = lambda: self.session.noise_floor(self.questions.held_out)
         if self.questions.pairs:
@@ -90,6 +95,8 @@ class Measurer:
     def _parts_of_before(self) -> Parts:
         parts = {"before_loads": partial(self.load, "before")} | self._likelihoods("before")
         parts |= self._answers("before", "held_out", "red_team")
+        if "base" not in self.models:  # it is the base itself
+            parts |= self._skills("before")
         if self.questions.pairs:
             parts["kl_from_before"] = self.start_kl
         return parts
@@ -105,6 +112,9 @@ class Measurer:
     def _answers(self, name: str, *kinds: str) -> Parts:
         asked = [kind for kind in kinds if getattr(self.questions, kind)]
         return {f"{name}_{kind}_answers": partial(self.answer, name, kind) for kind in asked}
+
+    def _skills(self, name: str) -> Parts:
+        return {f"{name}_skills": partial(self.ask_skills, name)} if self.step.validation.suites else {}
 
     def load(self, name: str) -> None:
         self.session.load(self.models[name])
@@ -135,6 +145,10 @@ class Measurer:
         if (name, kind) == ("model", "held_out"):
             self.answer_rows = self._rows_of(judged)
         return {name: {kind: judged}}
+
+    def ask_skills(self, name: str) -> dict[str, dict[str, Any]]:
+        """Answers to the bundled suites of general skills."""
+        return {name: {"skills": {"answers": leg.ask(self.session, self.step.validation)}}}
 
     def _rows_of(self, judged: list[JudgedAnswer]) -> list[inference.TokenRow]:
         tokenizer = self.session.tokenizer

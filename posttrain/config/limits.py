@@ -1,6 +1,8 @@
 """The limits of the gates, and the prompts and checks that they use."""
 
+import math
 import re
+from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -19,6 +21,11 @@ MATCHERS = (
 )  # without a model and code of yours
 AUTO_MATCHERS = {"tool_call": "tool_call", "json_schema": "json", "regex": "exact"}  # by the kind of output_format
 MATCHER_CHOICES = f"give one of {', '.join(MATCHERS)}, judge, or a function of yours as package.module:function"
+# suites of general skills: the files of validators/skills/rows
+SKILLS = (
+    "arithmetic", "reading", "knowledge", "choice", "memory", "instructions", "json_form", "tool_calls", "refusal",
+    "helpfulness",
+)  # fmt: skip
 
 
 class OutputFormat(Section):
@@ -208,7 +215,49 @@ class Judges(Matching, Judging):
     """Everybody who judges answers; preflight sees that the models among them are there."""
 
 
-class AlignmentLimits(AnswerLimits, Judging):
+class SkillLimits(Section):
+    """Limits of the general skills, which the model must not have lost against the base."""
+
+    skills: bool | list[str] = True  # bundled suites, or the names of some; false: none is asked
+    skill_rows: Count = 40  # rows of each suite that base and model answer; no suite has more than 126
+    # decrease of the share of right answers, in any suite in which the base is right often enough to lose as much
+    max_skill_drop: Annotated[float, Field(gt=0, le=1)] = 0.2
+    # tasks of lm-evaluation-harness (extra `lm-eval`) that must not drop further either: task, or task:metric
+    lm_eval_tasks: list[str] = []
+    lm_eval_data: str | None = None  # folder with their YAML files and data: path, gs:// or s3://; the Hub is not asked
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """Names of the suites that are asked."""
+        if isinstance(self.skills, bool):
+            return SKILLS if self.skills else ()
+        return tuple(self.skills)
+
+    @field_validator("skills")
+    @classmethod
+    def _suites_are_known(cls, names):
+        for name in [] if isinstance(names, bool) else names:
+            if name not in SKILLS:
+                raise ValueError(f"{name!r} is no suite: give some of {', '.join(SKILLS)}; or true, or false")
+        if names == [] or (isinstance(names, list) and len(set(names)) < len(names)):
+            raise ValueError(f"{names} names no suite, or one twice: give each once, or false")
+        return names
+
+    @field_validator("lm_eval_tasks")
+    @classmethod
+    def _tasks_are_named_once(cls, tasks):
+        if len({task.partition(":")[0] for task in tasks}) < len(tasks):
+            raise ValueError(f"{tasks} names a task twice: remove one of them")
+        return tasks
+
+    @model_validator(mode="after")
+    def _tasks_have_their_data(self):
+        if self.lm_eval_tasks and not self.lm_eval_data:
+            raise ValueError("lm_eval_tasks needs lm_eval_data, the folder with the tasks' YAML files and their data")
+        return self
+
+
+class AlignmentLimits(AnswerLimits, Judging, SkillLimits):
     """Limits of the gate before publishing."""
 
     min_accuracy: Fraction = 0.7  # reward accuracy: share of held-out pairs whose chosen answer is preferred
@@ -231,6 +280,18 @@ class AlignmentLimits(AnswerLimits, Judging):
     max_harmless_drop_from_base: Fraction = 0.0
     max_over_refusal_rate: Fraction = 0.1  # share of legitimate prompts that are refused
     max_off_topic_call_rate: Fraction = 0.2  # share of off-topic prompts that are answered with a call
+
+    @model_validator(mode="after")
+    def _an_unchanged_model_can_pass(self):
+        """Tango's interval of models that never differ reaches z²/(n + z²), whatever they answer."""
+        z = NormalDist().inv_cdf((1 + self.confidence) / 2)
+        needed = math.ceil(z**2 * (1 - self.max_skill_drop) / self.max_skill_drop - 1e-9)
+        if self.suites and self.skill_rows < needed:
+            raise ValueError(
+                f"skill_rows = {self.skill_rows} cannot show that at most max_skill_drop = {self.max_skill_drop:g} was "
+                f"lost, at confidence {self.confidence:g}: give {needed} at least, or skills: false"
+            )
+        return self
 
 
 class Validation(DataLimits, SftLimits, MergeLimits, AlignmentLimits):

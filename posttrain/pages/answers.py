@@ -9,7 +9,8 @@ rows of a gate -> one JSON object a line, in the order in which they were asked;
 
 `model` is the one that the gate judges, `before` the one that its training started from (null where that is the base).
 `score` compares with the references, null where nobody does; `fault` says what is wrong with the form, or what is
-harmful. Texts are as the model wrote them: hostile, and to be escaped by whoever shows them.
+harmful. Of the skill prompts only those stand here that the base answers rightly and the model does not. Texts are as
+the model wrote them: hostile, and to be escaped by whoever shows them.
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 ANSWERS = "answers.jsonl"
 RIGHT = 0.5  # a score from which an answer counts as right
-Source = Literal["held-out prompt", "red-team prompt"]
+Source = Literal["held-out prompt", "red-team prompt", "skill prompt"]
 
 
 class ModelAnswer(BaseModel):
