@@ -50,6 +50,7 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
     run_time = {name: parameters[name] for name in ("base_model", "storage_root")} | data_sets
     others = {f"validation.{key}": uri for key, uri in prompts.given(validation).items()}
     others |= {"publish_root": config.publish_root, "validation.judge_model": validation.judge_model}
+    others |= {"validation.lm_eval_data": validation.lm_eval_data if validation.lm_eval_tasks else None}
     addresses = {name: uri for name, uri in (run_time | others).items() if uri}
     local = [f"{name}={uri!r}" for name, uri in addresses.items() if storage.kind(uri) == "local"]
     if local:
@@ -93,6 +94,8 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path) -> list[Calla
     models = {"judge_model": config.validation.judge == "model" and config.validation.judge_model}
     models["match_options.judge_model"] = config.validation.matching_judge
     looks += [partial(check_model, uri, config, name=f"validation.{key}") for key, uri in models.items() if uri]
+    if config.validation.lm_eval_tasks:
+        looks.append(partial(check_tasks, config.validation.lm_eval_data, config, name="validation.lm_eval_data"))
     return looks
 
 
@@ -165,6 +168,13 @@ def check_prompts(uri: str, config: Config, *, key: str) -> None:
     storage.check_allowed(uri, config.prefixes, name=f"validation.{key}")
     if not storage.exists(uri):
         raise ValueError(f"validation.{key}: {uri!r} does not exist; give the address of one file")
+
+
+def check_tasks(uri: str, config: Config, *, name: str) -> None:
+    """Checks the folder of the tasks of lm-evaluation-harness."""
+    storage.check_allowed(uri, config.prefixes, name=name)
+    if not any(file.endswith((".yaml", ".yml")) for file in storage.list_files(uri)):
+        raise ValueError(f"{name}: {uri!r} has no YAML file; give the folder with the tasks' YAML files and their data")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -47,7 +47,8 @@ def absolute_paths(config: PipelineConfig) -> PipelineConfig:
     options = config.validation.match_options
     if options.judge_model:
         judges["match_options"] = options.model_copy(update={"judge_model": absolute(options.judge_model)})
-    validation = config.validation.model_copy(update=prompt_files | judges)
+    tasks = {"lm_eval_data": config.validation.lm_eval_data and absolute_path(config.validation.lm_eval_data)}
+    validation = config.validation.model_copy(update=prompt_files | judges | tasks)
     changes = {
         "validation": validation,
         "storage_root": absolute_path(config.storage_root),

@@ -19,6 +19,7 @@ READ = (
     "red_team_prompts",
     "off_topic_prompts",
     "benign_prompts",
+    "lm_eval_data",
 )
 WRITTEN = ("storage_root", "publish_root")
 

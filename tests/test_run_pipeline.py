@@ -333,6 +333,8 @@ def test_what_a_gate_asks_is_found_from_the_steps_own_folder():
     assert (found.judge_model, found.benign_prompts) == (str(Path("judge").absolute()), None)
     matched = PipelineConfig(validation={"match_options": {"judge_model": "./chat"}})
     assert parameters.absolute_paths(matched).validation.match_options.judge_model == str(Path("chat").absolute())
+    tasks = PipelineConfig(validation={"lm_eval_tasks": ["sums"], "lm_eval_data": "tasks"})
+    assert parameters.absolute_paths(tasks).validation.lm_eval_data == str(Path("tasks").absolute())
     on_the_hub = PipelineConfig(validation={"judge_model": "meta-llama/Llama-Guard-3-8B"})
     assert parameters.absolute_paths(on_the_hub).validation.judge_model == "meta-llama/Llama-Guard-3-8B"
 

@@ -31,6 +31,7 @@ def write_line(folder: Path, model: Path, **changes) -> Path:
             "red_team_prompts": str(folder / "red_team.jsonl"),
             "off_topic_prompts": str(folder / "off_topic.jsonl"),
             "max_off_topic_call_rate": 1.0,
+            "skills": False,  # a tiny model has none
             "num_generated_answers": 16,
             "max_new_tokens": 64,
             "min_format_valid_rate": 0.5,

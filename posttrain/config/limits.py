@@ -211,20 +211,37 @@ class Judging(PromptFiles):
     judge_model: str | None = None  # for judge: model; Llama Guard or ShieldGemma: Hub id, gs://, s3:// or folder
 
 
-class Judges(Matching, Judging):
-    """Everybody who judges answers; preflight sees that the models among them are there."""
+class LmEvalTasks(Section):
+    """Tasks of lm-evaluation-harness that the base and the model are compared on; it must be installed separately."""
+
+    lm_eval_tasks: list[str] = []  # tasks by name, or task:metric; extra `lm-eval`
+    lm_eval_data: str | None = None  # folder with the tasks' YAML files and their data: path, gs:// or s3://
+
+    @field_validator("lm_eval_tasks")
+    @classmethod
+    def _tasks_are_named_once(cls, tasks):
+        if len({task.partition(":")[0] for task in tasks}) < len(tasks):
+            raise ValueError(f"{tasks} names a task twice: remove one of them")
+        return tasks
+
+    @model_validator(mode="after")
+    def _tasks_have_their_data(self):
+        if self.lm_eval_tasks and not self.lm_eval_data:
+            raise ValueError("lm_eval_tasks needs lm_eval_data, the folder with the tasks' YAML files and their data")
+        return self
 
 
-class SkillLimits(Section):
+class Judges(Matching, Judging, LmEvalTasks):
+    """Everything that judges answers; preflight sees that the models and the tasks among them are there."""
+
+
+class SkillLimits(LmEvalTasks):
     """Limits of the general skills, which the model must not have lost against the base."""
 
-    skills: bool | list[str] = True  # bundled suites, or the names of some; false: none is asked
-    skill_rows: Count = 40  # rows of each suite that base and model answer; no suite has more than 126
-    # decrease of the share of right answers, in any suite in which the base is right often enough to lose as much
+    skills: bool | list[str] = True  # bundled suites of general skills; a list names some, false asks none
+    skill_rows: Count = 40  # rows of each suite that the base and the model answer; suites have 60 to 126
+    # decrease of the share of right answers, in any suite or task that the base is good enough at to lose as much
     max_skill_drop: Annotated[float, Field(gt=0, le=1)] = 0.2
-    # tasks of lm-evaluation-harness (extra `lm-eval`) that must not drop further either: task, or task:metric
-    lm_eval_tasks: list[str] = []
-    lm_eval_data: str | None = None  # folder with their YAML files and data: path, gs:// or s3://; the Hub is not asked
 
     @property
     def suites(self) -> tuple[str, ...]:
@@ -242,19 +259,6 @@ class SkillLimits(Section):
         if names == [] or (isinstance(names, list) and len(set(names)) < len(names)):
             raise ValueError(f"{names} names no suite, or one twice: give each once, or false")
         return names
-
-    @field_validator("lm_eval_tasks")
-    @classmethod
-    def _tasks_are_named_once(cls, tasks):
-        if len({task.partition(":")[0] for task in tasks}) < len(tasks):
-            raise ValueError(f"{tasks} names a task twice: remove one of them")
-        return tasks
-
-    @model_validator(mode="after")
-    def _tasks_have_their_data(self):
-        if self.lm_eval_tasks and not self.lm_eval_data:
-            raise ValueError("lm_eval_tasks needs lm_eval_data, the folder with the tasks' YAML files and their data")
-        return self
 
 
 class AlignmentLimits(AnswerLimits, Judging, SkillLimits):

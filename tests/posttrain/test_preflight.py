@@ -260,3 +260,14 @@ def test_the_step_needs_neither_torch_nor_transformers(given):
     assert result.returncode == 0, result.stderr
     (entry,) = records.read_records(given["storage_root"], "manual")
     assert (entry.step, entry.status) == ("preflight", "succeeded")
+
+
+def test_tasks_of_lm_eval_are_looked_for(given, tmp_path):
+    tasks = {"lm_eval_tasks": ["sums"], "lm_eval_data": str(tmp_path / "tasks")}
+    with pytest.raises(ValueError, match="validation.lm_eval_data: .* has no YAML file"):
+        check(given, validation=tasks)
+    with pytest.raises(ValueError, match="validation.lm_eval_data=.*none of the allowed prefixes"):
+        check(given, validation=tasks | {"lm_eval_data": "gs://elsewhere/tasks"})
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sums.yaml").write_text("task: sums\n")
+    check(given, validation=tasks)

@@ -62,6 +62,7 @@ def step(task_api_files: Path) -> CheckAlignmentStep:
     return CheckAlignmentStep(
         validation=AlignmentLimits(
             confidence=0.5,
+            skills=False,
             num_generated_answers=20,
             max_new_tokens=48,
             max_start_kl=2,

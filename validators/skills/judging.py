@@ -115,20 +115,14 @@ def _drop(name: str, base: Scored, model: Scored, limits: SkillLimits, confidenc
         confidence=confidence,
         detail="base against model",
         remedy=LOST,
+        more_rows_by="raise validation.skill_rows",
     )
-    if check.status != "undecided":
+    has = suites.num_rows(name) if name in suites.MAX_NEW_TOKENS else len(base.scores)
+    if check.more_rows is None or len(base.scores) + check.more_rows <= has:
         return check
-    advice = "" if check.value <= check.limit else LOST
-    rows = _rows_that_would_decide(name, len(base.scores), check.more_rows)
-    return check.model_copy(update={"remedy": f"{rows} {advice}".strip(), "more_rows": None})
-
-
-def _rows_that_would_decide(name: str, num: int, more: int | None) -> str:
-    """A suite's rows are ours, not held-out ones: a setting asks for more, as far as there are any."""
-    has = suites.num_rows(name) if name in suites.MAX_NEW_TOKENS else num
-    if more and num + more <= has:
-        return f"About {num + more} rows would decide, if the value stays: raise validation.skill_rows to that."
-    return f"All {has} rows that there are would not decide, if the value stays."
+    advice = "" if check.value <= check.limit else f" {LOST}"
+    remedy = f"All {has} rows that there are would not decide, if the value stays.{advice}"
+    return check.model_copy(update={"remedy": remedy, "more_rows": None})
 
 
 def _score(name: str, base: Scored, model: Scored, limits: SkillLimits, confidence: float) -> SkillScore:

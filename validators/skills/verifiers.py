@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from posttrain.config import MatchOptions
 from posttrain.rows.formats import normalise
-from validators.matching import Options, choice, number, structured, text
+from validators.matching import choice, number, structured, text
 from validators.skills import constraints
 from validators.skills.suites import Row
 
-LOOSE = Options(text="loose")
+LOOSE = MatchOptions(text="loose")
 MIN_COPIED_WORDS = 4  # shorter lines of a question may well stand in an answer
 MIN_PROSE_WORDS = 5
 OPENING_CHARACTERS = 160  # within which a refusal shows
@@ -72,9 +73,9 @@ def contains(
 
 def chooses(answer: str, *, letter: str, options: dict[str, str]) -> bool:
     """Names the letter; without any letter, the text of its option and of no other."""
-    named = choice.chosen(answer, tuple(options))
+    named = choice.chosen(answer, list(options))
     if named is None:
-        return choice.chosen(answer, tuple(options.values())) == options[letter]
+        return choice.chosen(answer, list(options.values())) == options[letter]
     return named == letter
 
 
