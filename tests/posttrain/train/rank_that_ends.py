@@ -1,4 +1,4 @@
-"""A rank without a model, for the tests of torchrun: `python -m tests.posttrain.train.rank_that_ends <way> <folder>`."""
+"""A training rank that ends as its arguments say, instead of rank 1 or of all ranks."""
 
 import os
 import signal
