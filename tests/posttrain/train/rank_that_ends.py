@@ -1,4 +1,7 @@
-"""A training rank that ends as its arguments say, instead of rank 1 or of all ranks."""
+"""A rank without a model, for the tests of torchrun.
+
+    python -m tests.posttrain.train.rank_that_ends <way> <folder>
+"""
 
 import os
 import signal
