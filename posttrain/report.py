@@ -9,16 +9,17 @@ Nothing that a runner or Kubeflow reports about the run counts.
 
 import argparse
 import json
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, computed_field
 
-from posttrain import config, storage
+from posttrain import config, gate_answers, storage
 from posttrain.config import ReportStep, Stages, line
-from posttrain.pages import wording
-from posttrain.pages.answers import ANSWERS
+from posttrain.pages import abilities, wording
+from posttrain.pages.answers import ANSWERS, AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
 from posttrain.publish import STEP as PUBLISH_STEP
 from posttrain.step import frame, kfp_io, run
@@ -41,6 +42,9 @@ SHOWN = {
 }
 LOST = "left no record: killed, evicted or timed out; see its log"
 KILLED = "did not finish: killed, evicted or timed out; see its log"
+NUM_ANSWERS = 15  # held-out prompts that the report shows
+
+logger = logging.getLogger(__name__)
 
 
 class StepResult(BaseModel):
@@ -199,24 +203,60 @@ def to_json(result: PipelineResult) -> str:
     return json.dumps(headline | values | {"stage_results": stages}, indent=2, allow_nan=False)
 
 
-def to_html(result: PipelineResult, pages: tuple[str, ...] = ()) -> str:
-    """Renders the report: self-contained, no scripts, every text escaped. It links to `pages`: `<step>/curve.html`."""
+def to_html(
+    result: PipelineResult, pages: tuple[str, ...] = (), answers: tuple[AnsweredPrompt, ...] | list[AnsweredPrompt] = ()
+) -> str:
+    """Renders the report: self-contained, no scripts, every text escaped.
+
+    Args:
+        pages: what it links to, `<step>/curve.html`.
+        answers: those of the last gate in which models answered.
+    """
     template = environment().get_template("report.html")
     return template.render(
         result=result,
         headline=headline(result),
+        ending=_ending(result),
         longest=max(
             [1.0, *(step.seconds for step in result.steps)]
         ),  # a run of sub-second steps has no full-width bars
         between=max(result.total_time_seconds - sum(step.seconds for step in result.steps), 0.0),
         pages={step.name: [page for page in pages if page.startswith(f"{step.name}/")] for step in result.steps},
+        **_first_screen(result, list(answers)),
     )
 
 
+def _first_screen(result: PipelineResult, answers: list[AnsweredPrompt]) -> dict[str, Any]:
+    """What the model can do, and answers that show it."""
+    judged = abilities.judged_answers(result.gates)
+    asked = worst_first(row for row in answers if row.source == "held-out prompt")
+    titles = abilities.titles(judged) if judged else {}
+    is_unjudged = _is_unjudged(result)
+    return {
+        "is_unjudged": is_unjudged,
+        "claim": _sentence(wording.UNJUDGED) if is_unjudged else judged and abilities.headline(judged),
+        "abilities": abilities.abilities(judged) if judged else [],
+        "titles": titles,
+        "gate": judged and judged.gate,
+        "confidence": judged and judged.confidence,
+        "rows": asked[:NUM_ANSWERS],
+        "num_asked": len(asked),
+        "columns": columns_of(asked, titles),
+        "answers_page": judged and f"{judged.gate}/{ANSWERS}",
+    }
+
+
 def headline(result: PipelineResult) -> str:
-    """Says on one line how the run ended, and whether nobody judged the content of the answers."""
-    is_unjudged = any(verdict.content_is_unjudged for verdict in result.gates.values())
-    return _ending(result) + (f"; {wording.UNJUDGED}" if is_unjudged else "")
+    """Says on one line how the run ended; first of all, if so, that nobody judged the content of the answers."""
+    return f"{_sentence(wording.UNJUDGED)}. {_ending(result)}" if _is_unjudged(result) else _ending(result)
+
+
+def _is_unjudged(result: PipelineResult) -> bool:
+    return any(verdict.content_is_unjudged for verdict in result.gates.values())
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _ending(result: PipelineResult) -> str:
@@ -229,6 +269,16 @@ def _ending(result: PipelineResult) -> str:
         return f"Stopped by {result.stopped_by}"
     broken = next((step.name for step in result.steps if step.status in ("failed", "unfinished", "lost")), None)
     return f"Failed at {broken}" if broken else "Not published"
+
+
+def read_answers(storage_root: str, run_id: str) -> list[AnsweredPrompt]:
+    """Reads the answers of the last gate in which models answered; without them the report has none to show."""
+    record = gate_answers.last_judged(read_records(storage_root, run_id))
+    try:
+        return gate_answers.kept_by(record, storage_root) if record else []
+    except (OSError, ValueError) as error:
+        logger.warning("the report shows no answers: %s", wording.line(str(error)))
+        return []
 
 
 def publish_report(storage_root: str, result: PipelineResult) -> None:
@@ -244,7 +294,8 @@ def publish_report(storage_root: str, result: PipelineResult) -> None:
                 pages.append(f"{record.step}/{SHOWN[output]}")
                 storage.write_bytes(storage.join(folder, record.step, SHOWN[output]), storage.read_bytes(kept))
     pages = tuple(page for page in sorted(pages) if page.endswith(".html"))
-    storage.write_bytes(storage.join(folder, REPORT), to_html(result, pages).encode())
+    answers = read_answers(storage_root, result.run_id)
+    storage.write_bytes(storage.join(folder, REPORT), to_html(result, pages, answers).encode())
     storage.write_bytes(storage.join(folder, RESULT), to_json(result).encode())
 
 
@@ -263,7 +314,8 @@ def main(argv: list[str] | None = None) -> None:
     def work(running: Running) -> dict[str, Any]:
         result = collect(running.storage_root, run.run_id(), settings)
         Path(args.result).write_text(to_json(result), encoding="utf-8")
-        Path(args.report).write_text(to_html(result), encoding="utf-8")
+        answers = read_answers(running.storage_root, result.run_id)
+        Path(args.report).write_text(to_html(result, answers=answers), encoding="utf-8")
         publish_report(running.storage_root, result)
         return {"success": result.success, "runner_says": _state(args.status)}
 

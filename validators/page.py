@@ -3,17 +3,14 @@
 verdict, the answers that it was found on -> HTML, with those side by side that failed, and the worst in full
 """
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, worst_first
+from posttrain.pages.answers import AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
-from posttrain.rows.formats import user_text
 from posttrain.verdict import Check, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,10 +37,9 @@ def html(verdict: Verdict, answers: Iterable[AnsweredPrompt] = ()) -> str:
     answers = list(answers)
     passed = [check for check in verdict.checks if check.status == "passed"]
     asked = worst_first(row for row in answers if row.source == "held-out prompt")
-    columns = {name: title for name, title in COLUMNS.items() if any(getattr(row, name) for row in asked)}
     return _template().render(
         verdict=verdict, stopped=verdict.failed_checks, passed=passed, side_by_side=asked[:NUM_SIDE_BY_SIDE],
-        num_asked=len(asked), columns=columns, worst=worst(answers),
+        num_asked=len(asked), columns=columns_of(asked, COLUMNS), worst=worst(answers),
     )  # fmt: skip
 
 
@@ -54,15 +50,6 @@ def worst(answers: list[AnsweredPrompt]) -> list[AnsweredPrompt]:
         kinds.setdefault((row.source, row.model.mark), []).append(row)
     ranked = [(rank, row) for rows in kinds.values() for rank, row in enumerate(rows)]
     return [row for _, row in sorted(ranked, key=lambda item: item[0])][:NUM_WORST]
-
-
-def reference_text(reference: Any) -> str:
-    return reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
-
-
-def answer_tone(answer: ModelAnswer) -> str:
-    """CSS class of a model's answer."""
-    return "bad" if answer.is_wrong else "good" if answer.mark == "right" else "none"
 
 
 def scale_of(check: Check) -> Scale | None:
@@ -91,5 +78,5 @@ def scale_of(check: Check) -> Scale | None:
 @cache
 def _template():
     env = environment(TEMPLATES)
-    env.filters |= {"scale": scale_of, "user_text": user_text, "reference": reference_text, "answer_tone": answer_tone}
+    env.filters["scale"] = scale_of
     return env.get_template("verdict.html")

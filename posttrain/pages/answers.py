@@ -13,10 +13,13 @@ harmful. Of the skill prompts only those stand here that the base answers rightl
 the model wrote them: hostile, and to be escaped by whoever shows them.
 """
 
+import json
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from posttrain.pages import differences
 
 ANSWERS = "answers.jsonl"
 RIGHT = 0.5  # a score from which an answer counts as right
@@ -87,3 +90,26 @@ def worst_first(rows: Iterable[AnsweredPrompt]) -> list[AnsweredPrompt]:
         return (not row.is_wrong, row.model is None or row.model.fault is None, score, -max(lost, default=0.0))
 
     return sorted(rows, key=rank)
+
+
+def columns_of(rows: Iterable[AnsweredPrompt], titles: dict[str, str]) -> dict[str, str]:
+    """The titles of those models that answered any of these prompts."""
+    rows = list(rows)
+    return {name: title for name, title in titles.items() if any(getattr(row, name) for row in rows)}
+
+
+def reference_text(reference: Any) -> str:
+    """The text of a reference, which may be any JSON value."""
+    return reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
+
+
+def tone(answer: ModelAnswer) -> str:
+    """CSS class of a model's answer."""
+    return "bad" if answer.is_wrong else "good" if answer.mark == "right" else "none"
+
+
+def marked(answer: ModelAnswer, row: AnsweredPrompt) -> list[differences.Piece]:
+    """The answer in pieces, those marked that differ from the nearest reference; a right answer has no marks."""
+    if not answer.is_wrong:
+        return [(answer.text, False)]
+    return differences.pieces(answer.text, [reference_text(reference) for reference in row.references])

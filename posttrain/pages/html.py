@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from posttrain.pages import wording
+from posttrain.pages import abilities, answers, wording
+from posttrain.rows.formats import user_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Status of a step, a check or a run -> its CSS class. Any other status has no colour.
@@ -28,6 +29,8 @@ def environment(*folders: Path) -> Any:
     numbers = ("number", "measured", "limit", "interval", "duration")
     words = (*numbers, "headline", "conclusion", "tally", "line", "visible")
     env.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
+    env.filters |= {"percent": abilities.percent, "user_text": user_text, "reference": answers.reference_text}
+    env.filters |= {"answer_tone": answers.tone, "marked": answers.marked}
     return env
 
 

@@ -1,5 +1,6 @@
 """What a run came to, from its record alone."""
 
+import hashlib
 import json
 import math
 import re
@@ -9,6 +10,7 @@ import pytest
 
 from posttrain import report, storage
 from posttrain.config import RUN_ID_ENV, ReportStep
+from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, to_jsonl
 from posttrain.step import records
 from posttrain.verdict import Check, Verdict, at_least, at_most, below, holds
 
@@ -37,8 +39,10 @@ def keep(tmp_path):
         kept="",
         outputs=None,
         root=tmp_path,
+        **judged,
     ):
-        verdict = checks and Verdict(gate=step, subject={"model": "0" * 64}, checks=checks).model_dump(mode="json")
+        verdict = checks and Verdict(gate=step, subject={"model": "0" * 64}, checks=checks, **judged)
+        verdict = verdict and verdict.model_dump(mode="json")
         entry = records.StepRecord(
             step=step, attempt=1, run_id="r1", status=status, started_at=f"2026-01-01T00:00:{next(clock):02d}+00:00",
             seconds=2.5, fingerprint="f", kept=kept, config={}, inputs={"base": "a" * 64},
@@ -221,6 +225,53 @@ def test_verdicts_and_curves_lie_in_the_folder_of_the_run(tmp_path, keep):
     assert '<a href="train_sft/curve.html">' in (folder / "report.html").read_text()
 
 
+NUMBERS = {
+    "num_answers": 40, "answer_accuracy": 0.42, "before_answer_accuracy": 0.4, "base_answer_accuracy": 0.0,
+    "format_valid_rate": 0.9, "before_format_valid_rate": 0.8, "base_format_valid_rate": 0.1,
+}  # fmt: skip
+
+
+def asked(text: str, answer: str, score: float) -> AnsweredPrompt:
+    model = ModelAnswer(text=answer, stopped=True, score=score)
+    prompt = [{"role": "user", "content": text}]
+    return AnsweredPrompt(source="held-out prompt", prompt=prompt, references=["close 38"], base=model, model=model)
+
+
+def keep_answers(tmp_path, keep, text: str, sha256: str | None = None, **judged):
+    storage.write_bytes(storage.join(str(tmp_path), "results/check_alignment/f/w", "answers"), text.encode())
+    outputs = {"answers": sha256 or hashlib.sha256(text.encode()).hexdigest()}
+    keep("check_alignment", checks=[GOOD], outputs=outputs, kept="results/check_alignment/f/w", **judged)
+
+
+def written(tmp_path) -> str:
+    report.publish_report(str(tmp_path), collect(tmp_path))
+    return (tmp_path / "runs" / "r1" / "report.html").read_text()
+
+
+def test_the_report_opens_with_what_the_model_can_do_and_shows_answers_failures_first(tmp_path, keep):
+    rows = [asked("The right one?", "close 38", 1.0), asked("The wrong one?", "close 83", 0.0)]
+    keep_answers(tmp_path, keep, to_jsonl(rows), numbers=NUMBERS)
+    text = written(tmp_path)
+    assert "<h1>42 % of 40 held-out answers are right; the base 0 %</h1>" in text
+    assert text.index("well-formed answers") < text.index("Answers side by side") < text.index("<h2>Gates")
+    assert text.index("<h2>Gates") < text.index("<h2>Steps") < text.index("<h2>Lineage")
+    assert text.index("The wrong one?") < text.index("The right one?")
+    assert text.count("close <mark>83</mark>") == 2  # the base's answer and the model's
+
+
+def test_a_report_where_nobody_judged_the_content_says_so_first(tmp_path, keep):
+    keep_answers(tmp_path, keep, to_jsonl([]), numbers={"num_answers": 40}, answer_match="none")
+    assert '<h1 class="warn">Nobody judged the content of the answers</h1>' in written(tmp_path)
+    assert report.headline(collect(tmp_path)).startswith("Nobody judged the content of the answers. ")
+
+
+def test_answers_that_are_not_those_of_the_verdict_are_not_shown(tmp_path, keep):
+    keep_answers(tmp_path, keep, to_jsonl([asked("Secret?", "close 83", 0.0)]), sha256="e" * 64, numbers=NUMBERS)
+    text = written(tmp_path)
+    assert "Secret?" not in text and "Answers side by side" not in text
+    assert "42 % of 40" in text
+
+
 def test_the_report_runs_no_script_and_escapes_what_it_shows(tmp_path, keep):
     hostile = "<script>alert(1)</script>\" onload='x' {{ 7 * 7 }}"
     keep("fetch_model", status="failed", error=hostile)
@@ -232,7 +283,8 @@ def test_the_report_runs_no_script_and_escapes_what_it_shows(tmp_path, keep):
         def handle_starttag(self, tag, attrs):
             self.seen |= {tag, *(name for name, _ in attrs)}
 
-    html = report.to_html(collect(tmp_path))
+    html = report.to_html(collect(tmp_path), answers=[asked(hostile, hostile, 0.0)])
+    assert "Answers side by side" in html
     Tags().feed(html)
     assert not Tags.seen & {"script", "onload", "img", "link", "iframe"}
     assert "&lt;script&gt;" in html
