@@ -18,7 +18,7 @@ from pydantic import BaseModel, computed_field
 
 from posttrain import config, gate_answers, storage
 from posttrain.config import ReportStep, Stages, line
-from posttrain.pages import abilities, wording
+from posttrain.pages import abilities, defaults, wording
 from posttrain.pages.answers import ANSWERS, AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
 from posttrain.publish import STEP as PUBLISH_STEP
@@ -234,6 +234,7 @@ def _first_screen(result: PipelineResult, answers: list[AnsweredPrompt]) -> dict
     is_unjudged = _is_unjudged(result)
     return {
         "is_unjudged": is_unjudged,
+        "weak": defaults.weaker(result.gates.values()),
         "claim": _sentence(wording.UNJUDGED) if is_unjudged else judged and abilities.headline(judged),
         "abilities": abilities.abilities(judged) if judged else [],
         "titles": titles,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from posttrain.pages import defaults
 from posttrain.pages.answers import AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
 from posttrain.verdict import Check, Verdict
@@ -39,7 +40,7 @@ def html(verdict: Verdict, answers: Iterable[AnsweredPrompt] = ()) -> str:
     asked = worst_first(row for row in answers if row.source == "held-out prompt")
     return _template().render(
         verdict=verdict, stopped=verdict.failed_checks, passed=passed, side_by_side=asked[:NUM_SIDE_BY_SIDE],
-        num_asked=len(asked), columns=columns_of(asked, COLUMNS), worst=worst(answers),
+        num_asked=len(asked), weak=defaults.weaker([verdict]), columns=columns_of(asked, COLUMNS), worst=worst(answers),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from posttrain.pages import abilities, answers, wording
+from posttrain.pages import abilities, answers, defaults, wording
 from posttrain.rows.formats import user_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -31,6 +31,7 @@ def environment(*folders: Path) -> Any:
     env.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
     env.filters |= {"percent": abilities.percent, "user_text": user_text, "reference": answers.reference_text}
     env.filters |= {"answer_tone": answers.tone, "marked": answers.marked}
+    env.filters["stricter_default"] = defaults.shown_default
     return env
 
 

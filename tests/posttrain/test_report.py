@@ -290,3 +290,12 @@ def test_the_report_runs_no_script_and_escapes_what_it_shows(tmp_path, keep):
     assert "&lt;script&gt;" in html
     assert "{{ 7 * 7 }}" in html
     assert "no number" in html
+
+
+def test_limits_weaker_than_the_defaults_are_a_warning_on_the_report(tmp_path, keep):
+    keep("check_sft", checks=[below("held_out_loss", 2.5, 4.0)])
+    text = report.to_html(collect(tmp_path))
+    assert "1 limit is weaker than the default" in text
+    assert '<span class="weaker">weaker than &lt; 2</span>' in text
+    keep("check_sft", checks=[GOOD], root=tmp_path / "other")
+    assert "weaker than" not in report.to_html(report.collect(str(tmp_path / "other"), "r1", SETTINGS))

@@ -1,8 +1,10 @@
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from posttrain.pages import defaults
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer
 from posttrain.verdict import Check, Verdict, above, at_least, at_most, holds
 from validators import page
@@ -217,3 +219,18 @@ def test_where_nothing_is_wrong_no_answer_is_called_the_worst():
 def test_where_nobody_judged_the_content_the_first_words_say_so():
     text = page.html(verdict(DROP).model_copy(update={"answer_match": "none"}))
     assert '<h1 class="good">Passed; nobody judged the content of the answers</h1>' in text
+
+
+def test_a_limit_that_is_weaker_than_the_default_is_marked_in_amber():
+    weak = at_least("answer_correct", 0.4, 0.25, interval=(0.3, 0.5))
+    text = page.html(verdict(weak, DROP))
+    assert '<div class="warning"><strong>1 limit is weaker than the default</strong>' in text
+    assert '<span class="weaker">weaker than ≥ 0.5</span>' in text
+    tags(text)
+    assert 'class="weaker"' not in page.html(verdict(DROP)) and 'class="warning"' not in page.html(verdict(DROP))
+
+
+def test_every_check_that_has_a_default_is_one_of_a_gate():
+    gates = "".join(file.read_text() for file in Path(page.__file__).parent.glob("*.py"))
+    composed = {"train_rows"}  # of a side's name
+    assert [name for name in defaults.KEYS if f'"{name}"' not in gates and name not in composed] == []
