@@ -1,6 +1,6 @@
 """Reads the answers that a gate kept beside its verdict.
 
-record of a gate -> the prompts that it asked and what each model answered
+record of a gate, or the chain of a model -> the prompts that the gate asked and what each model answered
 """
 
 import hashlib
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from posttrain import storage
 from posttrain.pages import answers
 from posttrain.pages.answers import AnsweredPrompt
+from posttrain.step.provenance import Link, Provenance
 from posttrain.step.records import StepRecord
 
 OUTPUT = "answers"
@@ -33,3 +34,16 @@ def last_judged(records: Iterable[StepRecord]) -> StepRecord | None:
     """The last gate of a run that reached a verdict on answers."""
     answered = [record for record in records if record.verdict and OUTPUT in record.outputs]
     return answered[-1] if answered else None
+
+
+def judging_gate(chain: Provenance) -> Link | None:
+    """The last gate of a chain that judged its model by answers."""
+    gates = [link for link in chain.links if link.verdict is not None and OUTPUT in link.outputs]
+    return next((gate for gate in reversed(gates) if chain.sha256 in gate.judged.subject.values()), None)
+
+
+def of_chain(chain: Provenance, records: Iterable[StepRecord], storage_root: str) -> list[AnsweredPrompt]:
+    """The answers by which the last gate judged the model of a chain, if their file is the one that it recorded."""
+    gate = judging_gate(chain)
+    same = [one for one in records if gate and (one.step, one.outputs) == (gate.step, gate.outputs)]
+    return kept_by(same[-1], storage_root) if same else []

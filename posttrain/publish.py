@@ -20,9 +20,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from posttrain import config, storage
+from posttrain import config, gate_answers, storage
 from posttrain.config import PublishStep
-from posttrain.pages import wording
+from posttrain.pages import abilities, answers, defaults, wording
+from posttrain.pages.answers import AnsweredPrompt
+from posttrain.rows.formats import user_text
 from posttrain.step import digests, frame, kfp_io, provenance, records, run
 from posttrain.step.code import code_of, fingerprint
 from posttrain.step.provenance import Link, Provenance
@@ -37,6 +39,9 @@ CLAIM = "PUBLISHING.json"
 WRITTEN = (CARD, PROVENANCE, SUMS, MANIFEST, CLAIM)  # by this module only
 
 CARD_TEMPLATE = Path(__file__).parent / "pages" / "templates" / "model_card.md"
+
+NUM_ANSWERS = 5  # on the card: the first that the gate asked, right or wrong
+MAX_CHARS = 300  # of a text among them
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +105,8 @@ def publish(
     chain = read_chain(storage_root, run_id, sha256, settings)
     target = storage.join(settings.publish_root or layout.published(storage_root), model_name, version)
     if read_manifest(target) is None:
-        _publish(model, target, _claim_of(chain, model_name=model_name, version=version, files=files))
+        rows = read_answers(chain, storage_root)
+        _publish(model, target, _claim_of(chain, rows, model_name=model_name, version=version, files=files))
     storage.remove(storage.join(target, CLAIM))  # or that of a publisher that was killed at its end
     manifest = read_manifest(target)
     _check_same(target, manifest.sha256, sha256)
@@ -131,7 +137,20 @@ def read_manifest(target: str) -> Manifest | None:
     return Manifest.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
 
 
-def model_card(chain: Provenance, *, model_name: str, version: str, is_adapter: bool) -> str:
+def read_answers(chain: Provenance, storage_root: str) -> list[AnsweredPrompt]:
+    """The answers to held-out prompts by which the model of a chain was judged; none if their file was changed."""
+    try:
+        rows = gate_answers.of_chain(chain, records.read_records(storage_root, chain.run_id), storage_root)
+    except (OSError, ValueError) as error:
+        logger.warning("the model card shows no answers: %s", wording.line(str(error)))
+        return []
+    return [row for row in rows if row.source == "held-out prompt"]
+
+
+def model_card(
+    chain: Provenance, *, model_name: str, version: str, is_adapter: bool, rows: list[AnsweredPrompt] | None = None
+) -> str:
+    """Renders the card, with the first of the answers by which the model was judged."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -139,10 +158,21 @@ def model_card(chain: Provenance, *, model_name: str, version: str, is_adapter: 
     )
     environment.filters |= {"cell": wording.markdown, "name": wording.markdown_name, "address": _address}
     environment.filters |= {name: getattr(wording, name) for name in ("measured", "limit", "interval")}
+    environment.filters |= {"brief": _brief, "user_text": user_text, "reference": answers.reference_text}
+    gate = gate_answers.judging_gate(chain)
+    judged, shown = gate and gate.judged, (rows or [])[:NUM_ANSWERS]
+    titles = abilities.titles(judged) if judged else {}
     template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
-        unjudged=wording.UNJUDGED, chain=chain, model_name=model_name, version=version, is_adapter=is_adapter
-    )
+        unjudged=wording.UNJUDGED, chain=chain, model_name=model_name, version=version, is_adapter=is_adapter,
+        claim=judged and abilities.headline(judged), weak=defaults.weaker(chain.gates.values()),
+        rows=shown, num_asked=len(rows or []), columns=answers.columns_of(shown, titles),
+    )  # fmt: skip
+
+
+def _brief(text: str) -> str:
+    """Formats a text of unknown origin for a table cell, cut where it is long."""
+    return wording.markdown(text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]} ...")
 
 
 def _address(source: provenance.Source) -> str:
@@ -186,11 +216,13 @@ def _check_same(target: str, published: str, sha256: str) -> None:
         )
 
 
-def _claim_of(chain: Provenance, *, model_name: str, version: str, files: dict[str, str]) -> Claim:
+def _claim_of(
+    chain: Provenance, rows: list[AnsweredPrompt], *, model_name: str, version: str, files: dict[str, str]
+) -> Claim:
     """Builds the claim: everything that will be published beside the model's own files."""
     is_adapter = "adapter_config.json" in files
     written = {
-        CARD: model_card(chain, model_name=model_name, version=version, is_adapter=is_adapter),
+        CARD: model_card(chain, model_name=model_name, version=version, is_adapter=is_adapter, rows=rows),
         PROVENANCE: chain.model_dump_json(indent=2) + "\n",
     }
     files = files | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}

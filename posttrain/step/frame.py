@@ -71,7 +71,11 @@ def run_step(
             measured = work(running)
             attempt.work_seconds = time.monotonic() - begun
             _check_untouched(stamps, _stamps(inputs))
-            attempt.result = (keep if reusable else read_outputs)(running, outputs, measured)
+            is_judged = "passed" in measured  # people read a verdict, even one that no later run may take over
+            if reusable or is_judged:
+                attempt.result = keep(running, outputs, measured, reusable=reusable)
+            else:
+                attempt.result = read_outputs(running, outputs, measured)
     _emit(args, attempt.result)
     return attempt.result
 

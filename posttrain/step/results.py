@@ -62,16 +62,17 @@ def reuse(running: Running, outputs: dict[str, str]) -> Result | None:
     return result
 
 
-def keep(running: Running, outputs: dict[str, str], measured: dict[str, Any]) -> Result:
+def keep(running: Running, outputs: dict[str, str], measured: dict[str, Any], *, reusable: bool = True) -> Result:
     """Stores the outputs of a step, then COMPLETE.json, by which later runs find them.
 
-    Two kinds of results get no COMPLETE.json: those of a gate that stopped the run, which are evidence while the next
-    run judges again, and those marked as not final, such as the result of a trial that was killed.
+    Three kinds of results get no COMPLETE.json: those of a gate that stopped the run, which are evidence while the next
+    run judges again, those marked as not final, such as the result of a trial that was killed, and those of steps that
+    are not reusable.
     """
     kept = storage.join(layout.RESULTS, running.step, running.fingerprint, f"{run_id()}-{secrets.token_hex(4)}")
     digests = {name: _send(path, storage.join(running.storage_root, kept, name)) for name, path in outputs.items()}
     result = Result(outputs=digests, measured=measured, kept=kept)
-    if result.measured.get("passed", True) and result.measured.get("is_final", True):
+    if reusable and result.measured.get("passed", True) and result.measured.get("is_final", True):
         receipt = _receipt(running.storage_root, running.step, running.fingerprint)
         with suppress(FileExistsError):  # another run was first; its result is as good
             storage.write_bytes(receipt, result.model_dump_json(indent=2).encode(), if_absent=True)

@@ -87,14 +87,17 @@ class Line:
 
     def judge(
         self, gate: str, inputs: dict[str, Path] | None = None, *, checks: tuple[Check, ...] = GOOD,
-        claims: dict | None = None,
+        claims: dict | None = None, answers: str | None = None,
     ) -> None:  # fmt: skip
         """A gate with these checks, by default again on what it took before. `claims` stand in its verdict instead."""
         self.taken[gate] = inputs = self.taken[gate] if inputs is None else inputs
         subject = {name: digests.digest(path) for name, path in inputs.items()}
         verdict = Verdict(gate=gate, subject=subject, checks=checks).model_dump(mode="json") | (claims or {})
         limits = CheckAlignmentStep.model_validate({"validation": {"red_team_prompts": PROMPTS}})
-        self.step(gate, inputs, ["verdict", "report"], config=limits, text=to_json(verdict, indent=2).decode())
+        outputs, texts = ["verdict", "report"], {"text": to_json(verdict, indent=2).decode()}
+        if answers is not None:
+            outputs, texts = [*outputs, "answers"], texts | {"answers": answers, "measured": {"passed": True}}
+        self.step(gate, inputs, outputs, config=limits, **texts)
 
     def step(
         self, step: str, inputs: dict[str, Path], outputs: list[str], *, config: BaseModel = NO_SETTINGS, **words
@@ -106,7 +109,7 @@ class Line:
         def work(_) -> dict:
             for path in paths.values():
                 write_model(path, step + self.seed) if path.name == "model" else path.write_text(
-                    words.get("text") or f"{path.name} of {step}{self.seed}"
+                    words.get(path.name) or words.get("text") or f"{path.name} of {step}{self.seed}"
                 )
             return words.get("measured") or {}
 

@@ -12,6 +12,7 @@ import pytest
 
 from posttrain import publish, storage
 from posttrain.config import PublishStep
+from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, to_jsonl
 from posttrain.step import digests, records
 from posttrain.verdict import at_most, holds
 from posttrain.verify import verify
@@ -90,6 +91,44 @@ def test_card_shows_sources_steps_and_what_each_gate_measured(line, place):
     assert f"`{digests.digest(line.model)}`" in card
     assert "### check_safety: passed" in card
     assert "| `loss` | 1 | ≤ 2 | 0.9 to 1.1 | a \\| b |" in card
+
+
+def asked(number: int) -> AnsweredPrompt:
+    model = ModelAnswer(text=f"answer {number} <b> | *", stopped=True, score=number % 2)
+    prompt = [{"role": "user", "content": f"question {number}"}]
+    return AnsweredPrompt(source="held-out prompt", prompt=prompt, references=[f"r{number}"], base=None, model=model)
+
+
+NUMBERS = {"num_answers": 8.0, "answer_accuracy": 0.5, "base_answer_accuracy": 0.0}
+
+
+def test_card_shows_the_first_five_answers_that_the_model_was_judged_by(line, place):
+    line.judge("check_safety", answers=to_jsonl(map(asked, range(8))), claims={"numbers": NUMBERS})
+    card = Path(line.publish(place)["uri"], "README.md").read_text()
+    assert "**50 % of 8 held-out answers are right; the base 0 %.**" in card
+    assert "The first 5 of the 8 held-out prompts" in card
+    assert "\n| prompt | counts as right | SFT |\n|---|---|---|\n| question 0 | r0 |" in card
+    assert "| answer 0 &lt;b&gt; \\| \\*<br>_wrong_ |" in card
+    assert "| question 4 |" in card and "question 5" not in card
+
+
+def test_answers_that_are_not_those_of_the_verdict_are_not_on_the_card(line, place):
+    line.judge("check_safety", answers=to_jsonl(map(asked, range(8))), claims={"numbers": NUMBERS})
+    (kept,) = Path(line.root).glob("results/check_safety/*/*/answers")
+    kept.write_text(to_jsonl(map(asked, range(8, 16))))
+    card = Path(line.publish(place)["uri"], "README.md").read_text()
+    assert "## Answers" not in card and "question" not in card
+
+
+def test_answers_of_a_gate_that_judged_another_model_are_not_on_the_card(line, place):
+    line.judge("check_sft", answers=to_jsonl(map(asked, range(8))), claims={"numbers": NUMBERS})
+    assert "## Answers" not in Path(line.publish(place)["uri"], "README.md").read_text()
+
+
+def test_card_names_the_limits_that_are_weaker_than_the_defaults(line, place):
+    line.judge("check_safety", checks=(at_most("chosen_drop", 1.0, 5.0),))
+    card = Path(line.publish(place)["uri"], "README.md").read_text()
+    assert "weaker than the defaults: `chosen_drop` ≤ 5 (default ≤ 0.5)." in card
 
 
 def test_an_adapter_is_called_one(line, place):

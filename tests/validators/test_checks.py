@@ -149,6 +149,10 @@ def test_a_verdict_is_reused_only_under_the_limits_that_it_was_found_with(args):
     assert judge(SftLimits(max_loss=1)) == ("succeeded", False)  # one that stopped a run is found again
     assert judge(SftLimits(max_loss=2, confidence=0.9)) == ("succeeded", True)
     assert judge(SftLimits(max_loss=2), reusable=False) == ("succeeded", True)
+    assert judge(SftLimits(max_loss=2, confidence=0.8), reusable=False) == ("succeeded", True)
+    kept = records.read_records(args.storage_root, run_id())[-1].kept
+    assert (Path(args.storage_root) / kept / "report").is_file()  # for people: its page and its answers
+    assert judge(SftLimits(max_loss=2, confidence=0.8)) == ("succeeded", True)
 
 
 def test_a_number_that_is_called_passed_says_nothing(args):
