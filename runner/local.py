@@ -35,7 +35,11 @@ from posttrain.step.parent import tie_to_parent
 from runner.walk import GraphError, Outputs, Walk, existing
 
 ROOT = Path(__file__).parents[1]
-PROGRESS = re.compile(r"step (\d+)/(\d+)(?: (loss \S+))?")
+TRAINED = re.compile(r"step (?P<done>\d+)/(?P<total>\d+)(?: (?P<text>loss \S+))?")
+MEASURED = re.compile(  # a gate
+    r"(?P<who>\w+): (?P<verb>answered|measured) (?P<done>\d+) of (?P<total>\d+) "
+    r"(?P<things>\w+)(?P<left>, about .+ left)?$"
+)
 HINT = re.compile(r"(See|Run) 'docker run --help'")  # the last line of an error of Docker's client
 GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL: a training stage saves a checkpoint
 
@@ -53,7 +57,12 @@ class StepListener(Protocol):
     def started(self, step: str) -> None: ...
 
     def progress(self, step: str, done: int, total: int, text: str) -> None:
-        """Hears of a line `step 12/40 loss 0.5234` on stderr; `text` is `loss 0.5234` or empty."""
+        """Hears how far a training or a gate has come, as its newest line on stderr says.
+
+        Args:
+            text: `loss 0.5234` or nothing, for `step 12/40 loss 0.5234`; `prompts answered by base, about 20 s left`,
+                for `base: answered 16 of 48 prompts, about 20 s left`.
+        """
 
     def finished(self, step: str, exit_code: int, seconds: float, cause: str | None) -> None:
         """Hears how a step ended. `cause` is None if it succeeded; a negative exit code is the signal that ended it."""
@@ -295,8 +304,18 @@ class Launcher:
             if not line or HINT.match(line):
                 continue
             last_line[0] = line
-            if match := PROGRESS.search(line):
-                self.run.listener.progress(step, int(match[1]), int(match[2]), match[3] or "")
+            if progress := progress_of(line):
+                self.run.listener.progress(step, *progress)
+
+
+def progress_of(line: str) -> tuple[int, int, str] | None:
+    """What is done, of how much, and of what, if a line says so."""
+    if match := TRAINED.search(line):
+        return int(match["done"]), int(match["total"]), match["text"] or ""
+    if match := MEASURED.search(line):
+        text = f"{match['things']} {match['verb']} by {match['who']}{match['left'] or ''}"
+        return int(match["done"]), int(match["total"]), text
+    return None
 
 
 def _check_parameters(declared, parameters: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ class CheckRow:
 
 
 class PlainView:
-    """Prints a line per event, and for a training stage a line every few seconds."""
+    """Prints a line per event, and for a training or a gate a line every few seconds."""
 
     def __init__(self, steps: list[str], stream: TextIO | None = None):
         self.stream = stream or sys.stdout
@@ -86,10 +86,10 @@ class PlainView:
         self._line(step, "started")
 
     def progress(self, step: str, done: int, total: int, text: str) -> None:
-        now = time.monotonic()
-        if done == total or now - self.printed_at.get(step, 0.0) >= SECONDS_BETWEEN_LINES:
+        now, trains = time.monotonic(), not text or text.startswith("loss")  # a gate has many ends, one per measurement
+        if (trains and done == total) or now - self.printed_at.get(step, 0.0) >= SECONDS_BETWEEN_LINES:
             self.printed_at[step] = now
-            self._line(step, f"step {done}/{total} {text}")
+            self._line(step, f"{'step ' if trains else ''}{done}/{total} {text}")
 
     def ended(self, step: str, state: State, seconds: float, text: str) -> None:
         self._line(step, f"{state:<9} {seconds:7.1f} s  {text}")

@@ -4,15 +4,13 @@ model, tokenizer, prompts -> answers · model, tokenizer, rows -> log-probabilit
 between two models' distributions along it
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.rows.chat import render
-
-logger = logging.getLogger(__name__)
+from validators.progress import Progress
 
 Message = dict[str, str]
 
@@ -39,19 +37,26 @@ class TokenRow:
 
 
 def generate(
-    model, tokenizer, prompts: list[list[Message]], *, max_new_tokens: int, batch_size: int = 16
+    model, tokenizer, prompts: list[list[Message]], *, max_new_tokens: int, batch_size: int = 16, name: str = "model"
 ) -> list[Answer]:
-    """The greedy answer to each prompt, in the order of `prompts`; the model's own sampling settings are ignored."""
+    """The greedy answer to each prompt, in the order of `prompts`; the model's own sampling settings are ignored.
+
+    Args:
+        name: who answers, for the log.
+    """
     rendered = [render(tokenizer, prompt) for prompt in prompts]
-    return generate_from_tokens(model, tokenizer, rendered, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return generate_from_tokens(
+        model, tokenizer, rendered, max_new_tokens=max_new_tokens, batch_size=batch_size, name=name
+    )
 
 
 def generate_from_tokens(
-    model, tokenizer, rendered: list[list[int]], *, max_new_tokens: int, batch_size: int = 16
+    model, tokenizer, rendered: list[list[int]], *, max_new_tokens: int, batch_size: int = 16, name: str = "model"
 ) -> list[Answer]:
     """`generate` for prompts that the caller has rendered to token ids."""
     answers: list[Answer | None] = [None] * len(rendered)
     settings = _greedy(model, tokenizer, max_new_tokens)
+    progress = Progress(name, "answered", len(rendered), "prompts")
     with _inference(model):
         for indices in _batches([len(ids) for ids in rendered], batch_size):
             inputs = _padded([rendered[i] for i in indices], settings.pad_token_id, side="left", device=model.device)
@@ -59,7 +64,7 @@ def generate_from_tokens(
             written = model.generate(**inputs, generation_config=settings)[:, width:].tolist()
             for i, ids in zip(indices, written, strict=True):
                 answers[i] = answer_of(tokenizer, ids, settings.eos_token_id)
-            logger.info("answered %d of %d prompts", sum(answer is not None for answer in answers), len(rendered))
+            progress.advance(len(indices))
     return answers
 
 
@@ -77,13 +82,15 @@ def token_row(tokenizer, prompt: list[Message], completion: list[Message]) -> To
     return TokenRow(whole[:shared], whole[shared:])
 
 
-def sequence_logprobs(model, tokenizer, rows: list[TokenRow], *, batch_size: int = 8) -> list[tuple[float, int]]:
+def sequence_logprobs(
+    model, tokenizer, rows: list[TokenRow], *, batch_size: int = 8, name: str = "model"
+) -> list[tuple[float, int]]:
     """(sum of the log-probabilities of the answer's tokens in nats, number of those tokens), in the order of `rows`.
 
     Computes logits at the answers' positions only: with 150,000 tokens, logits rather than weights fill the memory.
     """
     results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
+    for i, logits in _answer_logits(model, tokenizer, rows, batch_size, name):
         chosen = logits.gather(1, _column(rows[i].completion, logits)).squeeze(1)
         results[i] = (float((chosen - logits.logsumexp(1)).sum()), len(rows[i].completion))
     return results
@@ -134,11 +141,15 @@ def mean_loss(logprobs: list[tuple[float, int]]) -> float:
     return -sum(total for total, _ in logprobs) / num_tokens if num_tokens else float("nan")
 
 
-def _answer_logits(model, tokenizer, rows: list[TokenRow], batch_size: int) -> Iterator[tuple[int, Any]]:
+def _answer_logits(
+    model, tokenizer, rows: list[TokenRow], batch_size: int, name: str = "model"
+) -> Iterator[tuple[int, Any]]:
     """(index of a row, its logits: tokens of the answer x vocabulary), batch by batch."""
+    progress = Progress(name, "measured", len(rows), "rows")
     with _inference(model):
         for indices in _batches([len(row) for row in rows], batch_size):
             yield from zip(indices, _batch_logits(model, tokenizer, [rows[i] for i in indices]), strict=True)
+            progress.advance(len(indices))
 
 
 def _batch_logits(model, tokenizer, batch: list[TokenRow]) -> Iterator[Any]:

@@ -117,7 +117,7 @@ class Measurer:
         return {f"{name}_skills": partial(self.ask_skills, name)} if self.step.validation.suites else {}
 
     def load(self, name: str) -> None:
-        self.session.load(self.models[name])
+        self.session.load(self.models[name], name=name)
 
     def preferences(self, name: str) -> dict[str, dict[str, Logprobs]]:
         """Log-probabilities of both answers. Pairs that are too long are skipped, as in training."""
@@ -135,7 +135,7 @@ class Measurer:
         return {name: {"sft": self._logprobs(rows)}}
 
     def _logprobs(self, rows: list[inference.TokenRow]) -> Logprobs:
-        return inference.sequence_logprobs(self.session.model, self.session.tokenizer, rows)
+        return inference.sequence_logprobs(self.session.model, self.session.tokenizer, rows, name=self.session.name)
 
     def answer(self, name: str, kind: str) -> dict[str, dict[str, list[JudgedAnswer]]]:
         """Greedy answers to one kind of prompts, judged by their form."""

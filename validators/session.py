@@ -27,12 +27,20 @@ class Session:
         vllm.check_generation(limits.generation)
         self.limits = limits
         self.model = self.tokenizer = self.engine = None
+        self.name = "model"
 
-    def load(self, path: Path, adapter: Path | None = None, *, rank: int = 16, tokenizer: Any = None) -> None:
-        """Loads a model in place of the one before, with the adapter and the tokenizer that are passed, if any."""
+    def load(
+        self, path: Path, adapter: Path | None = None, *, rank: int = 16, tokenizer: Any = None, name: str = "model"
+    ) -> None:
+        """Loads a model in place of the one before, with the adapter and the tokenizer that are passed, if any.
+
+        Args:
+            name: what the log calls it.
+        """
         from posttrain.train import backend
 
         self.free()
+        self.name = name
         self.tokenizer = tokenizer or chat.load_tokenizer(path)
         self.model = backend.load_model(path, adapter)
         if self.limits.generation == "vllm":
@@ -49,7 +57,7 @@ class Session:
 
     def answer(self, prompts: list[list[Message]]) -> list[JudgedAnswer]:
         """The greedy answer to each prompt, judged by its form."""
-        generate = self.engine.generate if self.engine else inference.generate
+        generate = self.engine.generate if self.engine else partial(inference.generate, name=self.name)
         return self._judged(prompts, generate)
 
     def answer_without_adapter(self, prompts: list[list[Message]]) -> list[JudgedAnswer]:
@@ -57,7 +65,7 @@ class Session:
         if self.engine:
             return self._judged(prompts, partial(self.engine.generate, with_adapter=False))
         with self.model.disable_adapter():
-            return self._judged(prompts, inference.generate)
+            return self._judged(prompts, partial(inference.generate, name="base"))
 
     def _judged(self, prompts: list[list[Message]], generate: Callable) -> list[JudgedAnswer]:
         generated = generate(self.model, self.tokenizer, prompts, max_new_tokens=self.limits.max_new_tokens)

@@ -168,7 +168,7 @@ def measure_loss(model, tokenizer, rows: list[inference.TokenRow]) -> dict[str, 
     """The answers' log-probabilities with the adapter on and, on the same rows, off."""
     logprobs = inference.sequence_logprobs(model, tokenizer, rows)
     with model.disable_adapter():
-        return {"logprobs": logprobs, "base_logprobs": inference.sequence_logprobs(model, tokenizer, rows)}
+        return {"logprobs": logprobs, "base_logprobs": inference.sequence_logprobs(model, tokenizer, rows, name="base")}
 
 
 def judge(numbers: Numbers, limits: config.SftLimits) -> list[Check]:

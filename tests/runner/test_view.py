@@ -6,7 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from runner.view import STYLES, CheckRow, LiveView, PlainView, print_checks, view_of
+from runner.local import progress_of
+from runner.view import SECONDS_BETWEEN_LINES, STYLES, CheckRow, LiveView, PlainView, print_checks, view_of
 
 
 def play(view):
@@ -51,6 +52,40 @@ def test_the_table_has_a_row_per_step_and_a_bar_for_the_one_that_trains():
     view.ended("check_sft", "stopped", 3.0, "loss: 2.4, not < 2 [/bold] {x}")
     assert "■ check_sft" in shown(view)
     assert "stopped: loss: 2.4, not < 2 [/bold] {x}" in shown(view)
+
+
+def test_a_gate_shows_its_progress_where_a_training_does():
+    words = (16, 48, "prompts answered by base, about 20 s left")
+    view = LiveView(["check_sft"], io.StringIO())
+    view.started("check_sft")
+    view.progress("check_sft", *words)
+    assert "16/48 prompts answered by base, about 20 s left" in shown(view)
+    out = io.StringIO()
+    plain = PlainView(["check_sft"], out)
+    plain.started("check_sft")
+    plain.progress("check_sft", 48, 48, "prompts answered by model")  # within a second of the start
+    plain.printed_at["check_sft"] -= SECONDS_BETWEEN_LINES
+    plain.progress("check_sft", *words)
+    assert [line[10:] for line in out.getvalue().splitlines()] == [
+        "check_sft   started", "check_sft   16/48 prompts answered by base, about 20 s left",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "progress"),
+    [
+        ("INFO step 12/40 loss 0.5", (12, 40, "loss 0.5")),
+        ("INFO step 1/9", (1, 9, "")),
+        (
+            "INFO base: answered 16 of 48 prompts, about 2 min 05 s left",
+            (16, 48, "prompts answered by base, about 2 min 05 s left"),
+        ),
+        ("INFO model: measured 8 of 8 rows", (8, 8, "rows measured by model")),
+        ("INFO passed: answer_correct: 16 of 48 rows", None),
+    ],
+)
+def test_progress_is_read_from_the_lines_of_a_step(line, progress):
+    assert progress_of(line) == progress
 
 
 def test_a_step_that_was_not_announced_gets_its_row():
