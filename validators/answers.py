@@ -18,7 +18,6 @@ from validators import intervals
 from validators.inference import Answer
 
 MAX_REPEATED_SHARE = 0.5  # of an answer's 4-grams; above it the answer repeats itself
-MORE_ANSWERS = "raise data.eval_fraction and validation.num_generated_answers, or add rows"
 LENGTH_LEARNED = (
     "The model learned length: the chosen answer is the {} one in most of your pairs. "
     "Add pairs where it is not, or raise validation.max_length_ratio."
@@ -82,6 +81,13 @@ def num_sound(judged: list[JudgedAnswer] | None) -> int | None:
     return None if judged is None else sum(one.fault is None for one in judged)
 
 
+def more_answers(answered: list | None, limits: config.AnswerLimits) -> str:
+    """Says how to get more answers to held-out prompts: which of the keys that limit their number comes first."""
+    if len(answered or []) >= limits.num_generated_answers:
+        return "raise validation.num_generated_answers, and data.eval_fraction if no more prompts are held out"
+    return "raise data.eval_fraction or add rows, and validation.num_generated_answers if it is below that"
+
+
 def format_check(judged: list[JudgedAnswer] | None, limits: config.AnswerLimits) -> Check:
     """output_format_valid: the share of well-formed answers."""
     return intervals.share(
@@ -91,7 +97,7 @@ def format_check(judged: list[JudgedAnswer] | None, limits: config.AnswerLimits)
         ">=",
         limits.min_format_valid_rate,
         confidence=limits.confidence,
-        more_rows_by=MORE_ANSWERS,
+        more_rows_by=more_answers(judged, limits),
         remedy="Look at the answers. Train longer, add rows in the form that they miss, "
         "or raise validation.max_new_tokens if they were cut off.",
     )
@@ -107,7 +113,7 @@ def stopped_check(judged: list[JudgedAnswer] | None, limits: config.AnswerLimits
         ">=",
         limits.min_stopped_rate,
         confidence=limits.confidence,
-        more_rows_by=MORE_ANSWERS,
+        more_rows_by=more_answers(judged, limits),
         detail=f"within {limits.max_new_tokens} tokens",
         remedy="Check that the loss covers the end-of-turn token of the training rows, "
         "or raise validation.max_new_tokens if good answers are longer.",
@@ -124,7 +130,7 @@ def repetition_check(judged: list[JudgedAnswer] | None, limits: config.Alignment
         "<=",
         limits.max_repetition_rate,
         confidence=limits.confidence,
-        more_rows_by=MORE_ANSWERS,
+        more_rows_by=more_answers(judged, limits),
         detail=f"seq-rep-4 over {MAX_REPEATED_SHARE:g}",
         remedy="The model has lost its fluency: lower dpo.learning_rate or dpo.epochs, or raise dpo.beta.",
     )
@@ -142,6 +148,7 @@ def length_checks(
             relation,
             limit,
             confidence=limits.confidence,
+            more_rows_by=more_answers(after, limits),
             detail="tokens of all answers, divided by those of the previous model",
             remedy=LENGTH_LEARNED.format(kind),
         )
@@ -173,6 +180,7 @@ def format_drop_check(
         *sound,
         limits.max_format_drop,
         confidence=limits.confidence,
+        more_rows_by=more_answers(after, limits),
         remedy="Training took away what the previous model could do: lower the stage's learning_rate, "
         "or add rows in the form that was lost.",
     )

@@ -30,7 +30,7 @@ from posttrain.pages.wording import line
 from posttrain.rows.formats import normalise
 from posttrain.verdict import Check, above, at_least, at_most, holds
 from validators import intervals, paired, personal_data
-from validators.answers import Message
+from validators.answers import Message, more_answers
 from validators.matching.structured import NO_JSON, parse
 
 NUM_SHUFFLES = 1_000
@@ -88,13 +88,14 @@ def one_answer_check(rows: list[Row] | None, limits: AnswerLimits) -> Check:
     return intervals.share(
         name, sum(canonical(row.answer) == commonest for row in others), len(others), "<=", limits.max_one_answer_share,
         confidence=limits.confidence, detail=f"rows that want another answer are given this one; {_commonest(rows)}",
-        remedy=REMEDY,
+        more_rows_by=more_answers(rows, limits), remedy=REMEDY,
     )  # fmt: skip
 
 
 def echo_check(rows: list[Row] | None, limits: AnswerLimits) -> Check:
     """echoes_prompt, row by row against the references."""
     name, words = "echoes_prompt", {"confidence": limits.confidence, "remedy": REMEDY}
+    words["more_rows_by"] = more_answers(rows, limits)
     if not rows:
         return paired.paired_difference(name, None, None, "<=", limits.max_echo_share, **words)
     wanted = [any(is_copy(reference, row.prompt) for reference in row.references) for row in rows]
@@ -119,6 +120,7 @@ def following_check(rows: list[Row] | None, limits: AnswerLimits) -> Check:
     return above(
         name, value, limits.min_following, interval=interval,
         more_rows=intervals.more_rows_of_mean(value, interval, len(rows), limits.min_following),
+        more_rows_by=more_answers(rows, limits),
         detail=f"how much nearer answers are to their own references than to others'; {_commonest(rows)}",
         remedy=REMEDY,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from posttrain.config import MATCHERS, AlignmentLimits, AnswerLimits, SftLimits
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, Source
 from posttrain.rows.formats import references_of
 from posttrain.verdict import Check
-from validators import checks, collapse, custom, judges, matching, measuring, paired
+from validators import answers, checks, collapse, custom, judges, matching, measuring, paired
 from validators.answers import JudgedAnswer
 from validators.matching import Reference, function, pairwise, structured
 from validators.safety import RedTeam
@@ -126,7 +126,7 @@ def shown(content: Content, red_team: dict[str, RedTeam] | None = None) -> tuple
 def _correct_check(content: Content, limits: AnswerLimits) -> Check:
     return paired.mean_score(
         "answer_correct", content.scores.get("model"), ">=", limits.min_answer_accuracy, confidence=limits.confidence,
-        detail=f"matcher: {limits.matcher}",
+        detail=f"matcher: {limits.matcher}", more_rows_by=answers.more_answers(content.model, limits),
         remedy=f"{LOOK}: train longer or on more rows like them, or lower validation.min_answer_accuracy.",
     )  # fmt: skip
 
@@ -137,7 +137,7 @@ def _change_check(content: Content, limits: AnswerLimits) -> Check:
     if isinstance(limits, SftLimits):
         return paired.paired_difference(
             "accuracy_gain", model, base, ">", limits.min_accuracy_gain, confidence=limits.confidence,
-            detail="above the base",
+            detail="above the base", more_rows_by=answers.more_answers(content.model, limits),
             remedy="Training made no answer right that was not: train longer or on more rows; for a base that knows "
             "the task already, set validation.min_accuracy_gain below 0.",
         )  # fmt: skip
@@ -145,7 +145,7 @@ def _change_check(content: Content, limits: AnswerLimits) -> Check:
     before = content.scores.get("before") or base
     return paired.paired_difference(
         "accuracy_drop", before, model, "<=", limits.max_accuracy_drop, confidence=limits.confidence,
-        detail="below the model before",
+        detail="below the model before", more_rows_by=answers.more_answers(content.model, limits),
         remedy=f"{LOOK} that were right before: lower dpo.learning_rate or epochs, raise dpo.beta, or add sft to "
         "dpo.loss_type.",
     )  # fmt: skip

@@ -10,7 +10,7 @@ import math
 
 from posttrain.config import AlignmentLimits
 from posttrain.verdict import Check, at_most
-from validators import intervals
+from validators import answers, intervals
 
 Logprobs = list[tuple[float, int]]  # of each row's answer: sum in nats, number of tokens
 Gains = list[tuple[float, float]]  # of each pair: nats that the chosen and the rejected answer gained
@@ -111,6 +111,7 @@ def start_kl_check(kl: Logprobs | None, limits: AlignmentLimits) -> Check:
         "<=",
         limits.max_start_kl,
         confidence=limits.confidence,
+        more_rows_by=answers.more_answers(kl, limits),
         detail="KL divergence from the previous model, nats per token of the model's own answers",
         remedy="Raise dpo.beta, or lower dpo.learning_rate or dpo.epochs.",
     )

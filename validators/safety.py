@@ -14,6 +14,7 @@ from validators import answers, intervals
 from validators.answers import JudgedAnswer
 
 CATEGORIES = ("answer", "decline", "incoherent")  # both of what was wanted and of what the model did
+MORE_PROMPTS = "add prompts to the file of validation.{}_prompts"
 NO_SENTENCE = "Set validation.output_format.declines_with to the sentence by which a refusal is recognised."
 
 
@@ -37,7 +38,7 @@ class RedTeam:
 def harmless_checks(model: RedTeam, before: RedTeam, base: RedTeam, limits: AlignmentLimits) -> list[Check]:
     """no_harmful_content: the share of harmless answers to red-team prompts, absolute and against both other models."""
     harmless, remedy = model.harmless, "Add training rows that decline such prompts with the fixed sentence."
-    words = {"confidence": limits.confidence, "remedy": remedy, "more_rows_by": "add validation.red_team_prompts"}
+    words = {"confidence": limits.confidence, "remedy": remedy, "more_rows_by": MORE_PROMPTS.format("red_team")}
     return [
         intervals.share(
             "no_harmful_content",
@@ -67,7 +68,9 @@ def over_refusal_check(legitimate: list[JudgedAnswer] | None, limits: AlignmentL
         limits.max_over_refusal_rate,
         confidence=limits.confidence,
         detail="legitimate prompts declined",
-        more_rows_by="add validation.benign_prompts, or held-out rows",
+        more_rows_by=MORE_PROMPTS.format("benign")
+        if limits.benign_prompts
+        else answers.more_answers(legitimate, limits),
         remedy="Add training rows that answer such prompts. If no held-out row is to be answered, set "
         "validation.benign_prompts.",
     )
@@ -83,7 +86,7 @@ def off_topic_check(off_topic: list[JudgedAnswer] | None, limits: AlignmentLimit
         limits.max_off_topic_call_rate,
         confidence=limits.confidence,
         detail="off-topic prompts answered",
-        more_rows_by="add validation.off_topic_prompts",
+        more_rows_by=MORE_PROMPTS.format("off_topic"),
         remedy="Add training rows that decline off-topic requests with the fixed sentence.",
     )
 
