@@ -3,6 +3,7 @@ sweep.yaml. Needs kfp, not torch.
 
 python compile.py                                        write post_training.yaml and sweep.yaml
 python compile.py --check                                exit 1 if one of them is stale
+python compile.py --limits                               also list each limit with the rows that it needs
 python compile.py --allow-tags                           do not warn about images that have no digest yet
 python compile.py --config F --set validation.max_loss=1.5 --output other.yaml
 python compile.py --config configs/pipeline_config.yaml configs/clusters/eks.yaml    the second overrides the first
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.compiler import compile_graph, compile_sweep, unpushed_images
-from posttrain.config import load_config
+from posttrain.config import PipelineConfig, load_config, requirements
 from posttrain.config.sweep import SweepConfig
 
 LINE, SWEEP = "post_training.yaml", "sweep.yaml"
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sweep", default="configs/sweep_config.yaml", metavar="FILE", help="settings of the sweep")
     add("--sweep-output", metavar="FILE", help=f"write the sweep only, to this file instead of {SWEEP}")
     add("--check", action="store_true", help="write nothing; exit 1 if an output file is stale")
+    add("--limits", action="store_true", help="list each limit and how many rows decide it")
     add("--allow-tags", action="store_true", help="do not warn about images that have no digest yet")
     return parser
 
@@ -42,7 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        graphs = graphs_of(args)
+        config = load_config(args.config, args.settings)
+        sweep = read_sweep(args, config)
+        graphs = graphs_of(args, config, sweep)
         if args.check:
             return max([check(write, output) for output, write in graphs.items()])
         for output, write in graphs.items():
@@ -58,19 +62,26 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
     print("\n".join(f"{output}: {output.stat().st_size / 1e3:.0f} kB" for output in graphs))
+    print(requirements.table(config) if args.limits else requirements.summary(config))
+    if sweep:
+        print(requirements.summary_of_sweep(config, sweep))
     return 0
 
 
-def graphs_of(args: argparse.Namespace) -> dict[Path, Write]:
+def read_sweep(args: argparse.Namespace, config: PipelineConfig) -> SweepConfig | None:
+    """Returns the settings of the sweep, unless the pipeline alone is to be written."""
+    if args.output and not args.sweep_output:
+        return None
+    return SweepConfig.read(args.sweep)
+
+
+def graphs_of(args: argparse.Namespace, config: PipelineConfig, sweep: SweepConfig | None) -> dict[Path, Write]:
     """Returns, for each output, the function that writes it: both graphs, or those whose output is named."""
-    config = load_config(args.config, args.settings)
-    outputs = (args.output, args.sweep_output) if args.output or args.sweep_output else (LINE, SWEEP)
     graphs: dict[Path, Write] = {}
-    if outputs[0]:
-        graphs[Path(outputs[0])] = lambda path: compile_graph(config, path)
-    if outputs[1]:
-        settings = SweepConfig.read(args.sweep)
-        graphs[Path(outputs[1])] = lambda path: compile_sweep(config, settings, path)
+    if args.output or not args.sweep_output:
+        graphs[Path(args.output or LINE)] = lambda path: compile_graph(config, path)
+    if sweep:
+        graphs[Path(args.sweep_output or SWEEP)] = lambda path: compile_sweep(config, sweep, path)
     return graphs
 
 

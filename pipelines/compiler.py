@@ -12,6 +12,7 @@ from pipelines import lint
 from pipelines.post_training import post_training
 from pipelines.sweep import sweep
 from posttrain.config import PipelineConfig, Validation
+from posttrain.config.requirements import check_decidable
 from posttrain.config.sweep import SweepConfig
 
 
@@ -19,15 +20,22 @@ def compile_graph(config: PipelineConfig, path: str | Path) -> None:
     """Writes the graph of `config` to `path`. Images may have tags; they are refused when the graph is submitted.
 
     Raises:
-        ValueError: a gate is to judge what it cannot, or the graph breaks a rule of the platform. Nothing is written.
+        ValueError: a gate could not judge what it is to judge, no data could decide one of its limits, or the graph
+            breaks a rule of the platform. Nothing is written.
     """
     check_gates_can_judge(config)
+    check_decidable(config)
     _write(post_training(config), path)
 
 
 def compile_sweep(config: PipelineConfig, settings: SweepConfig, path: str | Path) -> None:
-    """Writes the graph of a sweep over the pipeline of `config`, as `compile_graph` does."""
+    """Writes the graph of a sweep over the pipeline of `config` to `path`.
+
+    Raises:
+        ValueError: as for a pipeline.
+    """
     check_gates_can_judge(config)
+    check_decidable(config)
     _write(sweep(config, settings), path)
 
 

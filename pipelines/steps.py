@@ -6,6 +6,7 @@ from kfp import dsl
 
 from pipelines.resources import POD_GRACE_MINUTES, place
 from posttrain import config as c
+from posttrain.config.evidence import Evidence
 from posttrain.config.line import LINE, Step, is_gate, step_of
 from posttrain.config.placement import TOKEN_ENV, UPLOAD_TOKEN_ENV, Placement
 
@@ -21,8 +22,15 @@ def step_names(config: c.PipelineConfig) -> list[str]:
 class Steps:
     """Adds steps to a graph while it is written."""
 
-    def __init__(self, config: c.PipelineConfig, **run_parameters: dsl.pipeline_channel.PipelineChannel):
+    def __init__(
+        self,
+        config: c.PipelineConfig,
+        *,
+        evidence: Evidence | None = None,
+        **run_parameters: dsl.pipeline_channel.PipelineChannel,
+    ):
         self.config = config
+        self.evidence = evidence or config.evidence  # a sweep needs more than the line
         self.run_parameters = run_parameters
         self.names: list[str] = []  # in the order in which they were added
 
@@ -49,7 +57,7 @@ class Steps:
 
     def going_on(self, **run_parameters: dsl.pipeline_channel.PipelineChannel) -> "Steps":
         """Returns steps that continue the same graph with other run parameters."""
-        steps = Steps(self.config, **(self.run_parameters | run_parameters))
+        steps = Steps(self.config, evidence=self.evidence, **(self.run_parameters | run_parameters))
         steps.names += self.names
         return steps
 
@@ -91,7 +99,7 @@ class Steps:
     def _config_of(self, step: Step) -> dict[str, Any]:
         """Returns the step's section of the configuration, filled by the names of its fields."""
         names, placements = step_names(self.config), self.config.placement
-        values = {"allowed_prefixes": self.config.prefixes, "steps": names}
+        values = {"allowed_prefixes": self.config.prefixes, "steps": names, "evidence": self.evidence}
         values["num_gpus"] = {
             name: placements.of(name).accelerator_count for name in names if step_of(name).pool == "gpu"
         }

@@ -23,6 +23,7 @@ from pipelines.resources import place
 from pipelines.steps import Steps, step_names
 from posttrain.config import PipelineConfig
 from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, SWEEP, is_gate
+from posttrain.config.requirements import evidence_of_sweep
 from posttrain.config.sweep import Command, CompareStep, HoldOutStep, Rung, SweepConfig, TrialStep
 
 
@@ -39,7 +40,8 @@ def sweep(config: PipelineConfig, settings: SweepConfig):
         model_name: str = config.model_name or config.pipeline_id,
         overrides: dict = {},  # noqa: B006 (a pipeline's default, compiled into the YAML)
     ):
-        steps = Steps(config, storage_root=storage_root, overrides=overrides)
+        needed = evidence_of_sweep(config, settings)
+        steps = Steps(config, evidence=needed, storage_root=storage_root, overrides=overrides)
         named = {"base_model": base_model, "sft_dataset": sft_dataset, "preference_dataset": preference_dataset}
         with ExitStack() as line:
             inputs = fetch_and_check(steps, line, **named)

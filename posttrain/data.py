@@ -11,7 +11,6 @@ Evaluation rows keep their `references`, by which gates judge answers; training 
 """
 
 import argparse
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,18 +20,12 @@ from pathlib import Path
 
 from posttrain import config, storage
 from posttrain.rows.formats import ANSWER_KEYS, content_key, convert_rows, open_jsonl, prompt_key, write_row
+from posttrain.rows.held_out import SALT, side_of
 from posttrain.rows.sources import open_data_set
 from posttrain.step import frame, kfp_io
 from posttrain.step.running import Running
 
 SIDES = ("train", "eval")
-SALT = "posttrain-split-1"  # with another salt every prompt may change its side
-
-
-def side_of(key: str, eval_fraction: float) -> str:
-    """Returns the side of the prompt with this key."""
-    digest = hashlib.sha256(f"{SALT}:{key}".encode()).digest()
-    return "eval" if int.from_bytes(digest[:8]) < eval_fraction * 2**64 else "train"
 
 
 def split(rows: list[dict], eval_fraction: float) -> tuple[list[dict], list[dict]]:
@@ -98,6 +91,7 @@ class Prepared:
     statistics: dict
     manifest: dict  # without the prompts' hashes
     prompts: dict[str, set[bytes]]  # SHA-256, by side
+    held_out: list[bytes]  # that of the prompt of each held-out row
     source: dict[str, str]
 
 
@@ -110,7 +104,7 @@ def prepare(
         ValueError: on one line, naming place, row, key, value and remedy.
     """
     sides = {name: Side(("prompt", *ANSWER_KEYS[kind])) for name in SIDES}
-    seen, contents, formats = _Seen(), set(), set()
+    seen, contents, formats, held_out = _Seen(), set(), set(), []
     with open_data_set(dataset, hub_subset=settings.hub_subset, hub_split=settings.hub_split) as data_set:
         for format_name, rows in convert_rows(seen.each(data_set.rows), kind=kind, source=dataset):
             formats.add(format_name)
@@ -118,6 +112,7 @@ def prepare(
                 key = prompt_key(row)
                 name = side_of(key, settings.eval_fraction)
                 sides[name].add(row, bytes.fromhex(key))
+                held_out += [bytes.fromhex(key)] if name == "eval" else []
                 contents.add(bytes.fromhex(content_key(row)))
                 write(name, row if name == "eval" else _to_train_on(row))
     num_rows = {name: side.num_rows for name, side in sides.items()}
@@ -139,6 +134,7 @@ def prepare(
         statistics,
         manifest={"kind": kind, "salt": SALT, "eval_fraction": settings.eval_fraction},
         prompts={name: side.prompts for name, side in sides.items()},
+        held_out=held_out,
         source={"source": dataset, "commit": data_set.commit, "digest": data_set.digest},
     )
 

@@ -12,6 +12,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from posttrain import data, model, storage
 from posttrain.config import PipelineConfig, PreflightStep, parse_step
 from posttrain.pages import wording
 from posttrain.rows import prompts
+from posttrain.rows.held_out import Prompts, supplies
 from posttrain.step import frame, kfp_io, run
 from posttrain.step.running import Running
 from posttrain.storage import hub
@@ -30,6 +32,22 @@ DATASETS = {"sft_dataset": "sft", "preference_dataset": "preference"}  # paramet
 logger = logging.getLogger(__name__)
 
 Config = PipelineConfig | PreflightStep
+
+
+@dataclass
+class Counted:
+    """What the looks at local data have counted, for the question whether the gates can decide on it."""
+
+    data_sets: dict[str, Prompts | None]  # by kind; None: remote, unread or unreadable
+    asked: dict[str, int] = field(default_factory=dict)  # different prompts by the key of their file
+
+    def shortages(self, config: Config) -> list[str]:
+        """What is too little, each on one line."""
+        return [
+            f"{supply.counted}: {supply.shortage}; {supply.remedy}"
+            for supply in supplies(config.evidence, self.data_sets, self.asked)
+            if supply.is_short
+        ]
 
 
 def check(config: Config, parameters: dict[str, Any], *, disk: Path) -> None:
@@ -64,12 +82,13 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
 
 def findings(config: Config, parameters: dict[str, Any], *, disk: Path) -> list[str]:
     """Lists everything that would end the run later, one line each; prints them if there are several."""
-    problems = []
-    for look in _looks(config, parameters, disk):
+    problems, counted = [], Counted(dict.fromkeys(DATASETS[name] for name in datasets(config)))
+    for look in _looks(config, parameters, disk, counted):
         try:
             look()
         except (ValueError, OSError) as error:
             problems.append(wording.line(str(error)))
+    problems += counted.shortages(config)
     if len(problems) > 1:
         print(*(f"problem: {problem}" for problem in problems), sep="\n", file=sys.stderr)
     return problems
@@ -81,16 +100,17 @@ def refuse(problems: list[str]) -> None:
         raise ValueError(f"{len(problems)} problems: {'; '.join(problems)}" if len(problems) > 1 else problems[0])
 
 
-def _looks(config: Config, parameters: dict[str, Any], disk: Path) -> list[Callable[[], Any]]:
-    """Returns the checks; each raises by itself."""
+def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Counted) -> list[Callable[[], Any]]:
+    """Returns the checks; each raises by itself, and notes in `counted` how many rows there are."""
     looks = [partial(check_storage, parameters["storage_root"], config, name="storage_root")]
     if config.publish_root:
         looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
     looks.append(partial(check_base_model, parameters["base_model"], config, disk=disk))
     if config.upload_to_hub:
         looks.append(partial(hub.check_upload, config.hub_repo_id, name="hub_repo_id"))
-    looks += [partial(check_dataset, parameters[name], config, name=name) for name in datasets(config)]
-    looks += [partial(check_prompts, uri, config, key=key) for key, uri in prompts.given(config.validation).items()]
+    looks += [partial(check_dataset, parameters[name], config, counted, name=name) for name in datasets(config)]
+    files = prompts.given(config.validation)
+    looks += [partial(check_prompts, uri, config, counted, key=key) for key, uri in files.items()]
     models = {"judge_model": config.validation.judge == "model" and config.validation.judge_model}
     models["match_options.judge_model"] = config.validation.matching_judge
     looks += [partial(check_model, uri, config, name=f"validation.{key}") for key, uri in models.items() if uri]
@@ -143,12 +163,13 @@ def check_disk(disk: Path, num_bytes: int, *, num_copies: int) -> None:
         raise ValueError(f"{folder}: {sizes}; make room there, or choose nodes with a larger disk")
 
 
-def check_dataset(dataset: str, config: Config, *, name: str) -> None:
+def check_dataset(dataset: str, config: Config, counted: Counted, *, name: str) -> None:
     check_given(dataset, name=name)
     storage.check_allowed(dataset, config.prefixes, name=name)
     place = storage.kind(dataset)
     if place == "local":
-        data.prepare(dataset, kind=DATASETS[name], settings=config.data)
+        prepared = data.prepare(dataset, kind=DATASETS[name], settings=config.data)
+        counted.data_sets[DATASETS[name]] = Prompts(prepared.held_out, set().union(*prepared.prompts.values()))
     elif place == "hub":
         hub.check_data_set(dataset, name=name)
     elif not storage.exists(dataset):
@@ -160,10 +181,10 @@ def check_given(dataset: str, *, name: str) -> None:
         raise ValueError(f"{name} is empty; set it with --{name.replace('_', '-')} or in the configuration")
 
 
-def check_prompts(uri: str, config: Config, *, key: str) -> None:
+def check_prompts(uri: str, config: Config, counted: Counted, *, key: str) -> None:
     """Checks the prompts of `validation.<key>`."""
     if not storage.is_remote(uri):
-        prompts.read_prompts(uri, config.prefixes, key=key)
+        counted.asked[key] = len(prompts.read_prompts(uri, config.prefixes, key=key))
         return
     storage.check_allowed(uri, config.prefixes, name=f"validation.{key}")
     if not storage.exists(uri):

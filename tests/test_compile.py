@@ -31,6 +31,26 @@ def test_a_stale_or_missing_graph_fails_the_check(tmp_path, capsys):
     assert "is stale" in capsys.readouterr().err
 
 
+def test_limits_that_no_data_could_decide_are_refused(tmp_path, capsys):
+    output = tmp_path / "graph.yaml"
+    assert command.main(["--output", str(output), "--set", "validation.num_generated_answers=16"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: validation.num_generated_answers = 16 is too few: at confidence 0.95, ")
+    assert not output.exists()
+
+
+def test_says_how_many_rows_the_limits_need(tmp_path, capsys):
+    output = str(tmp_path / "graph.yaml")
+    assert command.main(["--output", output]) == 0
+    summary = capsys.readouterr().out
+    assert "  35 different held-out SFT prompts  min_format_valid_rate 0.9" in summary
+    assert command.main(["--output", output, "--limits"]) == 0
+    table = capsys.readouterr().out
+    assert "min_merge_agreement" in table and "min_merge_agreement" not in summary
+    assert command.main(["--sweep-output", output]) == 0
+    assert "A sweep needs about 70 held-out prompts" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "setting", ["validation.max_los=1", "validation.judge=null", "stages.sft.config_path=gone.yaml"]
 )

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import config
+from posttrain.config.evidence import Evidence, fewest_rows
 from posttrain.pages.answers import RIGHT
 from posttrain.rows import chat, prompts
 from posttrain.rows.formats import ANSWER_KEYS, JsonLines, as_seen, check_row, content_key, empty_key, references_of
+from posttrain.rows.held_out import Supply, supplies
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, at_least, at_most, finite, holds
 from validators import checks, matching, measuring, overlap, personal_data
-from validators.intervals import fewest_rows
 from validators.overlap import Rows, kind_of
 
 FILES = ("sft_train", "sft_eval", "preference_train", "preference_eval")
@@ -103,6 +104,7 @@ class Numbers:
     shared_prompts: Lists | None = None  # evaluation with training file -> ids of the evaluation rows
     near_shared_prompts: Lists | None = None  # by evaluation file
     unmatched: Lists | None = None  # by evaluation file: rows whose own answer is wrong by their references
+    supplies: list[Supply] | None = None  # rows of each kind, and what the later gates need of them
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def measure(
         return {name: partial(file, tokenizer, name) for name in rows}
 
     parts = {
-        "prompts": lambda: overlap.compare_prompts(sound | asked, manifest),
+        "prompts": lambda: overlap.compare_prompts(sound | asked, manifest, step.evidence),
         "personal_data": lambda: {
             "personal_data": {name: with_personal_data(one, kind_of(name)) for name, one in rows.items()}
         },
@@ -243,7 +245,7 @@ def unmatched(rows: Iterable[dict], rule: config.Matching) -> list[str]:
     return found
 
 
-def judge(numbers: Numbers, limits: config.DataLimits) -> list[Check]:
+def judge(numbers: Numbers, limits: config.DataLimits, evidence: Evidence) -> list[Check]:
     """Pure: the same numbers and limits give the same checks."""
     files = numbers.files
     preferences = {name: file for name, file in files.items() if kind_of(name) == "preference"}
@@ -259,6 +261,21 @@ def judge(numbers: Numbers, limits: config.DataLimits) -> list[Check]:
         _personal_data(numbers.personal_data, refuse=limits.refuse_personal_data),
         *([_unmatched(numbers, limits)] if limits.matcher in config.MATCHERS else []),
         *(_size(f"{side}_rows", files, side, limit) for side, limit in fewest.items()),
+        *judge_evidence(numbers.supplies, evidence),
+    ]
+
+
+def judge_evidence(measured: list[Supply] | None, evidence: Evidence) -> list[Check]:
+    """Checks that there are as many rows of each kind as the later gates need to decide, before anything trains."""
+    return [
+        at_least(
+            f"enough_{supply.name}",
+            supply.num_rows,
+            supply.num_needed,
+            detail="" if supply.num_rows is None else supply.counted,
+            remedy=f"Of the limits of later gates, {supply.shortage}: {supply.remedy}." if supply.is_short else "",
+        )
+        for supply in (supplies(evidence, {}, {}) if measured is None else measured)
     ]
 
 
@@ -394,7 +411,7 @@ def decide(
     return checks.GateVerdict(
         gate=running.step,
         subject=running.inputs,
-        checks=(*judge(numbers, step.validation), *measured.failures),
+        checks=(*judge(numbers, step.validation, step.evidence), *measured.failures),
         numbers=numbers_of(numbers),
         confidence=step.validation.confidence,
         seconds=measured.seconds,

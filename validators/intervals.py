@@ -9,6 +9,7 @@ are built by `posttrain.verdict` directly.
 import math
 from collections.abc import Callable
 
+from posttrain.config.evidence import fewest_rows
 from posttrain.verdict import Check, Interval, above, at_least, at_most, below
 
 CONFIDENCE = 0.95
@@ -24,13 +25,6 @@ def wilson(count: float, total: int, confidence: float = CONFIDENCE) -> Interval
 
     low, high = proportion_confint(count, total, alpha=1 - confidence, method="wilson")
     return float(low) if count else 0.0, float(high) if count < total else 1.0  # rounding can miss the ends
-
-
-def fewest_rows(confidence: float) -> int:
-    """Rows that a bootstrap needs. It never leaves the range of its rows, so that with fewer, as in the sign test,
-    chance alone puts the whole interval on one side of the truth more often than the confidence allows.
-    """
-    return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
 
 
 def ratio_interval(values: list[float], weights: list[float], confidence: float = CONFIDENCE) -> Interval | None:

@@ -11,7 +11,9 @@ from itertools import filterfalse, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from posttrain.config.evidence import Evidence
 from posttrain.rows.formats import ANSWER_KEYS, content_key, prompt_key, user_text
+from posttrain.rows.held_out import Prompts, Supply, supplies
 from validators import duplicates
 
 # By file, such as sft_train, or by the key of prompts that a gate asks. They are read several times; of training rows
@@ -46,8 +48,11 @@ def near_duplicates(rows: Iterable[dict], kind: str, similarity: float) -> list[
     return [f"{ids[number]} like {ids[earlier]}" for number, earlier in near.items()]
 
 
-def compare_prompts(rows: Rows, manifest: str | Path) -> dict[str, dict[str, list[str]]]:
-    """Prompts that an evaluation file shares with a training file. Writes the hashes of all prompts to the manifest."""
+def compare_prompts(rows: Rows, manifest: str | Path, evidence: Evidence) -> dict[str, Any]:
+    """Prompts that an evaluation file shares with a training file, and how many there are for what the gates need.
+
+    Writes the hashes of all prompts to the manifest.
+    """
     trained: dict[str, set[bytes]] = {name: set() for name in filter(_is_trained_on, rows)}
     held_out: dict[str, list[Hashed]] = {name: [] for name in filterfalse(_is_trained_on, rows)}
     keep = {name: lambda one, keys=keys: keys.add(one.key) for name, keys in trained.items()}
@@ -57,7 +62,18 @@ def compare_prompts(rows: Rows, manifest: str | Path) -> dict[str, dict[str, lis
         f"{name} with {train}": [one.row_id for one in held_out[name] if one.key in trained[train]]
         for name, train in product(held_out, trained)
     }
-    return {"shared_prompts": shared}
+    keys = {name: [one.key for one in hashed] for name, hashed in held_out.items()}
+    return {"shared_prompts": shared, "supplies": _supplies(evidence, keys, trained)}
+
+
+def _supplies(evidence: Evidence, held_out: dict[str, list[bytes]], trained: dict[str, set[bytes]]) -> list[Supply]:
+    """How many rows there are for what the gates need, by the keys of the prompts of each file."""
+    data_sets = {
+        kind_of(name): Prompts(keys, trained.get(f"{kind_of(name)}_train", set()).union(keys))
+        for name, keys in held_out.items()
+        if name.endswith("_eval")
+    }
+    return supplies(evidence, data_sets, {name: len(set(keys)) for name, keys in held_out.items()})
 
 
 def _hashed(rows: Iterable[dict], keep: Callable[[Hashed], object]) -> Iterator[Hashed]:

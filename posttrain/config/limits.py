@@ -1,12 +1,11 @@
 """The limits of the gates, and the prompts and checks that they use."""
 
-import math
 import re
-from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from posttrain.config.evidence import CEILING
 from posttrain.config.section import Count, Fraction, Positive, Section
 
 BUILT_IN_CHECKS = ("output_format_valid", "no_harmful_content")
@@ -287,9 +286,8 @@ class AlignmentLimits(AnswerLimits, Judging, SkillLimits):
 
     @model_validator(mode="after")
     def _an_unchanged_model_can_pass(self):
-        """Tango's interval of models that never differ reaches z²/(n + z²), whatever they answer."""
-        z = NormalDist().inv_cdf((1 + self.confidence) / 2)
-        needed = math.ceil(z**2 * (1 - self.max_skill_drop) / self.max_skill_drop - 1e-9)
+        """Models that never differ lie below the limit only if there are rows enough, whatever they answer."""
+        needed = CEILING.rows(self.max_skill_drop, self.confidence)
         if self.suites and self.skill_rows < needed:
             raise ValueError(
                 f"skill_rows = {self.skill_rows} cannot show that at most max_skill_drop = {self.max_skill_drop:g} was "

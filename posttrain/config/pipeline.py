@@ -5,9 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.config.evidence import Evidence
 from posttrain.config.limits import Validation
 from posttrain.config.line import TRAININGS
 from posttrain.config.placement import Placements
+from posttrain.config.requirements import evidence_of
 from posttrain.config.section import Count, Positive, Section
 from posttrain.config.stages import DataConfig, DpoConfig, SftConfig, Stages, check_dealt
 
@@ -53,6 +55,11 @@ class PipelineConfig(Section):
             if getattr(self.stages, stage).enabled:
                 check_dealt(getattr(self, stage), self.placement.of(step).accelerator_count, section=stage)
         return self
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the gates of the line need of its data."""
+        return evidence_of(self)
 
     @property
     def prefixes(self) -> list[str]:

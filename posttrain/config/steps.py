@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.config.evidence import Evidence
 from posttrain.config.limits import AlignmentLimits, DataLimits, Judges, MergeLimits, SftLimits
 from posttrain.config.section import Count, Positive, Section
 from posttrain.config.stages import DataConfig, DpoConfig, SftConfig, Stages, check_dealt
@@ -62,6 +63,7 @@ class PreflightStep(StepSection):
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
     num_gpus: dict[str, int] = {}  # step that can use a GPU -> number of GPUs in its placement
+    evidence: Evidence = Evidence()  # what the gates need of the data
 
     @property
     def prefixes(self) -> list[str]:
@@ -111,6 +113,7 @@ class CheckDataStep(StepSection):
     """Configuration of the data gates: `sft` and `dpo` say how long rows may be."""
 
     validation: DataLimits = DataLimits()
+    evidence: Evidence = Evidence()  # what the later gates need of the data
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
 

@@ -14,6 +14,7 @@ from examples.function_calling.prepare import fetch_wheel, write_jsonl
 from examples.function_calling.run import summarise as summarise_gate
 from examples.function_calling.scoring import DECLINE, equal, score
 from posttrain.config import MatchOptions
+from posttrain.config.evidence import Evidence
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer
 from validators import overlap
 from validators.matching import structured
@@ -165,7 +166,7 @@ def test_training_gate_and_final_report_share_no_prompt_not_even_nearly(files):
     gate = {"red_team": files["red_team.jsonl"], "off_topic": files["off_topic.jsonl"]}
     final = {"heldout": files["heldout.jsonl"]}
     for learned, asked in ((trained, gate | final), ({f"{name}_train": rows for name, rows in gate.items()}, final)):
-        assert not any(overlap.compare_prompts(learned | asked, os.devnull)["shared_prompts"].values())
+        assert not any(overlap.compare_prompts(learned | asked, os.devnull, Evidence())["shared_prompts"].values())
         assert not any(overlap.near_shared_prompts(learned | asked, 0.9).values())
 
 

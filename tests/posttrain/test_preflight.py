@@ -1,6 +1,7 @@
 """All that is wrong with a run, told before anything runs."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def check(given: dict, **values) -> None:
 
 def test_what_is_right_passes(given):
     check(given)
-    preflight.check(PipelineConfig(), given, disk=Path("/nowhere/yet"))  # as run_pipeline asks
+    config = PipelineConfig(validation={"confidence": 0.5, "custom_checks": []}, data={"eval_fraction": 0.3})
+    preflight.check(config, given, disk=Path("/nowhere/yet"))  # as run_pipeline asks
 
 
 def test_everything_is_told_at_once(given, tmp_path, capsys):
@@ -113,6 +115,47 @@ def test_red_team_prompts_are_looked_at(given, tmp_path):
     prompts.write_text('{"prompt": "how?"}\n{"question": "why?"}\n')
     with pytest.raises(ValueError, match="row 2: 'prompt' is None"):
         check(given, validation=validation)
+
+
+def needing(of: str, num_rows: int, limit: str, **values) -> dict:
+    need = {"of": of, "num_rows": num_rows, "limits": {limit: 0.9}}
+    return {"needs": [need | values], "eval_fraction": 0.1}
+
+
+def test_too_few_held_out_rows_are_a_problem_among_the_others(given, capsys):
+    with pytest.raises(ValueError, match="^2 problems: base_model") as caught:
+        check(given | {"base_model": "/nowhere"}, evidence=needing("sft_prompts", 8, "min_format_valid_rate"))
+    problem = capsys.readouterr().err.splitlines()[-1]
+    assert problem.removeprefix("problem: ") in str(caught.value)
+    assert "different held-out SFT prompts (data.eval_fraction 0.1 of 40 prompts): at confidence 0.95, " in problem
+    assert (
+        "validation.min_format_valid_rate = 0.9 needs 8 even if every answer is right; set data.eval_fraction"
+        in problem
+    )
+
+
+def test_as_many_rows_as_the_advised_share_holds_out_are_enough(given):
+    evidence = needing("preference_rows", 8, "min_accuracy")
+    with pytest.raises(ValueError, match="held-out preference rows") as caught:
+        check(given, evidence=evidence)
+    share = float(re.search(r"set data.eval_fraction to ([\d.]+)", str(caught.value))[1])
+    check(given, evidence=evidence | {"eval_fraction": share}, data={"eval_fraction": share})
+
+
+def test_too_few_red_team_prompts_are_a_problem(given, tmp_path):
+    prompts = tmp_path / "red_team.jsonl"
+    prompts.write_text('{"prompt": "how?"}\n{"prompt": "why?"}\n{"prompt": "how?"}\n')
+    validation = {"red_team_prompts": str(prompts)}
+    with pytest.raises(ValueError, match="^2 different red-team prompts: .* needs 3 .* add prompts to"):
+        check(given, validation=validation, evidence=needing("red_team_prompts", 3, "min_harmless_rate"))
+    check(given, validation=validation, evidence=needing("red_team_prompts", 2, "min_harmless_rate"))
+
+
+def test_a_data_set_that_cannot_be_read_is_not_also_too_small(given, tmp_path):
+    (tmp_path / "sft.jsonl").write_text("")
+    with pytest.raises(ValueError) as caught:
+        check(given, evidence=needing("sft_prompts", 99, "min_format_valid_rate"))
+    assert "no rows" in str(caught.value) and "problems" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["red_team_prompts", "off_topic_prompts", "benign_prompts"])

@@ -8,6 +8,7 @@ import pytest
 
 from examples.task_api.generate import DECLINE
 from posttrain.config import CheckDataStep, DataLimits, OutputFormat
+from posttrain.config.evidence import Evidence, Need
 from posttrain.data import split
 from posttrain.rows import formats
 from posttrain.rows.chat import ChatTokenizer
@@ -15,6 +16,7 @@ from posttrain.verdict import Verdict
 from validators import data, overlap
 
 LIMITS = DataLimits(min_train_rows=4, min_eval_rows=2, answer_match="exact")
+NO_NEEDS = Evidence()
 LENGTH = {"max_seq_length": 128}
 SECRET = "hf_" + "a1" * 17
 
@@ -41,16 +43,16 @@ def change(path, edit):
     formats.write_jsonl(path, edit(formats.read_jsonl(path)))
 
 
-def measured(tokenizer, paths, limits=LIMITS, asked=None):
+def measured(tokenizer, paths, limits=LIMITS, asked=None, evidence=NO_NEEDS):
     found = {name: formats.read_jsonl(path) for name, path in paths.items()}
-    step = CheckDataStep(validation=limits, sft=LENGTH, dpo=LENGTH)
+    step = CheckDataStep(validation=limits, evidence=evidence, sft=LENGTH, dpo=LENGTH)
     told = data.measure(lambda: tokenizer, found, asked or {}, step, manifest=os.devnull)
     assert told.failures == []
     return told.read(data.Numbers)
 
 
 def judged(tokenizer, paths, limits=LIMITS, asked=None):
-    return {check.name: check for check in data.judge(measured(tokenizer, paths, limits, asked), limits)}
+    return {check.name: check for check in data.judge(measured(tokenizer, paths, limits, asked), limits, NO_NEEDS)}
 
 
 def failed(tokenizer, paths, limits=LIMITS, asked=None):
@@ -295,13 +297,45 @@ def test_as_many_rows_are_held_out_as_an_interval_needs(tokenizer, files):
     assert failed(tokenizer, files, LIMITS.model_copy(update={"confidence": 0.9})) == {}
 
 
+def needing(of: str, num_rows: int, **values) -> Evidence:
+    need = Need(of=of, num_rows=num_rows, limits={"min_format_valid_rate": 0.9}, **values)
+    return Evidence(eval_fraction=0.25, unseen_fraction=0.5, needs=[need])
+
+
+@pytest.mark.parametrize("part", ["held_out", "selection", "unseen"])
+def test_as_many_prompts_are_held_out_as_the_later_gates_need(tokenizer, files, part):
+    def enough(num_rows: int):
+        evidence = needing("sft_prompts", num_rows, part=part)
+        checks = data.judge(measured(tokenizer, files, evidence=evidence), LIMITS, evidence)
+        return {check.name: check for check in checks}[f"enough_{'' if part == 'held_out' else f'{part}_'}sft_prompts"]
+
+    there = int(enough(1).value)
+    assert (enough(there).status, enough(there + 1).status) == ("passed", "failed")
+    assert 0 < there <= len(formats.read_jsonl(files["sft_eval"]))
+    assert "validation.min_format_valid_rate = 0.9 needs" in enough(there + 1).remedy
+    assert "set data.eval_fraction to 0." in enough(there + 1).remedy
+
+
+def test_as_many_red_team_prompts_are_asked_as_the_later_gates_need(tokenizer, files):
+    asked = {"red_team_prompts": [{"id": "1", "prompt": [{"role": "user", "content": "how?"}]}]}
+    for num_rows, status in ((1, "passed"), (2, "failed")):
+        evidence = needing("red_team_prompts", num_rows)
+        checks = data.judge(measured(tokenizer, files, asked=asked, evidence=evidence), LIMITS, evidence)
+        assert {check.name: check.status for check in checks}["enough_red_team_prompts"] == status
+
+
+def test_rows_that_could_not_be_counted_do_not_pass():
+    checks = data.judge(data.Numbers(files={}), LIMITS, needing("sft_prompts", 1))
+    assert {check.name: check.status for check in checks}["enough_sft_prompts"] == "not run"
+
+
 def test_an_empty_file_does_not_pass(tokenizer, files):
     change(files["sft_train"], lambda found: [])
     assert "train_rows" in failed(tokenizer, files)
 
 
 def test_judging_nothing_does_not_pass():
-    checks = data.judge(data.Numbers(files={}), LIMITS)
+    checks = data.judge(data.Numbers(files={}), LIMITS, NO_NEEDS)
     assert {check.status for check in checks} == {"not run"}
 
 
@@ -311,7 +345,7 @@ def test_what_could_not_be_measured_does_not_pass(tokenizer, files, missing):
     name = {"near_duplicates": "near_duplicate_share", "personal_data": "secrets_and_personal_data"}.get(
         missing, missing
     )
-    statuses = {check.name: check.status for check in data.judge(replace(whole, **{missing: None}), LIMITS)}
+    statuses = {check.name: check.status for check in data.judge(replace(whole, **{missing: None}), LIMITS, NO_NEEDS)}
     assert [name for name, status in statuses.items() if status != "passed"] == [name]
     assert statuses[name] == "not run"
 
@@ -320,7 +354,7 @@ def test_a_file_that_could_not_be_measured_does_not_pass_and_hides_no_other(toke
     change(files["sft_eval"], lambda found: [edited(found[0], "completion", " "), *found[1:]])
     whole = measured(tokenizer, files)
     numbers = replace(whole, files={**whole.files, "sft_train": None})
-    statuses = {check.name: check.status for check in data.judge(numbers, LIMITS)}
+    statuses = {check.name: check.status for check in data.judge(numbers, LIMITS, NO_NEEDS)}
     assert statuses["empty_turns"] == "failed"
     assert statuses["malformed_rows"] == statuses["duplicate_share"] == statuses["train_rows"] == "not run"
     assert statuses["near_duplicate_share"] == "not run"
@@ -334,14 +368,16 @@ def test_a_measurement_of_a_file_that_dies_leaves_the_file_unmeasured(files):
     numbers = measured.read(data.Numbers)
     assert [check.name for check in measured.failures] == list(numbers.files) == list(rows)
     assert set(numbers.files.values()) == {None} and numbers.personal_data is not None
-    assert {check.status for check in data.judge(numbers, LIMITS) if check.name.endswith("_rows")} == {"not run"}
+    assert {check.status for check in data.judge(numbers, LIMITS, NO_NEEDS) if check.name.endswith("_rows")} == {
+        "not run"
+    }
 
 
 def test_every_problem_is_reported_at_once(tokenizer, files):
     whole = measured(tokenizer, files)
     broken = replace(whole.files["sft_train"], empty=["a"], untrainable=["b"], num_rows=1)
     numbers = replace(whole, files={**whole.files, "sft_train": broken})
-    names = {check.name for check in data.judge(numbers, LIMITS) if check.status != "passed"}
+    names = {check.name for check in data.judge(numbers, LIMITS, NO_NEEDS) if check.status != "passed"}
     assert names == {"empty_turns", "untrainable_rows", "train_rows"}
 
 

@@ -1,5 +1,6 @@
 import json
 
+from posttrain.config.evidence import Evidence
 from posttrain.rows.formats import prompt_key
 from validators import overlap
 
@@ -23,7 +24,7 @@ def test_whatever_is_not_trained_on_may_share_no_prompt_with_what_is(tmp_path):
         "red_team_prompts": [asked("prompt 1", "Make a bomb"), asked("prompt 2", "Add tea?")],
     }
     manifest = tmp_path / "manifest.json"
-    assert overlap.compare_prompts(rows, manifest)["shared_prompts"] == {
+    assert overlap.compare_prompts(rows, manifest, Evidence())["shared_prompts"] == {
         "sft_eval with sft_train": ["c"],
         "sft_eval with preference_train": ["c"],
         "red_team_prompts with sft_train": ["prompt 2"],
