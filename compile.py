@@ -72,7 +72,7 @@ def read_sweep(args: argparse.Namespace, config: PipelineConfig) -> SweepConfig 
     """Returns the settings of the sweep, unless the pipeline alone is to be written."""
     if args.output and not args.sweep_output:
         return None
-    return SweepConfig.read(args.sweep)
+    return SweepConfig.read(args.sweep).for_line(config.stages, config.validation)
 
 
 def graphs_of(args: argparse.Namespace, config: PipelineConfig, sweep: SweepConfig | None) -> dict[Path, Write]:

@@ -32,11 +32,11 @@ def compile_sweep(config: PipelineConfig, settings: SweepConfig, path: str | Pat
     """Writes the graph of a sweep over the pipeline of `config` to `path`.
 
     Raises:
-        ValueError: as for a pipeline.
+        ValueError: as for a pipeline, or trials would not measure what the sweep compares.
     """
     check_gates_can_judge(config)
     check_decidable(config)
-    _write(sweep(config, settings), path)
+    _write(sweep(config, settings.for_line(config.stages, config.validation)), path)
 
 
 def _write(pipeline: Callable, path: str | Path) -> None:

@@ -23,6 +23,7 @@ from pipelines.resources import place
 from pipelines.steps import Steps, step_names
 from posttrain.config import PipelineConfig
 from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, SWEEP, is_gate
+from posttrain.config.metrics import check_measured
 from posttrain.config.requirements import evidence_of_sweep
 from posttrain.config.sweep import Command, CompareStep, HoldOutStep, Rung, SweepConfig, TrialStep
 
@@ -30,6 +31,8 @@ from posttrain.config.sweep import Command, CompareStep, HoldOutStep, Rung, Swee
 def sweep(config: PipelineConfig, settings: SweepConfig):
     """Returns the graph of a sweep over a line."""
     commands = trial_commands(config, until=settings.objective.gate)
+    gates = [command.step for command in commands if command.is_gate]
+    check_measured(config.stages, config.validation, settings, gates)
 
     @dsl.pipeline(name="sweep", description=f"{config.pipeline_id}: trials, their table, the line with the best")
     def sweep(

@@ -32,7 +32,7 @@ class RunRequest:
             ValueError: a file or a flag says something that cannot be run.
         """
         config = absolute_paths(load_config(args.config, args.settings))
-        sweep = SweepConfig.read(args.sweep) if args.sweep else None
+        sweep = SweepConfig.read(args.sweep).for_line(config.stages, config.validation) if args.sweep else None
         return cls(config, run_parameters(config, args), sweep)
 
     @property

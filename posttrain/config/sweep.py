@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from posttrain.config.limits import Validation
+from posttrain.config.metrics import check_known
 from posttrain.config.parse import OVERRIDABLE, check_overrides, read_section
 from posttrain.config.section import Count, Section
-from posttrain.config.stages import DataConfig
+from posttrain.config.stages import DataConfig, Stages
 from posttrain.config.steps import StepSection
 
 MAX_TRIALS = 200
@@ -106,6 +108,14 @@ class Constraint(Section):
         return f"{self.name} is not {' and '.join(words)}"
 
 
+def default_objective(stages: Stages, validation: Validation) -> Objective:
+    """Returns the objective of a sweep that sets none: right answers, where a matcher or a judge tells which are."""
+    gate = "check_sft" if stages.sft.enabled else "check_alignment"
+    if validation.answer_match != "none":
+        return Objective(gate=gate, metric="answer_correct", direction="maximize")
+    return Objective() if stages.sft.enabled else Objective(gate=gate, metric="preference_shift", direction="maximize")
+
+
 class Halving(Section):
     """Successive halving (arXiv:1502.07943): all trials train a little, the best go on, and again."""
 
@@ -132,6 +142,7 @@ class SweepConfig(Section):
     num_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0  # of the sampler; that of a training is sft.seed or dpo.seed
     parallelism: Count = 1  # trials that run at once
+    # unless set: answer_correct where answers are compared with references, else held_out_loss or preference_shift
     objective: Objective = Objective()
     constraints: list[Constraint] = []  # bounds that a trial must keep, in addition to passing its gates
     halving: Halving | None = None  # null: every trial trains to its end
@@ -163,6 +174,13 @@ class SweepConfig(Section):
         return space
 
     @model_validator(mode="after")
+    def _metrics_exist(self):
+        check_known(self.objective.gate, self.objective.metric, key="objective")
+        for at, constraint in enumerate(self.constraints):
+            check_known(constraint.gate, constraint.metric, key=f"constraints[{at}]")
+        return self
+
+    @model_validator(mode="after")
     def _objective_compares(self):
         if "dpo.beta" in self.space and self.objective.metric == "reward_margin":
             raise ValueError(
@@ -189,6 +207,12 @@ class SweepConfig(Section):
             number = len(self.trials)
             raise ValueError(f"halving leaves none of {number} trials for its last rung: fewer rungs, or more trials")
         return self
+
+    def for_line(self, stages: Stages, validation: Validation) -> "SweepConfig":
+        """Returns the sweep with the objective that suits a line, if none was set."""
+        if "objective" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"objective": default_objective(stages, validation)})
 
     @property
     def choices(self) -> dict[str, list[Any]]:

@@ -2,8 +2,9 @@
 
 results of the newest rung's trials -> comparison.html, comparison.md, trials.csv, winner.yaml, its overrides
 
-All four are also written to the run's folder, `<storage_root>/runs/<run id>/<step>/`, even if no trial qualifies. The
-checkpoints of trials that lost are removed: they are several times as large as an adapter.
+They are also written to the run's folder, `<storage_root>/runs/<run id>/<step>/`, the first three even if no trial
+qualifies, winner.yaml only for a winner. The checkpoints of trials that lost are removed: they are several times as
+large as an adapter.
 """
 
 import argparse
@@ -108,10 +109,13 @@ def main(argv: list[str] | None = None) -> None:
             "table": table.html(comparison),
             "summary": table.markdown(comparison),
             "csv": table.to_csv(comparison),
-            "winner": winner_config(step.pipeline, parameters, overrides),
         }
+        if comparison.rows[0].candidate.qualifies:
+            texts["winner"] = winner_config(step.pipeline, parameters, overrides)
         for name, text in texts.items():
             Path(outputs[name]).write_text(text, encoding="utf-8")
+            if name == "winner" and step.rung < len(step.sweep.rungs) - 1:
+                continue  # it has only won a rung
             uri = layout.runs(running.storage_root, run.run_id(), args.step, NAMES[name])
             storage.write_bytes(uri, text.encode())
         for row in comparison.rows:

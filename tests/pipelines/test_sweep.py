@@ -13,6 +13,10 @@ from posttrain.config.sweep import SweepConfig
 from tests.pipelines.graph import Graph
 
 SPACE = {"sft.learning_rate": [1e-4, 2e-4], "sft.lora_r": [8, 16]}
+OBJECTIVES = {
+    gate: {"gate": gate, "metric": "answer_correct", "direction": "maximize"}
+    for gate in ("check_sft", "check_safety", "check_alignment")
+}
 CONFIG = "configs/pipeline_config.yaml"
 
 
@@ -120,7 +124,9 @@ def test_a_sweep_that_ends_with_a_winner_has_no_line_behind_it(tmp_path):
 def test_a_trial_has_the_lines_own_steps_as_far_as_the_gate(tmp_path, settings, gate, steps):
     commands = trial_commands(load_config(CONFIG, settings), until=gate)
     assert [command.step for command in commands] == steps
-    assert lint(Package.read(compiled(tmp_path / "s.yaml", settings, objective={"gate": gate})), allow_tags=True) == []
+    assert (
+        lint(Package.read(compiled(tmp_path / "s.yaml", settings, objective=OBJECTIVES[gate])), allow_tags=True) == []
+    )
     made = {f"{command.step}.{output}" for command in commands for output in command.outputs}
     rows = {f"prepare_{kind}.{side}" for kind in ("sft_data", "preferences") for side in ("train", "eval")}
     assert {source for command in commands for source in command.inputs.values()} <= made | rows | {"fetch_model.model"}
@@ -129,6 +135,21 @@ def test_a_trial_has_the_lines_own_steps_as_far_as_the_gate(tmp_path, settings, 
 def test_a_gate_that_the_line_does_not_have_is_refused():
     with pytest.raises(ValueError, match="check_safety is not in this line: give one of check_sft"):
         trial_commands(load_config(CONFIG), until="check_safety")
+
+
+def test_a_sweep_refuses_what_its_trials_would_not_measure(tmp_path):
+    with pytest.raises(
+        ValueError, match="objective.metric: 'answer_correct' is not measured by check_sft in this line"
+    ):
+        compiled(tmp_path / "s.yaml", ["validation.answer_match=none"], objective=OBJECTIVES["check_sft"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preflight_and_data_gate_know_what_each_part_needs(package):
+    for step in ("preflight", "check_data"):
+        evidence = Graph(package).config_of(step)["evidence"]
+        parts = {need["part"] for need in evidence["needs"] if need["of"] == "sft_prompts"}
+        assert (evidence["unseen_fraction"], parts) == (0.5, {"selection", "unseen"})
 
 
 def test_the_steps_of_a_sweep_are_those_of_its_graph(package):

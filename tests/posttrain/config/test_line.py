@@ -42,7 +42,9 @@ def test_every_name_of_a_step_is_in_exactly_one_row(shape):
     config = load_config("configs/pipeline_config.yaml", SHAPES[shape])
     gate = "check_sft" if config.stages.sft.enabled else "check_alignment"
     key = "sft.lora_r" if config.stages.sft.enabled else "dpo.lora_r"
-    sweep = SweepConfig(space={key: SPACE["sft.lora_r"]}, halving=HALVING, objective={"gate": gate})
+    sweep = SweepConfig(
+        space={key: SPACE["sft.lora_r"]}, halving=HALVING, objective={"gate": gate, "metric": "answer_correct"}
+    )
     for name in sweep_steps(config, sweep):
         assert len([step for step in line.STEPS.values() if step.covers(name)]) == 1, name
 

@@ -1,5 +1,6 @@
 import pytest
 
+from posttrain.config import Stages, Validation
 from posttrain.config.sweep import Range, SweepConfig, nested
 
 SPACE = {"sft.learning_rate": [1e-4, 2e-4], "sft.lora_r": [8, 16]}
@@ -31,6 +32,16 @@ def test_the_committed_sweep_is_valid():
             {"space": {"dpo.beta": [0.1, 0.2]}, "objective": {"gate": "check_alignment", "metric": "reward_margin"}},
             "a larger dpo.beta always wins",
         ),
+        (
+            {"objective": {"metric": "held_out_los"}},
+            "'held_out_los' is not measured by check_sft; did you mean held_out_",
+        ),
+        ({"objective": {"gate": "check_alignment"}}, "'held_out_loss' is not measured by check_alignment"),
+        (
+            {"constraints": [{"gate": "check_sfd", "metric": "answers_stop", "min": 1}]},
+            "constraints[0].gate: 'check_sfd' is not a gate that a trial can come to; did you mean check_sft?",
+        ),
+        ({"constraints": [{"metric": "merge_kl", "max": 1}]}, "constraints[0].metric: 'merge_kl' is not measured"),
         ({"paralelism": 2}, "did you mean parallelism?"),
     ],
 )
@@ -58,6 +69,25 @@ def test_rungs_say_how_many_go_on_and_how_far():
     assert sweep.slots(sweep.rungs[2]) == ["rung_3_rank_1", "rung_3_rank_2"]
     assert sweep.rung_of("rung_2_rank_4").number == 1
     assert sweep.rung_of("judge_winner") is None
+
+
+@pytest.mark.parametrize(
+    ("stages", "answer_match", "objective"),
+    [
+        ({}, "exact", ("check_sft.answer_correct", -1)),
+        ({}, "auto", ("check_sft.answer_correct", -1)),
+        ({}, "none", ("check_sft.held_out_loss", 1)),
+        ({"sft": {"enabled": False}}, "exact", ("check_alignment.answer_correct", -1)),
+        ({"sft": {"enabled": False}}, "none", ("check_alignment.preference_shift", -1)),
+    ],
+)
+def test_trials_are_compared_by_right_answers_unless_nobody_judges_them(stages, answer_match, objective):
+    line = (Stages.model_validate(stages), Validation(answer_match=answer_match))
+    found = SweepConfig(space={"dpo.lora_r": [4, 8]}).for_line(*line)
+    assert (found.objective.name, found.objective.sign) == objective
+    assert found.for_line(Stages(), Validation(answer_match="none")) == found  # once set, it stays
+    chosen = SweepConfig(space=SPACE, objective={"metric": "answers_stop"})
+    assert chosen.for_line(*line) == chosen
 
 
 def test_settings_become_overrides():

@@ -32,7 +32,7 @@ def work(args, rate: float) -> dict:
         return {}
     rows = Path(args.eval).read_text()
     check = at_most("held_out_loss", rate, 0.45, interval=(rate - 0.01, rate + 0.01), detail=rows)
-    verdict = Verdict(gate=args.step, subject={}, checks=(check,), numbers={"num_rows": float(len(rows))})
+    verdict = Verdict(gate=args.step, subject={}, checks=(check,), numbers={"num_held_out_rows": float(len(rows))})
     Path(args.verdict).write_text(verdict.model_dump_json())
     return {"passed": verdict.passed}
 

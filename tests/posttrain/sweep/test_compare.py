@@ -1,10 +1,14 @@
 """What a comparison says where nobody has won, and what it leaves of the trials: no checkpoints of those that lost."""
 
+import json
+
 import pytest
 
 from posttrain import storage
-from posttrain.config.sweep import SweepConfig
+from posttrain.config import RUN_ID_ENV, PipelineConfig
+from posttrain.config.sweep import CompareStep, SweepConfig
 from posttrain.step import records
+from posttrain.sweep import compare
 from posttrain.sweep.compare import check_winner, remove_losers
 from posttrain.sweep.ranking import Candidate, Measure, ranked
 from posttrain.sweep.study import Study
@@ -83,3 +87,30 @@ def test_where_none_qualifies_each_kind_of_end_is_told_once():
         check_winner(ranked(found, 1))
     words = "none of 3 trials qualifies: 2 diverged, trial_1: at step 3; 1 gate failed, trial_2: loss 9"
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("qualifies", [True, False])
+def test_there_is_a_winners_configuration_only_for_a_winner(tmp_path, monkeypatch, qualifies):
+    monkeypatch.setenv(RUN_ID_ENV, "r")
+    sweep = SweepConfig(space={"sft.lora_r": [4]}, objective={"metric": "held_out_loss"})
+    study = Study(str(tmp_path / "root"), "study", sweep)
+    candidate = Candidate(
+        name="trial_1", run_id="r.trial_1", settings={"sft.lora_r": 4}, status="qualified" if qualifies else "killed",
+        measures={"check_sft.held_out_loss": Measure(value=0.1)}, objective="check_sft.held_out_loss",
+    )  # fmt: skip
+    study.keep("trial_1", candidate)
+    pipeline = PipelineConfig(storage_root=str(tmp_path / "root")).model_dump(mode="json", exclude_none=True)
+    step = CompareStep(sweep=sweep, pipeline=pipeline)
+    flags = {"step": "compare_trials", "storage-root": study.storage_root, "config": step.model_dump_json()}
+    flags |= {"rows": json.dumps([storage.join(study.root, "trial_1.json")])}
+    flags |= dict.fromkeys(("base-model", "sft-dataset", "preference-dataset", "model-name"), "x")
+    flags |= {name: str(tmp_path / name) for name in ("table", "summary", "csv", "winner", "best")}
+    argv = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    if qualifies:
+        compare.main(argv)
+    else:
+        with pytest.raises(ValueError, match="none of 1 trials qualifies"):
+            compare.main(argv)
+    folder = tmp_path / "root" / "runs" / "r" / "compare_trials"
+    assert (folder / "winner.yaml").exists() == (tmp_path / "winner").exists() == qualifies
+    assert (folder / "comparison.html").exists() and (folder / "trials.csv").exists()

@@ -83,13 +83,16 @@ def test_what_goes_wrong_is_the_candidates_status_and_never_a_failure(run, end, 
 
 
 def test_a_constraint_disqualifies(run):
-    bound = {"metric": "num_rows", "min": 100}
+    bound = {"metric": "num_held_out_rows", "min": 100}
     _, candidate = run("trial_1", 0.3, constraints=[bound])
-    assert (candidate.status, candidate.reason) == ("constraint not kept", "check_sft.num_rows is not at least 100")
+    assert (candidate.status, candidate.reason) == (
+        "constraint not kept",
+        "check_sft.num_held_out_rows is not at least 100",
+    )
 
 
 def test_an_objective_that_nothing_measures_is_said(run):
-    _, candidate = run("trial_1", 0.3, objective={"metric": "held_out_los"})
+    _, candidate = run("trial_1", 0.3, objective={"metric": "answer_correct"})
     assert candidate.status == "not measured"
     assert "check_sft.held_out_loss" in candidate.reason
 
@@ -116,8 +119,8 @@ def test_parallelism_and_what_follows_make_no_other_sweep(run):
 def test_the_winner_is_judged_on_other_rows(run):
     _, chosen = run("trial_1", 0.3)
     _, winner = run("judge_winner", 0.3, overrides=json.dumps({"sft": {"learning_rate": 0.3}}))
-    assert chosen.measures["check_sft.num_rows"].value == len("selection")
-    assert winner.measures["check_sft.num_rows"].value == len("unseen")
+    assert chosen.measures["check_sft.num_held_out_rows"].value == len("selection")
+    assert winner.measures["check_sft.num_held_out_rows"].value == len("unseen")
 
 
 def test_the_next_rung_takes_the_best_and_leaves_the_rest(run):
