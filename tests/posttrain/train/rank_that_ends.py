@@ -1,6 +1,6 @@
 """A rank without a model, for the tests of torchrun.
 
-    python -m tests.posttrain.train.rank_that_ends <way> <folder>
+python -m tests.posttrain.train.rank_that_ends <way> <folder>
 """
 
 import os
