@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from posttrain.pages import defaults
+from posttrain.pages import defaults, skills
 from posttrain.pages.answers import AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
 from posttrain.verdict import Check, Verdict
@@ -41,6 +41,8 @@ def html(verdict: Verdict, answers: Iterable[AnsweredPrompt] = ()) -> str:
     return _template().render(
         verdict=verdict, stopped=verdict.failed_checks, passed=passed, side_by_side=asked[:NUM_SIDE_BY_SIDE],
         num_asked=len(asked), weak=defaults.weaker([verdict]), columns=columns_of(asked, COLUMNS), worst=worst(answers),
+        numbers=skills.others(verdict.numbers),
+        skills=[skills.cells(score) for score in skills.scores(verdict.numbers)],
     )  # fmt: skip
 
 

@@ -77,6 +77,7 @@ def test_what_is_lost_comes_with_its_remedy():
     [
         ((10, 0, 0, 30), 0.25),  # as good as guessing
         ((14, 0, 0, 26), 0.25),  # not surely better
+        ((4, 0, 0, 3), 0.3),  # far better, on too few rows to be sure
         ((8, 0, 0, 32), 0.0),  # better than nothing, but a loss of all of it would keep the limit
         ((0, 0, 0, 40), 0.0),
         ((8, 32, 0, 0), 0.9),

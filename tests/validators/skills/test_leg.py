@@ -96,7 +96,9 @@ def test_a_model_that_gains_the_task_and_loses_arithmetic_is_stopped(run, narrow
     assert arithmetic.base == 1 and arithmetic.model < 0.5 and arithmetic.informative
     assert not refusal.informative and "skill_refusal" not in by_name(verdict)
     assert {"model_skills", "before_skills"} <= set(verdict.seconds)
-    page = (tmp_path / "out" / "report").read_text()
+    page, summary = ((tmp_path / "out" / name).read_text() for name in ("report", "summary"))
+    assert "<h2>General skills</h2>" in page and "not informative" in page and "skill_arithmetic_low" not in page
+    assert "| `arithmetic` | 100%" in summary and "| `refusal` |" in summary
     assert "arithmetic: wrong, where the base is right" in page
     rows = [row for row in answers.read((tmp_path / "out" / "answers").read_bytes()) if row.source == "skill prompt"]
     assert len(rows) == arithmetic.num_lost and rows[0].references == ["9 + 2 = 11"] and rows[0].base.mark == "right"
