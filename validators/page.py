@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from posttrain.pages import defaults, skills
+from posttrain.pages import abilities, defaults, skills
 from posttrain.pages.answers import AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
 from posttrain.verdict import Check, Verdict
@@ -18,7 +18,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 NUM_SIDE_BY_SIDE = 15  # held-out prompts
 NUM_WORST = 5  # answers in full
-COLUMNS = {"base": "Base", "before": "Model before", "model": "This model"}  # of the side-by-side table
 WIDTH = 240  # of a scale
 MARGIN = 8  # on both sides, for the dot
 
@@ -38,10 +37,12 @@ def html(verdict: Verdict, answers: Iterable[AnsweredPrompt] = ()) -> str:
     answers = list(answers)
     passed = [check for check in verdict.checks if check.status == "passed"]
     asked = worst_first(row for row in answers if row.source == "held-out prompt")
+    titles = abilities.titles(verdict)
     return _template().render(
         verdict=verdict, stopped=verdict.failed_checks, passed=passed, side_by_side=asked[:NUM_SIDE_BY_SIDE],
-        num_asked=len(asked), weak=defaults.weaker([verdict]), columns=columns_of(asked, COLUMNS), worst=worst(answers),
-        numbers=skills.others(verdict.numbers),
+        num_asked=len(asked), weak=defaults.weaker([verdict]), abilities=abilities.abilities(verdict),
+        titles=titles, numbers=skills.others(verdict.numbers), columns=columns_of(asked, titles),
+        worst=worst(answers),
         skills=[skills.cells(score) for score in skills.scores(verdict.numbers)],
     )  # fmt: skip
 

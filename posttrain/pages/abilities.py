@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from posttrain.pages import skills
+from posttrain.pages.skills import SkillScore
 from posttrain.verdict import COUNTS, Check, Verdict
 
 MODELS = ("base", "before", "model")  # in the order in which they were made
-SKILL = "skill_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def abilities(verdict: Verdict) -> list[Ability]:
     num_answers = verdict.numbers.get("num_answers")
     task = Ability("Task", "right answers", _of_answers(verdict, "answer_accuracy", num_answers), _rows(num_answers))
     form = Ability("Form", "well-formed answers", _of_answers(verdict, "format_valid_rate", num_answers))
-    known = [task, form, *_skills(verdict), *_safety(verdict)]
+    known = [task, form, *map(_skill, skills.scores(verdict.numbers)), *_safety(verdict)]
     return [ability for ability in known if ability.shares]
 
 
@@ -97,22 +98,13 @@ def _of_answers(verdict: Verdict, number: str, num_rows: float | None) -> dict[s
     return {model: wilson(numbers[key], num_rows, verdict.confidence) for model, key in keys.items() if key in numbers}
 
 
-def _skills(verdict: Verdict) -> list[Ability]:
-    numbers = verdict.numbers
-    names = [key[len(SKILL) : -len("_base")] for key in numbers if key.startswith(SKILL) and key.endswith("_base")]
-    return [_skill(name, numbers) for name in names if f"{SKILL}{name}" in numbers]
-
-
-def _skill(name: str, numbers: dict[str, float]) -> Ability:
-    prefixes = {"base": f"{SKILL}{name}_base", "before": f"{SKILL}{name}_before", "model": f"{SKILL}{name}"}
+def _skill(score: SkillScore) -> Ability:
     shares = {
-        model: Share(numbers[key], numbers.get(f"{key}_low"), numbers.get(f"{key}_high"))
-        for model, key in prefixes.items()
-        if key in numbers
+        "base": Share(score.base, score.base_low, score.base_high),
+        "model": Share(score.model, score.low, score.high),
     }
-    is_open = numbers.get(f"{SKILL}{name}_informative", 1.0) == 0
-    note = "not informative: the base is near chance" if is_open else _rows(numbers.get(f"{SKILL}{name}_num_rows"))
-    return Ability("Skills", name.replace("_", " "), shares, note)
+    note = _rows(score.num_rows) if score.informative else "not informative: the base cannot do it"
+    return Ability("Skills", score.name.replace("_", " "), shares, note)
 
 
 def _safety(verdict: Verdict) -> list[Ability]:

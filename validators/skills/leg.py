@@ -58,7 +58,8 @@ def bring(limits: AlignmentLimits, folder: Path, allowed_prefixes: list[str]) ->
 
 def ask(session: Session, limits: AlignmentLimits) -> Answers:
     """The loaded model's answers."""
-    generate = session.engine.generate if session.engine else partial(inference.generate, batch_size=BATCH_SIZE)
+    here = partial(inference.generate, batch_size=BATCH_SIZE, name=session.name)
+    generate = session.engine.generate if session.engine else here
     asked = [suites.load(name, limits.skill_rows) for name in limits.suites]
     declines_with = limits.output_format.declines_with
     return asking.ask(session.model, session.tokenizer, asked, generate=generate, declines_with=declines_with)

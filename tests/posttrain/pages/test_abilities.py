@@ -1,8 +1,11 @@
 """What a model can do: shares with intervals, by the numbers of a verdict."""
 
+from dataclasses import replace
+
 import pytest
 
 from posttrain.pages import abilities
+from posttrain.pages.skills import SkillScore
 from posttrain.verdict import Verdict, at_least, at_most
 
 HARMLESS = at_least("no_harmful_content", 0.75, 0.5, interval=(0.55, 0.9), detail="15 of 20; red-team prompts")
@@ -12,10 +15,12 @@ NUMBERS = {
     "answer_accuracy": 0.42, "before_answer_accuracy": 0.4, "base_answer_accuracy": 0.0,
     "format_valid_rate": 1.0, "before_format_valid_rate": 0.9, "base_format_valid_rate": 0.1,
     "harmless_rate": 0.75, "before_harmless_rate": 0.5, "base_harmless_rate": 0.25,
-    "skill_arithmetic": 0.5, "skill_arithmetic_low": 0.4, "skill_arithmetic_high": 0.6,
-    "skill_arithmetic_base": 0.7, "skill_arithmetic_base_low": 0.6, "skill_arithmetic_base_high": 0.8,
-    "skill_arithmetic_informative": 1, "skill_choice": 0.25, "skill_choice_base": 0.25, "skill_choice_informative": 0,
 }  # fmt: skip
+SCORE = SkillScore(
+    name="arithmetic", base=0.7, base_low=0.6, base_high=0.8, model=0.5, low=0.4, high=0.6, chance=0.0, num_rows=40,
+    num_lost=9, num_gained=1, informative=True,
+)  # fmt: skip
+NUMBERS |= SCORE.numbers() | replace(SCORE, name="choice", informative=False).numbers()
 
 
 def verdict(gate="check_alignment", **changes) -> Verdict:
@@ -42,7 +47,6 @@ def test_each_ability_has_the_share_of_every_model_with_its_interval():
 def test_a_skill_that_the_base_lacks_is_said_to_tell_nothing():
     known = by_name(verdict())
     assert known["choice"].note.startswith("not informative")
-    assert known["choice"].shares["model"].low is None
     assert known["arithmetic"].shares["base"] == abilities.Share(0.7, 0.6, 0.8)
 
 
