@@ -68,7 +68,7 @@ class StageResult(BaseModel):
     """One stage: its training or merging and the gates that judge it."""
 
     success: bool
-    loss: float | None = None  # final training loss
+    loss: float | None = None  # training loss of the last steps
     size_gb: float | None = None  # of the last merged model
     time_seconds: float
 

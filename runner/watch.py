@@ -155,7 +155,7 @@ def outcome(step: str, record: StepRecord | None, cause: str | None) -> tuple[st
     if "row" in record.measured:  # a trial
         return state, str(record.measured["status"])
     if "final_loss" in record.measured:
-        return state, f"loss {record.measured['final_loss']:.4g}"
+        return state, f"training loss {record.measured['final_loss']:.4g}"
     if "size_gb" in record.measured:
         return state, html.size(record.measured["size_gb"])
     return state, ""

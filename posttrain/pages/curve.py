@@ -1,4 +1,4 @@
-"""Draws the training curve as one self-contained HTML file: loss and learning rate by optimizer step, as inline SVG.
+"""Draws the training curve as one self-contained HTML file: losses, DPO's rewards, learning rate, as inline SVG.
 
 log history of a trainer -> HTML, for light and dark screens
 """
@@ -11,6 +11,8 @@ from posttrain.pages.drawing import GRID, INK, MUTED, style_axes
 
 LOSS, EVAL = "#040404", "#050505"
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", LOSS: "loss", EVAL: "eval"}
+# Panels of a preference training: key of the trainer's log -> what it is.
+REWARDS = {"rewards/margins": "reward margin", "rewards/accuracies": "reward accuracy"}
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -42,7 +44,10 @@ svg text {{ font-family: system-ui, sans-serif !important; }}
 
 
 def write_curve(history: list[dict], path: str | Path, *, title: str) -> None:
-    """Draws a trainer's log history: entries with `step`, and either `loss` and `learning_rate` or `eval_loss`."""
+    """Draws a trainer's log history: entries with `step`, and either `loss` and `learning_rate` or `eval_loss`.
+
+    Those of a preference training have rewards too, `rewards/margins` and `eval_rewards/margins` for example.
+    """
     steps = [entry for entry in history if "loss" in entry]
     evaluations = [entry for entry in history if "eval_loss" in entry]
     summary = html.escape(_summary(steps, evaluations))
@@ -53,30 +58,41 @@ def write_curve(history: list[dict], path: str | Path, *, title: str) -> None:
 def _summary(steps: list[dict], evaluations: list[dict]) -> str:
     parts = [f"{len(steps)} optimizer steps"]
     if steps:
-        parts.append(f"loss {steps[0]['loss']:.4g} at the first step, {steps[-1]['loss']:.4g} at the last")
+        parts.append(f"training loss {steps[0]['loss']:.4g} at the first step, {steps[-1]['loss']:.4g} at the last")
     if evaluations:
         parts.append(f"held-out loss {evaluations[-1]['eval_loss']:.4g} at the end")
     return "; ".join(parts)
 
 
 def _svg(steps: list[dict], evaluations: list[dict]) -> str:
+    rewards = {key: words for key, words in REWARDS.items() if any(key in entry for entry in steps)}
+    heights = (3, *[2] * len(rewards), 1)
+
     def draw(figure) -> None:
-        loss_axes, rate_axes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-        _draw_loss(loss_axes, steps, evaluations)
+        loss_axes, *others, rate_axes = figure.subplots(len(heights), sharex=True, height_ratios=heights)
+        _draw_pair(loss_axes, steps, evaluations, "loss")
+        loss_axes.set_ylabel("loss (nats)")
+        for axes, (key, words) in zip(others, rewards.items(), strict=True):
+            _draw_pair(axes, steps, evaluations, key)
+            axes.set_ylabel(words)
         _draw_rate(rate_axes, steps)
 
-    return drawing.svg(draw, size=(8, 5), label="Training curve", variables=VARIABLES)
+    return drawing.svg(draw, size=(8, 1 + sum(heights)), label="Training curve", variables=VARIABLES)
 
 
-def _draw_loss(axes, steps: list[dict], evaluations: list[dict]) -> None:
-    axes.plot(*_points(steps, "loss"), color=LOSS, linewidth=1.6, label="training")
-    if len(steps) == 1:
-        axes.plot(*_points(steps, "loss"), "o", color=LOSS)
-    if evaluations:
-        axes.plot(*_points(evaluations, "eval_loss"), "o", color=EVAL, markersize=6, label="held-out", clip_on=False)
-    if steps or evaluations:
+def _draw_pair(axes, steps: list[dict], evaluations: list[dict], key: str) -> None:
+    """Draws a number by step as measured on the training rows and, with dots, on the held-out rows."""
+    what = " loss" if key == "loss" else ""
+    trained = [entry for entry in steps if key in entry]
+    held_out = [entry for entry in evaluations if f"eval_{key}" in entry]
+    axes.plot(*_points(trained, key), color=LOSS, linewidth=1.6, label=f"training{what}")
+    if len(trained) == 1:
+        axes.plot(*_points(trained, key), "o", color=LOSS)
+    if held_out:
+        points = _points(held_out, f"eval_{key}")
+        axes.plot(*points, "o-", color=EVAL, linewidth=1, markersize=6, label=f"held-out{what}", clip_on=False)
+    if trained or held_out:
         axes.legend(frameon=False, labelcolor=INK)
-    axes.set_ylabel("loss (nats)")
     style_axes(axes)
 
 

@@ -189,11 +189,11 @@ def test_answers_stand_side_by_side_the_wrong_ones_first():
         "the reference",
         "{&#34;value&#34;: 4}",
         "base&#39;s",
-        "This model",
+        ">SFT <",
         "system: Be brief.",
     ):
         assert part in table
-    assert "Model before" not in table
+    assert "Aligned" not in table
     tags(text)
 
 
