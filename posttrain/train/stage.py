@@ -22,6 +22,7 @@ from posttrain.step.running import Running
 from posttrain.train import backend, callbacks, ranks, torchrun, tracking
 from posttrain.train.checkpoints import Checkpoints, step_of
 from posttrain.train.ends import LeaveInTime
+from posttrain.train.evaluations import HeldOutLoss
 from posttrain.train.uploads import Uploads
 
 OUTPUTS = ("adapter", "metrics", "curve", "logs")
@@ -156,18 +157,20 @@ def run(
     from transformers.trainer_callback import PrinterCallback
 
     divergence, deadline = callbacks.StopOnDivergence(checkpoints, rows), LeaveInTime(training)
+    held_out = HeldOutLoss(trainer)
     with Uploads(checkpoints) as uploads, deadline.on_sigterm():
         trainer.remove_callback(PrinterCallback)
         callbacks.attach(
             trainer,
             on_log=[divergence.on_log, *checks, callbacks.log_step],
             on_save=[uploads.on_save, deadline.on_save],
-            on_step_end=[deadline.on_step_end],
+            on_step_end=[deadline.on_step_end, held_out.on_step_end],
         )
         newest = ranks.from_first(lambda: checkpoints.fetch_newest(trainer.args.output_dir))
         uploads.stored_step = step_of(newest) if newest else None
         set_seed(trainer.args.seed)  # dropout must not depend on how many random numbers were drawn before
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        with held_out.during_training():
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     deadline.raise_if_stopped(trainer.state, stored_step=ranks.from_first(lambda: uploads.stored_step))
     with tracking.same_run(trainer.args.report_to):
         return trainer.evaluate()
