@@ -12,7 +12,7 @@ from examples.function_calling.evaluate import named_model, rate, summarise
 from examples.function_calling.model import weight_name
 from examples.function_calling.prepare import fetch_wheel, write_jsonl
 from examples.function_calling.run import summarise as summarise_gate
-from examples.function_calling.scoring import DECLINE, equal, score
+from examples.function_calling.scoring import DECLINE, equal, is_accepted, score
 from posttrain.config import MatchOptions
 from posttrain.config.evidence import Evidence
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer
@@ -243,3 +243,41 @@ def test_bad_input_says_what_to_do(tmp_path):
 def test_weight_names():
     assert weight_name("blk.3.attn_q.weight") == "model.layers.3.self_attn.q_proj.weight"
     assert weight_name("token_embd.weight") == "model.embed_tokens.weight"
+
+
+NESTED = {
+    "filters": [{"colour": ["red", "dark red"], "size": [4, ""], "tags": [["new", ["a", "b"]]]}],
+    "city": ["New York, NY", "NYC"],
+    "unit": ["", "metric"],
+}
+
+
+def test_the_gate_accepts_what_berkeley_s_ground_truth_accepts():
+    """The gate's matcher and the benchmark's rule agree on every listed value, as it is and spoiled."""
+    call = data.Question("q", "Where?", [], "find", NESTED)
+    scored = structured.tool_call(call.reference, MatchOptions(text="loose", relative_tolerance=1e-9))
+    filters = [
+        {"colour": colour, "tags": ["new", ["a", "b"]]} | size
+        for colour in ("red", "Dark-Red")
+        for size in ({}, {"size": 4}, {"size": 4.0}, {"size": 5}, {"size": True}, {"more": 1})
+    ]
+    answers = [
+        {"filters": one, "city": city} | unit
+        for one in [*filters, {"colour": "red"}, {}, None]
+        for city in ("new york NY", "NYC", "Boston")
+        for unit in ({}, {"unit": "metric"}, {"unit": "imperial"}, {"extra": 1})
+    ] + [{}, {"city": "NYC"}]
+    ours = [scored(data.call_text("find", arguments)) == 1.0 for arguments in answers]
+    assert ours == [is_accepted(json.loads(json.dumps(arguments)), NESTED) for arguments in answers]
+    assert 0 < sum(ours) < len(ours) / 2
+    assert scored(data.call_text("fetch", answers[0])) == 0.0
+    # The gate alone is stricter: an empty text in the ground truth means that the argument may be left out, no more.
+    assert is_accepted(answers[0] | {"unit": ""}, NESTED)
+    assert scored(data.call_text("find", answers[0] | {"unit": ""})) == 0.0
+
+
+def test_rows_carry_what_is_accepted_and_their_own_answer_is_among_it(files):
+    options = MatchOptions(text="loose")
+    for row in files["sft.jsonl"] + files["preferences.jsonl"]:
+        [reference], own = row["references"], row.get("completion") or row["chosen"]
+        assert structured.tool_call(reference, options)(own[0]["content"]) == 1.0
