@@ -28,14 +28,14 @@ def in_batches(model, tokenizer, prompts: list) -> list[tuple[int, ...]]:
 
 
 def one_by_one(model, tokenizer, prompts: list) -> list[tuple[int, ...]]:
-    found = []
+    answers = []
     for prompt in prompts:
         asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         written = model.generate(
             **asked, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.eos_token_id
         )
-        found.append(tuple(written[0, asked["input_ids"].shape[1] :].tolist()))
-    return found
+        answers.append(tuple(written[0, asked["input_ids"].shape[1] :].tolist()))
+    return answers
 
 
 WAYS: dict[str, Callable] = {"in batches": in_batches, "one by one": one_by_one}
@@ -50,10 +50,10 @@ def run_way(way: str, folder: Path, num_prompts: int) -> None:
     prompts = [row["prompt"] for row in generate(seed=1)["sft"][:num_prompts]]
     tokenizer, model = chat.load_tokenizer(folder / "model"), backend.load_model(folder / "model")
     start = time.monotonic()
-    found = WAYS[way](model, tokenizer, prompts)
+    answers = WAYS[way](model, tokenizer, prompts)
     seconds = time.monotonic() - start
-    (folder / f"{way}.json").write_text(json.dumps(found))
-    print(json.dumps({"seconds": seconds, "tokens_per_second": sum(map(len, found)) / seconds}))
+    (folder / f"{way}.json").write_text(json.dumps(answers))
+    print(json.dumps({"seconds": seconds, "tokens_per_second": sum(map(len, answers)) / seconds}))
 
 
 def num_equal(folder: Path) -> int:

@@ -64,10 +64,10 @@ def main(argv: list[str] | None = None) -> None:
         folders = {f"{num:,} rows": Path(name, str(num)) for num in args.rows}
         for num, folder in zip(args.rows, folders.values(), strict=True):
             write_rows(folder, num)
-        found: list[Runs] = [in_turn({at: step(at_) for at, at_ in folders.items()}, args) for step in (prepare, gate)]
+        timed: list[Runs] = [in_turn({at: step(at_) for at, at_ in folders.items()}, args) for step in (prepare, gate)]
         size = (folders[f"{args.rows[-1]:,} rows"] / "rows.jsonl").stat().st_size / 1e6
     tables = [
-        Table(step, next(iter(folders)), runs) for step, runs in zip(("prepare_data", "check_data"), found, strict=True)
+        Table(step, next(iter(folders)), runs) for step, runs in zip(("prepare_data", "check_data"), timed, strict=True)
     ]
     report(args, note=f"{args.rows[-1]:,} rows are {size:,.0f} MB of JSON Lines.", tables=tables)
 

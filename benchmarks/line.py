@@ -38,7 +38,7 @@ print(steps_of(root, ended.stdout))
 
 def steps_of(root: str, view: str) -> str:
     """JSON: seconds of the run's steps by name, and in total those that are not work."""
-    wall = {found["step"]: float(found["seconds"]) for found in ENDED.finditer(view)}
+    wall = {match["step"]: float(match["seconds"]) for match in ENDED.finditer(view)}
     newest = max(Path(root, "runs").iterdir(), key=lambda folder: folder.stat().st_mtime)
     records = [json.loads(file.read_text()) for file in newest.glob("*.*.json")]
     work = {one["step"]: one["work_seconds"] for one in records}
@@ -65,14 +65,14 @@ def sides(folder: Path) -> dict[str, Side]:
 
 
 def by_step(runs: Runs) -> Runs:
-    """Of the first run, each step as a side."""
+    """Makes each step of the first run a side."""
     steps = [key for key in runs["first run"][0] if key.startswith("own ")]
     return {step.removeprefix("own "): [{"seconds": one[step]} for one in runs["first run"]] for step in steps}
 
 
 def totals(runs: Runs) -> Runs:
     own = [{"seconds": one["seconds"] - one["work"]} for one in runs["first run"]]
-    plain: Runs = {name: [_without_steps(one) for one in found] for name, found in runs.items()}
+    plain: Runs = {name: [_without_steps(one) for one in rounds] for name, rounds in runs.items()}
     return plain | {"own cost of the first run": own}
 
 

@@ -36,9 +36,9 @@ import json, os, subprocess, sys, time
 start = time.monotonic()
 child = subprocess.Popen(sys.argv[2:])
 _, status, usage = os.wait4(child.pid, 0)
-found = {"seconds": time.monotonic() - start, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+usage_of_child = {"seconds": time.monotonic() - start, "cpu_seconds": usage.ru_utime + usage.ru_stime}
 with open(sys.argv[1], "w") as file:
-    json.dump(found | {"peak_mb": usage.ru_maxrss / 1e3}, file)
+    json.dump(usage_of_child | {"peak_mb": usage.ru_maxrss / 1e3}, file)
 sys.exit(min(os.waitstatus_to_exitcode(status), 125) % 256)
 """
 
@@ -92,10 +92,10 @@ def in_turn(sides: dict[str, Side], args: argparse.Namespace, *, warm_up: bool =
     started = begun = time.monotonic()
     for number in range(-1 if warm_up else 0, args.rounds):
         for name, side in sides.items():
-            found = run(side)
+            numbers = run(side)
             if number >= 0:
-                runs[name].append(found)
-                print(f"round {number + 1}, {name}: {found['seconds']:.2f} s", file=sys.stderr, flush=True)
+                runs[name].append(numbers)
+                print(f"round {number + 1}, {name}: {numbers['seconds']:.2f} s", file=sys.stderr, flush=True)
         now = time.monotonic()
         if number >= 0 and 2 * now - begun - started > 60 * args.minutes:
             break
@@ -114,15 +114,15 @@ def run(side: Side) -> Numbers:
         if ended.returncode:
             said = ended.stderr.strip() or ended.stdout.strip()
             raise RuntimeError(f"{side.command[:4]} exited {ended.returncode}: {said[-800:]}")
-        found = json.load(figures)
+        numbers = json.load(figures)
     side.after()
     last = ended.stdout.strip().rpartition("\n")[2]
-    return found | (json.loads(last) if last.startswith("{") else {})
+    return numbers | (json.loads(last) if last.startswith("{") else {})
 
 
 def report(args: argparse.Namespace, *, note: str, tables: list[Table]) -> None:
     """Writes all figures to `args.output`, and their tables to stdout."""
-    found = {
+    results = {
         "title": args.title,
         "note": note,
         "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
@@ -133,8 +133,8 @@ def report(args: argparse.Namespace, *, note: str, tables: list[Table]) -> None:
         "tables": [asdict(one) for one in tables],
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table.section(found))
+    args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(table.section(results))
 
 
 def machine() -> str:

@@ -51,7 +51,7 @@ def sides(folder: Path) -> dict[str, Side]:
 
 
 def synced(folder: Path, side: Side) -> Side:
-    """The same, until what it wrote is on the disk."""
+    """A side that also waits until everything it wrote is on the disk."""
     return Side(["sh", "-c", SYNC, "sh", str(folder), *side.command], before=side.before)
 
 

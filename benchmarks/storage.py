@@ -96,8 +96,8 @@ def write_folder(folder: Path, num_bytes: int) -> None:
 
 def sides(folder: Path) -> dict[str, Side]:
     before, after = partial(clear, folder), partial(check, folder)
-    found = {name: Side(command, before, after) for name, command in commands(folder).items()}
-    return found | {name: replace(found[name], after=lambda: None) for name in ("upload", "bare upload")}
+    plain = {name: Side(command, before, after) for name, command in commands(folder).items()}
+    return plain | {name: replace(plain[name], after=lambda: None) for name in ("upload", "bare upload")}
 
 
 def clear(folder: Path) -> None:

@@ -48,8 +48,8 @@ RUN = "import sys; from benchmarks.sweep import run; run(*sys.argv[1:])"
 
 def run(folder: str, how: str) -> None:
     """Runs the sweep `how`.yaml of the folder, or all of its trials by hand, and prints what came of it."""
-    found = by_hand(Path(folder)) if how == "by hand" else sweep(Path(folder), how)
-    print(json.dumps(found))
+    result = by_hand(Path(folder)) if how == "by hand" else sweep(Path(folder), how)
+    print(json.dumps(result))
 
 
 def sweep(folder: Path, how: str) -> dict[str, float]:
@@ -66,8 +66,8 @@ def by_hand(folder: Path) -> dict[str, float]:
     """Each combination as a run of its own."""
     trials = list(itertools.product(*SHORT.values()))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = list(pool.map(partial(one_by_hand, folder), range(len(trials)), trials))
-    return {"optimizer_steps": sum(steps for _, steps in found), "held_out_loss": min(loss for loss, _ in found)}
+        trained = list(pool.map(partial(one_by_hand, folder), range(len(trials)), trials))
+    return {"optimizer_steps": sum(steps for _, steps in trained), "held_out_loss": min(loss for loss, _ in trained)}
 
 
 def one_by_hand(folder: Path, number: int, values: tuple[float, ...]) -> tuple[float, int]:
@@ -113,19 +113,19 @@ def side(folder: Path, how: str) -> Side:
 
 
 def winner_of(folder: Path, *hows: str) -> str:
-    """The settings that all of these sweeps have found.
+    """Settings of the winner that all of these sweeps have chosen.
 
     Raises:
-        RuntimeError: they have found others.
+        RuntimeError: their winners differ.
     """
-    found = {(folder / f"{how}.winner.json").read_text() for how in hows}
-    if len(found) > 1:
-        raise RuntimeError(f"{' and '.join(hows)} have not found the same winner: {' and '.join(sorted(found))}")
-    return ", ".join(f"{name} {value:g}" for name, value in json.loads(found.pop()).items())
+    winners = {(folder / f"{how}.winner.json").read_text() for how in hows}
+    if len(winners) > 1:
+        raise RuntimeError(f"{' and '.join(hows)} have different winners: {' and '.join(sorted(winners))}")
+    return ", ".join(f"{name} {value:g}" for name, value in json.loads(winners.pop()).items())
 
 
 def tables(folder: Path, args: argparse.Namespace) -> tuple[list[Table], str]:
-    """Both comparisons, and what the second has found."""
+    """Runs both comparisons; returns their tables and the winner of the second."""
     short = write_line(
         folder / "short", num_rows=NUM_ROWS["short"], sweeps={"sweep": {"space": SHORT, "parallelism": AT_ONCE}}
     )
@@ -142,14 +142,14 @@ def tables(folder: Path, args: argparse.Namespace) -> tuple[list[Table], str]:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser(__doc__, name="sweep", rounds=1, minutes=3).parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
-        found, winner = tables(Path(name), args)
+        comparisons, winner = tables(Path(name), args)
     note = (
         "2 learning rates x 2 ranks x 2 numbers of epochs on the examples' tiny model, one OpenMP thread. Halving has "
         f"one in {HALVING['reduction_factor']} trials go on from its checkpoint after as small a share of its steps. "
         f"Both found the same winner: {winner}. A sweep has half of the held-out rows choose, and the other half judge "
         "its winner once more; by hand all of them choose."
     )
-    report(args, note=note, tables=found)
+    report(args, note=note, tables=comparisons)
 
 
 if __name__ == "__main__":

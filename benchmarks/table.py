@@ -22,30 +22,30 @@ largest process. Every single measurement is in `results/`.
 LABELS = {"seconds": "seconds", "cpu_seconds": "CPU s", "peak_mb": "peak MB"}
 
 
-def section(found: dict) -> str:
+def section(results: dict) -> str:
     """All tables of one script, as Markdown."""
-    where = f"{found['date']}, {found['machine']}; load at the end {found['load']}. `{found['command']}`"
-    tables = "\n\n".join(render(one) for one in found["tables"])
-    return f"## {found['title']}\n\n{found['note']}\n\n{tables}\n\n{where}"
+    where = f"{results['date']}, {results['machine']}; load at the end {results['load']}. `{results['command']}`"
+    tables = "\n\n".join(render(one) for one in results["tables"])
+    return f"## {results['title']}\n\n{results['note']}\n\n{tables}\n\n{where}"
 
 
 def render(one: dict) -> str:
     """A row for each side, a column for each number."""
     runs, compared = one["runs"], one["compared"]
-    others = [key for key in dict.fromkeys(key for found in runs.values() for key in found[0]) if key != compared]
+    others = [key for key in dict.fromkeys(key for rounds in runs.values() for key in rounds[0]) if key != compared]
     heads = [one["title"], LABELS.get(compared, compared.replace("_", " ")), "least to most", "ratio"]
     heads += [LABELS.get(key, key.replace("_", " ")) for key in others]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    for name, found in runs.items():
-        values = [run[compared] for run in found]
+    for name, rounds in runs.items():
+        values = [run[compared] for run in rounds]
         ratio = "" if name == one["ours"] else f"{_ratio(values, [run[compared] for run in runs[one['ours']]]):.2f}"
         cells = [name, shown(statistics.median(values)), f"{shown(min(values))} to {shown(max(values))}", ratio]
-        lines.append(cells + [_median(found, key) for key in others])
+        lines.append(cells + [_median(rounds, key) for key in others])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _median(found: list[dict], key: str) -> str:
-    return shown(statistics.median(run[key] for run in found)) if key in found[0] else ""
+def _median(rounds: list[dict], key: str) -> str:
+    return shown(statistics.median(run[key] for run in rounds)) if key in rounds[0] else ""
 
 
 def _ratio(values: list[float], ours: list[float]) -> float:

@@ -33,14 +33,14 @@ Lock = dict[str, tuple[str, str]]  # name -> version, SHA-256
 
 
 def locks() -> dict[str, Lock]:
-    """What each file holds; those of torch what its builds do not share.
+    """Resolves the content of each lock file; the two of torch hold what its builds do not share.
 
     Both builds are resolved with everything else: `===` takes the CUDA build alone, which has no local version.
     """
     needed = requirements("train")
     torch = next(pin for pin in needed if pin.startswith("torch=="))
     cpu, cuda = (resolve([*needed, build]) for build in (f"{torch}+cpu", torch.replace("==", "===")))
-    shared = {name: found for name, found in cpu.items() if cuda.get(name) == found}
+    shared = {name: pinned for name, pinned in cpu.items() if cuda.get(name) == pinned}
     return {
         "build": resolve(build_requirements()),
         "cpu": resolve(requirements("cpu")),
@@ -52,17 +52,17 @@ def locks() -> dict[str, Lock]:
 
 
 def requirements(extra: str) -> list[str]:
-    """What the package needs for one of its extras, which may name another one."""
+    """Lists the package's requirements for one of its extras, which may name another one."""
     project = project_table()["project"]
-    found = list(project["dependencies"])
+    needed = list(project["dependencies"])
     for pin in project["optional-dependencies"][extra]:
         other = re.fullmatch(rf"{project['name']}\[(\w+)\]", pin)
-        found += requirements(other[1]) if other else [pin]
-    return list(dict.fromkeys(found))
+        needed += requirements(other[1]) if other else [pin]
+    return list(dict.fromkeys(needed))
 
 
 def pins(path: Path) -> list[str]:
-    """Those of a requirements file, without its comments."""
+    """Reads the pins of a requirements file, without its comments."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [pin for line in lines if (pin := line.partition("#")[0].strip())]
 
@@ -76,17 +76,17 @@ def project_table() -> dict:
 
 
 def resolve(pins: list[str], *options: str) -> Lock:
-    """What pip would install for these requirements, and all that they need.
+    """Resolves these requirements, and all that they need, to what pip would install.
 
     Raises:
         ValueError: pip finds none, with pip's last line; or this is another platform.
     """
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--only-binary=:all:"]
     command += ["--quiet", "--report=-", "--constraint", str(IMAGES / "constraints.txt"), *options, *pins]
-    found = subprocess.run(command, capture_output=True, text=True)
-    if found.returncode:
-        raise ValueError(f"pip finds no set of wheels: {found.stderr.strip().splitlines()[-1]}: is an index missing?")
-    report = json.loads(found.stdout)
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise ValueError(f"pip finds no set of wheels: {result.stderr.strip().splitlines()[-1]}: is an index missing?")
+    report = json.loads(result.stdout)
     if not PLATFORM.items() <= report["environment"].items():
         raise ValueError(f"the images are of {' '.join(PLATFORM.values())}: run make lock there")
     return dict(sorted(map(_locked, report["install"])))
@@ -98,7 +98,7 @@ def _locked(entry: dict) -> tuple[str, tuple[str, str]]:
 
 
 def without(lock: Lock, other: Lock) -> Lock:
-    return {name: found for name, found in lock.items() if name not in other}
+    return {name: pinned for name, pinned in lock.items() if name not in other}
 
 
 def render(title: str, lock: Lock) -> str:
@@ -108,11 +108,11 @@ def render(title: str, lock: Lock) -> str:
 
 def main() -> int:
     try:
-        found = locks()
+        resolved = locks()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for name, lock in found.items():
+    for name, lock in resolved.items():
         path = IMAGES / f"{name}.lock"
         path.write_text(render(TITLES[name], lock), encoding="utf-8")
         print(f"{path.relative_to(IMAGES.parent)}: {len(lock)} packages")

@@ -35,12 +35,12 @@ def push(name: str, registry: str, version: str) -> dict[str, str]:
     remote = f"{repository}:{version}"
     docker("tag", local, remote)
     docker("push", remote)
-    found = DIGEST.search(docker("pull", remote))
-    if not found:
+    digest = DIGEST.search(docker("pull", remote))
+    if not digest:
         raise ValueError(f"{remote}: the registry gives no digest: is it a registry of API version 2?")
     if image_id(remote) != image_id(local):
         raise ValueError(f"{remote}: somebody else has pushed another image meanwhile: give another --version")
-    return {"repository": repository, "digest": found[1]}
+    return {"repository": repository, "digest": digest[1]}
 
 
 def image_id(image: str) -> str:

@@ -35,17 +35,17 @@ def bill(name: str, components: list[dict]) -> dict:
 
 
 def python_packages() -> Iterator[dict]:
-    for found in sorted(distributions(), key=lambda found: canonicalize_name(found.metadata["Name"])):
-        name = canonicalize_name(found.metadata["Name"])
-        yield component(name, found.version, f"pkg:pypi/{name}@{quote(found.version)}") | licences(found)
+    for package in sorted(distributions(), key=lambda package: canonicalize_name(package.metadata["Name"])):
+        name = canonicalize_name(package.metadata["Name"])
+        yield component(name, package.version, f"pkg:pypi/{name}@{quote(package.version)}") | licences(package)
 
 
-def licences(found: Distribution) -> dict:
+def licences(package: Distribution) -> dict:
     """An SPDX expression where the package gives one, else its own word if that is a name and not the whole text."""
-    if expression := found.metadata.get("License-Expression"):
+    if expression := package.metadata.get("License-Expression"):
         return {"licenses": [{"expression": expression}]}
-    classifiers = [line for line in found.metadata.get_all("Classifier", []) if line.startswith("License ::")]
-    names = [line.rpartition(" :: ")[2] for line in classifiers] or [found.metadata.get("License", "")]
+    classifiers = [line for line in package.metadata.get_all("Classifier", []) if line.startswith("License ::")]
+    names = [line.rpartition(" :: ")[2] for line in classifiers] or [package.metadata.get("License", "")]
     names = [name for name in names if name and "\n" not in name]
     return {"licenses": [{"license": {"name": name}} for name in names]} if names else {}
 
@@ -67,8 +67,8 @@ def component(name: str, version: str, purl: str) -> dict:
 def components() -> list[dict]:
     release = dict(line.split("=", 1) for line in RELEASE.read_text(encoding="utf-8").splitlines() if "=" in line)
     debian = debian_packages(DPKG.read_text(encoding="utf-8"), release["ID"].strip('"'))
-    found = {one["purl"]: one for one in (*python_packages(), *debian)}  # an editable install is seen twice
-    return list(found.values())
+    by_purl = {one["purl"]: one for one in (*python_packages(), *debian)}  # an editable install is seen twice
+    return list(by_purl.values())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,15 +26,15 @@ def stages(components: Path) -> dict[str, str]:
 
     A module that runs in both images is one of the cpu image.
     """
-    found: dict[str, str] = {}
+    images: dict[str, str] = {}
     for file in sorted(components.glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "container":
                 module, image = (argument.value for argument in node.args)
-                found[module] = image if found.get(module) != "cpu" else "cpu"
-    if not found:
+                images[module] = image if images.get(module) != "cpu" else "cpu"
+    if not images:
         raise ValueError(f"{components}: no component names a module: give the folder of the components")
-    return found
+    return images
 
 
 def check_absent(image: str) -> Iterator[str]:
@@ -75,9 +75,9 @@ def check_locked(locks: list[Path], installed: dict[str, str]) -> Iterator[str]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Of all packages but this one."""
-    found = {canonicalize_name(one.metadata["Name"]): one.version for one in distributions()}
-    return {name: version for name, version in found.items() if name != "posttrain"}
+    """Versions of all installed packages but this one, by name."""
+    versions = {canonicalize_name(one.metadata["Name"]): one.version for one in distributions()}
+    return {name: version for name, version in versions.items() if name != "posttrain"}
 
 
 def check_user() -> Iterator[str]:
@@ -111,11 +111,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    found = list(findings(args.image, args.components, args.locks))
-    for finding in found:
-        print(f"smoke: {finding}", file=sys.stderr)
-    print(f"smoke: {args.image}: {len(found)} findings")
-    return 1 if found else 0
+    faults = list(findings(args.image, args.components, args.locks))
+    for fault in faults:
+        print(f"smoke: {fault}", file=sys.stderr)
+    print(f"smoke: {args.image}: {len(faults)} findings")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -36,13 +36,13 @@ Config = PipelineConfig | PreflightStep
 
 @dataclass
 class Counted:
-    """What the looks at local data have counted, for the question whether the gates can decide on it."""
+    """Row and prompt counts of local data, from which preflight tells whether the gates can decide on it."""
 
     data_sets: dict[str, Prompts | None]  # by kind; None: remote, unread or unreadable
     asked: dict[str, int] = field(default_factory=dict)  # different prompts by the key of their file
 
     def shortages(self, config: Config) -> list[str]:
-        """What is too little, each on one line."""
+        """Lists the kinds of rows that are too few, with a remedy, one line each."""
         return [
             f"{supply.counted}: {supply.shortage}; {supply.remedy}"
             for supply in supplies(config.evidence, self.data_sets, self.asked)

@@ -309,7 +309,7 @@ class Launcher:
 
 
 def progress_of(line: str) -> tuple[int, int, str] | None:
-    """What is done, of how much, and of what, if a line says so."""
+    """Parses a progress line into done, total and a text; None for any other line."""
     if match := TRAINED.search(line):
         return int(match["done"]), int(match["total"]), match["text"] or ""
     if match := MEASURED.search(line):

@@ -38,7 +38,7 @@ ASK_FOR_HARM = "no_harmful_content"
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a judgement needs. None: could not be measured."""
+    """Numbers that judge() needs; None where one could not be measured."""
 
     start_loss: float | None = None  # DPO's, before its first step
     model: Observed = Observed()
@@ -122,7 +122,7 @@ def wanted(model: Observed, rows: list[dict], limits: config.AlignmentLimits) ->
 
 
 def numbers_of(numbers: Numbers, questions: Questions) -> dict[str, float]:
-    """What the verdict shows beside its checks."""
+    """Numbers that the verdict shows beside its checks."""
     sides = {"": numbers.model, "before_": numbers.before, "base_": numbers.base}
     gains = _gains(numbers.model, numbers.before)
     extra = [prompt for kind in ("red_team", "off_topic", "benign") for prompt in getattr(questions, kind)]
@@ -240,7 +240,7 @@ def decide(
 
 
 def content_of(numbers: Numbers, rows: list[dict], questions: Questions, has_base: bool) -> content.Content:
-    """What the models answered to the held-out rows. In a graph without a base of its own the model before is it."""
+    """Answers to the held-out rows, by model. Without a separate base, the model before this training stands in."""
     before = numbers.before.held_out
     return content.Content(
         references=content.references_by_row(rows, questions.pairs + questions.sft_rows),
@@ -251,7 +251,7 @@ def content_of(numbers: Numbers, rows: list[dict], questions: Questions, has_bas
 
 
 def red_team_of(numbers: Numbers, has_base: bool) -> dict[str, RedTeam]:
-    """What the models answered to the red-team prompts, under the same names."""
+    """Answers to the red-team prompts, by model, under the same names."""
     sides = {"base": numbers.base, "before": numbers.before} if has_base else {"base": numbers.before}
     return {name: _red_team(side) for name, side in (sides | {"model": numbers.model}).items()}
 

@@ -140,7 +140,7 @@ def following(answers: list[str], references: list[str], confidence: float) -> t
 
 
 def canonical(text: str) -> str:
-    """The same text for answers that say the same in another case, spacing or order of keys."""
+    """Normal form of an answer: answers that differ in case, spacing or order of keys alone share it."""
     value = parse(text)
     return normalise(text) if value is NO_JSON else json.dumps(value, sort_keys=True, default=float)
 

@@ -48,7 +48,7 @@ class Content:
 
 
 def references_by_row(asked: list[dict], rows: list[dict]) -> list[list[Reference]]:
-    """What counts as right for each row that was asked: its own references, and those of all rows with its prompt."""
+    """Accepted answers of each row that was asked: its own references, and those of all rows with its prompt."""
     by_prompt: dict[str, dict[str, Reference]] = {}
     for row in rows:
         accepted = by_prompt.setdefault(_key(row["prompt"]), {})
@@ -88,12 +88,12 @@ def score(content: Content, limits: AnswerLimits, judge_model: str | None = None
 
 def judge(content: Content, limits: AnswerLimits) -> list[Check]:
     """Pure: the same content and limits give the same checks."""
-    found = collapse.checks(_rows(content), limits)
+    checks = collapse.checks(_rows(content), limits)
     if limits.matcher == "none":
-        return found
+        return checks
     if limits.matcher == "judge":
-        found.append(pairwise.discerning_check(content.scores_of_wrong, confidence=limits.confidence))
-    return [_correct_check(content, limits), _change_check(content, limits), *found]
+        checks.append(pairwise.discerning_check(content.scores_of_wrong, confidence=limits.confidence))
+    return [_correct_check(content, limits), _change_check(content, limits), *checks]
 
 
 def numbers_of(content: Content) -> dict[str, float | None]:
@@ -103,7 +103,7 @@ def numbers_of(content: Content) -> dict[str, float | None]:
 
 
 def context(content: Content, limits: AnswerLimits, *, gate: str) -> custom.Context:
-    """What the user's own checks are told beside prompts and answers."""
+    """Builds the context that the user's own checks receive beside prompts and answers."""
     texts = {name: [one.answer.text for one in some] for name, some in content.answered.items()}
     return custom.Context(
         gate=gate,
@@ -164,7 +164,7 @@ def _by_matcher(limits: AnswerLimits, answers: list, references: list) -> dict[s
 
 def _by_judge(judge_model: str | None, content: Content, *flat: list) -> dict[str, list[float]]:
     if judge_model is None:
-        raise ValueError("there is no judge: set validation.match_options.judge_model")
+        raise ValueError("no judge is configured: set validation.match_options.judge_model")
     judge = pairwise.load(judge_model)
     prompts = [one.prompt for one in next(iter(content.answered.values()))]
     return {

@@ -25,7 +25,7 @@ IMPORT_SECONDS = 120  # an import may bring torch
 
 @dataclass(frozen=True)
 class Context:
-    """What a check is passed beside prompts and answers."""
+    """Context that a check receives beside prompts and answers."""
 
     gate: str  # step name: check_sft, check_alignment or check_safety
     stopped: list[bool]  # of each answer: whether it ended by itself

@@ -96,7 +96,7 @@ Lists = dict[str, list[str] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a judgement needs. None: could not be measured."""
+    """Numbers that judge() needs; None where one could not be measured."""
 
     files: Files
     near_duplicates: Lists | None = None
@@ -232,17 +232,17 @@ def unmatched(rows: Iterable[dict], rule: config.Matching) -> list[str]:
     """Rows with a reference that the matcher cannot use, or whose own answer it calls wrong: a model that has learned
     such a row by heart would be wrong.
     """
-    found = []
+    entries = []
     for row in rows:
         own = row["chosen" if "chosen" in row else "completion"][0]["content"]
         try:
             scorers = [matching.scorer_of(rule, reference) for reference in references_of(row)]
         except ValueError as error:
-            found.append(f"{row['id']}: {error}")
+            entries.append(f"{row['id']}: {error}")
             continue
         if max(score(own) for score in scorers) < RIGHT:
-            found.append(row["id"])
-    return found
+            entries.append(row["id"])
+    return entries
 
 
 def judge(numbers: Numbers, limits: config.DataLimits, evidence: Evidence) -> list[Check]:
@@ -280,7 +280,7 @@ def judge_evidence(measured: list[Supply] | None, evidence: Evidence) -> list[Ch
 
 
 def numbers_of(numbers: Numbers) -> dict[str, float]:
-    """What the verdict shows beside its checks."""
+    """Numbers that the verdict shows beside its checks."""
     files = {name: file for name, file in numbers.files.items() if file}
     shown = {f"{name}_num_rows": file.num_rows for name, file in files.items()}
     shown |= {f"{name}_max_tokens": file.max_tokens for name, file in files.items()}

@@ -17,7 +17,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model wrote, special tokens included, without the end token it stopped at."""
+    """Text that the model wrote, special tokens included, without the end token it stopped at."""
 
     text: str
     stopped: bool  # by itself, at an end token; False: cut off at the limit

@@ -46,7 +46,7 @@ Names = list[str] | None  # of what is wrong; None: could not be measured
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a judgement needs. None: could not be measured."""
+    """Numbers that judge() needs; None where one could not be measured."""
 
     wrong_names: Names = None  # tensors that only one of base and model has
     wrong_shapes: Names = None
@@ -132,7 +132,7 @@ def judge_weights(numbers: Numbers, limits: config.MergeLimits) -> list[Check]:
 
 
 def judge_files(numbers: Numbers) -> list[Check]:
-    """What lies beside the weights is the base's."""
+    """Checks that the files beside the weights are the base's."""
     return [
         none_wrong("not_quantised", numbers.quantised, "Merge into the 16-bit base."),
         none_wrong("config_unchanged", numbers.changed_config, MERGE_AGAIN),
@@ -308,7 +308,7 @@ def _pair(part: float | None, words: str, whole: float | None) -> str:
 
 
 def numbers_of(numbers: Numbers) -> dict[str, float]:
-    """What the verdict shows beside its checks."""
+    """Numbers that the verdict shows beside its checks."""
     return finite({name: value for name, value in vars(numbers).items() if type(value) in (int, float)})
 
 

@@ -22,7 +22,7 @@ from validators.skills.leg import Skills
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What the models are asked; an empty list is not asked."""
+    """Prompts and rows that the models are asked; an empty list is skipped."""
 
     pairs: list[dict]  # held-out preference rows
     sft_rows: list[dict]  # held-out
@@ -34,7 +34,7 @@ class Questions:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What was observed of one model. None: not asked, or could not be measured."""
+    """Observations of one model; None where it was not asked or could not be measured."""
 
     chosen: Logprobs | None = None
     rejected: Logprobs | None = None
@@ -168,12 +168,12 @@ class Measurer:
         return {"before": {"kl": inference.kl_from(model, tokenizer, self.answer_rows, self.distributions)}}
 
     def judge_harm(self) -> dict[str, dict[str, list[str | None]]]:
-        """What is harmful about each model's red-team answers, by the judge of the configuration."""
+        """Has the configured judge say what is harmful about each model's red-team answers."""
         if self.step.validation.judge == "closed_form":
             judge = judges.closed_form
         elif self.judge_model:
             self.session.free()
             judge = partial(judges.by_model, judges.load(self.judge_model))
         else:
-            raise ValueError("there is no judge: set validation.judge, and validation.judge_model where it is model")
+            raise ValueError("no judge is configured: set validation.judge, and for model also validation.judge_model")
         return {name: {"harms": judge(judged)} for name, judged in self.red_team.items()}

@@ -61,7 +61,7 @@ class Session:
         return self._judged(prompts, generate)
 
     def answer_without_adapter(self, prompts: list[list[Message]]) -> list[JudgedAnswer]:
-        """The same by the base alone, which is loaded already."""
+        """The base's greedy answer to each prompt, from the loaded model with its adapter switched off."""
         if self.engine:
             return self._judged(prompts, partial(self.engine.generate, with_adapter=False))
         with self.model.disable_adapter():

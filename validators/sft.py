@@ -36,7 +36,7 @@ STILL_ZERO = "Training left these at zero: raise sft.learning_rate, or check tha
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a judgement needs. None: could not be measured."""
+    """Numbers that judge() needs; None where one could not be measured."""
 
     shapes: Shapes | None = None  # of the adapter's tensors
     expected_shapes: Shapes | None = None  # of those that a training of this configuration writes
@@ -242,7 +242,7 @@ def judge_answers(judged: list[JudgedAnswer] | None, limits: config.SftLimits) -
 
 
 def numbers_of(numbers: Numbers) -> dict[str, float]:
-    """What the verdict shows beside its checks."""
+    """Numbers that the verdict shows beside its checks."""
     losses = {"held_out_loss": numbers.logprobs, "base_held_out_loss": numbers.base_logprobs}
     counts = {
         "num_held_out_rows": len(numbers.logprobs) if numbers.logprobs else None,

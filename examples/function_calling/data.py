@@ -205,7 +205,7 @@ def split_heldout(questions: list[Question]) -> tuple[list[Question], list[Quest
 
 
 def num_characters(question: Question) -> int:
-    """Of prompt and answer together; a token is about four."""
+    """Number of characters in prompt and answer together; a token is about four."""
     return sum(len(message["content"]) for message in prompt(question)) + len(question.answer)
 
 
@@ -262,8 +262,8 @@ def heldout_row(question: Question, kind: str) -> dict:
 
 
 def careless_call(question: Question) -> str:
-    """What a model without judgement answers. Without arguments: DPO makes every token of it less likely, and arguments
-    are no part of what is wrong here.
+    """The call that a careless model makes. It has no arguments: DPO makes every token of it less likely, and arguments
+    are not what is wrong here.
     """
     return call_text(question.functions[0]["name"], {})
 

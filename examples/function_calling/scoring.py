@@ -16,7 +16,7 @@ DECLINE = "No function fits."
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What is true of one answer. `function` and everything after it are False for an answer that declines."""
+    """Findings about one answer. `function` and everything after it are False for an answer that declines."""
 
     declines: bool
     call: bool  # the whole answer is one call, with name and arguments, of an offered function

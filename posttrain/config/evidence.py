@@ -37,7 +37,7 @@ class Need(Section):
 
 
 class Evidence(Section):
-    """What the gates of a graph need of its data."""
+    """Numbers of rows that the gates of a graph need, and the settings they follow from."""
 
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of prompts held out

@@ -176,7 +176,7 @@ class AnswerLimits(Limits, Matching):
         for name in names:
             if name not in BUILT_IN_CHECKS and not CUSTOM_CHECK.fullmatch(name):
                 known = ", ".join(BUILT_IN_CHECKS)
-                raise ValueError(f"{name!r} is no check: give {known}, or your own as package.module:function")
+                raise ValueError(f"{name!r} is not a check: give {known}, or your own as package.module:function")
         if len(set(names)) < len(names):
             raise ValueError(f"{names} names a check twice: remove one of them")
         return names
@@ -254,7 +254,7 @@ class SkillLimits(LmEvalTasks):
     def _suites_are_known(cls, names):
         for name in [] if isinstance(names, bool) else names:
             if name not in SKILLS:
-                raise ValueError(f"{name!r} is no suite: give some of {', '.join(SKILLS)}; or true, or false")
+                raise ValueError(f"{name!r} is not a suite: give some of {', '.join(SKILLS)}; or true, or false")
         if names == [] or (isinstance(names, list) and len(set(names)) < len(names)):
             raise ValueError(f"{names} names no suite, or one twice: give each once, or false")
         return names

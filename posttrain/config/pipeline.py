@@ -58,7 +58,7 @@ class PipelineConfig(Section):
 
     @property
     def evidence(self) -> Evidence:
-        """What the gates of the line need of its data."""
+        """The evidence that the gates of the line need."""
         return evidence_of(self)
 
     @property

@@ -128,7 +128,7 @@ STATISTICS = {limit.key: limit.statistic for limit in LIMITS}
 
 @dataclass(frozen=True)
 class Requirement:
-    """What one limit of one gate needs."""
+    """Rows that one limit of one gate needs."""
 
     gate: str
     key: str  # of validation
@@ -138,7 +138,7 @@ class Requirement:
 
 
 def requirements(stages: Stages, validation: Validation) -> list[Requirement]:
-    """What the limits of all gates in the graph with these stages need, in the order of the gates."""
+    """Lists the rows that each limit needs in the graph with these stages, in the order of its gates."""
     gates = [step.name for step in LINE if step.kind == "gate" and step.is_in(stages)]
     return [
         Requirement(
@@ -155,12 +155,12 @@ def requirements(stages: Stages, validation: Validation) -> list[Requirement]:
 
 
 def evidence_of(config: "PipelineConfig") -> Evidence:
-    """What a line needs of its data."""
+    """Returns the evidence that the gates of a line need."""
     return _evidence(config, _needs(_of_data(config), "held_out"))
 
 
 def evidence_of_sweep(config: "PipelineConfig", sweep: SweepConfig) -> Evidence:
-    """What a sweep needs of its data: trials are judged on one part of the held-out rows, the winner on the other."""
+    """Returns the evidence that a sweep needs: one part of the held-out rows judges trials, the other the winner."""
     asked = _of_data(config)
     whole = [one for one in asked if one.gate in DATA_GATES or one.of not in HELD_OUT]
     parted = [one for one in asked if one not in whole]
@@ -241,7 +241,7 @@ def _head(config: "PipelineConfig") -> str:
 
 
 def _of_data(config: "PipelineConfig") -> list[Requirement]:
-    """What the limits need of data sets and prompts; the rows of suites are bundled."""
+    """Requirements on data sets and prompt files, without those on the rows of suites, which are bundled."""
     return [one for one in requirements(config.stages, config.validation) if one.of != "skill_rows"]
 
 
@@ -250,12 +250,12 @@ def _has_rows(stages: Stages, of: Of) -> bool:
 
 
 def _needs(asked: list[Requirement], part: Part) -> list[Need]:
-    """The same, with the limits together that need the same number of the same rows."""
+    """Groups the limits that need the same number of the same rows."""
     limits: dict[tuple[Of, int], dict[str, float]] = {}
     for one in asked:
         if one.num_rows is not None:
             limits.setdefault((one.of, one.num_rows), {})[one.key] = one.limit
-    return [Need(of=of, part=part, num_rows=num, limits=found) for (of, num), found in limits.items()]
+    return [Need(of=of, part=part, num_rows=num, limits=group) for (of, num), group in limits.items()]
 
 
 def _evidence(config: "PipelineConfig", needs: list[Need], **values: float) -> Evidence:

@@ -1,4 +1,4 @@
-"""What a model can do, as its gate measured it: right answers, form, skills, safety, from the base to the last model.
+"""Abilities of a model as its gate measured them: right answers, form, skills, safety, from base to last model.
 
 verdict of a gate in which models answered -> `Ability`s, each a share of every model with its interval; a headline
 
@@ -43,13 +43,13 @@ def judged_answers(gates: dict[str, Verdict]) -> Verdict | None:
 
 
 def titles(verdict: Verdict) -> dict[str, str]:
-    """What each of the models is called on a page: `base` is the base, the others by their training."""
+    """Names of the models on a page: `base` is the base, the others are named after their training."""
     is_sft = verdict.gate in ("check_sft", "check_safety")
     return {"base": "Base", "before": "SFT", "model": "SFT" if is_sft else "Aligned"}
 
 
 def abilities(verdict: Verdict) -> list[Ability]:
-    """What was measured of each model, in the order of a page; only what has a number."""
+    """Lists the measured abilities in the order of the page; those without a number are left out."""
     num_answers = verdict.numbers.get("num_answers")
     task = Ability("Task", "right answers", _of_answers(verdict, "answer_accuracy", num_answers), _rows(num_answers))
     form = Ability("Form", "well-formed answers", _of_answers(verdict, "format_valid_rate", num_answers))

@@ -42,7 +42,7 @@ class ModelAnswer(BaseModel):
 
     @property
     def mark(self) -> str:
-        """What is to be said of it: its fault, else right, wrong or not judged."""
+        """The answer's fault, else right, wrong or not judged."""
         if self.fault is not None:
             return self.fault
         return "not judged" if self.score is None else "right" if self.score >= RIGHT else "wrong"

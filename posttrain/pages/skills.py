@@ -19,7 +19,7 @@ PREFIX = "skill_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkillScore:
-    """What base and model reached in one suite. Shares of right answers with their intervals."""
+    """Shares of right answers that base and model reached in one suite, with their intervals."""
 
     name: str
     base: float
@@ -40,7 +40,7 @@ class SkillScore:
 
     @property
     def verdict(self) -> str:
-        """What is known of the skill, in a few words."""
+        """Counts of lost and gained answers, in a few words."""
         return f"{self.num_lost} lost, {self.num_gained} gained" if self.informative else "not informative"
 
 

@@ -79,13 +79,13 @@ class Supply:
 
     @property
     def shortage(self) -> str:
-        """What needs more rows than there are."""
+        """Names the limits that need more rows than there are."""
         needed, _ = shortage(self.needs, self.num_rows, self.evidence.confidence)
         return needed
 
     @property
     def remedy(self) -> str:
-        """What to change: the share, the rows, or the limits."""
+        """Names the change that helps: a larger share, more rows, or other limits."""
         _, changes = shortage(self.needs, self.num_rows, self.evidence.confidence)
         return f"{self._more_rows()}; {changes}"
 
@@ -100,7 +100,7 @@ class Supply:
 
 
 def supplies(evidence: Evidence, data_sets: dict[str, Prompts | None], asked: dict[str, int | None]) -> list[Supply]:
-    """What there is for each need of the gates.
+    """Compares the needs of the gates with the rows that exist.
 
     Args:
         data_sets: by kind, those of the graph; None: not known here.
@@ -124,8 +124,8 @@ def _supply(
     keys = [key for prompts in known for key in prompts.held_out if _is_in(key, part, evidence)]
     num_rows = len(keys) if of.endswith("_rows") else len(set(keys))
     different = set().union(*(prompts.different for prompts in known))
-    found = Supply(of, part, num_rows, needs, evidence, num_prompts=len(different))
-    return replace(found, eval_fraction=_fraction_for(found, different)) if found.is_short else found
+    supply = Supply(of, part, num_rows, needs, evidence, num_prompts=len(different))
+    return replace(supply, eval_fraction=_fraction_for(supply, different)) if supply.is_short else supply
 
 
 def _is_in(key: bytes, part: Part, evidence: Evidence) -> bool:

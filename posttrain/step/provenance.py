@@ -177,7 +177,9 @@ def _link_faults(link: Link, made: set[str]) -> list[str]:
         faults.append(f"{link.step}: has no inputs and names no source; run it again")
     for name, sha256 in link.inputs.items():
         if sha256 not in made and name not in link.named:
-            faults.append(f"{link.step}: its {name} {sha256} is no output of an earlier step of this run; run it again")
+            faults.append(
+                f"{link.step}: its {name} {sha256} is not an output of an earlier step of this run; run it again"
+            )
     return faults
 
 

@@ -52,7 +52,7 @@ class LeaveInTime:
         if got_sigterm:
             self.reason = "SIGTERM"
         elif is_late:
-            self.reason = f"the deadline of {self.training.timeout_minutes} minutes is near"
+            self.reason = f"the time limit is near (timeout_minutes: {self.training.timeout_minutes})"
         elif self.training.leave_at and state.global_step >= self.training.leave_at * state.max_steps:
             self.reason = f"asked for {self.training.leave_at:.3g} of its steps"
         if self.reason:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Orders(BaseModel):
-    """What a rank must know from the process that starts it."""
+    """Values that the launching process passes to every rank."""
 
     fingerprint: str
     folder: str  # of the files in which ranks say how they ended

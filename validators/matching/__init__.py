@@ -33,7 +33,7 @@ Scorer = Callable[[str], float]  # an answer's text -> its score against one ref
 
 
 def scorer(name: str, reference: Reference, options: MatchOptions) -> Scorer:
-    """What scores answers against one reference, by a matcher that needs neither a model nor code of the user's.
+    """Builds the scorer of answers against one reference, for a matcher that needs neither model nor user code.
 
     Raises:
         ValueError: the matcher cannot compare anything with this reference.
@@ -52,8 +52,9 @@ def scorer(name: str, reference: Reference, options: MatchOptions) -> Scorer:
 
 
 def scorer_of(rule: Matching, reference: Reference) -> Scorer:
-    """What scores answers against one reference by the configuration. The sentence that declines is wanted as it is,
-    whatever the matcher: in a product that answers in JSON it is no JSON.
+    """Builds the scorer of answers against one reference that the configuration asks for.
+
+    The declining sentence is matched exactly, whatever the matcher: where answers are JSON, it is not.
 
     Raises:
         ValueError: the matcher cannot compare anything with this reference.

@@ -21,7 +21,7 @@ NOT_AN_ARTICLE = r"(?!\s+(?!(?:or|and|nor|but|is|was|because|since)\b)[a-z])"
 
 
 def choice(reference: Reference, options: MatchOptions) -> Scorer:
-    """The same choice.
+    """Builds a scorer: 1 for an answer that names the reference's choice, else 0.
 
     Raises:
         ValueError: the reference names none of the choices, or several.

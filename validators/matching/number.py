@@ -40,7 +40,7 @@ NUMBER = re.compile(
 
 
 def number(reference: Reference, options: MatchOptions) -> Scorer:
-    """The same number, within the tolerance.
+    """Builds a scorer: 1 for an answer whose last number equals the reference's within the tolerance, else 0.
 
     Raises:
         ValueError: the reference holds no number.
@@ -69,10 +69,10 @@ def is_close(given: Decimal | int, wanted: Decimal | int, options: MatchOptions)
 
 def last_number(text: str) -> Decimal | None:
     """The last number of a text; None where it holds none."""
-    found = None
+    last = None
     for match in NUMBER.finditer(_prepared(text)):
-        found = _value(match)
-    return found
+        last = _value(match)
+    return last
 
 
 def _prepared(text: str) -> str:

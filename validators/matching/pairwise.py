@@ -88,7 +88,7 @@ def scores(
 def scores_of_wrong(
     judge: PairwiseJudge, prompts: list[list[Message]], references: list[list[Reference]]
 ) -> list[float]:
-    """What the judge gives, row by row, to the reference of the next row that has another one."""
+    """Scores that the judge gives, row by row, to the reference of the next row that has another one."""
     texts = [structured.sample_text(accepted[0]) for accepted in references]
     asked = []
     for at, prompt in enumerate(prompts):

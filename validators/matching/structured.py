@@ -34,7 +34,7 @@ class Call:
 
 
 def json_value(reference: Reference, options: MatchOptions) -> Scorer:
-    """The same JSON value.
+    """Builds a scorer: 1 for an answer with the reference's JSON value, else 0.
 
     Raises:
         ValueError: the reference is a text that is not JSON, or nothing of it is left to compare.

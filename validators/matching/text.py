@@ -14,7 +14,7 @@ WITHOUT_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER
 
 
 def exact(reference: Reference, options: MatchOptions) -> Scorer:
-    """The same text."""
+    """Builds a scorer: 1 for an answer with the reference's text, compared in plain form, else 0."""
     wanted = plain(text_of(reference))
     return lambda answer: float(plain(answer) == wanted)
 

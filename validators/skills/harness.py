@@ -4,7 +4,7 @@ model folder, names of tasks, folder with their YAML files and data -> the score
 
 Each model is evaluated in a process of its own, which starts anew: lm-eval brings much along, and reads whether it may
 go online when it is imported. Relative paths in a task's YAML are looked up in the folder. A task that is not there,
-that ends without its metric, or whose metric is no share between 0 and 1 has no scores, and its check fails.
+that ends without its metric, or whose metric is not a share between 0 and 1 has no scores, and its check fails.
 
     python -m validators.skills.harness --model DIR --data DIR --output scores.json TASK[:METRIC] ...
 """
@@ -42,7 +42,7 @@ def fetch(uri: str, folder: Path, allowed_prefixes: list[str]) -> str:
         return str(folder / "lm_eval_data")
     path = Path(storage.local_path(uri)).absolute()
     if not path.is_dir():
-        raise ValueError(f"validation.lm_eval_data: {path} is no folder: give the one with the tasks' YAML files")
+        raise ValueError(f"validation.lm_eval_data: {path} is not a folder: give the one with the tasks' YAML files")
     return str(path)
 
 
@@ -106,7 +106,7 @@ def read_samples(samples: list[dict[str, Any]] | None, metric: str, *, data: Pat
         return Scored(error=f"ended without its metric {metric or '(it names none)'}; it gave {', '.join(given)}")
     if not all(_is_share(value) for value in values):
         return Scored(
-            error=f"its metric {metric} is no share between 0 and 1 of each row: name another, as task:metric"
+            error=f"its metric {metric} is not a share between 0 and 1 of each row: name another, as task:metric"
         )
     guesses = [1 / len(one["arguments"]) if len(one["arguments"]) > 1 else 0.0 for one in samples]
     return Scored(scores=[float(value) for value in values], chance=sum(guesses) / len(guesses))

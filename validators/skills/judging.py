@@ -78,13 +78,13 @@ def checks(
 def scores(
     base: dict[str, Scored] | None, model: dict[str, Scored] | None, limits: SkillLimits, *, confidence: float
 ) -> list[SkillScore]:
-    """What base and model reached, suite by suite; a suite without scores is left out."""
+    """Scores of base and model, suite by suite; a suite without scores is left out."""
     names = [name for name in base or {} if model and not _error(base[name], model[name])]
     return [_score(name, base[name], model[name], limits, confidence) for name in names]
 
 
 def lost(base: Answers | None, model: Answers | None, checks: list[Check]) -> list[AnsweredPrompt]:
-    """What the base answers rightly and the model does not, in the suites that have a check."""
+    """Lists prompts that the base answers rightly and the model does not, in the suites that have a check."""
     names = [name for check in checks if (name := check.name.removeprefix("skill_")) in (base or {}) and model]
     return [
         AnsweredPrompt(

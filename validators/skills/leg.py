@@ -22,7 +22,7 @@ BATCH_SIZE = 32  # short prompts, short answers
 
 @dataclass(frozen=True, kw_only=True)
 class Skills:
-    """What one model gave. None: not asked, or could not be measured."""
+    """Skill results of one model; None where it was not asked or could not be measured."""
 
     answers: Answers | None = None
     tasks: dict[str, Scored] | None = None  # of lm-evaluation-harness
@@ -37,7 +37,7 @@ class Skills:
 
 @dataclass(frozen=True)
 class Leg:
-    """What a gate shows of general skills."""
+    """Checks, numbers and lost answers that a gate shows of general skills."""
 
     checks: list[Check]
     numbers: dict[str, float]

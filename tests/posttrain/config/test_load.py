@@ -67,7 +67,7 @@ def test_set_wins_over_files(files):
         ("stages.sft.config_path=gone.yaml", "stages.sft.config_path: 'gone.yaml' is neither beside"),
         ("stages.merge.enabled=false", "merge is off but dpo is on"),
         ("upload_to_hub=true", "hub_repo_id is empty"),
-        ("validation.custom_checks=[no_such_check]", "'no_such_check' is no check: give output_format_valid"),
+        ("validation.custom_checks=[no_such_check]", "'no_such_check' is not a check: give output_format_valid"),
         ("dpo.loss_weights=[1, 2]", "loss_weights has 2 values for 1 loss types"),
         ("pipeline_id={{x}}", "pipeline_id"),
         ("validation", "give section.key=value"),

@@ -22,7 +22,7 @@ def test_yaml_turns_them_off(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"skills": ["poetry"]}, "'poetry' is no suite: give some of arithmetic, reading"),
+        ({"skills": ["poetry"]}, "'poetry' is not a suite: give some of arithmetic, reading"),
         ({"skills": []}, "names no suite"),
         ({"skills": ["choice", "choice"]}, "one twice"),
         ({"max_skill_drop": 0}, "greater than 0"),

@@ -70,7 +70,7 @@ def test_of_a_gate_that_judged_again_the_last_verdict_counts():
 def test_a_step_that_gives_what_it_took_is_no_source_of_it():
     records = [done("train", ["adapter"], ["adapter"]) if step.step == "train" else step for step in LINE]
     found = provenance.faults(trace(records, run_id="r", end=END))
-    assert "train: its adapter adapter is no output of an earlier step of this run; run it again" in found
+    assert "train: its adapter adapter is not an output of an earlier step of this run; run it again" in found
 
 
 def test_sources_are_of_steps_that_take_nothing_and_of_prompts_that_a_gate_names():

@@ -43,7 +43,9 @@ def test_leaves_while_one_more_step_would_still_have_fitted():
     with pytest.raises(Unfinished) as left:
         steps.leave.raise_if_stopped(steps.state, stored_step=51)
     assert left.value.code == 75
-    assert str(left.value).endswith("the deadline of 10 minutes is near; the next attempt resumes from step 51")
+    assert str(left.value).endswith(
+        "the time limit is near (timeout_minutes: 10); the next attempt resumes from step 51"
+    )
 
 
 def test_says_when_nothing_could_be_stored():

@@ -75,9 +75,9 @@ def test_the_scores_of_the_first_metric_and_the_first_filter_are_read_in_order()
         ([sample(0, acc=1.0)], "f1", "ended without its metric f1; it gave acc"),
         ([sample(0, acc=1.0), sample(1)], "", "ended without its metric acc"),
         ([sample(0)], "", "ended without its metric"),
-        ([sample(0, perplexity=12.5)], "", "its metric perplexity is no share"),
-        ([sample(0, acc=float("nan"))], "", "its metric acc is no share"),
-        ([sample(0, bleu=("a", "b"))], "", "its metric bleu is no share"),
+        ([sample(0, perplexity=12.5)], "", "its metric perplexity is not a share"),
+        ([sample(0, acc=float("nan"))], "", "its metric acc is not a share"),
+        ([sample(0, bleu=("a", "b"))], "", "its metric bleu is not a share"),
     ],
 )
 def test_a_task_without_its_metric_has_no_scores(samples, metric, error):
@@ -87,7 +87,7 @@ def test_a_task_without_its_metric_has_no_scores(samples, metric, error):
 
 def test_data_that_is_not_there_or_not_allowed_is_refused(tasks, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "find_spec", lambda name: True)
-    with pytest.raises(ValueError, match="lm_eval_data: .*gone is no folder"):
+    with pytest.raises(ValueError, match="lm_eval_data: .*gone is not a folder"):
         leg.bring(limits(tmp_path / "gone", "toy_sums"), tmp_path, ["/"])
     with pytest.raises(ValueError, match="lm_eval_data"):
         leg.bring(limits(tasks, "toy_sums"), tmp_path, ["gs://bucket/"])

@@ -8,7 +8,7 @@ from validators.skills.generators import WRITERS
 
 
 def text_of(name: str) -> str:
-    """What the file of a suite holds."""
+    """Renders the file of a suite, as JSON Lines."""
     return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in WRITERS[name]())
 
 

@@ -1,4 +1,4 @@
-"""What the generators share: how a row is drafted, and how drafts of several kinds become a suite.
+"""Drafts of rows, which all generators share, and their assembly into a suite.
 
 kinds of drafts -> rows without duplicates, which alternate between the kinds
 """

@@ -54,14 +54,14 @@ def color(rng: random.Random) -> Draft:
 
 
 def food(rng: random.Random) -> Draft:
-    """What the user has for dinner."""
+    """A question about the user's dinner."""
     name, dish = rng.choice(NAMES), rng.choice(FOODS)
     said = f"Tonight {name} and I will cook {dish} for dinner."
     return _asked(rng, said, "Enjoy your meal!", f"What will {name} and I cook for dinner?", dish, FOODS)
 
 
 def job(rng: random.Random) -> Draft:
-    """What a friend of the user works as."""
+    """A question about the job of a friend of the user."""
     friend, theirs = rng.choice(NAMES), rng.choice(JOBS)
     said = f"My friend {friend} works as a {theirs}."
     return _asked(rng, said, "That is interesting work.", f"What does my friend {friend} work as?", theirs, JOBS)

@@ -25,7 +25,7 @@ def home(rng: random.Random) -> Draft:
 
 
 def job(rng: random.Random) -> Draft:
-    """What somebody works as."""
+    """A question about somebody's job."""
     text, facts = _person(rng)
     return _asked(text, f"What is the job of {facts['name']}?", facts["job"], [facts["city"], facts["age"]])
 

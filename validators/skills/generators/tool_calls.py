@@ -31,13 +31,13 @@ def rows() -> list[Row]:
 
 
 def again(rng: random.Random, wanted: str) -> Draft:
-    """The same function as before."""
+    """A request that needs the function called before once more."""
     unused = rng.choice([name for name in FUNCTIONS if name != wanted])
     return _asked(rng, wanted, shown=wanted, offered=[wanted, unused])
 
 
 def other(rng: random.Random, wanted: str) -> Draft:
-    """A function that was offered and not called before."""
+    """A request that needs a function that was offered and not called before."""
     shown = rng.choice([name for name in FUNCTIONS if name != wanted])
     return _asked(rng, wanted, shown=shown, offered=[wanted, shown])
 
