@@ -1,4 +1,4 @@
-"""What the processes of a run really import: a `sitecustomize.py` for them, and what it has written.
+"""Imports that the processes of a run really make: a `sitecustomize.py` that writes them down, and its reader.
 
 folder -> environment of the run; afterwards step -> modules of ours that its processes looked for
 """

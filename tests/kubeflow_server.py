@@ -31,7 +31,7 @@ Fault = int | Literal["drop", "lose", "cut", "page"]
 
 @dataclass(frozen=True)
 class Scene:
-    """What one look at a run finds."""
+    """State of a run at one look."""
 
     state: str
     tasks: dict[str, str] = field(default_factory=dict)  # name -> state, in the order in which they started
@@ -48,7 +48,7 @@ class Scene:
 
 @dataclass
 class Kubeflow:
-    """What the server has been told, and what it will do."""
+    """A Kubeflow server: the calls it has received, and the scenes and faults it will answer with."""
 
     url: str = ""
     token: str | None = None  # that a caller must bring

@@ -212,7 +212,7 @@ def test_nothing_else_runs_where_preflight_fails(project, capsys, monkeypatch):
 
 
 def test_the_word_of_the_runner_promotes_nothing(project, capsys, monkeypatch):
-    """As if neither branch of a gate had run, and the runner had called that a success."""
+    """Neither branch of a gate has run, and the runner calls that a success."""
     monkeypatch.setattr(here, "run_graph", lambda *_: True)
     assert start() == exit_codes.ERROR
     assert "preflight: left no record" in value(capsys.readouterr().out, "Errors")

@@ -54,7 +54,7 @@ class LeaveInTime:
         elif is_late:
             self.reason = f"the time limit is near (timeout_minutes: {self.training.timeout_minutes})"
         elif self.training.leave_at and state.global_step >= self.training.leave_at * state.max_steps:
-            self.reason = f"asked for {self.training.leave_at:.3g} of its steps"
+            self.reason = f"{self.training.leave_at:.3g} of its steps are done (leave_at)"
         if self.reason:
             control.should_save = control.should_training_stop = True
         elif is_due:

@@ -43,7 +43,7 @@ MAX_SECONDS = 600  # of one run; more is a hang
 
 @dataclass
 class Tally:
-    """What happened."""
+    """Counts of kills, resumed trainings and rounds, and the faults."""
 
     kills: Counter = field(default_factory=Counter)  # kind of moment -> how often
     resumed: Counter = field(default_factory=Counter)  # step -> how often it went on from a checkpoint
@@ -176,7 +176,7 @@ def weights(root: Path) -> dict[str, str]:
 
 
 def broken(root: Path) -> list[str]:
-    """What stands under a final name and is not whole."""
+    """Lists artifacts that have a final name but are not whole."""
     faults = []
     for path in root.glob(f"checkpoints/*/*/*/*/{COMPLETE}"):
         manifest = Manifest.model_validate_json(path.read_bytes())

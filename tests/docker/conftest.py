@@ -127,7 +127,7 @@ def base_image(docker: Docker) -> str:
 
 
 def pip_settings() -> dict[str, str]:
-    """What pip uses on this machine, by key; the environment goes before a file."""
+    """Settings of pip on this machine, by key; the environment goes before a file."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     settings: dict[str, str] = {}
     for line in sorted(listed.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
@@ -196,7 +196,7 @@ def make(docker: Docker, base_image: str, build_arguments: list[str]) -> Callabl
 
 
 def copy_checkout(folder: Path) -> Path:
-    """What an image is built of and a graph compiled from, to be changed."""
+    """Copies the sources that images and graphs are built from, for a test to change."""
     for name in SOURCES:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

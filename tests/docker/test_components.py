@@ -87,7 +87,7 @@ class Containers:
         return self.docker("run", *options, image, *container["command"], *args)
 
     def _parameters(self, step: str, component: str) -> dict[str, str]:
-        """What the graph passes in: the run's parameters, and the component's part of the configuration."""
+        """Arguments that the graph passes in: the run's parameters, and the component's part of the configuration."""
         steps = Steps(self.config)
         steps.names = step_names(self.config)
         is_pairs = step == "prepare_preferences"

@@ -1,4 +1,4 @@
-"""What the two images are: small rights, nothing that does not belong, a bill of what does."""
+"""The two images: few rights, nothing that does not belong, a bill of materials."""
 
 import json
 
@@ -74,7 +74,7 @@ def test_unsloth_is_there_if_asked_for_and_can_be_imported_first(docker, images,
 
 
 def test_a_wheel_with_another_digest_is_refused(docker, make, images, tmp_path):
-    """The same version from the same index, but the lock file knows another file."""
+    """Version and index are those of the lock file, but the file is another."""
     lock = copy_checkout(tmp_path) / "images" / "build.lock"
     text, _, _ = lock.read_text().rpartition("sha256:")
     lock.write_text(f"{text}sha256:{'0' * 64}\n")

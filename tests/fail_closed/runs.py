@@ -48,7 +48,7 @@ REAL = ["posttrain.publish", "posttrain.reject", "posttrain.report"]
 
 @dataclass(frozen=True)
 class Ending:
-    """What became of a run."""
+    """Ending of a run."""
 
     exit_code: int  # of run_pipeline
     success: bool  # of pipeline_result.json
@@ -191,7 +191,7 @@ def quick(shape: str, gate: str, own_process: bool) -> Iterator[None]:
 
 @functools.cache
 def warm_up() -> None:
-    """What every step would do again: our digest, imports, the page's template."""
+    """Does once what every step would do again: our digest, imports, the page's template."""
     code_of(steps.__name__, config={})
     for module in REAL:
         importlib.import_module(module)
@@ -201,7 +201,7 @@ def warm_up() -> None:
 
 
 def fork(launcher, step: local.Step) -> tuple[int, str]:
-    """As `Launcher._execute`, the process being a copy of this one."""
+    """Stands in for `Launcher._execute`; the process is a copy of this one."""
     child = os.fork()
     if child == 0:
         os._exit(call(launcher, step)[0])
@@ -210,7 +210,7 @@ def fork(launcher, step: local.Step) -> tuple[int, str]:
 
 
 def call(launcher, step: local.Step) -> tuple[int, str]:
-    """The same inside this process, whose environment and streams are one step's at a time."""
+    """Runs a step inside this process, whose environment and streams are one step's at a time."""
     log = launcher.run.logs / f"{step.name}.log"
     with ONE_AT_A_TIME, patch.dict(os.environ, step.environment), words_in(log):
         exit_code = as_module(step.command)

@@ -103,7 +103,7 @@ def judge(name: str, measured: measuring.Measured) -> list:
 
 
 def tell(args: argparse.Namespace, *, passed: bool) -> None:
-    """What the graph goes by, past `checks.run_gate`."""
+    """Writes the outputs that the graph goes by, past `checks.run_gate`."""
     kfp_io.write_outputs(args.executor_input, parameters={"passed": passed}, metadata={})
     Path(args.passed).write_text(json.dumps(passed))
 

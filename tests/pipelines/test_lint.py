@@ -41,7 +41,7 @@ def task(package: Package, name: str) -> Task:
 
 
 def findings(package: Package) -> list[lint.Finding]:
-    """As `lint`, of a package whose tasks were changed."""
+    """Lints a package whose tasks were changed."""
     return lint.lint(Package(package.spec, package.platform))
 
 

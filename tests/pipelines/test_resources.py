@@ -1,4 +1,4 @@
-"""What a placement becomes in the package: container and pod; and the clusters under configs/."""
+"""Placements in the package, as container and pod; and the clusters under configs/."""
 
 from pathlib import Path
 

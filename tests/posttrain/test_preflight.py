@@ -207,7 +207,7 @@ def test_there_is_room_for_the_model_and_what_each_merge_makes(given, monkeypatc
 
 @pytest.fixture
 def on_hub(given, hub) -> dict:
-    """The same with the model and a data set on the Hub."""
+    """Settings with the model and a data set on the Hub."""
     hub.repos["org/tiny"] = Path(given["base_model"])
     hub.datasets.add("org/rows")
     return given | {"base_model": "org/tiny@v1", "sft_dataset": "org/rows"}

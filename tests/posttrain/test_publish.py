@@ -31,7 +31,7 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def line(finished: Path, tmp_path: Path) -> Line:
-    """The same, to be changed, and judged again."""
+    """A copy of the finished line, which a test may change and judge again."""
     line = Line(shutil.copytree(finished, tmp_path / "line"))
     base, model = line.path("fetch_model", "model"), line.model
     line.taken["check_sft"] = {"base": base, "adapter": line.path("train_sft", "adapter")}

@@ -1,4 +1,4 @@
-"""What a run came to, from its record alone."""
+"""The report of a run, from its record alone."""
 
 import hashlib
 import json

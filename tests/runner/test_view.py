@@ -1,4 +1,4 @@
-"""What a run looks like while it goes on."""
+"""The view of a run while it goes on."""
 
 import io
 import re

@@ -71,7 +71,7 @@ def tokens_and_labels(tokenizer, rows: list[dict]):
 
 
 def padded(tokenizer, rows: list):
-    """The same of token rows."""
+    """Pads token rows to one width; returns ids and labels."""
     import torch
 
     width = max(map(len, rows))

@@ -93,7 +93,7 @@ def judged(numbers: dict) -> list[Check]:
 
 
 def found(base: Path, adapter: Path, model: Path) -> dict[str, str]:
-    """What stops the run, as the gate puts it together."""
+    """Checks that stop the run, by name, as the gate puts them together."""
     measured = gate.measure(base, adapter, model, rows(), timeouts=Timeouts(60))
     checks = [*gate.judge(measured.read(gate.Numbers), LIMITS), *measured.failures]
     return {check.name: check.status for check in checks if check.status != "passed"}
@@ -296,7 +296,7 @@ def test_a_file_that_is_not_the_base_s_fails(name, tiny_model, copy):
 
 
 def test_poisoned_second_weights_beside_the_judged_ones(tiny_model, copy):
-    """What the index names would be judged, and a loader that looks for one file first would serve another."""
+    """The gate would judge the file that the index names; a loader that prefers a single file would serve another."""
     (copy / WEIGHTS).rename(copy / "model-00001-of-00001.safetensors")
     index = {"weight_map": dict.fromkeys(load_file(tiny_model / WEIGHTS), "model-00001-of-00001.safetensors")}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -78,7 +78,7 @@ def copy(declining_adapter: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def weak_adapter(copy: Path) -> Path:
-    """The same adapter with a B a million times smaller: it changes nothing that counts."""
+    """A copy of the adapter with a B a million times smaller: it changes nothing that counts."""
     rewrite(copy, lambda name, tensor: tensor * (1e-6 if "lora_B" in name else 1))
     return copy
 
@@ -92,7 +92,7 @@ def judged(numbers: gate.Numbers, **limits) -> dict[str, str]:
 
 
 def found(measured: Measured, step: CheckSftStep) -> dict[str, str]:
-    """What stops the run, as the gate puts it together."""
+    """Checks that stop the run, by name, as the gate puts them together."""
     numbers = measured.read(gate.Numbers)
     return stopped_by([*gate.judge(numbers, step.validation), *measured.failures])
 

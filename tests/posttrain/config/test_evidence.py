@@ -1,4 +1,4 @@
-"""As many rows as are said to be needed decide a limit at a perfect score in the real checks, and fewer do not."""
+"""The number of rows said to be needed decides a limit at a perfect score in the real checks; fewer rows do not."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a step reads on its command line: the compiled configuration, and what a run may change of it."""
+"""The command line of a step: the compiled configuration, and the parts that a run may change."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the limits of a configuration need, and those that nothing could decide."""
+"""Rows that the limits of a configuration need, and limits that no number of rows could decide."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a model can do: shares with intervals, by the numbers of a verdict."""
+"""Abilities of a model: shares with intervals, by the numbers of a verdict."""
 
 from dataclasses import replace
 

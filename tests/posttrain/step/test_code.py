@@ -1,4 +1,4 @@
-"""What a fingerprint's code covers: a finished step stays finished unless something changed that it can run."""
+"""Code in a fingerprint: a finished step stays finished unless something changed that it can run."""
 
 import importlib
 import shutil

@@ -120,7 +120,7 @@ def proxy(upstream: str) -> Iterator[Proxy]:
 
 
 def every_third(fault: Fault) -> Rule:
-    """Of what answers other requests than GET, half is as good as nothing: there `cut` would be `lose`."""
+    """Applies the fault to every third request; `cut` to GET alone, as half an answer to others would equal `lose`."""
     return lambda request: fault if request.number % 3 == 0 and (fault != "cut" or request.method == "GET") else None
 
 

@@ -1,4 +1,4 @@
-"""What the Hub refuses, in words; asked over HTTP."""
+"""Refusals of the Hub, in words; asked over HTTP."""
 
 import pytest
 

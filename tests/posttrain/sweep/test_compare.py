@@ -1,4 +1,4 @@
-"""What a comparison says where nobody has won, and what it leaves of the trials: no checkpoints of those that lost."""
+"""A comparison without a winner says so; a comparison removes the checkpoints of the trials that lost."""
 
 import json
 
@@ -35,7 +35,7 @@ def study(tmp_path):
 
 
 def train(study: Study, folder, run_id: str, *, fingerprint: str) -> None:
-    """What a training leaves: its record and a checkpoint."""
+    """Leaves behind what a training does: its record and a checkpoint."""
     (folder / "trainer_state.json").write_text("{}")
     Checkpoints(study.storage_root, "train_sft", fingerprint, run_id, limit=5).publish(folder, step=10)
     entry = {"step": "train_sft", "attempt": 1, "run_id": run_id, "status": "unfinished", "fingerprint": fingerprint}

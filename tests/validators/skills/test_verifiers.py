@@ -1,4 +1,4 @@
-"""What counts as right: patient with prose and code blocks, strict about the answer itself."""
+"""Verifiers are patient with prose and code blocks, and strict about the answer itself."""
 
 import pytest
 
