@@ -73,7 +73,7 @@ def sides(folder: Path, tokenizer: Path) -> dict[str, Side]:
 
 def check(folder: Path) -> None:
     if (folder / "out" / "passed").read_text() != "true":
-        raise RuntimeError("the gate did not pass: its time says nothing")
+        raise RuntimeError("the gate did not pass: its time is meaningless")
 
 
 def main(argv: list[str] | None = None) -> None:

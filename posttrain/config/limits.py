@@ -256,7 +256,7 @@ class SkillLimits(LmEvalTasks):
             if name not in SKILLS:
                 raise ValueError(f"{name!r} is not a suite: give some of {', '.join(SKILLS)}; or true, or false")
         if names == [] or (isinstance(names, list) and len(set(names)) < len(names)):
-            raise ValueError(f"{names} names no suite, or one twice: give each once, or false")
+            raise ValueError(f"{names} is empty or names a suite twice: give each once, or false")
         return names
 
 

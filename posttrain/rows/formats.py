@@ -219,7 +219,7 @@ def _check_message(message: Any, key: str) -> None:
     if not isinstance(content, str):
         raise ValueError(f"{key!r} has a message with content {shown(content)}: give a string")
     if SURROGATE.search(content):
-        raise ValueError(f"{key!r} has half a UTF-16 pair in {shown(content)}: repair the text's encoding")
+        raise ValueError(f"{key!r} has an unpaired UTF-16 surrogate in {shown(content)}: repair the text's encoding")
 
 
 def _check_references(references: Any) -> None:
@@ -229,7 +229,7 @@ def _check_references(references: Any) -> None:
         raise ValueError(f"'references' is {shown(references)}: give a list of accepted answers, or leave it out")
     try:
         if SURROGATE.search(json.dumps(references, ensure_ascii=False, allow_nan=False)):
-            raise ValueError("half a UTF-16 pair")
+            raise ValueError("an unpaired UTF-16 surrogate")
     except (TypeError, ValueError) as error:
         raise ValueError(f"'references' is {shown(references)}: {error}: give texts or other JSON values") from None
 

@@ -156,7 +156,7 @@ def _read_csv(path: Path, *, name: str) -> Iterator[dict]:
             return
         if None in row or None in row.values():
             raise ValueError(
-                f"{name}: row {number}: has not as many cells as the header ({len(reader.fieldnames)}): "
+                f"{name}: row {number}: does not have as many cells as the header ({len(reader.fieldnames)}): "
                 "check quotes and commas"
             )
         yield {key: _cell(value) for key, value in row.items()}

@@ -107,8 +107,8 @@ class Gcs:
                 except (exceptions.GoogleAPICallError, DataCorruption, ValueError) as error:
                     if not _broke_off(error):
                         raise
-                self._repeats.note("an upload broke off")
-        raise OSError(f"{uri}: the upload broke off {NUM_STARTS} times; try again later")
+                self._repeats.note("an upload was interrupted")
+        raise OSError(f"{uri}: the upload was interrupted {NUM_STARTS} times; try again later")
 
     def _send(self, path: Path, uri: str) -> str:
         with HashedFile(path) as file:

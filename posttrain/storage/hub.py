@@ -1,4 +1,4 @@
-"""The Hugging Face Hub for this process: its endpoint, our token, and its refusals as error messages.
+"""The Hugging Face Hub for this process: its endpoint, its token, and its refusals as error messages.
 
 environment HF_TOKEN, HF_ENDPOINT -> a client; an error of the client -> one line with the parameter and the remedy
 """
@@ -46,7 +46,7 @@ def errors(name: str, uri: str, *, otherwise: str | None = None) -> Iterator[Non
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:
-            raise ValueError(f"{name}: {uri!r}: the Hub does not know our token; replace it by a new one") from error
+            raise ValueError(f"{name}: {uri!r}: the Hub does not know the token; replace it by a new one") from error
         raise ConnectionError(f"{name}: {uri!r}: the Hub answered {status}; try again") from error
     except httpx.HTTPError as error:
         problem = f" is not a {otherwise}, and" if otherwise else ":"
@@ -75,14 +75,14 @@ def check_upload(repo: str, *, name: str) -> None:
         except HfHubHTTPError as error:
             if error.response.status_code != 403:
                 raise
-            raise ValueError(f"{name}: our token may not write to {repo!r}; give one with write access") from error
+            raise ValueError(f"{name}: the token may not write to {repo!r}; give one with write access") from error
 
 
 def _check_namespace(repo: str, account: dict, *, name: str) -> None:
     """Refuses a new repository that the account may not create; publish_model creates it."""
     namespaces = [account["name"], *(organisation["name"] for organisation in account.get("orgs", []))]
     if repo.split("/")[0] not in namespaces:
-        remedy = f"our token can only create one below {' or '.join(namespaces)}"
+        remedy = f"the token can only create one below {' or '.join(namespaces)}"
         raise ValueError(f"{name}: {repo!r} does not exist, and {remedy}; give such a name, or another token")
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise ValueError(f"{name}: {repo!r} does not exist, and our token can only read; give one with write access")
+        raise ValueError(f"{name}: {repo!r} does not exist, and the token can only read; give one with write access")

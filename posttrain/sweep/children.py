@@ -150,7 +150,7 @@ def _ends_with_us(process: BaseProcess) -> Iterator[None]:
         return
 
     def leave(*_) -> None:
-        raise Unfinished("left on SIGTERM; the next attempt continues")
+        raise Unfinished("stopped on SIGTERM; the next attempt continues")
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

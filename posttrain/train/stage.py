@@ -196,7 +196,7 @@ def halving_batches(fit: Callable[[T], dict], config: T) -> dict:
     backend.free_memory()  # not before: the error referred to the model
     smaller = _halved(config)
     logger.warning(
-        "out of memory with batch_size %d: going on with batch_size %d and gradient_accumulation %d",
+        "out of memory with batch_size %d: continuing with batch_size %d and gradient_accumulation %d",
         config.batch_size,
         smaller.batch_size,
         smaller.gradient_accumulation,

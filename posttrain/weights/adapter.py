@@ -97,7 +97,7 @@ def read_adapter(adapter: Path) -> WeightFile:
     """Reads the header of the adapter's weights, which must be safetensors."""
     path = adapter / "adapter_model.safetensors"
     if not path.is_file():
-        raise ValueError(f"{path}: not there; save the adapter with save_pretrained (safetensors)")
+        raise ValueError(f"{path}: is missing; save the adapter with save_pretrained (safetensors)")
     return read_weight_file(path)
 
 
@@ -171,7 +171,7 @@ def _key_remedy(name: str) -> str:
 
 def _low_rank(path: Path, module: str, pair: dict[str, Tensor], settings: dict) -> LowRank:
     if pair.keys() != {"A", "B"}:
-        raise ValueError(f"{path}: {module} has lora_{min(pair)} alone; save the adapter again")
+        raise ValueError(f"{path}: {module} has only lora_{min(pair)}; save the adapter again")
     a, b = pair["A"], pair["B"]
     rank = _of_pattern(path, settings, "rank_pattern", module, settings["r"])
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:

@@ -131,7 +131,7 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{path}: not there; the folder is not complete") from None
+        raise ValueError(f"{path}: is missing; the folder is incomplete") from None
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); copy the file again") from None
     if not isinstance(content, dict):

@@ -241,7 +241,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
     [
         (lambda t: t.update({Q + "A.weight": t[Q + "A.weight"][:, :5].contiguous()}), r"q_proj.weight is \[64, 5\]"),
         (lambda t: t.update({Q + "A.weight": t[Q + "A.weight"][:2].contiguous()}), "not the rank 4"),
-        (lambda t: t.pop(Q + "B.weight"), "has lora_A alone"),
+        (lambda t: t.pop(Q + "B.weight"), "has only lora_A"),
         (lambda t: t[Q + "B.weight"].view(-1)[7].fill_(float("nan")), "q_proj.lora_B.weight is NaN .* element 7"),
         (lambda t: t[Q + "A.weight"].view(-1)[0].fill_(float("-inf")), "NaN or infinite at element 0"),
         (lambda t: [t.update({k.replace("layers.0", "layers.7"): t.pop(k)}) for k in list(t)], "not in the base"),

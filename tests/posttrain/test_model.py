@@ -118,7 +118,7 @@ def test_a_gated_model_needs_its_terms_accepted(source, tmp_path, hub, monkeypat
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     assert fetch_from("org/tiny", tmp_path)["commit"] == COMMIT
     monkeypatch.setenv("HF_TOKEN", "hf_revoked")
-    with pytest.raises(ValueError, match="the Hub does not know our token") as caught:
+    with pytest.raises(ValueError, match="the Hub does not know the token") as caught:
         fetch_from("org/tiny", tmp_path)
     assert "hf_revoked" not in str(caught.value)
 

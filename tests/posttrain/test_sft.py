@@ -174,7 +174,7 @@ def test_out_of_memory_halves_the_batch_once_and_goes_on(whole, tiny_model, rows
     monkeypatch.setattr(callbacks, "log_step", run_out)
     with caplog.at_level(logging.INFO):
         metrics = train(tiny_model, rows, tmp_path, config=CONFIG.model_copy(update={"lora_dropout": 0.0}))
-    assert "out of memory with batch_size 2: going on with batch_size 1 and gradient_accumulation 4" in caplog.text
+    assert "out of memory with batch_size 2: continuing with batch_size 1 and gradient_accumulation 4" in caplog.text
     assert "resuming from checkpoint" in caplog.text and "step-00000002" in caplog.text
     undisturbed = train(tiny_model, rows, tmp_path / "other", config=CONFIG.model_copy(update={"lora_dropout": 0.0}))
     assert metrics["total_steps"] == undisturbed["total_steps"]

@@ -53,5 +53,5 @@ def _checked(score: object) -> float:
     if not isinstance(score, numbers.Real):
         raise TypeError(f"gave {type(score).__name__}, not a number from 0 to 1")
     if not 0 <= score <= 1:  # NaN too
-        raise ValueError(f"gave {score}: a score lies from 0 to 1")
+        raise ValueError(f"gave {score}: a score must lie between 0 and 1")
     return float(score)

@@ -43,7 +43,7 @@ def json_value(reference: Reference, options: MatchOptions) -> Scorer:
     if wanted is NO_JSON:
         raise ValueError(f"reference {_shown(reference)} is not JSON: give JSON, or another answer_match")
     if isinstance(wanted, dict) and wanted and not wanted.keys() - set(options.ignored_keys):
-        raise ValueError(f"reference {_shown(reference)} has none but ignored keys: shorten match_options.ignored_keys")
+        raise ValueError(f"reference {_shown(reference)} has only ignored keys: shorten match_options.ignored_keys")
 
     def score(answer: str) -> float:
         value = parse(answer)

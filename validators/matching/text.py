@@ -27,7 +27,7 @@ def contains(reference: Reference, options: MatchOptions) -> Scorer:
     """
     wanted = normalise(text_of(reference))
     if not wanted:
-        raise ValueError(f"reference {reference!r} is blank and stands in every answer: give the words to look for")
+        raise ValueError(f"reference {reference!r} is blank, so every answer contains it: give the words to look for")
     return lambda answer: float(_stands_in(normalise(answer), wanted))
 
 

@@ -23,7 +23,7 @@ def test_yaml_turns_them_off(tmp_path):
     ("settings", "message"),
     [
         ({"skills": ["poetry"]}, "'poetry' is not a suite: give some of arithmetic, reading"),
-        ({"skills": []}, "names no suite"),
+        ({"skills": []}, "is empty or names a suite twice"),
         ({"skills": ["choice", "choice"]}, "one twice"),
         ({"max_skill_drop": 0}, "greater than 0"),
         ({"lm_eval_tasks": ["sums"]}, "lm_eval_tasks needs lm_eval_data"),

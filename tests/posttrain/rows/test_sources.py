@@ -155,7 +155,7 @@ def test_a_missing_relative_file_is_not_sought_on_the_hub():
         ("cut.json", '[{"prompt": "a"},\n {"pro', "line 2: not valid JSON"),
         ("object.json", '{"data": []}', "holds {'data': []}: give a JSON list"),
         ("header.csv", "prompt,completion\n", "holds no rows"),
-        ("short.csv", "prompt,completion\na,b\nc\n", "row 2: has not as many cells as the header (2)"),
+        ("short.csv", "prompt,completion\na,b\nc\n", "row 2: does not have as many cells as the header (2)"),
         ("quote.csv", 'prompt,completion\na,b\n"c,d\n', "row 2: unexpected end of data"),
         ("cut.parquet", "PAR1", "not a readable Parquet file"),
         ("rows.txt", "a", "unknown file format '.txt': use one of .jsonl"),

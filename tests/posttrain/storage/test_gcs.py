@@ -103,7 +103,9 @@ def test_upload_whose_last_answer_got_lost_begins_again(gs_proxy: Proxy, gs_root
 
 def test_upload_that_always_breaks_off_is_given_up(gs_proxy: Proxy, gs_root: str, folder: Path) -> None:
     gs_proxy.rule = lambda request: 410 if request.method == "PUT" else None
-    with pytest.raises(OSError, match=rf"^{gs_root}/x: the upload broke off {gcs.NUM_STARTS} times; try again later$"):
+    with pytest.raises(
+        OSError, match=rf"^{gs_root}/x: the upload was interrupted {gcs.NUM_STARTS} times; try again later$"
+    ):
         storage.upload_file(folder / "model.safetensors", f"{gs_root}/x")
     assert len(gs_proxy.faults) == gcs.NUM_STARTS
 

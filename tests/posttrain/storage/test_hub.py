@@ -30,10 +30,10 @@ def test_a_repository_that_may_be_written_to_or_made_passes(accounts):
     ("token", "repo", "message"),
     [
         ("", "ann/new", "hub_repo_id: 'ann/new' needs a token with write access; give publish_model one in HF_TOKEN"),
-        ("hf_writer", "other/new", "'other/new' does not exist, and our token can only create one below ann or acme"),
-        ("hf_reader", "ann/new", "'ann/new' does not exist, and our token can only read; give one with write access"),
-        ("hf_writer", "other/model", "our token may not write to 'other/model'; give one with write access"),
-        ("hf_revoked", "ann/new", "the Hub does not know our token; replace it by a new one"),
+        ("hf_writer", "other/new", "'other/new' does not exist, and the token can only create one below ann or acme"),
+        ("hf_reader", "ann/new", "'ann/new' does not exist, and the token can only read; give one with write access"),
+        ("hf_writer", "other/model", "the token may not write to 'other/model'; give one with write access"),
+        ("hf_revoked", "ann/new", "the Hub does not know the token; replace it by a new one"),
     ],
 )
 def test_a_repository_that_publishing_could_not_fill_is_refused(accounts, monkeypatch, tmp_path, token, repo, message):

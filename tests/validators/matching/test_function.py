@@ -99,7 +99,7 @@ def test_an_answer_that_did_not_end_by_itself_is_not_even_shown():
         ("dies", "killed by SIGKILL"),
         ("nothing", "gave NoneType, not a number from 0 to 1"),
         ("text", "gave str, not a number"),
-        ("not_a_number", "gave nan: a score lies from 0 to 1"),
+        ("not_a_number", "gave nan: a score must lie between 0 and 1"),
         ("infinite", "gave inf"),
         ("above", "gave 1.01"),
         ("below", "gave -0.01"),

@@ -215,7 +215,7 @@ def test_ignored_arguments_may_be_anything_or_nothing():
     ("matcher", "reference", "words"),
     [
         ("exact", {"a": 1}, "is not a text: give a text, or answer_match json"),
-        ("contains", " ", "is blank and stands in every answer"),
+        ("contains", " ", "is blank, so every answer contains it"),
         ("contains", "\u200b", "is blank"),
         ("choice", "E", "does not name one of A, B, C, D: set match_options.choices"),
         ("choice", "A or B", "does not name one of"),
@@ -238,7 +238,7 @@ def test_a_reference_of_no_use_is_refused(matcher, reference, words):
 
 
 def test_a_reference_of_ignored_keys_alone_is_refused():
-    with pytest.raises(ValueError, match="has none but ignored keys"):
+    with pytest.raises(ValueError, match="has only ignored keys"):
         scorer("json", {"id": 1}, MatchOptions(ignored_keys=["id"]))
 
 
