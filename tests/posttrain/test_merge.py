@@ -269,7 +269,7 @@ def test_lora_on_embedding_or_head_is_refused(target, make, tmp_path):
 def test_pickled_adapter_is_refused(tiny_model, tiny_adapter, tmp_path):
     adapter = copy(tiny_adapter, tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(ValueError, match="adapter_model.safetensors: not there"):
+    with pytest.raises(ValueError, match="adapter_model.safetensors: is missing"):
         merge(tiny_model, adapter, tmp_path / "model")
 
 

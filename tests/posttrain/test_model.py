@@ -207,7 +207,7 @@ def truncate(folder: Path) -> None:
         (drop_template, "no chat template .* add its template"),
         (only_pickles, "has pickled weights only, .* save_pretrained"),
         (truncate, "model.safetensors: tensors end at byte .* truncated"),
-        (lambda folder: (folder / "config.json").unlink(), "config.json: not there"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json: is missing"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("{}"), "config.json: no model_type"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
