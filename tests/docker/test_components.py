@@ -13,6 +13,7 @@ from google.protobuf import json_format
 import components
 from pipelines.steps import Steps, step_names
 from posttrain.config import PipelineConfig, load_config
+from posttrain.config.line import step_of
 from posttrain.verdict import Verdict
 from tests.docker.conftest import CONFINED
 from tests.tiny_line import write_line
@@ -93,7 +94,7 @@ class Containers:
         is_pairs = step == "prepare_preferences"
         return {
             "step": step, "storage_root": self.config.storage_root, "overrides": "{}", "model_name": "tiny",
-            "config": json.dumps(steps._config_of(component)), "base_model": self.config.base_model,
+            "config": json.dumps(steps._config_of(step_of(step))), "base_model": self.config.base_model,
             "sft_dataset": self.config.sft_dataset, "preference_dataset": self.config.preference_dataset,
             "dataset": self.config.preference_dataset if is_pairs else self.config.sft_dataset,
             "kind": "preference" if is_pairs else "sft", "status": "{}",
