@@ -53,7 +53,7 @@ def random_call(row: dict) -> str:
 
 @dataclass(frozen=True)
 class Collapse:
-    """What a model answers to a row, and the checks that must refuse it."""
+    """A collapsed model: its answer to a row, and the checks that must refuse it."""
 
     answer: Callable[[dict], str]
     refused_by: set[str]

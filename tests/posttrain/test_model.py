@@ -212,7 +212,7 @@ def truncate(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{}"), "config.json: no model_type"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors and no model.safetensors.index"),
-        (lambda folder: edit(folder / "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map asks for code"),
+        (lambda folder: edit(folder / "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map asks for the model's"),
     ],
 )
 def test_models_that_cannot_be_used_are_refused(change, message, source, tmp_path):

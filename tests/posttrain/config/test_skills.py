@@ -24,7 +24,7 @@ def test_yaml_turns_them_off(tmp_path):
     [
         ({"skills": ["poetry"]}, "'poetry' is not a suite: give some of arithmetic, reading"),
         ({"skills": []}, "is empty or names a suite twice"),
-        ({"skills": ["choice", "choice"]}, "one twice"),
+        ({"skills": ["choice", "choice"]}, "names a suite twice"),
         ({"max_skill_drop": 0}, "greater than 0"),
         ({"lm_eval_tasks": ["sums"]}, "lm_eval_tasks needs lm_eval_data"),
         ({"lm_eval_tasks": ["sums:acc", "sums:f1"], "lm_eval_data": "d"}, "names a task twice"),
