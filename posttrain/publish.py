@@ -20,12 +20,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from posttrain import config, gate_answers, storage
+from posttrain import config, storage
 from posttrain.config import PublishStep
 from posttrain.pages import abilities, answers, defaults, wording
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.rows.formats import user_text
-from posttrain.step import digests, frame, kfp_io, provenance, records, run
+from posttrain.step import digests, frame, gate_answers, kfp_io, provenance, records, run
 from posttrain.step.code import code_of, fingerprint
 from posttrain.step.provenance import Link, Provenance
 from posttrain.step.running import Running

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, computed_field
 
-from posttrain import config, gate_answers, storage
+from posttrain import config, storage
 from posttrain.config import ReportStep, Stages, line
 from posttrain.pages import abilities, defaults, wording
 from posttrain.pages.answers import ANSWERS, AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
 from posttrain.publish import STEP as PUBLISH_STEP
-from posttrain.step import frame, kfp_io, run
+from posttrain.step import frame, gate_answers, kfp_io, run
 from posttrain.step.records import StepRecord, read_records
 from posttrain.step.running import Running
 from posttrain.storage import layout
@@ -227,7 +227,7 @@ def to_html(
 
 
 def _first_screen(result: PipelineResult, answers: list[AnsweredPrompt]) -> dict[str, Any]:
-    """What the model can do, and answers that show it."""
+    """The abilities of the model, and answers that show them."""
     judged = abilities.judged_answers(result.gates)
     asked = worst_first(row for row in answers if row.source == "held-out prompt")
     titles = abilities.titles(judged) if judged else {}
