@@ -93,7 +93,7 @@ def checkout(tmp_path_factory, tiny_model) -> Path:
     shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
     shutil.copytree(tiny_model, copy / "my-model")
     shutil.copy(ROOT / "examples" / "task_api" / "schema.json", copy)
-    write(generate(), copy)
+    write(generate(num_sft=480, num_preferences=200, seed=0), copy)  # enough held out for the default limits
     (copy / ".venv").symlink_to(sys.prefix)
     return copy
 
