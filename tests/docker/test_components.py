@@ -194,7 +194,7 @@ def test_a_rejected_verdict_ends_the_step(containers):
 def test_a_failed_step_says_why_on_its_last_line(containers):
     missing = f"{containers.folder}/missing"
     result = containers._start(
-        "fetch_missing", "fetch_model", containers._parameters("fetch_missing", "fetch_model") | {"base_model": missing}
+        "fetch_missing", "fetch_model", containers._parameters("fetch_model", "fetch_model") | {"base_model": missing}
     )
     assert result.returncode == 1
     assert missing in result.stderr.splitlines()[-1]

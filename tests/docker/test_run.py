@@ -169,7 +169,7 @@ def test_gpus_without_a_driver_are_one_error_before_anything_starts(docker, rele
     assert result.returncode == 1
     (error,) = result.stderr.splitlines()
     assert error.startswith("error: docker run: ") and "capabilities: [[gpu]]" in error
-    assert error.endswith("install NVIDIA's driver and container toolkit, or leave --gpus out")
+    assert error.endswith("install NVIDIA's driver and container toolkit, or leave out --gpus")
     assert sorted((line / "root").rglob("*")) == before
 
 
