@@ -197,6 +197,8 @@ def _check_names(model_name: str, version: str, settings: PublishStep) -> None:
     for key, value in (("model_name", model_name), ("version", version)):
         if not NAME.fullmatch(value):
             raise ValueError(f"{key}: {value!r} is not a name; use letters, digits, '.', '_' and '-'")
+    if version in (layout.CURRENT, layout.PROMOTIONS):
+        raise ValueError(f"version: {version!r} is the name of a file beside the versions; publish under another one")
     if settings.upload_to_hub and not (settings.hub_repo_id and os.environ.get("HF_TOKEN")):
         raise ValueError(
             "upload_to_hub: needs hub_repo_id and a token with write access in HF_TOKEN; give both or switch it off"

@@ -4,12 +4,15 @@ runs/<run id>/                       records, verdicts, pages and report of a ru
 results/<step>/<fingerprint>/        finished results, which later runs reuse
 checkpoints/<step>/<fingerprint>/    of trainings, from which another attempt resumes
 published/<model name>/<version>/    published models, unless publish_root says otherwise
+published/<model name>/CURRENT       which version is current: what deployments read
+published/<model name>/promotions/   every promotion of a version to current, numbered
 sweeps/<fingerprint>/                settings and results of the trials of a sweep
 """
 
 from posttrain.storage.address import Uri, join
 
 RUNS, RESULTS, CHECKPOINTS, PUBLISHED, SWEEPS = "runs", "results", "checkpoints", "published", "sweeps"
+CURRENT, PROMOTIONS = "CURRENT", "promotions"  # beside the versions of a published model
 
 
 def runs(storage_root: Uri, *names: str) -> str:
@@ -30,6 +33,16 @@ def checkpoints(storage_root: Uri, *names: str) -> str:
 def published(storage_root: Uri, *names: str) -> str:
     """Returns the URI of the folder of all published models, or of something in it: model name, version."""
     return join(storage_root, PUBLISHED, *names)
+
+
+def current(model_folder: Uri) -> str:
+    """Returns the URI of the file that names the current version of a published model."""
+    return join(model_folder, CURRENT)
+
+
+def promotions(model_folder: Uri, *names: str) -> str:
+    """Returns the URI of the folder of all promotions of a published model, or of one of them."""
+    return join(model_folder, PROMOTIONS, *names)
 
 
 def sweeps(storage_root: Uri, *names: str) -> str:
