@@ -212,7 +212,7 @@ def test_the_verdict_of_another_gate_is_refused(line, place):
 def test_a_verdict_on_what_this_run_did_not_make_is_refused(line, place, tmp_path):
     (tmp_path / "adapter").write_text("of another run")
     line.judge("check_sft", {"adapter": tmp_path / "adapter"})
-    refused(line, place, "check_sft: its adapter [0-9a-f]{64} is no output")
+    refused(line, place, "check_sft: its adapter [0-9a-f]{64} is not an output")
 
 
 @pytest.mark.parametrize("subject", [{}, {"adapter": "c" * 64}])
@@ -229,7 +229,7 @@ def test_a_gate_that_judged_another_model_of_the_run_is_refused(line, place):
 
 def test_model_changed_after_the_verdict_is_refused(line, place):
     (line.model / "model.safetensors").write_bytes(b"tampered")
-    refused(line, place, r"publish_model: its model .* is no output .* \| gate check_safety: judged model")
+    refused(line, place, r"publish_model: its model .* is not an output .* \| gate check_safety: judged model")
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_model_changed_after_the_verdict_is_refused(line, place):
         ("train_sft", {"config": {"epochs": 9}}, "train_sft: its fingerprint does not match its configuration"),
         ("train_sft", {"code": None}, "train_sft: its record does not say which code ran"),
         ("prepare_sft_data", {"measured": {}}, "prepare_sft_data: has no inputs and names no source"),
-        ("prepare_sft_data", {"status": "failed"}, "train_sft: its train [0-9a-f]{64} is no output"),
-        ("merge_sft", {"outputs": {}}, "check_safety: its model [0-9a-f]{64} is no output"),
+        ("prepare_sft_data", {"status": "failed"}, "train_sft: its train [0-9a-f]{64} is not an output"),
+        ("merge_sft", {"outputs": {}}, "check_safety: its model [0-9a-f]{64} is not an output"),
         ("check_data", {"outputs": {"verdict": "0" * 64}}, "gate check_data: its verdict was changed"),
     ],
 )

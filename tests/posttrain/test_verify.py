@@ -165,19 +165,19 @@ def set_check(chain: dict, step: str, **values) -> None:
 CHAIN = {
     "an input": (
         lambda chain: link(chain, "train_sft")["inputs"].update(train=OTHER),
-        ["train_sft: its train c{64} is no output", "train_sft: its fingerprint does not"],
+        ["train_sft: its train c{64} is not an output", "train_sft: its fingerprint does not"],
     ),
     "an output": (
         lambda chain: link(chain, "train_sft")["outputs"].update(adapter=OTHER),
-        ["check_sft: its adapter [0-9a-f]{64} is no output", "merge_sft: its adapter"],
+        ["check_sft: its adapter [0-9a-f]{64} is not an output", "merge_sft: its adapter"],
     ),
     "the order": (
         lambda chain: chain["links"].insert(1, chain["links"].pop(5)),
-        ["merge_sft: its adapter [0-9a-f]{64} is no output"],
+        ["merge_sft: its adapter [0-9a-f]{64} is not an output"],
     ),
     "a link taken out": (
         lambda chain: chain["links"].remove(link(chain, "merge_sft")),
-        ["check_safety: its model [0-9a-f]{64} is no output", "publish_model: its model"],
+        ["check_safety: its model [0-9a-f]{64} is not an output", "publish_model: its model"],
     ),
     "the configuration": (
         lambda chain: link(chain, "train_sft")["config"].update(epochs=99),
@@ -220,7 +220,7 @@ CHAIN = {
     ),
     "the published model": (
         lambda chain: link(chain, "publish_model").update(inputs={"model": OTHER}),
-        ["publish_model: took c{64}, not the model", "publish_model: its model c{64} is no output"],
+        ["publish_model: took c{64}, not the model", "publish_model: its model c{64} is not an output"],
     ),
 }  # fmt: skip
 
