@@ -165,7 +165,7 @@ def test_a_promoted_run(kubeflow, start, gs_root, capsys):
     assert value(out, "Final model") == f"{gs_root}/published/demo/v1"
     assert value(out, "Errors") == "none"
     assert re.search(r"check_sft_data +done +7.0 s +1 of 1 checks passed", out)
-    assert re.search(r"train_sft +started\n(.*\n)?.*train_sft +done +7.0 s +loss 0.25", out)
+    assert re.search(r"train_sft +started\n(.*\n)?.*train_sft +done +7.0 s +training loss 0.25", out)
     assert "reject" not in out
     assert not list(ElementTree.parse("gates.xml").iter("failure"))
     run = kubeflow.runs[run_id]
