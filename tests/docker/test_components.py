@@ -193,8 +193,7 @@ def test_a_rejected_verdict_ends_the_step(containers):
 
 def test_a_failed_step_says_why_on_its_last_line(containers):
     missing = f"{containers.folder}/missing"
-    result = containers._start(
-        "fetch_missing", "fetch_model", containers._parameters("fetch_model", "fetch_model") | {"base_model": missing}
-    )
+    values = containers._parameters("fetch_model", "fetch_model") | {"step": "fetch_missing", "base_model": missing}
+    result = containers._start("fetch_missing", "fetch_model", values)
     assert result.returncode == 1
     assert missing in result.stderr.splitlines()[-1]
