@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml images/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c images/constraints.txt -e '.[compile,train,dev]'
 	touch $@
 
-run: install  ## the whole pipeline on SmolLM2-135M-Instruct, ten minutes on a CPU
+run: install  ## the whole pipeline on SmolLM2-135M-Instruct, on a CPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.function_calling.run
 
 test: install
