@@ -99,7 +99,7 @@ def repair(model_folder: str) -> bool:
 def promote(model_folder: str, version: str, *, model_name: str, follows: int, by: str, reason: str) -> Promotion:
     """Makes a published version the current one and returns the promotion.
 
-    Where the version is current already, nothing is written and its promotion is returned.
+    Where the version is current already, whatever `follows` says, nothing is written and its promotion is returned.
 
     Args:
         follows: number of the promotion that the decision was made against; 0 if no version was current.
@@ -109,9 +109,11 @@ def promote(model_folder: str, version: str, *, model_name: str, follows: int, b
             promoted since `follows`.
     """
     last = current(model_folder)
-    _check_follows(model_folder, last, follows)
+    is_current = last is not None and last.version == version
+    if not is_current:
+        _check_follows(model_folder, last, follows)
     manifest = check_published(storage.join(model_folder, version), model_name=model_name, version=version)
-    if last and (last.version, last.sha256) == (version, manifest.sha256):
+    if is_current and last.sha256 == manifest.sha256:
         repair(model_folder)
         return last
     promotion = Promotion(
@@ -214,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.version and not (NAME.fullmatch(args.version) and args.reason and args.by):
         parser.error("a promotion needs the name of a version, --reason and --by, which are recorded")
     run.configure_logging()
-    model_folder = storage.join(args.publish_root or layout.published(args.storage_root), args.name)
+    model_folder = layout.versions(args.storage_root, args.publish_root, args.name)
     try:
         if args.version:
             by_hand(model_folder, args)

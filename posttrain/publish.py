@@ -103,7 +103,7 @@ def publish(
     _check_names(model_name, version, settings)
     _check_files(model, files)
     chain = read_chain(storage_root, run_id, sha256, settings)
-    target = storage.join(settings.publish_root or layout.published(storage_root), model_name, version)
+    target = storage.join(layout.versions(storage_root, settings.publish_root, model_name), version)
     if read_manifest(target) is None:
         rows = read_answers(chain, storage_root)
         _publish(model, target, _claim_of(chain, rows, model_name=model_name, version=version, files=files))

@@ -35,6 +35,11 @@ def published(storage_root: Uri, *names: str) -> str:
     return join(storage_root, PUBLISHED, *names)
 
 
+def versions(storage_root: Uri, publish_root: Uri | None, model_name: str) -> str:
+    """Returns the URI of the folder of all versions of a published model; `publish_root`: as configured."""
+    return join(publish_root or published(storage_root), model_name)
+
+
 def current(model_folder: Uri) -> str:
     """Returns the URI of the file that names the current version of a published model."""
     return join(model_folder, CURRENT)

@@ -59,9 +59,14 @@ def test_going_back_is_another_promotion(folder):
     assert pointer(folder)["number"] == 3
 
 
-def test_what_is_current_is_not_promoted_again(folder):
-    assert go(folder, "v1", 0) == go(folder, "v1", 1)
+@pytest.mark.parametrize("follows", [0, 1])
+def test_what_is_current_is_not_promoted_again(folder, follows):
+    """Nor by the next attempt of a promoter that was killed at its end, which follows what its first one followed."""
+    first = go(folder, "v1", 0)
+    storage.remove(layout.current(folder))
+    assert go(folder, "v1", follows) == first
     assert len(promote.read_history(folder)) == 1
+    assert pointer(folder)["version"] == "v1"
 
 
 def test_a_decision_against_a_version_that_is_no_longer_current_is_refused(folder):
