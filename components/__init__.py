@@ -1,6 +1,12 @@
 """Declares what each step takes and gives: typed inputs and outputs, and one container. There is no logic here."""
 
 from components.check_alignment import check_alignment, check_preference_alignment, check_safety
+from components.check_champion import (
+    check_adapter_champion,
+    check_champion,
+    check_preference_champion,
+    check_sft_champion,
+)
 from components.check_data import check_data, check_preference_data, check_sft_data
 from components.check_merge import check_merge
 from components.check_sft import check_sft
@@ -10,6 +16,7 @@ from components.hold_out import hold_out
 from components.merge_adapter import merge_adapter
 from components.preflight import preflight
 from components.prepare_data import prepare_data
+from components.promote_model import promote_model
 from components.publish_model import publish_model
 from components.reject import reject
 from components.report_run import report_run
@@ -18,13 +25,17 @@ from components.train_dpo import train_dpo
 from components.train_sft import train_sft
 
 __all__ = [
+    "check_adapter_champion",
     "check_alignment",
+    "check_champion",
     "check_data",
     "check_merge",
     "check_preference_alignment",
+    "check_preference_champion",
     "check_preference_data",
     "check_safety",
     "check_sft",
+    "check_sft_champion",
     "check_sft_data",
     "compare_trials",
     "fetch_model",
@@ -32,6 +43,7 @@ __all__ = [
     "merge_adapter",
     "preflight",
     "prepare_data",
+    "promote_model",
     "publish_model",
     "reject",
     "report_run",

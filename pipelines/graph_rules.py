@@ -14,7 +14,8 @@ from pipelines.step_rules import RUN_DEPENDENT, Breaches
 from posttrain.config import MAX_RUN_PARAMETERS_BYTES
 from posttrain.config.masking import TOKENS
 
-REJECT, PUBLISH = "posttrain.reject", "posttrain.publish"
+REJECT, PUBLISH, PROMOTE = "posttrain.reject", "posttrain.publish", "posttrain.make_current"
+JUDGES_PUBLISHED = "validators.champion"  # the gate between publishing and promoting
 
 
 def secret_value(package: Package) -> Breaches:
@@ -114,11 +115,12 @@ def publish_behind_gates(package: Package) -> Breaches:
     Source: kubeflow/pipelines#12425
     """
     for step in package.steps:
-        if not step.runs(PUBLISH):
+        if not (step.runs(PUBLISH) or step.runs(PROMOTE)):
             continue
         behind = [package.branch(task) for task in (step, *step.groups)]
         for gate in package.gates:
-            if (gate, "passed", True) not in behind:
+            is_later = step.runs(PUBLISH) and gate.runs(JUDGES_PUBLISHED)
+            if (gate, "passed", True) not in behind and not is_later:
                 what = f"it does not wait for {gate.name} to pass"
                 yield f"{step.name}: its place in the graph", what, "put it below that gate, into its branch"
 

@@ -1,8 +1,8 @@
 """The post-training line. Read this first.
 
-preflight -> fetch + data -> SFT -> merge -> DPO -> merge -> publish, with a gate after every stage. What follows a
-`require` runs only if that gate passed; otherwise the run ends as FAILED with the verdict. `report_run` runs in
-either case.
+preflight -> fetch + data -> SFT -> merge -> DPO -> merge -> publish -> promote, with a gate after every stage. What
+follows a `require` runs only if that gate passed; otherwise the run ends as FAILED with the verdict. `report_run` runs
+in either case.
 """
 
 from contextlib import ExitStack
@@ -83,7 +83,7 @@ def fetch_and_check(
 def train_and_publish(
     steps: Steps, line: ExitStack, inputs: Inputs, *, model_name: str, after: tuple[dsl.PipelineTask, ...] = ()
 ) -> None:
-    """Writes SFT -> merge -> DPO -> merge -> publish, each stage with its gate; `after`: tasks to wait for."""
+    """Writes SFT -> merge -> DPO -> merge -> publish -> promote, each with its gate; `after`: tasks to wait for."""
     run, (sft, merge, dpo) = steps.run, steps.has("sft", "merge", "dpo")
     base = model = inputs.model
     rows, pairs = inputs.sft, inputs.preferences
@@ -116,4 +116,13 @@ def train_and_publish(
         check_alignment = do.check_alignment if sft else do.check_preference_alignment
         require(check_alignment, "check_alignment", **judged, preference_eval=pairs.judged)
 
-    run(do.publish_model, model=model, model_name=model_name)
+    receipt = run(do.publish_model, model=model, model_name=model_name).outputs["receipt"]
+    if steps.config.promote:
+        judged = {"receipt": receipt, "model": model}
+        judged |= {"sft_eval": rows.judged} if sft else {}
+        judged |= {"preference_eval": pairs.judged} if dpo else {}
+        judged |= {} if merge or dpo else {"base": base}
+        by_one_kind = do.check_sft_champion if sft else do.check_preference_champion
+        check_champion = do.check_champion if sft and dpo else by_one_kind
+        require(do.check_adapter_champion if "base" in judged else check_champion, "check_champion", **judged)
+        run(do.promote_model, receipt=receipt)

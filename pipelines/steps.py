@@ -16,7 +16,7 @@ RETRY_COUNT = 1
 
 def step_names(config: c.PipelineConfig) -> list[str]:
     """Returns the names of the steps of a promoted run, in the order of the graph."""
-    return [step.name for step in LINE if step.is_in(config.stages)]
+    return [step.name for step in LINE if step.is_in(config.stages, promote=config.promote)]
 
 
 class Steps:

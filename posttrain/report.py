@@ -3,7 +3,8 @@
 run record -> pipeline_result.json, report.html; copies of both below `<storage_root>/runs/<run id>/`, with the verdict
 of each gate and the curve of each training
 
-A run has succeeded if its publish step left a receipt, and the published manifest exists and names the same model.
+A run has succeeded if its publish step left a receipt, the published manifest exists and names the same model and, if
+the run was to promote it, its promotion is in the history of that name.
 Nothing that a runner or Kubeflow reports about the run counts.
 """
 
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, computed_field
 
-from posttrain import config, storage
+from posttrain import config, promote, storage
 from posttrain.config import ReportStep, Stages, line
 from posttrain.pages import abilities, defaults, wording
 from posttrain.pages.answers import ANSWERS, AnsweredPrompt, columns_of, worst_first
@@ -84,13 +85,14 @@ class PipelineResult(BaseModel):
     errors: list[str]
     timestamp: str  # UTC, ISO 8601
     stopped_by: str | None  # the gate that did not pass
+    is_current: bool | None = None  # made current by this run, or so already; None: that was not asked for
     steps: list[StepResult]
     gates: dict[str, Verdict]
 
     @computed_field
     @property
     def success(self) -> bool:
-        return self.final_model_path is not None
+        return self.final_model_path is not None and self.is_current is not False
 
     @computed_field
     @property
@@ -108,6 +110,12 @@ class PipelineResult(BaseModel):
         return [name for name, stage in self.stage_results.items() if stage.success]
 
     @property
+    def not_compared_because(self) -> str:
+        """Why check_champion had nothing to compare the model with; empty if it had, or has not judged."""
+        checks = self.gates[line.CHAMPION].checks if line.CHAMPION in self.gates else ()
+        return next((check.detail for check in checks if check.name == "nothing_to_compare"), "")
+
+    @property
     def reused(self) -> list[str]:
         """Steps that reused the finished result of an earlier run."""
         return [step.name for step in self.steps if step.status == "reused"]
@@ -119,6 +127,7 @@ def collect(storage_root: str, run_id: str, settings: ReportStep) -> PipelineRes
     steps = step_results(records, settings.steps)
     gates = {record.step: record.judged for record in records if record.verdict}
     final_model, trouble = published_model(records)
+    is_current, missing = promotion(records) if line.PROMOTE in settings.steps else (None, [])
     stopped_by = next((name for name, verdict in gates.items() if not verdict.passed), None)
     return PipelineResult(
         pipeline_id=settings.pipeline_id,
@@ -126,9 +135,10 @@ def collect(storage_root: str, run_id: str, settings: ReportStep) -> PipelineRes
         final_model_path=final_model,
         total_time_seconds=_elapsed_seconds(records),
         stage_results=stage_results(steps, gates),
-        errors=errors_of(steps, gates) + trouble,
+        errors=errors_of(steps, gates) + trouble + missing,
         timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
         stopped_by=stopped_by,
+        is_current=is_current,
         steps=steps,
         gates=gates,
     )
@@ -182,6 +192,23 @@ def published_model(records: list[StepRecord]) -> tuple[str | None, list[str]]:
     if manifest.get("sha256") != receipt.get("sha256"):
         return None, [f"{PUBLISH_STEP}: {receipt['manifest_uri']} names another model than this run's receipt"]
     return receipt["uri"], []
+
+
+def promotion(records: list[StepRecord]) -> tuple[bool, list[str]]:
+    """Tells whether this run's model is in the history of promotions, and the faults of what its step recorded."""
+    receipt, made = (
+        next((one.measured for one in reversed(records) if (one.step, one.status) == (step, "succeeded")), None)
+        for step in (PUBLISH_STEP, line.PROMOTE)
+    )
+    if not (receipt and made):
+        return False, []
+    try:
+        kept = promote.read_history(receipt["uri"].rpartition("/")[0])[made["number"] - 1]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        return False, [f"{line.PROMOTE}: the promotion cannot be read: {error}"]
+    if kept.sha256 != receipt["sha256"]:
+        return False, [f"{line.PROMOTE}: promotion {kept.number} is of another model than this run's receipt"]
+    return True, []
 
 
 def errors_of(steps: list[StepResult], gates: dict[str, Verdict]) -> list[str]:
@@ -262,7 +289,13 @@ def _sentence(words: str) -> str:
 
 def _ending(result: PipelineResult) -> str:
     if result.success:
-        return "Published"
+        return "Published and made current" if result.is_current else "Published"
+    if result.final_model_path:
+        return f"Published, but not made current: {_why(result)}"
+    return _why(result)
+
+
+def _why(result: PipelineResult) -> str:
     if result.outcome == "undecided":
         decide = wording.rows_that_would_decide(result.gates[result.stopped_by])
         return f"Undecided at {result.stopped_by}: {decide}"

@@ -3,8 +3,8 @@
 result of a run -> XML
 
 The mapping follows how CI reads the file. CI takes "skipped" for no failure, so only a gate that the run did not reach
-is skipped: a check that did not run in a gate that did is an error. The run's own case fails whenever nothing was
-published, so that a run is green only if it was promoted.
+is skipped: a check that did not run in a gate that did is an error. The run's own case fails unless the model was
+promoted, so that a run whose model is published, but not made current, is not green.
 """
 
 from pathlib import Path
@@ -37,13 +37,13 @@ def of_run(result: PipelineResult) -> str:
 def of_error(cause: str) -> str:
     """Returns the XML of a run that left no result."""
     suite = _suite("run", 0.0)
-    _add_problem(_case(suite, "model published"), "error", "failed", cause)
+    _add_problem(_case(suite, "model promoted"), "error", "failed", cause)
     return _xml("run", [suite])
 
 
 def _run_suite(result: PipelineResult) -> ElementTree.Element:
     suite = _suite("run", result.total_time_seconds)
-    case = _case(suite, "model published", result.total_time_seconds)
+    case = _case(suite, "model promoted", result.total_time_seconds)
     if result.success:
         _add(case, "system-out", result.final_model_path)
     else:

@@ -7,13 +7,14 @@ the earlier run recorded: a step predicted as `reused` runs after all if the dat
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pipelines.package import Package
 from posttrain import storage
 from posttrain.config import StepSection, parse_step
-from posttrain.config.line import is_rejection, step_of
+from posttrain.config.line import PROMOTE, is_rejection, step_of
+from posttrain.publish import STEP as PUBLISH
 from posttrain.step import code, results
 from posttrain.step.records import RECORD, StepRecord, read_records
 from posttrain.storage import layout
@@ -66,12 +67,17 @@ def recent_records(storage_root: str) -> list[StepRecord]:
     return sorted(records, key=lambda record: record.started_at)
 
 
-def broken_off(records: list[StepRecord]) -> StepRecord | None:
-    """Returns the last step of the newest run, or None if that run published a model."""
+def broken_off(records: list[StepRecord], steps: Collection[str]) -> tuple[StepRecord | None, bool]:
+    """Returns the last step of the newest run, or None if it came to its end, and whether it published a model.
+
+    Args:
+        steps: those of a promoted run, which ends by making its model current if `promote_model` is among them.
+    """
     newest = [record for record in records if record.run_id == records[-1].run_id]
-    steps = [record for record in newest if record.step != "report_run" and not is_rejection(record.step)]
-    is_published = any(record.step == "publish_model" and record.status == "succeeded" for record in steps)
-    return None if is_published or not steps else steps[-1]
+    ran = [record for record in newest if record.step != "report_run" and not is_rejection(record.step)]
+    done = {record.step for record in ran if record.status == "succeeded"}
+    ends = PROMOTE if PROMOTE in steps else PUBLISH
+    return (None if ends in done or not ran else ran[-1]), PUBLISH in done
 
 
 def sections(package: Package, overrides: dict[str, Any]) -> Iterator[tuple[str, StepSection]]:

@@ -69,7 +69,6 @@ def exit_code(result: report.PipelineResult) -> int:
 def print_start(request: RunRequest, run_id: str, *, logs: Path | str) -> None:
     """Prints what is about to run, on what, and where it goes."""
     config, parameters, stages = request.config, request.parameters, request.config.stages
-    publish_root = config.publish_root or layout.published(request.storage_root)
     num_gates = sum(map(is_gate, request.steps))
     pairs = {
         "Run": run_id,
@@ -78,7 +77,7 @@ def print_start(request: RunRequest, run_id: str, *, logs: Path | str) -> None:
         "SFT data": parameters["sft_dataset"] if stages.sft.enabled else None,
         "Preferences": parameters["preference_dataset"] if stages.dpo.enabled else None,
         "Overrides": json.dumps(parameters["overrides"]) if parameters["overrides"] else None,
-        "Publishes to": f"{publish_root}/{parameters['model_name']}",
+        "Publishes to": layout.versions(request.storage_root, config.publish_root, parameters["model_name"]),
         "Storage": request.storage_root,
         "Logs": logs,
         "Steps": f"{len(request.steps)}, including {num_gates} gates",
@@ -93,8 +92,10 @@ def print_plan(package: Package, parameters: dict[str, Any]) -> set[str]:
     states = plan.plan(package, parameters, records)
     if set(states.values()) == {plan.TO_DO}:
         return set()
-    if last := plan.broken_off(records):
-        print_pairs({"Earlier run": f"{last.run_id} stopped at {last.step} without publishing a model"})
+    last, is_published = plan.broken_off(records, states)
+    if last:
+        lacks = "making its published model current" if is_published else "publishing a model"
+        print_pairs({"Earlier run": f"{last.run_id} stopped at {last.step} without {lacks}"})
     print_pairs({"Plan": "\n".join(f"{step:<20} {state}" for step, state in states.items())})
     print(flush=True)
     return {step for step, state in states.items() if state == plan.REUSED}
@@ -113,6 +114,7 @@ def print_result(result: report.PipelineResult, storage_root: str) -> None:
         "Stages completed": ", ".join(result.stages_completed) or "none",
         "Total time": wording.duration(result.total_time_seconds),
         "Final model": result.final_model_path or "none",
+        "Made current": made_current(result) if result.final_model_path else None,
         "Errors": "\n".join(errors) or ("none" if result.success else None),
         "Reused": ", ".join(result.reused) or None,
     }
@@ -121,6 +123,14 @@ def print_result(result: report.PipelineResult, storage_root: str) -> None:
     if stop:
         print_stop(stop, storage.join(folder, result.stopped_by))
     print_existing({"Report": storage.join(folder, report.REPORT), "Result": storage.join(folder, report.RESULT)})
+
+
+def made_current(result: report.PipelineResult) -> str | None:
+    """Says whether the published model is current now; None if that was not asked for."""
+    if result.is_current is None:
+        return None
+    because = result.not_compared_because
+    return "no" if not result.is_current else f"yes, without a comparison: {because}" if because else "yes"
 
 
 def print_interrupt(result: report.PipelineResult, cause: str, remedy: str) -> None:

@@ -47,6 +47,7 @@ def write_line(folder: Path, model: Path, **changes) -> Path:
             "min_answer_accuracy": 0.0,
             "min_accuracy_gain": -1.0,
             "max_accuracy_drop": 1.0,
+            "max_drop_from_published": 1.0,
             "min_distinct_answers": 0.1,
             "min_following": -0.5,
         },

@@ -296,7 +296,16 @@ class AlignmentLimits(AnswerLimits, Judging, SkillLimits):
         return self
 
 
-class Validation(DataLimits, SftLimits, MergeLimits, AlignmentLimits):
+class ChampionLimits(AnswerLimits):
+    """Limits of the gate between a published model and the version that is current."""
+
+    # decrease of answer accuracy against the version that is current: 64 answers can tell it from none, unlike 0.05
+    max_drop_from_published: Fraction = 0.1
+    # nats per token by which held-out loss may lie above that version's; judged where answer_match is none
+    max_loss_above_published: Annotated[float, Field(ge=0)] = 0.1
+
+
+class Validation(DataLimits, SftLimits, MergeLimits, AlignmentLimits, ChampionLimits):
     """The limits of all gates, flat. They are fixed when the graph is compiled: no run can loosen them."""
 
     timeout_minutes: Count = 60  # minutes for one gate

@@ -12,12 +12,14 @@ from typing import Literal
 from posttrain.config.stages import Stages
 from posttrain.config.steps import (
     CheckAlignmentStep,
+    CheckChampionStep,
     CheckDataStep,
     CheckMergeStep,
     CheckSftStep,
     DpoStep,
     PreflightStep,
     PrepareStep,
+    PromoteStep,
     PublishStep,
     ReportStep,
     SftStep,
@@ -28,6 +30,7 @@ from posttrain.config.sweep import CompareStep, HoldOutStep, TrialStep
 Kind = Literal["gate", "training", "merge", "trial", "rejection", "other"]
 REJECTION = "reject_"  # comes before the name of the gate, in place of `check_`
 GATE = "check_"
+CHAMPION, PROMOTE = "check_champion", "promote_model"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
 TRIAL_COMPONENTS = ("run_trial", "run_sft_trial", "run_preference_trial")
 
@@ -43,6 +46,7 @@ class Step:
     stage: Literal["sft", "merge", "dpo"] | None = None  # the stage that it belongs to, or that a gate judges
     needs: tuple[str, ...] = ()  # stages that are on in every graph with this step
     excludes: tuple[str, ...] = ()  # stages that are off in every graph with this step
+    promotes: bool = False  # only in graphs that make the published model current
     pool: Literal["cpu", "gpu"] = "cpu"  # whose placement it has
     placed_like: str | None = None  # the step whose placement it has, instead of a pool's
     loads_model: bool = False  # has torch in its image: a GPU is of use to it
@@ -51,8 +55,10 @@ class Step:
     components: tuple[str, ...] = ()  # one for each shape of the line; empty: one of the step's name
     also: str = ""  # regular expression for the names of the steps that it stands for, beside its own
 
-    def is_in(self, stages: Stages) -> bool:
-        """Tells whether the graph with these stages has the step."""
+    def is_in(self, stages: Stages, *, promote: bool = True) -> bool:
+        """Tells whether the graph with these stages has the step; `promote`: and makes its model current."""
+        if self.promotes and not promote:
+            return False
         is_on = {stage: getattr(stages, stage).enabled for stage in (*self.needs, *self.excludes)}
         return all(is_on[stage] for stage in self.needs) and not any(is_on[stage] for stage in self.excludes)
 
@@ -88,6 +94,10 @@ LINE = (
     Step("check_alignment", "validators.alignment", CheckAlignmentStep, "gate", "dpo", needs=("dpo",),
          pool="gpu", loads_model=True, components=("check_alignment", "check_preference_alignment")),
     Step("publish_model", "posttrain.publish", PublishStep),
+    Step(CHAMPION, "validators.champion", CheckChampionStep, "gate", promotes=True, pool="gpu",
+         loads_model=True, components=(
+             "check_champion", "check_sft_champion", "check_preference_champion", "check_adapter_champion")),
+    Step(PROMOTE, "posttrain.make_current", PromoteStep, promotes=True),
 )  # fmt: skip
 # Those that a promoted run has not, or has whatever its end.
 ENDS = (

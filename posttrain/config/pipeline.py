@@ -26,6 +26,8 @@ class PipelineConfig(Section):
     preference_dataset: str = ""  # preference pairs: path, gs://, s3:// or Hub id
     storage_root: str = "runs"  # keeps records, results, checkpoints and published models: gs://, s3:// or folder
     publish_root: str | None = None  # where models are published; null: <storage_root>/published
+    # make the published model the current version of its name, if it is not worse than the one that is
+    promote: bool = True
     # every URI of a run starts with one of these; empty: storage_root's bucket (or any path) and the Hub
     allowed_prefixes: list[str] = []
     stages: Stages = Stages()

@@ -62,6 +62,10 @@ def _judges_harm(validation: Validation) -> bool:
     return "no_harmful_content" in validation.custom_checks
 
 
+def _judges_loss(validation: Validation) -> bool:
+    return validation.answer_match == "none"
+
+
 def _judges_content(validation: Validation) -> bool:
     return validation.answer_match != "none"
 
@@ -122,6 +126,9 @@ LIMITS = (
     # SkillLimits itself refuses too few of them.
     Limit("max_skill_drop", "skill_rows", CEILING, LAST_GATES, lambda v: bool(v.suites)),
     Limit("max_off_topic_call_rate", "off_topic_prompts", CEILING, LAST_GATES, lambda v: bool(v.off_topic_prompts)),
+    Limit("max_drop_from_published", "prompts", CEILING, ("check_champion",), _judges_content),
+    Limit("max_loss_above_published", "sft_rows", BOOTSTRAP, ("check_champion",), _judges_loss),
+    Limit("max_loss_above_published", "preference_rows", BOOTSTRAP, ("check_champion",), _judges_loss),
 )  # fmt: skip
 STATISTICS = {limit.key: limit.statistic for limit in LIMITS}
 
@@ -137,9 +144,9 @@ class Requirement:
     num_rows: int | None  # at a perfect score; None: no number would do
 
 
-def requirements(stages: Stages, validation: Validation) -> list[Requirement]:
+def requirements(stages: Stages, validation: Validation, *, promote: bool = True) -> list[Requirement]:
     """Lists the rows that each limit needs in the graph with these stages, in the order of its gates."""
-    gates = [step.name for step in LINE if step.kind == "gate" and step.is_in(stages)]
+    gates = [step.name for step in LINE if step.kind == "gate" and step.is_in(stages, promote=promote)]
     return [
         Requirement(
             gate=gate,
@@ -178,7 +185,7 @@ def check_decidable(config: "PipelineConfig") -> None:
     Raises:
         ValueError: on one line, with each limit, how many answers it needs, and the keys to change.
     """
-    asked = requirements(config.stages, config.validation)
+    asked = requirements(config.stages, config.validation, promote=config.promote)
     problems = [
         *dict.fromkeys(_never(one, config.validation.confidence) for one in asked if one.num_rows is None),
         *_too_few_answers(asked, config.validation),
@@ -201,7 +208,7 @@ def shortage(needs: Iterable[Need], num_rows: int, confidence: float) -> tuple[s
 
 def table(config: "PipelineConfig") -> str:
     """Every limit that is judged on rows, with the number that it needs."""
-    asked = requirements(config.stages, config.validation)
+    asked = requirements(config.stages, config.validation, promote=config.promote)
     rows = [(one.gate, f"{one.key} {one.limit:g}", str(one.num_rows), NOUNS[one.of]) for one in asked]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -242,7 +249,9 @@ def _head(config: "PipelineConfig") -> str:
 
 def _of_data(config: "PipelineConfig") -> list[Requirement]:
     """Requirements on data sets and prompt files, without those on the rows of suites, which are bundled."""
-    return [one for one in requirements(config.stages, config.validation) if one.of != "skill_rows"]
+    return [
+        one for one in requirements(config.stages, config.validation, promote=config.promote) if one.of != "skill_rows"
+    ]
 
 
 def _has_rows(stages: Stages, of: Of) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.evidence import Evidence
-from posttrain.config.limits import AlignmentLimits, DataLimits, Judges, MergeLimits, SftLimits
+from posttrain.config.limits import AlignmentLimits, ChampionLimits, DataLimits, Judges, MergeLimits, SftLimits
 from posttrain.config.section import Count, Positive, Section
 from posttrain.config.stages import DataConfig, DpoConfig, SftConfig, Stages, check_dealt
 
@@ -148,6 +148,21 @@ class PublishStep(StepSection):
     save_intermediate: bool = True
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
+
+
+class CheckChampionStep(StepSection):
+    """Configuration of check_champion."""
+
+    validation: ChampionLimits = ChampionLimits()
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
+    publish_root: str | None = None  # null: <storage_root>/published
+
+
+class PromoteStep(StepSection):
+    """Configuration of promote_model."""
+
+    publish_root: str | None = None  # null: <storage_root>/published
 
 
 class ReportStep(StepSection):

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from posttrain.config.line import CHAMPION
 from posttrain.pages import skills
 from posttrain.pages.skills import SkillScore
 from posttrain.verdict import COUNTS, Check, Verdict
@@ -37,13 +38,15 @@ class Ability:
 
 
 def judged_answers(gates: dict[str, Verdict]) -> Verdict | None:
-    """The verdict of the last gate in which models answered; None if there is none."""
-    answered = [verdict for verdict in gates.values() if "num_answers" in verdict.numbers]
+    """The verdict of the last gate that judged the line's own models by answers; None if there is none."""
+    answered = [verdict for gate, verdict in gates.items() if gate != CHAMPION and "num_answers" in verdict.numbers]
     return answered[-1] if answered else None
 
 
 def titles(verdict: Verdict) -> dict[str, str]:
     """Names of the models on a page: `base` is the base, the others are named after their training."""
+    if verdict.gate == CHAMPION:
+        return {"base": "Current version", "before": "Current version", "model": "This version"}
     is_sft = verdict.gate in ("check_sft", "check_safety")
     return {"base": "Base", "before": "SFT", "model": "SFT" if is_sft else "Aligned"}
 

@@ -15,6 +15,8 @@ KEYS = {
     "answer_correct": "min_answer_accuracy",
     "accuracy_gain": "min_accuracy_gain",
     "accuracy_drop": "max_accuracy_drop",
+    "drop_from_published": "max_drop_from_published",
+    "loss_above_published": "max_loss_above_published",
     "distinct_answers": "min_distinct_answers",
     "one_answer_to_all": "max_one_answer_share",
     "echoes_prompt": "max_echo_share",

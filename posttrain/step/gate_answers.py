@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable
 
 from posttrain import storage
+from posttrain.config.line import CHAMPION
 from posttrain.pages import answers
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.step.provenance import Link, Provenance
@@ -31,8 +32,8 @@ def kept_by(record: StepRecord, storage_root: str) -> list[AnsweredPrompt]:
 
 
 def last_judged(records: Iterable[StepRecord]) -> StepRecord | None:
-    """The last gate of a run that reached a verdict on answers."""
-    answered = [record for record in records if record.verdict and OUTPUT in record.outputs]
+    """The last gate of a run that reached a verdict on answers of the line's own models."""
+    answered = [one for one in records if one.verdict and OUTPUT in one.outputs and one.step != CHAMPION]
     return answered[-1] if answered else None
 
 

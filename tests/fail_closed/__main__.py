@@ -50,7 +50,7 @@ def cell(ending: runs.Ending) -> str:
 
 
 def summary(endings: dict[tuple[str, str, str], runs.Ending], seconds: float) -> str:
-    promoted = [key for key, ending in endings.items() if ending.receipt]
+    promoted = [key for key, ending in endings.items() if ending.is_current]
     green = [key for key, ending in endings.items() if ending.green]
     return (
         f"{len(endings)} runs in {seconds:.0f} s. Promoted: {len(promoted)}, green: {len(green)}, of which with an "

@@ -41,9 +41,9 @@ ROOT = Path(__file__).parents[2]
 RUN_ID = "r1"
 SHAPES = {"full": {}, "SFT only": {"dpo": {"enabled": False}}, "DPO only": {"sft": {"enabled": False}}}
 STAND_INS = [f"posttrain.{name}" for name in ("preflight", "model", "data", "sft", "merge", "dpo")] + [
-    f"validators.{name}" for name in ("data", "sft", "merge", "alignment")
+    f"validators.{name}" for name in ("data", "sft", "merge", "alignment", "champion")
 ]
-REAL = ["posttrain.publish", "posttrain.reject", "posttrain.report"]
+REAL = ["posttrain.publish", "posttrain.make_current", "posttrain.reject", "posttrain.report"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Ending:
     next_stage_ran: bool
     published: list[str]  # files below published/
     receipt: bool
+    is_current: bool  # a version is
+    is_published_before: bool  # by the graph: the gate comes behind publishing
     statuses: set[str]  # of the gate's checks, by the run record
 
 
@@ -129,6 +131,8 @@ def ending_of(root: Path, shape: str, gate: str, exit_code: int, *, green: bool)
         next_stage_ran=bool(later & set(ran)),
         published=[str(path) for path in (root / "published").rglob("*")],
         receipt=(root / "artifacts" / RUN_ID / "publish_model" / "receipt").exists(),
+        is_current=any((root / "published").rglob("CURRENT")),
+        is_published_before="publish_model" not in later,
         statuses={check["status"] for check in verdicts.get(gate, {}).get("checks", [])},
     )
 
@@ -140,8 +144,9 @@ def faults(ending: Ending, outcome: str) -> list[str]:
         "exit code of run_pipeline": (ending.exit_code, wanted.exit_code),
         "success in pipeline_result.json": (ending.success, wanted.passes),
         "the runner's word": (ending.green, wanted.passes),
-        "publish receipt": (ending.receipt, wanted.passes),
-        "published files": (bool(ending.published), wanted.passes),
+        "publish receipt": (ending.receipt, wanted.passes or ending.is_published_before),
+        "published files": (bool(ending.published), wanted.passes or ending.is_published_before),
+        "made current": (ending.is_current, wanted.passes),
         "next stage ran": (ending.next_stage_ran, wanted.passes or wanted.lies),
         "has the check": (wanted.status in ending.statuses or not wanted.status, True),
     }

@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from posttrain import report, storage
+from posttrain import promote, report, storage
 from posttrain.config import RUN_ID_ENV, ReportStep
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, to_jsonl
 from posttrain.step import records
+from posttrain.storage import layout
 from posttrain.verdict import Check, Verdict, at_least, at_most, below, holds
 
 STEPS = [
@@ -65,6 +66,60 @@ def publish(tmp_path, keep, **changes):
     }  # fmt: skip
     for step in STEPS:
         keep(step, checks=[GOOD] if step.startswith("check_") else None, measured=measured.get(step))
+
+
+def promoted(tmp_path, keep, *, sha256: str = "c" * 64, number: int = 1, check: Check = GOOD):
+    """A whole run that is to promote, with what its last step left."""
+    publish(tmp_path, keep)
+    entry = promote.Promotion(
+        number=1,
+        model_name="m",
+        version="1",
+        sha256=sha256,
+        promoted_at="2026-01-01T00:00:00+00:00",
+        by="r1",
+        reason="-",
+    )
+    storage.write_bytes(layout.promotions(f"{tmp_path}/published/m", "000001.json"), entry.json_bytes)
+    keep("check_champion", checks=[check], numbers={"num_answers": 40, "answer_accuracy": 0.25})
+    keep("promote_model", measured={"number": number})
+    settings = ReportStep(pipeline_id="demo", steps=[*STEPS, "check_champion", "promote_model"])
+    return report.collect(str(tmp_path), "r1", settings)
+
+
+def test_a_model_that_was_to_be_made_current_is_a_success_once_it_is(tmp_path, keep):
+    result = promoted(tmp_path, keep)
+    assert (result.success, result.is_current) == (True, True)
+    assert report.headline(result).endswith("Published and made current")
+    page = report.to_html(result)
+    assert "was published and made current" in page
+    assert "without a comparison" not in page
+    assert "25 % of 40" not in page  # the first screen is about the gates that judged the line's own models
+
+
+def test_the_first_version_is_made_current_without_a_comparison_and_the_page_says_so(tmp_path, keep):
+    first = holds("nothing_to_compare", True, detail="no version of this name was current before")
+    page = report.to_html(promoted(tmp_path, keep, check=first))
+    assert "Made current without a comparison: no version of this name was current before." in page
+
+
+@pytest.mark.parametrize("changes", [{"sha256": "d" * 64}, {"number": 2}])
+def test_a_promotion_of_something_else_is_no_success(tmp_path, keep, changes):
+    result = promoted(tmp_path, keep, **changes)
+    assert (result.success, result.outcome) == (False, "failed")
+    assert any(error.startswith("promote_model: ") for error in result.errors)
+
+
+def test_a_worse_challenger_is_published_but_not_made_current(tmp_path, keep):
+    publish(tmp_path, keep)
+    keep("check_champion", checks=[at_most("drop_from_published", 0.5, 0.1)])
+    settings = ReportStep(pipeline_id="demo", steps=[*STEPS, "check_champion", "promote_model"])
+    result = report.collect(str(tmp_path), "r1", settings)
+    assert (result.success, result.outcome, result.is_current) == (False, "stopped", False)
+    assert "Published, but not made current: Stopped by check_champion" in report.headline(result)
+    page = report.to_html(result)
+    assert f"The model is published, and was not made current: <code>{tmp_path}/published/m/1</code>" in page
+    assert "Nothing was published" not in page
 
 
 def collect(tmp_path):

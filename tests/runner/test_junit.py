@@ -52,13 +52,13 @@ def told(text: str) -> dict[str, dict[str, str | None]]:
 def test_a_promoted_run_is_green():
     found = run({"train_sft": "reused", "check_sft": [GOOD], "check_sft_merge": [GOOD]}, model="/models/1")
     cases = {"held_out_loss": None}
-    assert told(junit.of_run(found)) == {"run": {"model published": None}, "check_sft": cases, "check_sft_merge": cases}
+    assert told(junit.of_run(found)) == {"run": {"model promoted": None}, "check_sft": cases, "check_sft_merge": cases}
 
 
 def test_each_status_of_a_check_and_a_gate_that_was_not_reached():
     found = run({"check_sft": [GOOD, UNSURE, TIMED_OUT, NOT_RUN], "check_sft_merge": "not run"})
     assert told(junit.of_run(found)) == {
-        "run": {"model published": "failure: stopped"},
+        "run": {"model promoted": "failure: stopped"},
         "check_sft": {
             "held_out_loss": None,
             "output_format_valid": "failure: undecided",
@@ -81,14 +81,14 @@ def test_a_failed_check_says_why_and_what_to_do():
 
 def test_an_undecided_gate_is_not_green():
     found = told(junit.of_run(run({"check_sft": [UNSURE]})))
-    assert found["run"] == {"model published": "failure: undecided"}
+    assert found["run"] == {"model promoted": "failure: undecided"}
     assert found["check_sft"] == {"output_format_valid": "failure: undecided"}
 
 
 @pytest.mark.parametrize("status", ["failed", "lost"])
 def test_a_gate_whose_process_died_is_an_error(status):
     found = told(junit.of_run(run({"check_sft": status, "check_sft_merge": "not run"}, errors=("check_sft: killed",))))
-    assert found["run"] == {"model published": "error: failed"}
+    assert found["run"] == {"model promoted": "error: failed"}
     assert found["check_sft"] == {"verdict": f"error: {status}"}
 
 
@@ -107,12 +107,12 @@ def test_a_gate_that_succeeded_without_a_verdict_is_an_error():
 
 def test_a_run_whose_training_died_is_not_green_although_no_gate_failed():
     text = junit.of_run(run({"train_sft": "failed", "check_sft": "not run"}, errors=("train_sft: out of memory",)))
-    assert told(text)["run"] == {"model published": "error: failed"}
+    assert told(text)["run"] == {"model promoted": "error: failed"}
     assert ElementTree.fromstring(text).find(".//error").text == "train_sft: out of memory"
 
 
 def test_a_run_without_a_result_is_an_error():
-    assert told(junit.of_error("sft.jsonl is not there")) == {"run": {"model published": "error: failed"}}
+    assert told(junit.of_error("sft.jsonl is not there")) == {"run": {"model promoted": "error: failed"}}
 
 
 @pytest.mark.parametrize("char", ["\x00", "\x1b", "\x0b", "\ufffe", "\ud800", "\u202e", "\x85"])

@@ -105,7 +105,7 @@ def planned(graph: Package, parameters: dict) -> dict[str, str]:
 def test_where_nothing_ran_everything_is_to_do_in_the_order_of_the_graph(graph, parameters):
     states = planned(graph, parameters)
     assert set(states.values()) == {"to do"}
-    assert list(states)[-1] == "publish_model"
+    assert list(states)[-3:] == ["publish_model", "check_champion", "promote_model"]
 
 
 def test_what_is_finished_is_reused_and_what_was_killed_resumes(graph, parameters, ran, tmp_path):
@@ -149,15 +149,18 @@ def test_other_code_makes_everything_anew(graph, parameters, ran, monkeypatch):
 
 def test_where_the_newest_run_broke_off(parameters, ran):
     ran("train_sft", run_id="r1")
-    last = plan.broken_off(plan.recent_records(parameters["storage_root"]))
-    assert (last.run_id, last.step, last.status) == ("r1", "train_sft", "running")
+    last, is_published = plan.broken_off(plan.recent_records(parameters["storage_root"]), ["publish_model"])
+    assert (last.run_id, last.step, last.status, is_published) == ("r1", "train_sft", "running", False)
 
 
-def test_a_published_run_broke_off_nowhere(parameters, ran):
+def test_a_run_broke_off_unless_it_published_and_promoted_what_it_was_to(parameters, ran):
     ran("check_sft")
     records = plan.recent_records(parameters["storage_root"])
-    published = records[-1].model_copy(update={"step": "publish_model", "status": "succeeded"})
-    assert plan.broken_off([*records, published]) is None
+    steps = ["publish_model", "check_champion", "promote_model"]
+    done = [records[-1].model_copy(update={"step": step, "status": "succeeded"}) for step in steps]
+    assert plan.broken_off([*records, *done[:1]], steps[:1]) == (None, True)
+    assert plan.broken_off([*records, *done[:2]], steps) == (done[1], True)
+    assert plan.broken_off([*records, *done], steps) == (None, True)
 
 
 def test_only_records_are_read(graph, parameters, ran, tmp_path):

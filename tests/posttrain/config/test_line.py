@@ -89,5 +89,6 @@ def test_a_step_is_in_the_graphs_that_have_its_stages():
     assert not line.step_of("hold_out_preferences").is_in(without_dpo)
     assert step_names(PipelineConfig(stages=without_dpo)) == [
         "preflight", "fetch_model", "prepare_sft_data", "check_sft_data", "train_sft", "check_sft", "merge_sft",
-        "check_sft_merge", "check_safety", "publish_model",
+        "check_sft_merge", "check_safety", "publish_model", "check_champion", "promote_model",
     ]  # fmt: skip
+    assert step_names(PipelineConfig(promote=False))[-1] == "publish_model"

@@ -18,6 +18,11 @@ def config_of(stages: dict | None = None, **validation) -> PipelineConfig:
     return PipelineConfig(stages=Stages.model_validate(stages or {}), validation={"answer_match": "exact"} | validation)
 
 
+def test_a_line_that_does_not_promote_needs_nothing_for_it():
+    asked = requirements.requirements(Stages(), config_of().validation, promote=False)
+    assert "check_champion" not in {one.gate for one in asked}
+
+
 def needed(config: PipelineConfig, gate: str) -> dict[str, int]:
     asked = requirements.requirements(config.stages, config.validation)
     return {one.key: one.num_rows for one in asked if one.gate == gate}
@@ -40,10 +45,14 @@ def test_each_limit_says_how_many_rows_of_what_it_needs():
 @pytest.mark.parametrize(
     ("stages", "gates", "absent"),
     [
-        ({"dpo": {"enabled": False}}, {"check_sft_data", "check_sft", "check_sft_merge", "check_safety"}, "min_margin"),
+        (
+            {"dpo": {"enabled": False}},
+            {"check_sft_data", "check_sft", "check_sft_merge", "check_safety", "check_champion"},
+            "min_margin",
+        ),
         (
             {"sft": {"enabled": False}},
-            {"check_preference_data", "check_dpo_merge", "check_alignment"},
+            {"check_preference_data", "check_dpo_merge", "check_alignment", "check_champion"},
             "max_sft_loss_increase",
         ),
     ],
