@@ -1,7 +1,18 @@
-"""A Kubeflow Pipelines API for tests: as much of v2beta1 as submitting and following a run needs, over HTTP.
+"""A Kubeflow Pipelines API for tests: as much of v2beta1 as submitting, following and ending a run needs, over HTTP.
 
 Its answers are the models of the generated client, serialised by it. The tasks of a run are named as the backend 2.17
-names them: the pipeline itself, and beside each task its driver and its executor.
+names them: the pipeline itself, and beside each task its driver and its executor. A run plays the scenes that a test
+gives, or is executed on this machine (`tests.kubeflow_pods`).
+
+What a real backend was seen to do is a switch of `Behaviour`; its defaults are those of Kubeflow Pipelines 2.17.0:
+
+- Argo tries a step again only after phase Error (the pod was deleted, the node was lost), twice at most, and not after
+  an exit code. Installations without 2.17's `workflowDefaults` do the reverse.
+- `task_details` come from the nodes of the Workflow. Beyond 1 MiB no more of them are read, so the last steps of the
+  line never appear.
+- A run that is terminated is CANCELING for a while, and then FAILED.
+- A terminated run's exit task is omitted, because its driver has no time left; without the defaults it runs.
+- While the persistence agent is away a run stays PENDING, without tasks, to its end.
 """
 
 import json
@@ -10,11 +21,11 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api as api
@@ -22,11 +33,34 @@ import kfp_server_api as api
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 NOT_ENDED = datetime(1, 1, 1, tzinfo=UTC)  # what the backend says of a task that is running
 TASK_SECONDS = 7
+NUM_NODES_READ = 99  # of a Workflow whose status is over 1 MiB
+NODES_OF_TASK = {True: 137 / 27, False: 86 / 27}  # of the line's Workflow, with and without 2.17's defaults
+EXIT_TASK = "report-run"
 CLIENT = api.ApiClient()  # serialises
 
 # A status to answer instead; "drop": the call does not arrive; "lose": it does, but its answer gets lost; "cut": half
 # of the answer arrives; "page": what a proxy answers who is not signed in.
 Fault = int | Literal["drop", "lose", "cut", "page"]
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What differs between installations of Kubeflow Pipelines, and while a part of one is away."""
+
+    retries_errors: bool = True  # 2.17's defaults: retryPolicy OnError, limit 2; else OnFailure, as compiled
+    has_unique_events: bool = True  # MLMD refuses one artifact under two names of a task: UNIQUE(artifact, execution)
+    num_nodes_read: int | None = None  # None: all, as below 1 MiB
+    has_persistence_agent: bool = True
+    num_looks_canceling: int = 1  # before a terminated run is FAILED
+
+    def read(self, tasks: dict[str, str]) -> dict[str, str]:
+        """Returns the tasks whose nodes are read."""
+        if not self.has_persistence_agent:
+            return {}
+        if self.num_nodes_read is None:
+            return tasks
+        num_tasks = int(self.num_nodes_read / NODES_OF_TASK[self.retries_errors])
+        return dict(list(tasks.items())[:num_tasks])
 
 
 @dataclass(frozen=True)
@@ -37,13 +71,34 @@ class Scene:
     tasks: dict[str, str] = field(default_factory=dict)  # name -> state, in the order in which they started
     happens: Callable[[str], None] = lambda run_id: None  # since the look before: what the pods write
 
-    def details(self, run_id: str) -> api.V2beta1RunDetails:
+    def details(self, run_id: str, behaviour: Behaviour = Behaviour()) -> api.V2beta1RunDetails:  # noqa: B008
+        if not behaviour.has_persistence_agent:
+            return api.V2beta1RunDetails()
         nodes = {"post-training-x7k2p": self.state, "root-driver": "SUCCEEDED", "root": self.state}
-        for name, state in self.tasks.items():
+        for name, state in behaviour.read(self.tasks).items():
             nodes |= {f"{name}-driver": "SUCCEEDED"} if f"{name}-driver" not in self.tasks else {}
             nodes |= {name: state, f"{name}.executor": state}
         tasks = [_task(run_id, name, state, second) for second, (name, state) in enumerate(nodes.items())]
         return api.V2beta1RunDetails(task_details=tasks[::-1])  # the backend promises no order
+
+    def terminated(self, behaviour: Behaviour) -> "Scene":
+        """Returns the end of a run that was terminated at this scene."""
+        tasks = {name: "FAILED" if state == "RUNNING" else state for name, state in self.tasks.items()}
+        if behaviour.retries_errors:  # "Step exceeded its deadline"
+            return Scene("FAILED", tasks | {f"{EXIT_TASK}-driver": "FAILED", EXIT_TASK: "SKIPPED"})
+        return Scene("FAILED", tasks | {EXIT_TASK: "SUCCEEDED"})
+
+
+class Execution(Protocol):
+    """A run whose steps really run."""
+
+    def scene(self) -> Scene: ...
+
+    def terminate(self) -> None: ...
+
+    def retry(self) -> None: ...
+
+    def delete_pods(self) -> None: ...
 
 
 @dataclass
@@ -52,6 +107,8 @@ class Kubeflow:
 
     url: str = ""
     token: str | None = None  # that a caller must bring
+    behaviour: Behaviour = Behaviour()
+    execute: Callable[[api.V2beta1Run], Execution] | None = None  # starts a run; None: a run plays the scenes
     scenes: list[Scene] = field(default_factory=list)  # of every run, look by look; the last one stays
     faults: dict[str, list[Fault]] = field(default_factory=dict)  # of the next calls of a name
     calls: list[str] = field(default_factory=list)
@@ -59,6 +116,9 @@ class Kubeflow:
     experiments: dict[str, api.V2beta1Experiment] = field(default_factory=dict)
     runs: dict[str, api.V2beta1Run] = field(default_factory=dict)
     num_looks: dict[str, int] = field(default_factory=dict)
+    executions: dict[str, Execution] = field(default_factory=dict)
+    canceled_at: dict[str, int] = field(default_factory=dict)  # run -> number of looks before it was terminated
+    retried: list[str] = field(default_factory=list)  # runs
 
     def get_healthz(self, query: dict[str, str], body: bytes) -> Any:
         return api.V2beta1GetHealthzResponse(multi_user=False)
@@ -83,6 +143,8 @@ class Kubeflow:
         run = _read(body, "V2beta1Run")
         run.run_id, run.created_at, run.state = str(uuid.uuid4()), STARTED, "PENDING"
         self.runs[run.run_id] = run
+        if self.execute:
+            self.executions[run.run_id] = self.execute(run)
         return run
 
     def get_run(self, query: dict[str, str], body: bytes) -> Any:
@@ -91,11 +153,50 @@ class Kubeflow:
             return 404, f"Failed to get a run: ResourceNotFoundError: Run {query['run_id']} not found."
         look = self.num_looks.get(run.run_id, 0)
         self.num_looks[run.run_id] = look + 1
-        scene = self.scenes[min(look, len(self.scenes) - 1)]
-        if look < len(self.scenes):
-            scene.happens(run.run_id)
-        run.state, run.run_details = scene.state, scene.details(run.run_id)
+        scene = self._scene(run.run_id, look)
+        run.state = scene.state if self.behaviour.has_persistence_agent else "PENDING"
+        run.run_details = scene.details(run.run_id, self.behaviour)
         return run
+
+    def terminate_run(self, query: dict[str, str], body: bytes) -> Any:
+        run = self.runs[query["run_id"]]
+        if run.state not in ("PENDING", "RUNNING"):
+            return 400, f"Failed to terminate a run: InvalidInputError: Failed to terminate a run {run.run_id}."
+        self.canceled_at[run.run_id] = self.num_looks.get(run.run_id, 0)
+        if run.run_id in self.executions:
+            self.executions[run.run_id].terminate()
+        return {}
+
+    def retry_run(self, query: dict[str, str], body: bytes) -> Any:
+        """Runs the failed steps of a run again, and what follows them; finished ones stay."""
+        run = self.runs[query["run_id"]]
+        if run.state != "FAILED":
+            return 400, f"Failed to retry a run: Workflow must be Failed/Error to retry: {run.run_id}"
+        self.retried.append(run.run_id)
+        self.canceled_at.pop(run.run_id, None)
+        if run.run_id in self.executions:
+            self.executions[run.run_id].retry()
+        return {}
+
+    def delete_pod(self, query: dict[str, str], body: bytes) -> Any:
+        """Deletes the running pods of a run. This is the word of kubectl, which a real server does not know."""
+        self.executions[query["run_id"]].delete_pods()
+        return {}
+
+    def _scene(self, run_id: str, look: int) -> Scene:
+        canceled_at = self.canceled_at.get(run_id)
+        is_canceling = canceled_at is not None and look < canceled_at + self.behaviour.num_looks_canceling
+        if run_id in self.executions:
+            scene = self.executions[run_id].scene()
+            return replace(scene, state="CANCELING") if is_canceling else scene
+        scene = self.scenes[min(look if canceled_at is None else canceled_at - 1, len(self.scenes) - 1)]
+        if is_canceling:
+            return replace(scene, state="CANCELING")
+        if canceled_at is not None:
+            return scene.terminated(self.behaviour)
+        if look < len(self.scenes):
+            scene.happens(run_id)
+        return scene
 
 
 def _task(run_id: str, name: str, state: str, second: int) -> api.V2beta1PipelineTaskDetail:
@@ -133,7 +234,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         kind, _, run_id = url.path.removeprefix("/pipeline/apis/v2beta1/").partition("/")
+        run_id, _, action = run_id.partition(":")
         verb = "create" if self.command == "POST" else "get" if run_id or kind == "healthz" else "list"
+        verb = action or verb
         call = f"{verb}_{kind.removesuffix('s') if verb != 'list' else kind}"
         self.kubeflow.calls.append(call)
         self.kubeflow.tokens.append(self.headers.get("Authorization"))
