@@ -42,7 +42,7 @@ SHOWN = {
     "info": "merge_info.json",
 }
 LOST = "left no record: killed, evicted or timed out; see its log"
-KILLED = "did not finish: killed, evicted or timed out; see its log"
+KILLED = "did not finish: killed, evicted or timed out"
 NUM_ANSWERS = 15  # held-out prompts that the report shows
 
 logger = logging.getLogger(__name__)
@@ -362,10 +362,17 @@ def _step_result(name: str, attempts: list[StepRecord]) -> StepResult:
     was_killed = last.status == "running"  # the run is over
     return StepResult(
         name=name, num_attempts=len(attempts),
-        status="lost" if was_killed else last.status, error=KILLED if was_killed else last.error,
+        status="lost" if was_killed else last.status, error=killed(last) if was_killed else last.error,
         seconds=round(sum(record.seconds for record in attempts), 3),
         inputs=last.inputs, outputs=last.outputs, measured=last.measured,
     )  # fmt: skip
+
+
+def killed(record: StepRecord) -> str:
+    """Says of a step that never ended its record when it was last heard of, and how far it had come."""
+    at = f"{record.written_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    progress = f", {record.progress.words}" if record.progress else ""
+    return f"{KILLED}; last heard of at {at}{progress}; see its log"
 
 
 def _absent(name: str, explained: bool) -> StepResult:

@@ -32,14 +32,10 @@ from kfp.local.status import Status
 
 from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV
 from posttrain.step.parent import tie_to_parent
+from posttrain.step.progress import progress_of
 from runner.walk import GraphError, Outputs, Walk, existing
 
 ROOT = Path(__file__).parents[1]
-TRAINED = re.compile(r"step (?P<done>\d+)/(?P<total>\d+)(?: (?P<text>loss \S+))?")
-MEASURED = re.compile(  # a gate
-    r"(?P<who>\w+): (?P<verb>answered|measured) (?P<done>\d+) of (?P<total>\d+) "
-    r"(?P<things>\w+)(?P<left>, about .+ left)?$"
-)
 HINT = re.compile(r"(See|Run) 'docker run --help'")  # the last line of an error of Docker's client
 GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL: a training stage saves a checkpoint
 
@@ -305,17 +301,7 @@ class Launcher:
                 continue
             last_line[0] = line
             if progress := progress_of(line):
-                self.run.listener.progress(step, *progress)
-
-
-def progress_of(line: str) -> tuple[int, int, str] | None:
-    """Parses a progress line into done, total and a text; None for any other line."""
-    if match := TRAINED.search(line):
-        return int(match["done"]), int(match["total"]), match["text"] or ""
-    if match := MEASURED.search(line):
-        text = f"{match['things']} {match['verb']} by {match['who']}{match['left'] or ''}"
-        return int(match["done"]), int(match["total"]), text
-    return None
+                self.run.listener.progress(step, progress.done, progress.total, progress.text)
 
 
 def _check_parameters(declared, parameters: dict[str, Any]) -> None:

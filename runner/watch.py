@@ -39,7 +39,7 @@ class ClusterWatch:
 
     def ended(self, step: str, succeeded: bool, seconds: float) -> None:
         record = next(reversed(self.records({step})), None)
-        unknown = report.KILLED if self.can_read else "see its log"
+        unknown = f"{report.KILLED}; see its log" if self.can_read else "see its log"
         cause = None if succeeded else (record and record.error) or unknown
         self._show_end(step, record, cause, seconds)
 

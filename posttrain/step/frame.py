@@ -21,6 +21,7 @@ from posttrain.config import masking
 from posttrain.step import kfp_io, usage
 from posttrain.step.code import code_of, fingerprint
 from posttrain.step.digests import digest, file_digests, files_of, folder_digest
+from posttrain.step.progress import Progress, beating
 from posttrain.step.records import Status, StepRecord, replace_record, write_record
 from posttrain.step.results import Result, keep, read_outputs, reuse
 from posttrain.step.run import Unfinished, configure_logging, is_fresh, run_id
@@ -127,14 +128,23 @@ class Attempt:
     clock: float = field(default_factory=time.monotonic)
     cpu_clock: float = field(default_factory=lambda: usage.cpu_seconds_of(*usage.here()))
     number: int | None = None  # in the run record
+    progress: Progress | None = None
 
-    def write(self) -> None:
-        """Writes the record of the attempt, or overwrites it."""
+    def note(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def renew(self) -> None:
+        """Writes that the attempt still runs, if its record is begun."""
+        if self.number is not None:
+            self.write("running")
+
+    def write(self, status: Status | None = None) -> None:
+        """Writes the record of the attempt, or overwrites it; `status` instead of its own."""
         record = StepRecord(
             step=self.args.step,
             attempt=self.number or 1,
             run_id=run_id(),
-            status=self.status,
+            status=status or self.status,
             started_at=self.started.isoformat(timespec="milliseconds"),
             seconds=round(time.monotonic() - self.clock, 3),
             work_seconds=round(self.work_seconds, 3),
@@ -149,6 +159,7 @@ class Attempt:
             kept=self.result.kept if self.result else "",
             verdict=self.verdict,
             error=self.error,
+            progress=self.progress,
         )
         if self.number is None:
             self.number = write_record(self.args.storage_root, record).attempt
@@ -161,7 +172,8 @@ def _recorded(args: argparse.Namespace, *, outputs: dict[str, str], config: Base
     """Records the attempt, however it ends. If the process is killed, the last record stays as it is: `running`."""
     attempt = Attempt(args, config.model_dump(mode="json"))
     try:
-        yield attempt
+        with beating(attempt.note, attempt.renew):
+            yield attempt
         attempt.verdict = _verdict(outputs)
     except BaseException as caught:
         attempt.result = None

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Container
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from posttrain import storage
 from posttrain.step.code import Code
+from posttrain.step.progress import LEASE_SECONDS, Progress
 from posttrain.storage import layout
 from posttrain.verdict import Verdict
 
@@ -37,6 +39,18 @@ class StepRecord(BaseModel):
     kept: str = ""  # where the outputs are kept, below the storage root
     verdict: dict[str, Any] | None = None  # as the gate wrote it: that is what the output's digest binds
     error: str | None = None
+    progress: Progress | None = None  # so far, of a training or a gate that runs, or at its end
+
+    @property
+    def written_at(self) -> datetime:
+        """When the record was last written; that of a running step is written every few seconds."""
+        return datetime.fromisoformat(self.started_at) + timedelta(seconds=self.seconds)
+
+    @property
+    def is_alive(self) -> bool:
+        """Tells whether the step runs: its record says so, and was written lately."""
+        age = datetime.now(UTC) - self.written_at
+        return self.status == "running" and age < timedelta(seconds=LEASE_SECONDS)
 
     @property
     def judged(self) -> Verdict | None:

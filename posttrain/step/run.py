@@ -5,6 +5,7 @@ import os
 import sys
 
 from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV, masking
+from posttrain.step import progress
 
 
 def configure_logging() -> None:
@@ -13,6 +14,7 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "urllib3", "google", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    progress.follow()  # in a rank
 
 
 def run_id() -> str:

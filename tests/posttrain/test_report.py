@@ -40,13 +40,15 @@ def keep(tmp_path):
         kept="",
         outputs=None,
         root=tmp_path,
+        seconds=2.5,
+        progress=None,
         **judged,
     ):
         verdict = checks and Verdict(gate=step, subject={"model": "0" * 64}, checks=checks, **judged)
         verdict = verdict and verdict.model_dump(mode="json")
         entry = records.StepRecord(
             step=step, attempt=1, run_id="r1", status=status, started_at=f"2026-01-01T00:00:{next(clock):02d}+00:00",
-            seconds=2.5, fingerprint="f", kept=kept, config={}, inputs={"base": "a" * 64},
+            seconds=seconds, fingerprint="f", kept=kept, progress=progress, config={}, inputs={"base": "a" * 64},
             outputs={"model": "b" * 64} if outputs is None else outputs,
             measured=measured or {}, verdict=verdict, error=error,
         )  # fmt: skip
@@ -251,9 +253,13 @@ def test_an_empty_record_is_an_answer_too(tmp_path, monkeypatch):
 
 
 def test_a_step_that_was_killed_is_lost_and_not_running(tmp_path, keep):
-    keep("fetch_model", status="running", outputs={})
-    step = collect(tmp_path).steps[0]
-    assert (step.status, step.error) == ("lost", report.KILLED)
+    keep("train_sft", status="running", outputs={}, seconds=605.0, progress={"done": 1734, "total": 4000})
+    step = next(step for step in collect(tmp_path).steps if step.name == "train_sft")
+    assert step.status == "lost"
+    assert re.fullmatch(
+        r"did not finish: killed, .*; last heard of at \d{4}-\d\d-\d\d \d\d:1\d:\d5 UTC, step 1734/4000; see its log",
+        step.error,
+    )
 
 
 def test_a_step_that_left_for_its_deadline_has_not_succeeded(tmp_path, keep):

@@ -6,7 +6,6 @@ import re
 import pytest
 from rich.console import Console
 
-from runner.local import progress_of
 from runner.view import SECONDS_BETWEEN_LINES, STYLES, CheckRow, LiveView, PlainView, print_checks, view_of
 
 
@@ -69,23 +68,6 @@ def test_a_gate_shows_its_progress_where_a_training_does():
     assert [line[10:] for line in out.getvalue().splitlines()] == [
         "check_sft   started", "check_sft   16/48 prompts answered by base, about 20 s left",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("line", "progress"),
-    [
-        ("INFO step 12/40 loss 0.5", (12, 40, "loss 0.5")),
-        ("INFO step 1/9", (1, 9, "")),
-        (
-            "INFO base: answered 16 of 48 prompts, about 2 min 05 s left",
-            (16, 48, "prompts answered by base, about 2 min 05 s left"),
-        ),
-        ("INFO model: measured 8 of 8 rows", (8, 8, "rows measured by model")),
-        ("INFO passed: answer_correct: 16 of 48 rows", None),
-    ],
-)
-def test_progress_is_read_from_the_lines_of_a_step(line, progress):
-    assert progress_of(line) == progress
 
 
 def test_a_step_that_was_not_announced_gets_its_row():

@@ -1,4 +1,7 @@
 import json
+import logging
+import time
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
@@ -241,3 +244,33 @@ def test_a_run_cannot_choose_a_storage_root_elsewhere(step, args):
     with pytest.raises(ValueError, match="storage_root"):
         step()
     assert not records.read_records(args.storage_root, "run-1")
+
+
+def test_the_record_of_a_running_step_is_written_again_and_again(step, args, monkeypatch):
+    monkeypatch.setattr("posttrain.step.progress.BEAT_SECONDS", 0.02)
+    seen = []
+
+    def work(_):
+        logging.getLogger("posttrain").warning("step 3/9 loss 0.5")
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            (record,) = records.read_records(args.storage_root, "run-1")
+            if record.progress:
+                break
+            time.sleep(0.01)
+        seen.append(record)
+        return {}
+
+    step(work=work, outputs={})
+    assert (seen[0].status, seen[0].progress.words, seen[0].is_alive) == ("running", "step 3/9", True)
+    (record,) = records.read_records(args.storage_root, "run-1")
+    assert (record.status, record.progress.done, record.is_alive) == ("succeeded", 3, False)
+
+
+def test_a_running_step_that_was_not_heard_of_for_a_minute_is_dead():
+    values = {"step": "train_sft", "attempt": 1, "run_id": "r", "status": "running", "fingerprint": "f"}
+    values |= {"config": {}, "inputs": {}, "outputs": {}, "measured": {}}
+    for seconds, is_alive in ((3590.0, True), (3500.0, False)):
+        started = datetime.now(UTC) - timedelta(hours=1)
+        record = records.StepRecord(**values, started_at=started.isoformat(), seconds=seconds)
+        assert record.is_alive == is_alive
