@@ -16,7 +16,6 @@ import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,18 +24,16 @@ from posttrain.config import PublishStep
 from posttrain.pages import abilities, answers, defaults, wording
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.rows.formats import user_text
-from posttrain.step import digests, frame, gate_answers, kfp_io, provenance, records, run
+from posttrain.step import digests, frame, gate_answers, kfp_io, provenance, published, records, run
 from posttrain.step.code import code_of, fingerprint
 from posttrain.step.provenance import Link, Provenance
+from posttrain.step.published import CARD, CLAIM, MANIFEST, PROVENANCE, SUMS, WRITTEN, Manifest, read_manifest
 from posttrain.step.running import Running
 from posttrain.storage import layout
 from posttrain.train import checkpoints
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 STEP = "publish_model"  # name in the graph
-MANIFEST, CARD, SUMS, PROVENANCE = "manifest.json", "README.md", "SHA256SUMS", "provenance.json"
-CLAIM = "PUBLISHING.json"
-WRITTEN = (CARD, PROVENANCE, SUMS, MANIFEST, CLAIM)  # by this module only
 
 CARD_TEMPLATE = Path(__file__).parent / "pages" / "templates" / "model_card.md"
 
@@ -44,30 +41,6 @@ NUM_ANSWERS = 5  # on the card: the first that the gate asked, right or wrong
 MAX_CHARS = 300  # of a text among them
 
 logger = logging.getLogger(__name__)
-
-
-class Manifest(BaseModel):
-    """manifest.json, which is written last: a version without it is not published yet."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = 1
-    model_name: str
-    version: str
-    sha256: str  # `digests.digest` of the model's own files
-    run_id: str
-    published_at: str  # UTC, ISO 8601
-    files: dict[str, str]  # name -> SHA-256, without this file and SHA256SUMS, which agrees with it
-
-    @property
-    def model_files(self) -> dict[str, str]:
-        """The files that the gates judged."""
-        return {name: sha256 for name, sha256 in self.files.items() if name not in WRITTEN}
-
-    @property
-    def sums(self) -> str:
-        """The text of SHA256SUMS, for `sha256sum --check`."""
-        return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(self.files.items()))
 
 
 class Claim(BaseModel):
@@ -104,12 +77,14 @@ def publish(
     _check_files(model, files)
     chain = read_chain(storage_root, run_id, sha256, settings)
     target = storage.join(layout.versions(storage_root, settings.publish_root, model_name), version)
+    written = {}
     if read_manifest(target) is None:
         rows = read_answers(chain, storage_root)
-        _publish(model, target, _claim_of(chain, rows, model_name=model_name, version=version, files=files))
+        written = _publish(model, target, _claim_of(chain, rows, model_name=model_name, version=version, files=files))
     storage.remove(storage.join(target, CLAIM))  # or that of a publisher that was killed at its end
     manifest = read_manifest(target)
     _check_same(target, manifest.sha256, sha256)
+    _check_published(target, manifest, model_name=model_name, version=version, written=written)
     hub = _upload_to_hub(target, manifest, model, settings) if settings.upload_to_hub else None
     num_bytes = sum(file.stat().st_size for file in digests.files_of(model))
     receipt = _receipt(target, manifest, num_bytes=num_bytes)
@@ -129,12 +104,6 @@ def read_chain(storage_root: str, run_id: str, sha256: str, settings: PublishSte
     if faults := provenance.faults(chain):
         raise ValueError(" | ".join(faults))
     return chain
-
-
-def read_manifest(target: str) -> Manifest | None:
-    """Reads the manifest of a published version; None if it is not published."""
-    uri = storage.join(target, MANIFEST)
-    return Manifest.model_validate_json(storage.read_bytes(uri)) if storage.exists(uri) else None
 
 
 def read_answers(chain: Provenance, storage_root: str) -> list[AnsweredPrompt]:
@@ -218,36 +187,55 @@ def _check_same(target: str, published: str, sha256: str) -> None:
         )
 
 
+def _check_published(
+    target: str, manifest: Manifest, *, model_name: str, version: str, written: dict[str, str]
+) -> None:
+    """Refuses a receipt for files that are not those of the manifest: damaged since, removed, or added by somebody.
+
+    Args:
+        written: name -> SHA-256 of the files that this process has just written; all others are read.
+    """
+    faults = [
+        f"{MANIFEST}: {key} is {getattr(manifest, key)!r}, not {value!r}"
+        for key, value in (("model_name", model_name), ("version", version))
+        if getattr(manifest, key) != value
+    ]
+    # Another publisher of the same model may have written its claim since, and removes it at once.
+    faults += [fault for fault in published.faults(target, known=written) if not fault.startswith(f"{CLAIM}: ")]
+    if faults:
+        remedy = "remove the folder and publish again, or give another version"
+        raise ValueError(f"{target}: is not what was published there: {' | '.join(faults)}; {remedy}")
+
+
 def _claim_of(
     chain: Provenance, rows: list[AnsweredPrompt], *, model_name: str, version: str, files: dict[str, str]
 ) -> Claim:
     """Builds the claim: everything that will be published beside the model's own files."""
     is_adapter = "adapter_config.json" in files
+    named = {"model_name": model_name, "version": version}
+    named["published_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    chain = chain.model_copy(update=named)
     written = {
         CARD: model_card(chain, model_name=model_name, version=version, is_adapter=is_adapter, rows=rows),
         PROVENANCE: chain.model_dump_json(indent=2) + "\n",
     }
     files = files | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}
-    manifest = Manifest(
-        model_name=model_name,
-        version=version,
-        sha256=chain.sha256,
-        run_id=chain.run_id,
-        published_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        files=dict(sorted(files.items())),
-    )
+    manifest = Manifest(sha256=chain.sha256, run_id=chain.run_id, files=dict(sorted(files.items())), **named)
     return Claim(manifest=manifest, written=written | {SUMS: manifest.sums})
 
 
-def _publish(model: Path, target: str, mine: Claim) -> None:
-    """Claims the version, then writes the files and last the manifest; returns early if another publisher finished."""
+def _publish(model: Path, target: str, mine: Claim) -> dict[str, str]:
+    """Claims the version, then writes the files and last the manifest.
+
+    Returns name -> SHA-256 of what it wrote: nothing if another publisher has finished meanwhile.
+    """
     _check_strangers(target, mine)
     try:
         claim = _claim(target, mine)
     except FileNotFoundError:  # removed since: its publisher has finished
-        return
+        return {}
     if read_manifest(target) is not None:  # by a publisher that finished before our claim
-        return
+        return {}
     if claim.manifest.sha256 != mine.manifest.sha256:
         other = f"another model ({claim.manifest.sha256}) is being published there, or was when its run was killed"
         raise ValueError(f"{target}: {other}; give another version, or remove the folder if no run writes to it")
@@ -256,11 +244,11 @@ def _publish(model: Path, target: str, mine: Claim) -> None:
         raise ValueError(f"{model / changed[0]}: is not the file that was judged; run again, from the last merge on")
     for name, text in claim.written.items():
         storage.write_bytes(storage.join(target, name), text.encode())
-    manifest = claim.manifest.model_dump_json(indent=2).encode()
     try:
-        storage.write_bytes(storage.join(target, MANIFEST), manifest, if_absent=True)
+        storage.write_bytes(storage.join(target, MANIFEST), claim.manifest.json_bytes, if_absent=True)
     except FileExistsError:
         logger.info("%s: another publisher of the same model was faster", target)
+    return sent | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in claim.written.items()}
 
 
 def _claim(target: str, mine: Claim) -> Claim:
@@ -270,7 +258,7 @@ def _claim(target: str, mine: Claim) -> Claim:
         storage.write_bytes(uri, mine.model_dump_json(indent=2).encode(), if_absent=True)
     except FileExistsError:
         logger.info("%s: another run has begun to publish there", target)
-    return Claim.model_validate_json(storage.read_bytes(uri))
+    return published.parse(uri, storage.read_bytes(uri), Claim)
 
 
 def _check_strangers(target: str, mine: Claim) -> None:

@@ -11,23 +11,19 @@ import argparse
 import hashlib
 import logging
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from posttrain import storage
 from posttrain.pages import wording
-from posttrain.publish import CLAIM, MANIFEST, PROVENANCE, SUMS, Manifest
 from posttrain.step import digests, provenance, run
 from posttrain.step.provenance import Link, Provenance
+from posttrain.step.published import MANIFEST, PROVENANCE, Manifest, read
 from posttrain.step.records import RECORD, StepRecord, read_records
 from posttrain.storage import layout
 from posttrain.weights.folder import source_digest
-
-HUB_FILES = {".gitattributes"}  # the Hub adds this file to every repository
 
 logger = logging.getLogger(__name__)
 
@@ -55,59 +51,14 @@ def verify(
         OSError: the storage does not answer.
         ValueError: `base` is not a model.
     """
-    findings = Findings()
-    findings.manifest = _read(published, MANIFEST, Manifest, findings.faults)
-    if findings.manifest is None:
-        return findings
-    findings.faults += file_faults(findings.manifest, published) + sums_faults(findings.manifest, published)
-    findings.chain = _read(published, PROVENANCE, Provenance, findings.faults)
+    findings = Findings(*read(published))
     if findings.chain is None:
         return findings
-    findings.faults += chain_faults(findings.manifest, findings.chain)
     if storage_root:
         sha256 = hashlib.sha256(storage.read_bytes(storage.join(published, MANIFEST))).hexdigest()
         findings.faults += record_faults(findings.chain, storage_root, manifest_sha256=sha256)
     findings.faults += source_faults(findings.chain, base=base, data=data)
     return findings
-
-
-def file_faults(manifest: Manifest, published: str) -> list[str]:
-    """Checks that the folder has exactly the files of the manifest, unchanged, and that they are its model."""
-    there, faults = set(storage.list_files(published)), []
-    for name, sha256 in manifest.files.items():
-        actual = _digest(storage.join(published, name)) if name in there else None
-        if actual is None:
-            faults.append(f"{name}: is missing, though in {MANIFEST}")
-        elif actual != sha256:
-            faults.append(f"{name}: was changed: its SHA-256 is {actual}, not {sha256}")
-    for name in sorted(there - manifest.files.keys() - {SUMS, MANIFEST} - HUB_FILES):
-        killed = " (left by a publisher that was killed at its end: publish again, or remove it)"
-        faults.append(f"{name}: was added: it is not in {MANIFEST}{killed if name == CLAIM else ''}")
-    sha256 = digests.folder_digest(manifest.model_files)
-    if sha256 != manifest.sha256:
-        faults.append(f"{MANIFEST}: was changed: the model's files make SHA-256 {sha256}, not {manifest.sha256}")
-    return faults
-
-
-def sums_faults(manifest: Manifest, published: str) -> list[str]:
-    """Checks that SHA256SUMS agrees with the manifest."""
-    try:
-        lines = storage.read_bytes(storage.join(published, SUMS)).decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return [f"{SUMS}: is missing"]
-    wanted = manifest.sums.splitlines()
-    faults = [f"{SUMS}: lacks the line {line!r}" for line in wanted if line not in lines]
-    return faults + [f"{SUMS}: has the line {line!r}, unlike {MANIFEST}" for line in lines if line not in wanted]
-
-
-def chain_faults(manifest: Manifest, chain: Provenance) -> list[str]:
-    """Checks that the chain is complete, every gate in it passed, and it ends at the model of the manifest."""
-    faults = [
-        f"{PROVENANCE}: {name} is {getattr(chain, name)}, in {MANIFEST} {getattr(manifest, name)}"
-        for name in ("run_id", "sha256")
-        if getattr(chain, name) != getattr(manifest, name)
-    ]
-    return faults + provenance.faults(chain)
 
 
 def record_faults(chain: Provenance, storage_root: str, *, manifest_sha256: str) -> list[str]:
@@ -148,28 +99,6 @@ def lines(chain: Provenance) -> Iterator[str]:
         gave = _outcome(link) if link.verdict else _short(chain.passed_on(link))
         text = wording.line(f"{_short(link.inputs) or source}{' -> ' if gave else ''}{gave}")
         yield f"{wording.line(link.step).ljust(width)}  {text}"
-
-
-def _read(published: str, name: str, kind: type[BaseModel], faults: list[str]) -> BaseModel | None:
-    """Reads a file of a published model; adds a fault and returns None if it is missing or invalid."""
-    try:
-        return kind.model_validate_json(storage.read_bytes(storage.join(published, name)))
-    except FileNotFoundError:
-        faults.append(f"{name}: is missing: {published} is not a published model, or its publishing is not complete")
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        faults.append(f"{name}: is invalid{': ' if where else ''}{where}: {first['msg']}")
-    return None
-
-
-def _digest(uri: str) -> str:
-    """Hashes a file. Remote files are downloaded one at a time, so the disk needs room only for the largest."""
-    if not storage.is_remote(uri):
-        return digests.digest(storage.local_path(uri))
-    logger.info("reading %s", uri)
-    with tempfile.TemporaryDirectory() as folder:
-        return storage.download_file(uri, Path(folder, "file"))
 
 
 def _receipts(storage_root: str, run_id: str, step: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from posttrain.storage import hashing
+from posttrain.storage.address import check_name
 
 
 def digest(path: str | Path) -> str:
@@ -23,7 +24,9 @@ def file_digests(folder: str | Path, *, known: Mapping[str, str] = MappingProxyT
 
 
 def folder_digest(digests: dict[str, str]) -> str:
-    """Returns the `digest` of a folder with these files."""
+    """Returns the `digest` of a folder with these files; refuses a name that could stand for two lines of the list."""
+    for name in digests:
+        check_name(name)
     lines = [f"{name} {sha256}\n" for name, sha256 in sorted(digests.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -90,6 +90,9 @@ class Provenance(BaseModel):
     schema_version: Literal[1] = SCHEMA_VERSION
     run_id: str
     sha256: str  # of the model
+    model_name: str = ""  # these three as in the manifest; empty until it is published
+    version: str = ""
+    published_at: str = ""
     links: tuple[Link, ...] = Field(min_length=1)
 
     @property

@@ -5,6 +5,7 @@ URI -> kind, bucket and name, local path, Hub id. An invalid URI is a `ValueErro
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
@@ -17,12 +18,18 @@ Uri = str | os.PathLike[str]
 def join(root: Uri, *parts: str) -> str:
     """Returns `root/part/part`; `ValueError` for a part that is empty, absolute or leads upwards (`..`)."""
     for part in parts:
-        if any(name in ("", ".", "..") for name in part.split("/")) or "\0" in part:
-            raise ValueError(
-                f"{part!r} below {root} is not a relative file name; rename it: no '..', no '//', no leading '/'"
-            )
+        check_name(part, below=root)
     root = os.fspath(root)
     return "/".join([root if root.endswith("://") else root.rstrip("/"), *parts]) if parts else root
+
+
+def check_name(name: str, *, below: Uri | None = None) -> None:
+    """Raises ValueError unless this is a relative name that means one file everywhere: in a list, a line, a URI."""
+    where = f" below {os.fspath(below)}" if below else ""
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{name!r}{where} is not a relative file name; rename it: no '..', no '//', no leading '/'")
+    if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name):
+        raise ValueError(f"{name!r}{where} has a control character or broken UTF-8 in its name; rename it")
 
 
 def scheme(uri: Uri) -> str:

@@ -13,7 +13,7 @@ import pytest
 from posttrain import publish, storage
 from posttrain.config import PublishStep
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, to_jsonl
-from posttrain.step import digests, records
+from posttrain.step import digests, published, records
 from posttrain.verdict import at_most, holds
 from posttrain.verify import verify
 from tests.posttrain.line import GATES, Line
@@ -141,6 +141,52 @@ def test_an_adapter_is_called_one(line, place):
 def test_same_model_again_is_fine(line, place):
     first = line.publish(place)
     assert line.publish(place) == first
+
+
+def flip(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (flip, "model.safetensors: was changed"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: is missing"),
+        (lambda folder: (folder / "modeling_x.py").write_text("import os"), "modeling_x.py: was added"),
+        (lambda folder: (folder / "chat").symlink_to(folder.parent), "chat: was added: it leads out"),
+        (lambda folder: (folder / "README.md").write_text("# Better"), "README.md: was changed"),
+        (lambda folder: (folder / "manifest.json").write_text(""), "manifest.json: is empty; remove the folder"),
+    ],
+)
+def test_a_published_version_that_is_not_what_was_published_gets_no_receipt(damage, words, line, place):
+    damage(Path(line.publish(place, version="v1")["uri"]))
+    with pytest.raises(ValueError, match=words):
+        line.publish(place, version="v1")
+
+
+def test_a_version_that_lies_under_another_name_gets_no_receipt(line, place):
+    shutil.copytree(line.publish(place, version="v1")["uri"], Path(place, "m/v2"))
+    with pytest.raises(ValueError, match=r"m/v2: is not what was published there: .*version is 'v1', not 'v2'"):
+        line.publish(place, version="v2")
+
+
+def test_a_file_added_to_what_a_killed_publisher_left_gets_no_receipt(line, place, publisher):
+    publisher(line, place, "--die-after", 3).communicate()
+    Path(place, "m/v0/modeling_x.py").write_text("import os")
+    with pytest.raises(ValueError, match=r"modeling_x\.py: was added"):
+        line.publish(place, version="v0")
+
+
+def test_a_claim_that_is_empty_is_an_error_with_its_file_and_a_remedy(line, place):
+    storage.write_bytes(storage.join(place, "m/v1/PUBLISHING.json"), b"")
+    with pytest.raises(ValueError, match=r"m/v1/PUBLISHING\.json: is empty; remove the folder of this version"):
+        line.publish(place, version="v1")
+
+
+def test_only_what_was_not_just_written_is_read_again(line, place, monkeypatch):
+    monkeypatch.setattr(published, "_digest", lambda uri: pytest.fail(f"{uri}: was read"))
+    line.publish(place)
 
 
 def test_another_model_under_the_same_version_is_refused(line, place, tmp_path):

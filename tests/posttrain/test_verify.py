@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from posttrain import storage, verify
-from posttrain.publish import Manifest
 from posttrain.step import digests, provenance
+from posttrain.step.published import Manifest
 from posttrain.verdict import at_most
 from tests.posttrain.line import Line
 
@@ -113,6 +113,16 @@ def flip_byte(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(content)
 
 
+def twice(folder: Path, key: str) -> None:
+    """Another value of the key first, which a reader may take that stops there."""
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace("{", f'{{\n  "{key}": "v0",', 1))
+
+
+def reverse(file: Path) -> None:
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+
+
 def swap_sums(folder: Path) -> None:
     text = (folder / "SHA256SUMS").read_text()
     (folder / "SHA256SUMS").write_text(OTHER + text[64:])
@@ -149,6 +159,26 @@ def swap_sums(folder: Path) -> None:
             ["provenance.json: was changed", "provenance.json: is invalid: links"],
         ),
         (lambda folder: (folder / "provenance.json").unlink(), ["provenance.json: is missing"]),
+        (
+            lambda folder: edit(folder, "manifest.json", lambda found: found.update(version="v999")),
+            ["provenance.json: version is .*, in manifest.json v999"],
+        ),
+        (
+            lambda folder: edit(folder, "manifest.json", lambda found: found.update(model_name="evil")),
+            ["provenance.json: model_name is m, in manifest.json evil"],
+        ),
+        (
+            lambda folder: edit(folder, "manifest.json", lambda found: found.update(published_at="1999")),
+            ["provenance.json: published_at is .*, in manifest.json 1999"],
+        ),
+        (lambda folder: twice(folder, "version"), ["manifest.json: was changed: it is not written as publishing"]),
+        (lambda folder: reverse(folder / "SHA256SUMS"), ["SHA256SUMS: was changed: its lines are in another order"]),
+        (lambda folder: (folder / "templates").symlink_to("/tmp"), ["templates: was added: it leads out"]),
+        (lambda folder: (folder / "model-2.safetensors").symlink_to("gone"), ["model-2.safetensors: was added: it le"]),
+        (
+            lambda folder: (folder / "PUBLISHING.json").write_text("{}"),
+            ["PUBLISHING.json: was added: .* publish again"],
+        ),
     ],
 )
 def test_a_file_that_was_changed_is_named(tamper, words, folder):
@@ -156,6 +186,33 @@ def test_a_file_that_was_changed_is_named(tamper, words, folder):
     found = faults(folder)
     for expected in words:
         assert any(re.search(expected, fault) for fault in found), (expected, found)
+
+
+def fold(folder: Path) -> None:
+    """Two files of the model become one, whose name stands for both in the list that is hashed."""
+    content = json.loads((folder / "manifest.json").read_text())
+    files = content["files"]
+    name = f"config.json {files.pop('config.json')}\nmodel.safetensors"
+    files[name] = files.pop("model.safetensors")
+    (folder / "model.safetensors").rename(folder / name)
+    (folder / "config.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps(content, indent=2))
+    (folder / "SHA256SUMS").write_text("".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items())))
+
+
+def test_two_files_under_one_name_with_a_line_feed_are_refused(folder):
+    fold(folder)
+    (found,) = faults(folder)
+    assert re.match(r"manifest.json: is invalid: files: .*has a control character or broken UTF-8 in its name", found)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x1bb", "a\x85b", "a\u2028b", "a\udcffb"])
+def test_a_digest_of_a_folder_with_a_name_that_means_two_things_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="control character or broken UTF-8"):
+        digests.folder_digest({name: OTHER})
+    with pytest.raises(ValueError, match="control character or broken UTF-8"):
+        storage.join(tmp_path, name)
+    assert storage.join("gs://b", "LICENSE mit ünïcode 🙂.txt")
 
 
 def set_check(chain: dict, step: str, **values) -> None:

@@ -21,7 +21,7 @@ def test_join(parts: tuple[str, ...], joined: str) -> None:
 
 @pytest.mark.parametrize("part", ["", "..", "a/../b", "/etc/passwd", "a//b", "a/", ".", "a\0b"])
 def test_join_refuses(part: str) -> None:
-    with pytest.raises(ValueError, match="is not a relative file name"):
+    with pytest.raises(ValueError, match="is not a relative file name|has a control character"):
         address.join("gs://bucket/root", part)
 
 
