@@ -6,12 +6,13 @@ from pathlib import Path
 import yaml
 from kfp import dsl
 
+ATTEMPTS_MODULE = "posttrain.step.attempts"  # starts a step in its container: `python -m <this> <module> <flags>`
 IMAGES = Path(__file__).parents[1] / "images" / "digests.yaml"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # as a registry gives it
 
 
 def container(module: str, image: str, **arguments) -> dsl.ContainerSpec:
-    """Runs `python -m <module>` with one flag for each argument of the component, under its name with hyphens.
+    """Runs `<module>`, in attempts, with one flag for each argument of the component, under its name with hyphens.
 
     A component passes its `**locals()`, so that no flag can drift from its argument. An artifact is given by its path.
     """
@@ -19,7 +20,7 @@ def container(module: str, image: str, **arguments) -> dsl.ContainerSpec:
     args = [part for flag in flags.items() for part in flag]
     return dsl.ContainerSpec(
         image=image_reference(image),
-        command=["python", "-m", module],
+        command=["python", "-m", ATTEMPTS_MODULE, module],
         args=[*args, "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
     )
 

@@ -7,11 +7,10 @@ from functools import partial
 
 from kfp import dsl, kubernetes
 
-from posttrain.config import RUN_ID_ENV
+from posttrain.config import ATTEMPTS_ENV, RUN_ID_ENV, Attempts
 from posttrain.config.placement import QUEUE_LABEL, Placement
 
 RUN_ID_LABEL = "metadata.labels['pipeline/runid']"  # its placeholder resolves only as a whole parameter value
-POD_GRACE_MINUTES = 10  # from a training stage's own deadline, at which it saves and exits, to the end of its pod
 # Argo counts it from the start of the first attempt, including all attempts and waits for nodes: after kfp's default of
 # an hour nothing is retried, and a running attempt is ended (kubeflow/pipelines#13452).
 RETRY_WINDOW = "30d"
@@ -19,16 +18,23 @@ SECRETS_FOLDER = "/etc/posttrain"
 CACHE_FOLDER = "/cache/huggingface"  # HF_HOME in the images
 
 
-def place(task: dsl.PipelineTask, placement: Placement, *, timeout_minutes: int, retry_count: int) -> None:
-    """Sets what a task's pod needs, where it may run, for how long and how often, and which secrets it gets."""
+def place(task: dsl.PipelineTask, placement: Placement, *, attempts: Attempts, pod_minutes: int) -> None:
+    """Sets what a task's pod needs, where it may run, for how long and how often, and which secrets it gets.
+
+    The container makes `attempts` itself, within `pod_minutes`. If the whole container ends, the backend may start it
+    again as often.
+    """
     # kfp's cache key has the ids of artifacts, not their contents. The steps reuse results by content themselves.
     task.set_caching_options(False)
     kubernetes.set_security_context(task, run_as_non_root=True)
-    kubernetes.set_timeout(task, timeout_minutes * 60)
-    if retry_count:
+    kubernetes.set_timeout(task, pod_minutes * 60)
+    if attempts.number > 1:
         backoff = f"{placement.retry_backoff_seconds}s"
-        task.set_retry(retry_count, backoff_duration=backoff, backoff_factor=2, backoff_max_duration=RETRY_WINDOW)
+        task.set_retry(
+            attempts.number - 1, backoff_duration=backoff, backoff_factor=2, backoff_max_duration=RETRY_WINDOW
+        )
     with _callers_by_name_alone():
+        task.set_env_variable(ATTEMPTS_ENV, str(attempts))
         _limit(task, placement)
         _set_environment(task, placement)
     _schedule(task, placement)

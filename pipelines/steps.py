@@ -4,7 +4,7 @@ from typing import Any
 
 from kfp import dsl
 
-from pipelines.resources import POD_GRACE_MINUTES, place
+from pipelines.resources import place
 from posttrain import config as c
 from posttrain.config.evidence import Evidence
 from posttrain.config.line import LINE, Step, is_gate, step_of
@@ -12,11 +12,23 @@ from posttrain.config.placement import TOKEN_ENV, UPLOAD_TOKEN_ENV, Placement
 
 TIMEOUT_MINUTES = 60  # for a step that belongs to no stage
 RETRY_COUNT = 1
+SAVE_MINUTES = 10  # from a training stage's own deadline, at which it saves and leaves, to the end of its attempt
+POD_GRACE_MINUTES = 10  # for what is around the attempts: pull of the image, download of inputs, upload of outputs
 
 
 def step_names(config: c.PipelineConfig) -> list[str]:
     """Returns the names of the steps of a promoted run, in the order of the graph."""
     return [step.name for step in LINE if step.is_in(config.stages, promote=config.promote)]
+
+
+def attempts_of(minutes: int, retry_count: int, placement: Placement) -> c.Attempts:
+    """Returns the attempts that a step has in its container."""
+    return c.Attempts(1 + retry_count, minutes * 60, placement.retry_backoff_seconds)
+
+
+def pod_minutes(attempts: c.Attempts) -> int:
+    """Returns the time limit of a pod, which holds all attempts."""
+    return attempts.number * attempts.seconds // 60 + POD_GRACE_MINUTES
 
 
 class Steps:
@@ -38,9 +50,9 @@ class Steps:
         """Adds one task of `component`, called `name` (the component's own name unless given)."""
         task = self.add(component, name, **inputs)
         name = self.names[-1]
-        place(
-            task, self._placement_of(name), timeout_minutes=self.pod_minutes(name), retry_count=self.retry_count(name)
-        )
+        placement = self._placement_of(name)
+        attempts = attempts_of(self.attempt_minutes(name), self.retry_count(name), placement)
+        place(task, placement, attempts=attempts, pod_minutes=pod_minutes(attempts))
         return task
 
     def add(self, component, name: str | None = None, **inputs) -> dsl.PipelineTask:
@@ -65,9 +77,9 @@ class Steps:
         """Tells for each of these stages whether it is on."""
         return tuple(getattr(self.config.stages, stage).enabled for stage in stages)
 
-    def pod_minutes(self, name: str) -> int:
-        """Returns the time limit of the pod."""
-        return self._timeout_minutes(name) + (POD_GRACE_MINUTES if step_of(name).kind == "training" else 0)
+    def attempt_minutes(self, name: str) -> int:
+        """Returns the time after which an attempt is ended; a training leaves by itself before that."""
+        return self._timeout_minutes(name) + (SAVE_MINUTES if step_of(name).kind == "training" else 0)
 
     def _placement_of(self, name: str) -> Placement:
         placement = self.config.placement.of(name)
@@ -78,7 +90,7 @@ class Steps:
         return placement.model_copy(update={"secrets": [*placement.secrets, *renamed]})
 
     def _timeout_minutes(self, name: str) -> int:
-        """Returns the time limit of one attempt; a training saves at that time, for which its pod gets more."""
+        """Returns the configured time limit of one attempt; a training saves at that time, for which it gets more."""
         step, placed = step_of(name), self.config.placement.of(name).timeout_minutes
         if placed is not None:
             return placed

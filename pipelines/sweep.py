@@ -20,7 +20,7 @@ import components as do
 from pipelines.package import Package, Task
 from pipelines.post_training import Inputs, Rows, fetch_and_check, post_training, train_and_publish
 from pipelines.resources import place
-from pipelines.steps import Steps, step_names
+from pipelines.steps import Steps, attempts_of, pod_minutes, step_names
 from posttrain.config import PipelineConfig
 from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, SWEEP, is_gate
 from posttrain.config.metrics import check_measured
@@ -162,9 +162,10 @@ class Trials:
         }
         config = section.model_dump(mode="json", exclude_none=True)
         trial = self.steps.add(self._component(), name, config=config, base=inputs.model, **files, **arguments)
-        minutes = own.timeout_minutes or sum(self.steps.pod_minutes(command.step) for command in self.commands)
+        minutes = own.timeout_minutes or sum(self.steps.attempt_minutes(command.step) for command in self.commands)
         retries = self.steps.retry_count(training) if own.retry_count is None else own.retry_count
-        place(trial, placement, timeout_minutes=minutes, retry_count=retries)
+        attempts = attempts_of(minutes, retries, placement)
+        place(trial, placement, attempts=attempts, pod_minutes=pod_minutes(attempts))
         return trial
 
     def _component(self):

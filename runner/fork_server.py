@@ -182,7 +182,8 @@ def _report(descriptor: int, number: int) -> bool:
 
 def become(request: dict[str, Any], server: int) -> None:
     """Turns this child of the server into the requested process, which ends with the server."""
-    ctypes.CDLL(None).prctl(PR_SET_NAME, request["argv"][0].encode())  # for `ps -o comm` and `top`
+    module = [name for name in request["argv"][:2] if not name.startswith("-")][-1]  # behind that of the attempts
+    ctypes.CDLL(None).prctl(PR_SET_NAME, module.encode())  # for `ps -o comm` and `top`
     die_with_parent(server)
     os.setsid()
     stdout, stderr = request["streams"]

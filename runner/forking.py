@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.package import Package
+from posttrain.config import ATTEMPTS_ENV
 from runner.fork_server import IS_POSSIBLE, WITH_MODEL, ForkServer
 from runner.local import Process, ProcessRunner, Runner, Step
 
@@ -27,9 +28,9 @@ class ForkingRunner(ProcessRunner):
     def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> Process:
         if not self.servers:
             self._start_servers(directory, environment)
-        loads_model = step.command[2] in WITH_MODEL and step.name not in self.reused
+        loads_model = step.module in WITH_MODEL and step.name not in self.reused
         server = self.servers["models" if loads_model and self.needs_models else "plain"]
-        if environment == server.environment:  # which libraries read while the server imported them
+        if _shared(environment) == _shared(server.environment):  # which libraries read while the server imported them
             try:
                 return server.fork(step.command[2:], environment=environment, stdout=stdout)
             except OSError:  # the server has been killed, or the request is too long
@@ -43,6 +44,11 @@ class ForkingRunner(ProcessRunner):
     def _start_servers(self, directory: Path, environment: dict[str, str]) -> None:
         for name in ("plain", "models") if self.needs_models else ("plain",):
             self.servers[name] = ForkServer(name, directory=directory, environment=environment)
+
+
+def _shared(environment: dict[str, str]) -> dict[str, str]:
+    """Returns the variables that do not differ among the steps of a run."""
+    return {name: value for name, value in environment.items() if name != ATTEMPTS_ENV}
 
 
 @contextmanager

@@ -30,12 +30,14 @@ from kfp import components
 from kfp.local import executor_input_utils, executor_output_utils, placeholder_utils, task_dispatcher
 from kfp.local.status import Status
 
-from posttrain.config import EXIT_AGAIN, FRESH_ENV, RUN_ID_ENV
+from components.container import ATTEMPTS_MODULE
+from posttrain.config import ATTEMPTS_ENV, FRESH_ENV, RUN_ID_ENV, Attempts
 from posttrain.step.parent import tie_to_parent
 from posttrain.step.progress import progress_of
 from runner.walk import GraphError, Outputs, Walk, existing
 
 ROOT = Path(__file__).parents[1]
+AGAIN = re.compile(rf"{re.escape(ATTEMPTS_MODULE)}: (?P<text>attempt \d+ of \d+.*)")
 HINT = re.compile(r"(See|Run) 'docker run --help'")  # the last line of an error of Docker's client
 GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL: a training stage saves a checkpoint
 
@@ -48,9 +50,12 @@ ALLOCATOR = {
 
 
 class StepListener(Protocol):
-    """Hears what happens to the steps. A step that is tried again starts again."""
+    """Hears what happens to the steps. A step whose whole process ended, and that is tried again, starts again."""
 
     def started(self, step: str) -> None: ...
+
+    def tried_again(self, step: str, text: str) -> None:
+        """Hears that a step starts its next attempt: `attempt 2 of 3, from step 40: <how the one before ended>`."""
 
     def progress(self, step: str, done: int, total: int, text: str) -> None:
         """Hears how far a training or a gate has come, as its newest line on stderr says.
@@ -76,6 +81,19 @@ class Step:
     folder: Path  # for its outputs; beside it are the folders of the run's other steps
     num_gpus: int
     settings: dict[str, Any]  # its part of the Kubernetes settings in the graph
+
+    @property
+    def module(self) -> str:
+        """The module of `python -m posttrain.step.attempts <module> <flags>`."""
+        return self.command[self._start]
+
+    @property
+    def flags(self) -> list[str]:
+        return self.command[self._start + 1 :]
+
+    @property
+    def _start(self) -> int:
+        return 3 if ATTEMPTS_MODULE in self.command[:3] else 2
 
 
 class Runner(Protocol):
@@ -248,7 +266,12 @@ class Launcher:
         own = {RUN_ID_ENV: self.run.run_id, "PYTHONUNBUFFERED": "1"} | self.run.environment
         if self.run.is_fresh:
             own[FRESH_ENV] = "1"
-        return {variable.name: variable.value for variable in container.env} | own
+        variables = {variable.name: variable.value for variable in container.env}
+        if (
+            ATTEMPTS_ENV in variables
+        ):  # time limits and waits are for a cluster, whose pods cost and whose parts recover
+            own[ATTEMPTS_ENV] = str(Attempts(Attempts.parse(variables[ATTEMPTS_ENV]).number))
+        return variables | own
 
     def _attempt(self, step: Step, outputs_of: Callable[[], dict[str, Any]]) -> Outputs:
         if self.is_interrupted:
@@ -266,7 +289,7 @@ class Launcher:
         self.run.listener.finished(step.name, exit_code, time.monotonic() - clock, cause)
         if cause is None:
             return outputs, Status.SUCCESS
-        if exit_code == EXIT_AGAIN or exit_code < 0:
+        if exit_code < 0:  # the process that makes the attempts is itself gone
             return {}, Status.FAILURE  # kfp retries, as often as the step's retry policy allows
         raise GraphError(f"{step.name}: {cause}")
 
@@ -300,6 +323,8 @@ class Launcher:
             if not line or HINT.match(line):
                 continue
             last_line[0] = line
+            if again := AGAIN.search(line):
+                self.run.listener.tried_again(step, again["text"])
             if progress := progress_of(line):
                 self.run.listener.progress(step, progress.done, progress.total, progress.text)
 

@@ -86,6 +86,11 @@ class Watch:
         self.num_attempts[step] = self.num_attempts.get(step, 0) + 1
         self.view.started(step)
 
+    def tried_again(self, step: str, text: str) -> None:
+        seconds = (datetime.now(UTC) - self.running[step]).total_seconds()
+        self.view.ended(step, "unfinished", seconds, wording.line(text))
+        self.started(step)
+
     def progress(self, step: str, done: int, total: int, text: str) -> None:
         self.view.progress(step, done, total, wording.line(text))
 

@@ -175,10 +175,10 @@ def run_line(folder: Path, base: Path, adapter: Path, rows: list[dict]) -> int:
     }  # fmt: skip
 
     def execute(launcher: local.Launcher, step: local.Step) -> tuple[int, str]:
-        module, log = step.command[2], launcher.run.logs / f"{step.name}.log"
+        module, log = step.module, launcher.run.logs / f"{step.name}.log"
         main = hand_over(adapter) if module == "posttrain.sft" else importlib.import_module(module).main
         with runs.ONE_AT_A_TIME, patch.dict(os.environ, step.environment), runs.words_in(log):
-            main(step.command[3:])
+            main(step.flags)
         return 0, ""
 
     def called(launcher: local.Launcher, step: local.Step) -> tuple[int, str]:

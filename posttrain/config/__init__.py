@@ -48,9 +48,13 @@ from posttrain.config.stages import (
     check_dealt,
 )
 from posttrain.config.steps import (
+    ATTEMPTS_ENV,
     EXIT_AGAIN,
     FRESH_ENV,
+    HALVINGS_ENV,
     RUN_ID_ENV,
+    STARTED_ENV,
+    Attempts,
     CheckAlignmentStep,
     CheckChampionStep,
     CheckDataStep,
@@ -71,8 +75,10 @@ from posttrain.config.steps import (
 )
 
 __all__ = [
+    "ATTEMPTS_ENV",
     "AlignmentLimits",
     "AnswerLimits",
+    "Attempts",
     "BUILT_IN_CHECKS",
     "CUSTOM_CHECK",
     "ChampionLimits",
@@ -89,6 +95,7 @@ __all__ = [
     "DpoTraining",
     "EXIT_AGAIN",
     "FRESH_ENV",
+    "HALVINGS_ENV",
     "Judging",
     "Limits",
     "LoraTraining",
@@ -108,6 +115,7 @@ __all__ = [
     "PromptFiles",
     "PublishStep",
     "RUN_ID_ENV",
+    "STARTED_ENV",
     "Ranks",
     "ReportStep",
     "Section",

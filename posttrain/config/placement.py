@@ -159,8 +159,8 @@ class Placement(Section):
     pod_labels: dict[LabelKey, LabelValue] = {}  # label -> value
     pod_annotations: dict[LabelKey, PlainText] = {}  # annotation -> text
     timeout_minutes: Count | None = None  # minutes for one attempt; null: as the stage says
-    retry_count: Annotated[int, Field(ge=0)] | None = None  # further attempts after a failure; null: as the stage says
-    retry_backoff_seconds: Count = 30  # seconds before the second attempt; doubled for each further one
+    retry_count: Annotated[int, Field(ge=0)] | None = None  # further attempts; null: as the stage says
+    retry_backoff_seconds: Count = 30  # seconds before the second attempt if storage was away; then doubled
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None  # null: Kubernetes' own default
     image_pull_secrets: list[ObjectName] = []  # names of the Kubernetes secrets for private registries
     env: dict[EnvName, PlainText] = {}  # variable -> value; not for secrets

@@ -93,7 +93,7 @@ class Stage(Section):
     # YAML file with the stage's settings, beside a pipeline configuration or in the working directory
     config_path: str | None = None
     timeout_minutes: Count  # minutes for one attempt
-    retry_count: Annotated[int, Field(ge=0)]  # further attempts after a failure
+    retry_count: Annotated[int, Field(ge=0)]  # further attempts, in the container, after a failure that may pass
 
 
 class SftStage(Stage):

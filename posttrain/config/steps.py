@@ -3,7 +3,7 @@
 `posttrain.config.line` says which step gets which; those without settings of their own get a `StepSection`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,24 @@ from posttrain.config.stages import DataConfig, DpoConfig, SftConfig, Stages, ch
 RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, locally from the runner
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a stage left before its end, and the next attempt continues from there
 FRESH_ENV = "POSTTRAIN_FRESH"  # 1: nothing of earlier runs is reused
+ATTEMPTS_ENV = "POSTTRAIN_ATTEMPTS"  # `Attempts` of a step, as text
+STARTED_ENV = "POSTTRAIN_STARTED"  # time.monotonic() at the start of a stage's clock, which was before its process's
+HALVINGS_ENV = "POSTTRAIN_HALVINGS"  # how often earlier attempts ran out of memory: the micro-batch is halved as often
+
+
+class Attempts(NamedTuple):
+    """The attempts that a step has in its container."""
+
+    number: int = 1
+    seconds: int = 0  # of one attempt, which is then ended; 0: no limit
+    wait_seconds: int = 0  # before another attempt, where something outside the step was missing; doubled each time
+
+    @classmethod
+    def parse(cls, text: str) -> "Attempts":
+        return cls(*map(int, text.split()))
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self))
 
 
 class Ranks(Section):

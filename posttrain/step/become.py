@@ -6,14 +6,17 @@ import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 OURS = ("posttrain", "validators")
 
 
-def run(argv: list[str]) -> None:
-    """Runs `python -m <argv>` and ends this process as that would, except that memory is not freed, which is slow."""
+def run(argv: list[str], *, exit_code_of: Callable[[BaseException], int] = lambda error: 1) -> None:
+    """Runs `python -m <argv>` and ends this process as that would, except that memory is not freed, which is slow.
+
+    `exit_code_of` gives the exit code for an error that nobody caught.
+    """
     sys.argv = [*argv]
     code = 0
     try:
@@ -23,9 +26,9 @@ def run(argv: list[str]) -> None:
         if code is not None and not isinstance(code, int):
             print(code, file=sys.stderr)
             code = 1
-    except BaseException:  # noqa: BLE001  the interpreter does so at the end of a process
+    except BaseException as error:  # noqa: BLE001  the interpreter does so at the end of a process
         traceback.print_exc()
-        code = 1
+        code = exit_code_of(error)
     # multiprocessing ends its forks in this way.
     threading._shutdown()
     atexit._run_exitfuncs()

@@ -7,9 +7,12 @@ else from the JSON at `outputs.outputFile`; an unknown field, a null, NaN or inf
 import argparse
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+MOUNTED = re.compile(r"^(\w+)://")  # the launcher's path for an address is `/gcs/...`, `/s3/...` and so on
 CONFUSION_MATRIX = "confusionMatrix"  # where the UI looks for it in an artifact's metadata
 
 
@@ -37,6 +40,20 @@ def output_folder(executor_input: str) -> Path:
     """Returns a folder on the disk that outputs are written to; the working directory when a step is run by hand."""
     file = json.loads(executor_input).get("outputs", {}).get("outputFile")
     return Path(file).parent if file else Path.cwd()
+
+
+def remove_outputs(executor_input: str) -> None:
+    """Removes what an earlier attempt in this container has written, so that each starts with empty folders."""
+    outputs = json.loads(executor_input).get("outputs", {})
+    if not outputs.get("outputFile"):
+        return
+    artifacts = [output["artifacts"][0]["uri"] for output in outputs.get("artifacts", {}).values()]
+    paths = [MOUNTED.sub(r"/\1/", uri) for uri in artifacts]
+    paths += [output["outputFile"] for output in outputs.get("parameters", {}).values()]
+    for path in [*map(Path, paths), *output_folder(executor_input).glob("*")]:
+        for written in (path, *path.parent.glob(f"{path.name}.*")):  # such as a half-written `model.partial`
+            shutil.rmtree(written, ignore_errors=True)
+            written.unlink(missing_ok=True)
 
 
 def write_outputs(executor_input: str, *, parameters: dict[str, Any], metadata: dict[str, dict[str, Any]]) -> None:

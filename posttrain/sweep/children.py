@@ -22,15 +22,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import EXIT_AGAIN, RUN_ID_ENV
+from posttrain.config import EXIT_AGAIN, HALVINGS_ENV, RUN_ID_ENV, STARTED_ENV
 from posttrain.config.sweep import Command
 from posttrain.step import become, records, usage
+from posttrain.step.attempts import OUT_OF_MEMORY
+from posttrain.step.parent import die_with_parent
 from posttrain.step.run import Unfinished
 from posttrain.sweep.ranking import Cost
 from posttrain.train import backend
 
 GRACE_SECONDS = 15.0  # from SIGTERM to SIGKILL: a training saves a checkpoint
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory")
 
 # How a step without a result ended -> whether the same trial would end so again, and need not be repeated.
 DIVERGED, NO_MEMORY, KILLED, NO_TIME, FAILED = "diverged", "out of memory", "killed", "out of time", "failed"
@@ -116,6 +117,9 @@ def argv_of(command: Command, trial: Trial, config: dict[str, Any]) -> list[str]
 
 def _become(module: str, argv: list[str], environment: dict[str, str]) -> None:
     """Turns the fork into `python -m module argv`."""
+    die_with_parent(multiprocessing.parent_process().pid)
+    for name in (STARTED_ENV, HALVINGS_ENV):  # the trial's
+        os.environ.pop(name, None)
     os.environ |= environment
     # The trial has exit functions of its own, which are not the child's to run.
     atexit._clear()

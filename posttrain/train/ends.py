@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from posttrain.config import Training
+from posttrain.config import STARTED_ENV, Training
 from posttrain.step.run import Unfinished
 from posttrain.train import ranks
 
-STARTED_ENV = "POSTTRAIN_STARTED"  # tells ranks when their stage started, which was before they did
-# Close to the start of this process: a stage imports this module before anything slow.
+# A container and the ranks of a training have their clock from outside. Else close to the start of this process: a
+# stage imports this module before anything slow.
 STARTED = float(os.environ.get(STARTED_ENV, time.monotonic()))
 
 logger = logging.getLogger(__name__)

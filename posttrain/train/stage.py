@@ -7,12 +7,13 @@ import argparse
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.config import DpoStep, LoraTraining, SftStep, Training
+from posttrain.config import HALVINGS_ENV, DpoStep, LoraTraining, SftStep, Training
 from posttrain.pages import curve
 from posttrain.rows.chat import render
 from posttrain.rows.formats import ANSWER_KEYS, check_row, read_jsonl
@@ -179,9 +180,12 @@ def run(
 def halving_batches(fit: Callable[[T], dict], config: T) -> dict:
     """Calls `fit(config)`, and if memory runs out once more with half the micro-batch and twice the accumulation.
 
-    An optimizer step still uses the same rows, so the second attempt resumes from the checkpoint of the first. With
-    several ranks the others are in the middle of a step, so the stage ends with an error that names the settings.
+    An optimizer step still uses the same rows, so the second call resumes from the checkpoint of the first. With
+    several ranks the others are in the middle of a step, so the attempt ends with an error that names the settings; the
+    next one starts with them.
     """
+    for _ in range(int(os.environ.get(HALVINGS_ENV, "0"))):
+        config = _halved(config)
     try:
         return fit(config)
     except (RuntimeError, MemoryError) as error:
@@ -189,7 +193,7 @@ def halving_batches(fit: Callable[[T], dict], config: T) -> dict:
             raise
         if ranks.count() > 1:
             smaller = _halved(config)
-            raise ValueError(
+            raise MemoryError(
                 f"out of memory with batch_size {config.batch_size} on each of {ranks.count()} GPUs: set batch_size to "
                 f"{smaller.batch_size} and gradient_accumulation to {smaller.gradient_accumulation}"
             ) from error
@@ -206,6 +210,8 @@ def halving_batches(fit: Callable[[T], dict], config: T) -> dict:
 
 def _halved(config: T) -> T:
     """Halves batch_size, or sets it to 1 if it is odd, so that an optimizer step keeps its number of rows."""
+    if config.batch_size == 1:
+        return config
     factor = 2 if config.batch_size % 2 == 0 else config.batch_size
     changes = {
         "batch_size": config.batch_size // factor,

@@ -19,14 +19,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from posttrain.config import STARTED_ENV
 from posttrain.step.parent import tie_to_parent
 from posttrain.step.run import Unfinished
 from posttrain.train import ends
 from posttrain.train.checkpoints import Diverged
-from posttrain.train.ends import STARTED_ENV
 
 ORDERS_ENV = "POSTTRAIN_RANK"  # `Orders` as JSON, set by the process that starts a rank
-ERRORS = {error.__name__: error for error in (Unfinished, Diverged, ValueError)}  # which a stage may raise by contract
+ERRORS = {error.__name__: error for error in (Unfinished, Diverged, ValueError, MemoryError)}  # a stage's, by contract
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def run(command: list[str], *, num_ranks: int, fingerprint: str) -> None:
     """Runs `python -m <command>` in `num_ranks` ranks and waits for all. SIGTERM and SIGINT reach them as SIGTERM.
 
     Raises:
-        Unfinished, Diverged, ValueError: the first error of any rank.
+        Unfinished, Diverged, ValueError, MemoryError: the first error of any rank.
         RuntimeError: a rank raised anything else first, or died without an error.
     """
     rank = tie_to_parent([sys.executable, "-m", *command])

@@ -6,6 +6,7 @@ import pytest
 from google.protobuf import json_format
 
 import components
+from components.container import ATTEMPTS_MODULE
 
 COMPONENTS = [getattr(components, name) for name in components.__all__]
 
@@ -20,8 +21,8 @@ def container_of(component) -> dict:
 @pytest.mark.parametrize("component", COMPONENTS, ids=components.__all__)
 def test_args_parse_under_the_modules_own_parser(component):
     container = container_of(component)
-    python, dash_m, module = container["command"]
-    assert (python, dash_m) == ("python", "-m")
+    *attempts, module = container["command"]
+    assert attempts == ["python", "-m", ATTEMPTS_MODULE]
     parser, args = importlib.import_module(module).build_parser(), container["args"]
     for action in parser._actions:
         if action.choices:  # the placeholder stands for one of them

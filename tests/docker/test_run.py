@@ -207,6 +207,9 @@ class Heard:
     def started(self, step):
         pass
 
+    def tried_again(self, step, text):
+        pass
+
     def progress(self, step, done, total, text):
         pass
 

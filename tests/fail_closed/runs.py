@@ -218,16 +218,15 @@ def call(launcher, step: local.Step) -> tuple[int, str]:
     """Runs a step inside this process, whose environment and streams are one step's at a time."""
     log = launcher.run.logs / f"{step.name}.log"
     with ONE_AT_A_TIME, patch.dict(os.environ, step.environment), words_in(log):
-        exit_code = as_module(step.command)
+        exit_code = as_module(step)
     return exit_code, last_line(log)
 
 
-def as_module(command: list[str]) -> int:
+def as_module(step: local.Step) -> int:
     """`python -m module ...` as a call of its `main`; gives the exit code that the interpreter would end with."""
-    assert command[:2] == ["python", "-m"]
-    main = steps.main if command[2] in STAND_INS else importlib.import_module(command[2]).main
+    main = steps.main if step.module in STAND_INS else importlib.import_module(step.module).main
     try:
-        main(command[3:])
+        main(step.flags)
     except SystemExit as left:
         if isinstance(left.code, str):
             print(left.code, file=sys.stderr)

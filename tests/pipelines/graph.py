@@ -4,6 +4,8 @@ from pathlib import Path
 
 import yaml
 
+from posttrain.config import ATTEMPTS_ENV, Attempts
+
 # Shape of the graph -> the settings that give it.
 SHAPES = {
     "full": [],
@@ -47,3 +49,7 @@ class Graph:
 
     def config_of(self, step: str) -> dict:
         return self.tasks[step]["task"]["inputs"]["parameters"]["config"]["runtimeValue"]["constant"]
+
+    def attempts_of(self, step: str) -> Attempts:
+        variables = {variable["name"]: variable["value"] for variable in self.tasks[step]["container"]["env"]}
+        return Attempts.parse(variables[ATTEMPTS_ENV])

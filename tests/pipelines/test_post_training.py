@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.compiler import compile_graph
 from pipelines.steps import step_names
-from posttrain.config import PipelineConfig, load_config
+from posttrain.config import Attempts, PipelineConfig, load_config
 from posttrain.config.line import LINE, is_rejection
 from tests.pipelines.graph import SHAPES, Graph
 
@@ -164,18 +164,20 @@ def test_other_steps_ask_for_none(graphs, step):
     [("train_sft", 190, 2), ("merge_sft", 30, 1), ("train_dpo", 130, 2), ("check_sft", 60, 1), ("fetch_model", 60, 1)],
 )
 def test_steps_have_their_timeouts_and_retries(graphs, step, minutes, retries):
+    """The limit of the pod holds all attempts."""
     task = graphs["full"].tasks[step]
-    assert task["kubernetes"]["activeDeadlineSeconds"] == str(minutes * 60)
+    assert graphs["full"].attempts_of(step) == Attempts(1 + retries, minutes * 60, 30)
+    assert int(task["kubernetes"]["activeDeadlineSeconds"]) >= (1 + retries) * minutes * 60 + 600
     assert task["task"]["retryPolicy"]["maxRetryCount"] == retries
 
 
 @pytest.mark.parametrize("settings", [[], ["placement.gpu.timeout_minutes=45"], ["stages.sft.timeout_minutes=45"]])
-def test_a_training_stage_knows_a_deadline_before_that_of_its_pod(tmp_path, settings):
+def test_a_training_stage_knows_a_deadline_before_that_of_its_attempt(tmp_path, settings):
     compile_graph(load_config("configs/pipeline_config.yaml", settings), tmp_path / "graph.yaml")
     graph = Graph(tmp_path / "graph.yaml")
     deadline = graph.config_of("train_sft")["training"]["timeout_minutes"]
     assert deadline == (45 if settings else 180)
-    assert int(graph.tasks["train_sft"]["kubernetes"]["activeDeadlineSeconds"]) == (deadline + 10) * 60
+    assert graph.attempts_of("train_sft").seconds == (deadline + 10) * 60
 
 
 def test_every_step_knows_its_run_and_only_what_fetches_the_token(graphs):

@@ -8,7 +8,7 @@ from kfp import compiler, dsl
 
 from pipelines.compiler import compile_graph
 from pipelines.resources import CACHE_FOLDER, place
-from posttrain.config import load_config
+from posttrain.config import Attempts, load_config
 from posttrain.config.placement import Placement
 from tests.pipelines.graph import Graph
 
@@ -55,14 +55,14 @@ def placed(tmp_path: Path, placement: dict, **limits) -> dict:
     @dsl.pipeline(name="one")
     def one():
         task = work().set_display_name("work")
-        place(task, Placement.model_validate(placement), **({"timeout_minutes": 3, "retry_count": 0} | limits))
+        place(task, Placement.model_validate(placement), **({"attempts": Attempts(), "pod_minutes": 3} | limits))
 
     compiler.Compiler().compile(one, str(tmp_path / "one.yaml"))
     return Graph(tmp_path / "one.yaml").tasks["work"]
 
 
 def test_all_of_a_placement_reaches_the_package(tmp_path):
-    task = placed(tmp_path, EVERYTHING, retry_count=4)
+    task = placed(tmp_path, EVERYTHING, attempts=Attempts(5, 60, 5))
     resources, pod = task["container"]["resources"], task["kubernetes"]
     assert (resources["resourceCpuLimit"], resources["resourceCpuRequest"]) == ("500m", "500m")
     assert (resources["resourceMemoryLimit"], resources["resourceMemoryRequest"]) == ("2Gi", "2Gi")
@@ -96,6 +96,7 @@ def test_variables_come_from_secrets_and_config_maps(tmp_path):
     pod = task["kubernetes"]
     assert {variable["name"]: variable["value"] for variable in task["container"]["env"]} == {
         "NCCL_DEBUG": "WARN",
+        "POSTTRAIN_ATTEMPTS": "1 0 0",
         "GOOGLE_APPLICATION_CREDENTIALS": "/etc/posttrain/gcs/key.json",
         "OTHER": "/etc/posttrain/gcs/other.json",
     }
@@ -110,7 +111,7 @@ def test_variables_come_from_secrets_and_config_maps(tmp_path):
 
 def test_a_step_that_may_be_tried_again_may_be_so_after_hours(tmp_path):
     """Argo counts the window from the start of the first attempt (kubeflow/pipelines#13452)."""
-    policy = placed(tmp_path, EVERYTHING, retry_count=4)["task"]["retryPolicy"]
+    policy = placed(tmp_path, EVERYTHING, attempts=Attempts(5, 60, 5))["task"]["retryPolicy"]
     assert (policy["maxRetryCount"], policy["backoffDuration"], policy["backoffFactor"]) == (4, "5s", 2.0)
     assert int(policy["backoffMaxDuration"].removesuffix("s")) > 5 * 24 * 3600
     assert "retryPolicy" not in placed(tmp_path, {})["task"]
@@ -167,7 +168,7 @@ def test_training_runs_on_the_clusters_gpu_nodes(clusters, cluster):
         assert resources["accelerator"]["resourceCount"] == num_gpus
         assert (resources["resourceMemoryLimit"], resources["resourceMemoryRequest"]) == (memory, memory)
         assert task["task"]["retryPolicy"]["maxRetryCount"] == retries
-        assert pod["activeDeadlineSeconds"] == str((minutes + 10) * 60)
+        assert clusters[cluster].attempts_of(step) == Attempts(1 + retries, (minutes + 10) * 60, 30)
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)

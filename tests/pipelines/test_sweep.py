@@ -51,8 +51,8 @@ def test_a_trial_is_placed_as_its_training_with_the_time_of_all_its_steps(packag
     graph = Graph(package)
     trial, training = (graph.tasks[name] for name in ("trials_of_rung_1", "train_sft"))
     assert trial["container"]["resources"] == training["container"]["resources"]
-    seconds = [int(graph.tasks[name]["kubernetes"]["activeDeadlineSeconds"]) for name in ("train_sft", "check_sft")]
-    assert int(trial["kubernetes"]["activeDeadlineSeconds"]) == sum(seconds)
+    seconds = [graph.attempts_of(name).seconds for name in ("train_sft", "check_sft")]
+    assert graph.attempts_of("trials_of_rung_1").seconds == sum(seconds)
 
 
 PLACED = {
@@ -67,7 +67,8 @@ PLACED = {
 
 def test_every_step_of_a_sweep_can_be_placed(tmp_path):
     settings = [f"placement.steps.{step}={placement}" for step, placement in PLACED.items()]
-    tasks = Graph(compiled(tmp_path / "s.yaml", settings, halving={"reduction_factor": 2, "num_rungs": 2})).tasks
+    graph = Graph(compiled(tmp_path / "s.yaml", settings, halving={"reduction_factor": 2, "num_rungs": 2}))
+    tasks = graph.tasks
     memory = {name: task["container"]["resources"].get("resourceMemoryLimit") for name, task in tasks.items()}
     assert (memory["hold_out_sft"], memory["hold_out_preferences"]) == ("3Gi", "5Gi")
     assert tasks["hold_out_sft"]["kubernetes"]["nodeSelector"] == {"labels": {"pool": "small"}}
@@ -75,9 +76,9 @@ def test_every_step_of_a_sweep_can_be_placed(tmp_path):
     for name in ("compare_rung_1", "compare_trials"):
         assert tasks[name]["container"]["resources"]["resourceCpuLimit"] == "1"
     assert (memory["trials_of_rung_1"], memory["trials_of_rung_2"], memory["judge_winner"]) == ("90Gi", "90Gi", "91Gi")
-    deadlines = {name: int(task["kubernetes"]["activeDeadlineSeconds"]) for name, task in tasks.items()}
-    assert deadlines["trials_of_rung_1"] == 999 * 60
-    assert deadlines["judge_winner"] == deadlines["train_sft"] + deadlines["check_sft"]
+    limits = {name: graph.attempts_of(name).seconds for name in tasks}
+    assert limits["trials_of_rung_1"] == 999 * 60
+    assert limits["judge_winner"] == limits["train_sft"] + limits["check_sft"]
     assert tasks["trials_of_rung_1"]["task"]["retryPolicy"]["maxRetryCount"] == 7
 
 

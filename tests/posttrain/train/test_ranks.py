@@ -200,7 +200,7 @@ def test_out_of_memory_names_the_remedy(tiny_model, rows, tmp_path):
         return train(tiny_model, rows, tmp_path, SFT)
 
     remedy = "out of memory with batch_size 2 on each of 2 GPUs: set batch_size to 1 and gradient_accumulation to 4"
-    assert in_ranks(run_out)[1] == ["ValueError", remedy]
+    assert in_ranks(run_out)[1] == ["MemoryError", remedy]
 
 
 @pytest.mark.parametrize(
