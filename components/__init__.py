@@ -20,7 +20,14 @@ from components.promote_model import promote_model
 from components.publish_model import publish_model
 from components.reject import reject
 from components.report_run import report_run
-from components.run_trial import run_preference_trial, run_sft_trial, run_trial
+from components.run_trial import (
+    judge_preference_winner,
+    judge_sft_winner,
+    judge_winner,
+    run_preference_trial,
+    run_sft_trial,
+    run_trial,
+)
 from components.train_dpo import train_dpo
 from components.train_sft import train_sft
 
@@ -40,6 +47,9 @@ __all__ = [
     "compare_trials",
     "fetch_model",
     "hold_out",
+    "judge_preference_winner",
+    "judge_sft_winner",
+    "judge_winner",
     "merge_adapter",
     "preflight",
     "prepare_data",

@@ -186,6 +186,23 @@ def artifact_loop(package: Package) -> Breaches:
             yield f"{task.name}: artifactIterator", "it loops over artifacts", "loop over their addresses, as a list"
 
 
+def artifact_twice(package: Package) -> Breaches:
+    """The driver records each input of a task, and an artifact given to a task under two names cannot be recorded: the
+    task fails before its pod starts.
+
+    Source: google/ml-metadata, metadata_source/metadata_source_query_config.h, UNIQUE(artifact_id, execution_id, type)
+    """
+    for task in package.tasks:
+        names: dict[tuple[Task | None, str], str] = {}
+        for name, source in task.given("artifacts").items():
+            origin = package.origin(source, task.group)
+            if first := names.get(origin):
+                what = f"{origin[0].name if origin[0] else 'the run'}.{origin[1]} is given as {first!r} too"
+                remedy = "give it once; where a component needs another artifact only sometimes, write two components"
+                yield f"{task.name}: inputs.artifacts.{name}", what, remedy
+            names.setdefault(origin, name)
+
+
 def collected_condition(package: Package) -> Breaches:
     """An output collected from a condition has no value if the branch was skipped, and fails the step that takes it.
 

@@ -142,6 +142,19 @@ class Package:
                 return Branch(producer, source["outputParameterKey"], match["wanted"] == "true")
         return None
 
+    def origin(self, source: Spec, group: Task | None) -> tuple[Task | None, str]:
+        """Returns the step, and its output, behind an artifact that a task in `group` gets; None for one of the run."""
+        if name := source.get("componentInputArtifact"):
+            return self.origin(group.given("artifacts")[name], group.group) if group else (None, name)
+        key, output = source["taskOutputArtifact"]["producerTask"], source["taskOutputArtifact"]["outputArtifactKey"]
+        producer = next(task for task in self.inside(group) if task.key == key)
+        selectors = producer.component.get("dag", {}).get("outputs", {}).get("artifacts", {}).get(output)
+        if not selectors:
+            return producer, output
+        inner = selectors["artifactSelectors"][0]
+        inner = {"producerTask": inner["producerSubtask"], "outputArtifactKey": inner["outputArtifactKey"]}
+        return self.origin({"taskOutputArtifact": inner}, producer)
+
     def _tasks_of(self, component: Spec, group: Task | None) -> Iterator[Task]:
         for key, spec in component["dag"]["tasks"].items():
             task = self._task(key, spec, group)

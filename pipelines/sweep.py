@@ -22,7 +22,7 @@ from pipelines.post_training import Inputs, Rows, fetch_and_check, post_training
 from pipelines.resources import place
 from pipelines.steps import Steps, attempts_of, pod_minutes, step_names
 from posttrain.config import PipelineConfig
-from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, SWEEP, is_gate
+from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, SWEEP, TRIAL_COMPONENTS, WINNER_COMPONENTS, is_gate
 from posttrain.config.metrics import check_measured
 from posttrain.config.requirements import evidence_of_sweep
 from posttrain.config.sweep import Command, CompareStep, HoldOutStep, Rung, SweepConfig, TrialStep
@@ -158,19 +158,20 @@ class Trials:
             f"{kind}_{part}": getattr(data_set, part)
             for kind, data_set in rows.items()
             if data_set
-            for part in ("train", "eval", "judged")
+            for part in ("train", "eval", *(["judged"] if name == JUDGE_WINNER else []))
         }
         config = section.model_dump(mode="json", exclude_none=True)
-        trial = self.steps.add(self._component(), name, config=config, base=inputs.model, **files, **arguments)
+        trial = self.steps.add(self._component(name), name, config=config, base=inputs.model, **files, **arguments)
         minutes = own.timeout_minutes or sum(self.steps.attempt_minutes(command.step) for command in self.commands)
         retries = self.steps.retry_count(training) if own.retry_count is None else own.retry_count
         attempts = attempts_of(minutes, retries, placement)
         place(trial, placement, attempts=attempts, pod_minutes=pod_minutes(attempts))
         return trial
 
-    def _component(self):
+    def _component(self, name: str):
+        both, sft_only, dpo_only = WINNER_COMPONENTS if name == JUDGE_WINNER else TRIAL_COMPONENTS
         sft, dpo = self.steps.has("sft", "dpo")
-        return do.run_trial if sft and dpo else do.run_sft_trial if sft else do.run_preference_trial
+        return getattr(do, both if sft and dpo else sft_only if sft else dpo_only)
 
 
 def compare(

@@ -33,6 +33,7 @@ GATE = "check_"
 CHAMPION, PROMOTE = "check_champion", "promote_model"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
 TRIAL_COMPONENTS = ("run_trial", "run_sft_trial", "run_preference_trial")
+WINNER_COMPONENTS = ("judge_winner", "judge_sft_winner", "judge_preference_winner")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ SWEEP = (
          components=TRIAL_COMPONENTS, also=r"trial_\d+|rung_\d+_rank_\d+|trials_of_rung_\d+"),
     Step(COMPARE_TRIALS, "posttrain.sweep.compare", CompareStep, also=r"compare_rung_\d+"),
     Step(JUDGE_WINNER, "posttrain.sweep.trial", TrialStep, "trial", pool="gpu", loads_model=True,
-         components=TRIAL_COMPONENTS),
+         components=WINNER_COMPONENTS),
 )  # fmt: skip
 STEPS = {step.name: step for step in (*LINE, *ENDS, *SWEEP)}
 TRAININGS = {step.name: step.stage for step in LINE if step.kind == "training"}  # step -> section of its settings

@@ -52,10 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", required=True, help="folder of the base model")
     parser.add_argument("--sft-train", help="training rows, JSONL")
     parser.add_argument("--sft-eval", help="held-out rows for the training's own curve, JSONL")
-    parser.add_argument("--sft-judged", help="held-out rows for the gates, JSONL")
+    parser.add_argument("--sft-judged", help="held-out rows for the gates, JSONL; those of --sft-eval if absent")
     parser.add_argument("--preference-train", help="training pairs, JSONL")
     parser.add_argument("--preference-eval", help="held-out pairs for the training's own curve, JSONL")
-    parser.add_argument("--preference-judged", help="held-out pairs for the gates, JSONL")
+    parser.add_argument(
+        "--preference-judged", help="held-out pairs for the gates, JSONL; those of --preference-eval if absent"
+    )
     parser.add_argument("--summary", required=True, help="output: the trial's result, Markdown")
     parser.add_argument("--metrics", required=True, help="output: its numbers, JSON")
     parser.add_argument("--row", help="output: URI of the trial's result; empty if there was no trial")

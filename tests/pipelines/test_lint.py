@@ -279,6 +279,16 @@ BROKEN = [
     Broken("loop_in_exit_handler", in_task("sft-passed", parameterIterator=LOOP), "sft-passed: iterator", "of its own"),
     Broken("importer_in_loop", import_in_a_loop, "import: importer", "before the loop"),
     Broken("artifact_loop", in_task("report_run", artifactIterator={}), "report_run: artifactIterator", "addresses"),
+    Broken(
+        "artifact_twice",
+        lambda package: (
+            task(package, "train_sft")
+            .given("artifacts")
+            .update(eval=task(package, "train_sft").given("artifacts")["train"])
+        ),
+        "train_sft: inputs.artifacts.eval",
+        "give it once",
+    ),
     Broken("collected_condition", hand_out_of_a_branch("parameters"), "data-passed: outputs.loss", "skipped branch"),
     Broken("collected_condition", hand_out_of_a_branch("artifacts"), "data-passed: outputs.loss", "skipped branch"),
 ]

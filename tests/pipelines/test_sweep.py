@@ -10,7 +10,7 @@ from pipelines.package import Package
 from pipelines.sweep import sweep_steps, trial_commands
 from posttrain.config import load_config
 from posttrain.config.sweep import SweepConfig
-from tests.pipelines.graph import Graph
+from tests.pipelines.graph import SHAPES, Graph
 
 SPACE = {"sft.learning_rate": [1e-4, 2e-4], "sft.lora_r": [8, 16]}
 OBJECTIVES = {
@@ -33,6 +33,30 @@ def package(tmp_path_factory):
 
 def test_the_committed_sweep_keeps_every_rule_of_the_platform():
     assert lint(Package.read("sweep.yaml"), allow_tags=True) == []
+
+
+@pytest.mark.parametrize("shape", ["full", "sft_only", "dpo_only"])
+@pytest.mark.parametrize(
+    "sweep",
+    [{"continue_with_best": False}, {"halving": {"reduction_factor": 2, "num_rungs": 2}}],
+    ids=["ends", "halves"],
+)
+def test_sweeps_of_every_shape_keep_every_rule_of_the_platform(tmp_path, shape, sweep):
+    gate = "check_alignment" if shape == "dpo_only" else "check_sft"
+    space = {"dpo.learning_rate": [1e-4, 2e-4]} if shape == "dpo_only" else SPACE
+    config = load_config(CONFIG, SHAPES[shape])
+    compile_sweep(config, SweepConfig(space=space, objective=OBJECTIVES[gate], **sweep), tmp_path / "sweep.yaml")
+    package = Package.read(tmp_path / "sweep.yaml")
+    assert lint(package, allow_tags=True) == []
+
+    # an artifact under a second name in the loop around the trials
+    trial = next(step for step in package.steps if step.name == "trials_of_rung_1")
+    kind = "preference" if shape == "dpo_only" else "sft"
+    loop, given = trial.group.given("artifacts"), trial.given("artifacts")
+    loop["other"] = loop[given[f"{kind}_eval"]["componentInputArtifact"]]
+    given[f"{kind}_train"] = {"componentInputArtifact": "other"}
+    (finding,) = lint(package, allow_tags=True)
+    assert (finding.rule, finding.what.split()[0].partition(".")[2]) == ("artifact_twice", "selection")
 
 
 def test_a_loop_for_each_rung_and_no_exit_handler_around_it(package):

@@ -35,7 +35,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setenv(RUN_ID_ENV, run_id)
         sweep = SweepConfig(space={"sft.learning_rate": list(rates)}, **settings)
         step = TrialStep(sweep=sweep, commands=COMMANDS)
-        files = {"base": "base", "sft-train": "train", "sft-eval": "selection", "sft-judged": "selection"}
+        files = {"base": "base", "sft-train": "train", "sft-eval": "selection"}
         files |= {"sft-judged": "unseen"} if slot == "judge_winner" else {}
         for text in files.values():
             Path(tmp_path, text).write_text(text)
