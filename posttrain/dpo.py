@@ -16,7 +16,7 @@ from posttrain.step.running import Running
 from posttrain.train import backend, ranks, stage, tracking
 from posttrain.train.callbacks import CheckReference
 from posttrain.train.checkpoints import Checkpoints
-from posttrain.train.cpu.trainers import dpo_trainer
+from posttrain.train.fast.trainers import dpo_trainer
 from posttrain.train.overrides import overrides
 
 

@@ -12,7 +12,7 @@ from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.train import backend, ranks, stage, tracking
 from posttrain.train.checkpoints import Checkpoints
-from posttrain.train.cpu.trainers import sft_trainer
+from posttrain.train.fast.trainers import sft_trainer
 
 
 def build_parser() -> argparse.ArgumentParser:

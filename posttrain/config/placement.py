@@ -15,6 +15,7 @@ from posttrain.config.line import STEPS, TRAININGS, no_such_step, step_of
 from posttrain.config.section import Count, Section
 
 BACKEND_ENV = "POSTTRAIN_BACKEND"  # unsloth or peft
+SHORTCUTS_ENV = "POSTTRAIN_SHORTCUTS"  # shortcuts of training that may be taken: see posttrain.train.fast.chosen
 TOKEN_ENV = "HF_TOKEN"
 UPLOAD_TOKEN_ENV = "HF_UPLOAD_TOKEN"  # the HF_TOKEN of publish_model, for preflight to check
 ADDED = ("env", "secrets", "config_maps", "pod_labels", "pod_annotations")  # a step adds to those of its pool

@@ -39,13 +39,19 @@ def _is_plain(module: Any) -> bool:
 
 
 def _forward(module: Any, plain: Any, x: Any) -> Any:
-    """Computes what peft's own forward, `plain`, does; calls it if the update is off (DPO's reference) or merged."""
+    """Computes what peft's own forward, `plain`, does; calls it if the update is off (DPO's reference) or merged.
+
+    In 16 bit under autocast the adapter, which peft keeps in 32, is cast as in peft's own, but the input is not.
+    """
+    import torch
+
     ((adapter, scale),) = module.scaling.items()
     base, a, b = module.base_layer, module.lora_A[adapter].weight, module.lora_B[adapter].weight
     is_off = module.disable_adapters or module.merged or adapter not in module.active_adapters
-    if is_off or not x.dtype == base.weight.dtype == a.dtype:
+    is_cast = a.dtype != x.dtype
+    if is_off or x.dtype != base.weight.dtype or (is_cast and not torch.is_autocast_enabled(x.device.type)):
         return plain(x)
-    return _adds_update().apply(x, base.weight, base.bias, a, b, scale)
+    return _adds_update().apply(x, base.weight, base.bias, a.to(x.dtype), b.to(x.dtype), scale)
 
 
 @cache

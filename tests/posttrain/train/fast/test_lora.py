@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from posttrain.train.cpu import lora
+from posttrain.train.fast import lora
 
 
 class Net(torch.nn.Module):
@@ -89,3 +89,21 @@ def test_a_layer_with_two_adapters_is_left_to_peft():
     net.add_adapter("reference", LoraConfig(r=2, target_modules=["first"]))
     lora.turn_on(net)
     assert [is_fused(layer) for layer in layers(net)] == [False, True]
+
+
+@pytest.mark.parametrize("autocasts", [True, False])
+def test_in_16_bit_under_autocast_the_adapter_stays_in_32(autocasts):
+    net, x = lora_net(), torch.randn(5, 6, dtype=torch.bfloat16)
+    for layer in layers(net):
+        layer.base_layer.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocasts):
+        expected = gradients(net, x)
+        lora.turn_on(net)
+        lora._adds_update.cache_clear()
+        actual = gradients(net, x)
+    assert lora._adds_update.cache_info().misses == autocasts
+    for name, values in expected.items():
+        assert actual[name].dtype == values.dtype
+        assert torch.allclose(
+            actual[name].float(), values.float(), rtol=5e-2, atol=5e-2 * values.float().abs().max()
+        ), name

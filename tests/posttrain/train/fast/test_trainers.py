@@ -14,8 +14,10 @@ from posttrain.config import DpoConfig, DpoStep, SftConfig, SftStep
 from posttrain.rows.formats import read_jsonl, write_jsonl
 from posttrain.train import backend
 from posttrain.train.checkpoints import Checkpoints
-from posttrain.train.cpu import lora, packing
-from posttrain.train.cpu.trainers import dpo_trainer, sft_trainer, sparing_logits
+from posttrain.train.fast import lora, packing, trainers
+from posttrain.train.fast.chosen import may_take
+from posttrain.train.fast.trainers import dpo_trainer, sft_trainer, sparing_logits
+from tests.posttrain.train.fast.test_attention import take_kernel
 
 # 14 rows in batches of 3 are 5 batches, and the 5 held-out rows are 2.
 COMMON = {
@@ -67,7 +69,8 @@ def calls(monkeypatch) -> Counter:
 
         monkeypatch.setattr(owner, name, counting)
 
-    count(packing, "pack")
+    count(packing, "inputs_of_rows")
+    count(packing, "pack_rows")
     count(packing, "pack_pairs")
     count(lora, "_adds_update")
     count(trl.DPOTrainer, "_get_per_token_logps_and_entropies")
@@ -77,7 +80,7 @@ def calls(monkeypatch) -> Counter:
 def test_sft_takes_each_shortcut_in_every_batch(tiny_model, task_api_files, tmp_path, calls):
     train(SftConfig(target_modules=LINEAR, **COMMON), tiny_model, task_api_files, tmp_path)
     # The one call of `pack_pairs` is from the comparison with padded batches that decides about packing.
-    assert calls == {"pack": 5 + 2, "pack_pairs": 1, "_adds_update": (5 + 2) * NUM_LAYERS}
+    assert calls == {"inputs_of_rows": 5 + 2, "pack_rows": 5 + 2, "pack_pairs": 1, "_adds_update": (5 + 2) * NUM_LAYERS}
 
 
 def test_dpo_takes_each_shortcut_in_every_batch(tiny_model, task_api_files, tmp_path, calls):
@@ -124,6 +127,27 @@ def test_steps_have_the_loss_and_gradient_of_trl_s_own(
     assert our_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "kernel", "loss"),
+    [(SftConfig, "varlen", "chunked_nll"), (SftConfig, "flex", "nll"), (DpoConfig, "flex", None)],
+    ids=["sft, varlen, no logits", "sft, flex", "dpo, flex"],
+)
+def test_steps_on_the_kernels_of_a_gpu_have_them_too(
+    kind, kernel, loss, tiny_model, task_api_files, tmp_path, monkeypatch, calls
+):
+    config = kind(target_modules=LINEAR, **COMMON)
+    with monkeypatch.context() as on_gpu:
+        take_kernel(on_gpu, kernel)
+        on_gpu.setattr(trainers, "_sft_loss", lambda model, config: loss)
+        ours, our_metrics = train(config, tiny_model, task_api_files, tmp_path / "ours")
+    assert calls["inputs_of_rows" if kind is SftConfig else "pack_pairs"] >= 5 + 2
+    monkeypatch.setattr(backend, "leaves_trainer_alone", lambda config: False)
+    plain, metrics = train(config, tiny_model, task_api_files, tmp_path / "plain")
+    for name in ("loss", "grad_norm"):
+        assert [entry[name] for entry in ours] == pytest.approx([entry[name] for entry in plain], rel=1e-4)
+    assert our_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+
+
 def test_dpo_holds_no_logits_of_prompts(tiny_model, task_api_files, tmp_path, monkeypatch):
     import transformers
 
@@ -145,8 +169,8 @@ def test_dpo_of_an_adapted_head_is_trl_s_own(tiny_model, task_api_files, tmp_pat
 @pytest.mark.parametrize(
     ("extend", "method"),
     [
-        (packing.without_padding, "compute_loss"),
-        (packing.sharing_prompts, "_get_per_token_logps_and_entropies"),
+        (lambda trainer_class: packing.without_padding(trainer_class, "rows"), "compute_loss"),
+        (lambda trainer_class: packing.sharing_prompts(trainer_class, "rows"), "_get_per_token_logps_and_entropies"),
         (sparing_logits, "_get_per_token_logps_and_entropies"),
         (sparing_logits, "compute_ref_log_probs"),
         (lambda trainer_class: dpo.keeping_reference(trainer_class, None), "_precompute_ref_logps"),
@@ -168,15 +192,23 @@ def model_on(monkeypatch, device: str) -> SimpleNamespace:
     return SimpleNamespace()
 
 
-def test_a_gpu_gets_the_trainers_of_trl_and_spares_logits_alone(monkeypatch):
-    model = model_on(monkeypatch, "cuda")
-    assert sft_trainer(model, SftConfig()) is trl.SFTTrainer
-    assert dpo_trainer(model, DpoConfig()).__mro__[1] is trl.DPOTrainer
-
-
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_unsloth_and_fsdp_get_the_trainers_of_trl(monkeypatch, device):
     model = model_on(monkeypatch, device)
     monkeypatch.setattr(backend, "leaves_trainer_alone", lambda config: False)
     assert sft_trainer(model, SftConfig()) is trl.SFTTrainer
     assert dpo_trainer(model, DpoConfig()) is trl.DPOTrainer
+
+
+def test_only_the_shortcuts_that_are_named_are_taken(tiny_model, task_api_files, tmp_path, monkeypatch, calls):
+    monkeypatch.setenv("POSTTRAIN_SHORTCUTS", "lora")
+    train(SftConfig(target_modules=LINEAR, **COMMON), tiny_model, task_api_files, tmp_path)
+    assert calls == {"_adds_update": (5 + 2) * NUM_LAYERS}
+
+
+def test_a_shortcut_that_does_not_exist_is_named(monkeypatch):
+    monkeypatch.setenv("POSTTRAIN_SHORTCUTS", "lora, flash")
+    with pytest.raises(ValueError, match=r"POSTTRAIN_SHORTCUTS='lora, flash': 'flash' is none of varlen, .*: correct"):
+        may_take("lora")
+    monkeypatch.setenv("POSTTRAIN_SHORTCUTS", "none")
+    assert not may_take("lora")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from posttrain.train.cpu import packing
+from posttrain.train.fast import packing
 
 SHAPE = {
     "vocab_size": 60,
@@ -34,11 +34,12 @@ def test_a_row_or_pair_computed_at_once_has_the_states_of_each_alone(name):
     labels = torch.where(completion_mask == 1, ids, -100)
     with torch.no_grad():
         alone = [model(input_ids=ids[:1, :5]).logits, model(input_ids=ids[1:]).logits]
-        assert packing.turn_on(model)
+        assert packing.turn_on(model, pairs=True) == "rows"
         padded = model(input_ids=ids, attention_mask=attention_mask).logits
-        rows = packing.pack({"input_ids": ids, "attention_mask": attention_mask, "labels": labels})
+        packed = packing.pack_rows(ids, attention_mask, completion_mask, kernel="rows")
+        rows = packing.inputs_of_rows({"input_ids": ids, "labels": labels, "packed": packed}, answers_alone=True)
         of_rows = model(**rows)
-        pair = packing.pack_pairs(ids, attention_mask, completion_mask)
+        pair = packing.pack_pairs(ids, attention_mask, completion_mask, kernel="rows")
         of_pair = model(**pair.model_inputs(ids)).logits
     assert torch.allclose(padded[0, :5], alone[0][0], atol=1e-5) and torch.allclose(padded[1], alone[1][0], atol=1e-5)
     assert rows["input_ids"].tolist() == [[5, 6, 7, 8, 9, 7, 10, 11, 12]]  # of the prompt all but its last token once
@@ -69,8 +70,9 @@ def test_what_all_rows_of_a_batch_begin_with_is_there_once(rows, expected):
         tokens = torch.tensor([ord(letter) for letter in text.replace("|", "")])
         ids[row, : len(tokens)] = tokens
         labels[row, text.index("|") : len(tokens)] = tokens[text.index("|") :]
-    packed = packing.pack({"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels})
-    assert packed["row_lengths"] == [len(text) for text in expected]
+    packed = packing.pack_rows(ids, (ids > 0).long(), labels != -100, kernel="rows")
+    assert packed.layout.row_lengths == [len(text) for text in expected]
+    packed = packing.inputs_of_rows({"input_ids": ids, "labels": labels, "packed": packed}, answers_alone=True)
     assert "".join(map(chr, packed["input_ids"][0].tolist())) == "".join(expected)
     assert "".join(map(chr, packed["shift_labels"][0].tolist())) == "".join(row.partition("|")[2] for row in rows)
 
@@ -83,14 +85,14 @@ def test_pairs_with_one_beginning_have_the_logits_of_each_alone():
     columns = torch.arange(7)
     spans = [(len(prompt), len(text)) for text, (prompt, *_) in zip(texts, pairs * 2, strict=True)]
     completion_mask = torch.stack([(columns >= start) & (columns < end) for start, end in spans]).long()
-    packed = packing.pack_pairs(ids, (ids > 0).long(), completion_mask)
+    packed = packing.pack_pairs(ids, (ids > 0).long(), completion_mask, kernel="rows")
     assert packed.take(ids).tolist() == [[5, 6, 7, 8, 9, 7, 10, 11, 12, 13, 12, 14, 15, 16]]
-    assert packed.row_lengths == [2, 5, 7]
+    assert packed.layout.row_lengths == [2, 5, 7]
     with torch.no_grad():
         alone = [model(input_ids=torch.tensor([text])).logits[0] for text in texts]
-        packing.turn_on(model)
+        packing.turn_on(model, pairs=True)
         logits = model(**packed.model_inputs(ids)).logits[0]
-    shared, first, second = logits.split(packed.row_lengths)
+    shared, first, second = logits.split(packed.layout.row_lengths)
     assert torch.allclose(torch.cat([shared, first[:3]]), alone[0], atol=1e-5)
     assert torch.allclose(first[3:], alone[2][2:], atol=1e-5)
     assert torch.allclose(torch.cat([shared, second[:3]]), alone[1], atol=1e-5)
@@ -111,5 +113,5 @@ def test_pairs_with_one_beginning_have_the_logits_of_each_alone():
 def test_models_that_see_past_a_row_are_given_padded_batches(name, settings):
     model = model_of(name, **settings)
     before = model.config._attn_implementation
-    assert not packing.turn_on(model)
+    assert not packing.turn_on(model, pairs=False)
     assert model.config._attn_implementation == before
