@@ -59,7 +59,8 @@ class Steps:
         """Adds a task without a placement."""
         component_name = component.name.replace("-", "_")
         name = name or component_name
-        config = inputs.get("config") or self._config_of(step_of(name))
+        config = inputs.pop("config", None) or self._config_of(step_of(name))
+        config = config | {"allowed_storage_roots": self.config.storage_roots}
         declared = component.component_spec.inputs or {}
         common = {"step": name, "config": config, **self.run_parameters}
         task = component(**({key: value for key, value in common.items() if key in declared} | inputs))

@@ -78,6 +78,7 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
         )
     for name, uri in run_time.items():
         storage.check_allowed(uri, config.prefixes, name=name)
+    storage.check_storage_root(parameters["storage_root"], config.storage_roots, name="storage_root")
 
 
 def findings(config: Config, parameters: dict[str, Any], *, disk: Path) -> list[str]:
@@ -102,7 +103,7 @@ def refuse(problems: list[str]) -> None:
 
 def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Counted) -> list[Callable[[], Any]]:
     """Returns the checks; each raises by itself, and notes in `counted` how many rows there are."""
-    looks = [partial(check_storage, parameters["storage_root"], config, name="storage_root")]
+    looks = [partial(check_storage_root, parameters["storage_root"], config)]
     if config.publish_root:
         looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
     looks.append(partial(check_base_model, parameters["base_model"], config, disk=disk))
@@ -123,6 +124,13 @@ def datasets(config: Config) -> list[str]:
     """Lists the parameters of the data sets that the graph reads."""
     stages = {"sft": config.stages.sft, "preference": config.stages.dpo}
     return [name for name, kind in DATASETS.items() if stages[kind].enabled]
+
+
+def check_storage_root(uri: str, config: Config) -> None:
+    """Checks the storage root of a run: it is one of those that are allowed, and can be written to."""
+    if config.storage_roots is not None:
+        storage.check_storage_root(uri, config.storage_roots, name="storage_root")
+    check_storage(uri, config, name="storage_root")
 
 
 def check_storage(uri: str, config: Config, *, name: str) -> None:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs what the command line asks for and returns the exit code."""
     request = RunRequest.read(args)
     # All other checks are made by the first step. This one cannot be: a step reports what it finds in that storage.
-    preflight.check_storage(request.storage_root, request.config, name="storage_root")
+    preflight.check_storage_root(request.storage_root, request.config)
     run_id = new_run_id(request.storage_root, args.run_id)
     runner = docker_runner(args, request) if args.runner == "docker" else process_runner(request)
     return run_here(Run(request, run_id, runner, args.fresh, has_chosen_id=bool(args.run_id), junit_file=args.junit))

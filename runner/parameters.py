@@ -54,8 +54,27 @@ def absolute_paths(config: PipelineConfig) -> PipelineConfig:
         "storage_root": absolute_path(config.storage_root),
         "publish_root": config.publish_root and absolute_path(config.publish_root),
         "allowed_prefixes": [absolute(prefix) for prefix in config.allowed_prefixes],
+        "allowed_storage_roots": list(map(absolute_root, config.allowed_storage_roots)),
     }
     return config.model_copy(update=changes)
+
+
+def for_storage_root(config: PipelineConfig, storage_root: str) -> PipelineConfig:
+    """Returns the configuration for a run in this storage root, whose graph is compiled for that run alone.
+
+    A run that publishes to a place of its own must use a storage root that the configuration names: whoever may choose
+    another one can put records of gates there that never judged anything.
+    """
+    publishes_elsewhere = config.publish_root or config.upload_to_hub
+    if publishes_elsewhere or config.allowed_storage_roots:
+        return config
+    return config.model_copy(update={"allowed_storage_roots": [storage_root.rstrip("/") or "/"]})
+
+
+def absolute_root(uri: str) -> str:
+    """Makes a local storage root absolute; keeps the `/` at the end, which stands for all storage roots below."""
+    path = absolute_path(uri)
+    return f"{path}/" if uri.endswith("/") and not path.endswith("/") else path
 
 
 def absolute(uri: str) -> str:

@@ -13,7 +13,7 @@ from pipelines.steps import step_names
 from pipelines.sweep import sweep_steps
 from posttrain.config import PipelineConfig, ReportStep, load_config
 from posttrain.config.sweep import SweepConfig
-from runner.parameters import absolute_paths, run_parameters
+from runner.parameters import absolute_paths, for_storage_root, run_parameters
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class RunRequest:
         """
         config = absolute_paths(load_config(args.config, args.settings))
         sweep = SweepConfig.read(args.sweep).for_line(config.stages, config.validation) if args.sweep else None
-        return cls(config, run_parameters(config, args), sweep)
+        parameters = run_parameters(config, args)
+        return cls(for_storage_root(config, parameters["storage_root"]), parameters, sweep)
 
     @property
     def storage_root(self) -> str:

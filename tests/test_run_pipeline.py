@@ -67,6 +67,7 @@ if args.step.startswith("train_"):
 settings = config.parse_step(config.CheckSftStep if gate else config.StepSection, "{}", args.overrides)
 frame.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work)
 """
+OWN_ROOT = ("--set", "publish_root=null")  # the model is published into the storage root
 STAND_INS = ["posttrain.preflight", "posttrain.model", "posttrain.data", "posttrain.sft", "posttrain.merge"] + [
     f"validators.{name}" for name in ("data", "sft", "merge", "alignment")
 ]
@@ -295,8 +296,8 @@ def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(projec
         (["--overrides", "[]"], "not a JSON object"),
         (["--overrides", '{"validation": {}}'], "cannot be changed by a run"),
         (["--base-model", "org/{{model}}"], "{{"),
-        (["--storage-root", "gs://elsewhere/x"], "none of the allowed prefixes"),
-        (["--storage-root", "sft.jsonl/store"], "cannot write"),
+        (["--storage-root", "gs://elsewhere/x", *OWN_ROOT], "none of the allowed prefixes"),
+        (["--storage-root", "sft.jsonl/store", *OWN_ROOT], "cannot write"),
         (["--run-id", "../r1"], "is not a name"),
     ],
 )
@@ -324,6 +325,17 @@ def test_bad_input_that_the_first_step_finds_is_one_line_of_the_result(project, 
     assert re.fullmatch(f"preflight: ValueError: .*{message}", value(told.out, "Errors"))
     assert told.err == ""
     assert {path.stem for path in (project / "store" / "runs" / "r1" / "logs").iterdir()} == {"preflight", "report_run"}
+
+
+def test_who_starts_a_run_that_publishes_elsewhere_cannot_bring_records_of_gates(project, capsys):
+    assert start("--storage-root", "mine") == exit_codes.ERROR
+    assert "mine' is not a storage root that this graph was compiled for" in capsys.readouterr().err
+    assert not (project / "mine").exists() and not (project / "store").exists()
+
+
+def test_a_run_that_publishes_to_its_own_storage_root_may_choose_it(project, capsys):
+    assert start("--storage-root", "mine", *OWN_ROOT) == exit_codes.PROMOTED
+    assert str(project / "mine") in value(capsys.readouterr().out, "Final model")
 
 
 def test_what_a_gate_asks_is_found_from_the_steps_own_folder():

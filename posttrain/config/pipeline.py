@@ -30,6 +30,8 @@ class PipelineConfig(Section):
     promote: bool = True
     # every URI of a run starts with one of these; empty: storage_root's bucket (or any path) and the Hub
     allowed_prefixes: list[str] = []
+    # a run's storage_root is one of these, or lies below one that ends with "/"; empty: exactly storage_root
+    allowed_storage_roots: list[str] = []
     stages: Stages = Stages()
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
@@ -62,6 +64,11 @@ class PipelineConfig(Section):
     def evidence(self) -> Evidence:
         """The evidence that the gates of the line need."""
         return evidence_of(self)
+
+    @property
+    def storage_roots(self) -> list[str]:
+        """Storage roots; every run must use one of them."""
+        return self.allowed_storage_roots or [self.storage_root.rstrip("/") or "/"]
 
     @property
     def prefixes(self) -> list[str]:

@@ -64,6 +64,8 @@ class StepSection(Section):
     """Settings of every step. Some steps have no others."""
 
     allowed_prefixes: list[str] = ["/", "hf://"]
+    # Null: a step that was started by hand. Decides no result, so it is in neither record nor fingerprint.
+    allowed_storage_roots: list[str] | None = Field(None, exclude=True)
 
     @property
     def decisive(self) -> Section:
@@ -87,6 +89,11 @@ class PreflightStep(StepSection):
     def prefixes(self) -> list[str]:
         """Named as in `PipelineConfig`, for code that checks either."""
         return self.allowed_prefixes
+
+    @property
+    def storage_roots(self) -> list[str] | None:
+        """Named as in `PipelineConfig`."""
+        return self.allowed_storage_roots
 
 
 class PrepareStep(StepSection):

@@ -50,15 +50,12 @@ def run_step(
         reusable: False if the step is run for a side effect (publish), or reads an address whose content may change.
 
     Raises:
-        ValueError: the storage root is outside the prefixes that the configuration allows, or an input changed while
-            the step was reading it.
+        ValueError: the storage root is none of those that the configuration allows, or an input changed while the
+            step was reading it.
         Exception: `work` raised it; it has been recorded.
     """
     configure_logging()
-    prefixes = json.loads(args.config).get("allowed_prefixes")
-    # A run may choose its storage root, but must not send records, checkpoints and models elsewhere.
-    if prefixes is not None:
-        storage.check_allowed(args.storage_root, prefixes, name="storage_root")
+    _check_storage_root(args)
     with _recorded(args, outputs=outputs, config=config) as attempt:
         stamps = _stamps(inputs)
         attempt.running = running = _running(args, inputs, attempt.config)
@@ -79,6 +76,15 @@ def run_step(
                 attempt.result = read_outputs(running, outputs, measured)
     _emit(args, attempt.result)
     return attempt.result
+
+
+def _check_storage_root(args: argparse.Namespace) -> None:
+    """Refuses a storage root whose records and results nobody vouches for, or that would take them elsewhere."""
+    config = json.loads(args.config)
+    if (roots := config.get("allowed_storage_roots")) is not None:
+        storage.check_storage_root(args.storage_root, roots, name="storage_root")
+    if (prefixes := config.get("allowed_prefixes")) is not None:
+        storage.check_allowed(args.storage_root, prefixes, name="storage_root")
 
 
 def _running(args: argparse.Namespace, inputs: dict[str, str | None], config: dict[str, Any]) -> Running:

@@ -3,7 +3,7 @@
 Other rooms import `storage` and call `storage.read_bytes`, `storage.join`, ...
 """
 
-from posttrain.storage.address import check_allowed, hub_id, is_remote, join, kind, local_path
+from posttrain.storage.address import check_allowed, check_storage_root, hub_id, is_remote, join, kind, local_path
 from posttrain.storage.files import (
     check_writable,
     download_file,
@@ -17,9 +17,12 @@ from posttrain.storage.files import (
     upload_folder,
     write_bytes,
 )
+from posttrain.storage.local import check_links
 
 __all__ = [
     "check_allowed",
+    "check_links",
+    "check_storage_root",
     "check_writable",
     "download_file",
     "download_folder",

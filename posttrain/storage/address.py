@@ -111,6 +111,27 @@ def place(uri: Uri) -> tuple[str, ...]:
     return (root, *names, at + revision) if at else (root, *names)
 
 
+def check_storage_root(uri: Uri, roots: Iterable[str], *, name: str) -> None:
+    """Raises `ValueError` unless `uri`, the value of parameter `name`, is one of these storage roots.
+
+    A root that ends with `/` stands for every storage root below it. The records and results in a storage root decide
+    what is published, so that allowed prefixes do not suffice: whoever may read data there may have written it.
+    """
+    roots = list(roots)
+    try:
+        names = place(uri)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    for root in roots:
+        allowed = place(root)
+        if names == allowed or (root.endswith("/") and names[: len(allowed)] == allowed):
+            return
+    raise ValueError(
+        f"{name}={os.fspath(uri)!r} is not a storage root that this graph was compiled for ({', '.join(roots)}); use "
+        "one of them, or add it to allowed_storage_roots and compile again"
+    )
+
+
 def check_allowed(uri: Uri, allowed_prefixes: Iterable[str], *, name: str) -> None:
     """Raises `ValueError` unless `uri`, the value of parameter `name`, lies under one of the prefixes.
 

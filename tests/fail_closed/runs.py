@@ -64,7 +64,9 @@ class Ending:
 
 def config_of(shape: str, root: Path) -> PipelineConfig:
     validation = Validation(answer_match="none", custom_checks=["output_format_valid"], check_timeouts={"hangs": 1})
-    return PipelineConfig(stages=SHAPES[shape], validation=validation, storage_root=str(root))
+    return PipelineConfig(
+        stages=SHAPES[shape], validation=validation, storage_root=str(root), allowed_storage_roots=["/"]
+    )
 
 
 def gates_of(shape: str) -> list[str]:

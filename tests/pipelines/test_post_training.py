@@ -240,3 +240,10 @@ def test_a_training_has_a_process_for_each_gpu_of_its_pod(tmp_path):
     graph = Graph(tmp_path / "graph.yaml")
     found = {name: graph.config_of(name)["training"]["num_processes"] for name in ("train_sft", "train_dpo")}
     assert found == {"train_sft": 2, "train_dpo": 1}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_step_knows_the_storage_roots_that_are_trusted(graphs, shape):
+    roots = load_config("configs/pipeline_config.yaml").storage_roots
+    for name in (name for name in graphs[shape].tasks if not is_rejection(name)):
+        assert graphs[shape].config_of(name)["allowed_storage_roots"] == roots == ["gs://my-bucket/posttrain"]

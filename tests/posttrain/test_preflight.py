@@ -43,7 +43,10 @@ def check(given: dict, **values) -> None:
 
 def test_what_is_right_passes(given):
     check(given)
-    config = PipelineConfig(validation={"confidence": 0.5, "custom_checks": []}, data={"eval_fraction": 0.3})
+    config = PipelineConfig(
+        validation={"confidence": 0.5, "custom_checks": []}, data={"eval_fraction": 0.3},
+        storage_root=given["storage_root"],
+    )  # fmt: skip
     preflight.check(config, given, disk=Path("/nowhere/yet"))  # as run_pipeline asks
 
 

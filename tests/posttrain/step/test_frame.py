@@ -274,3 +274,10 @@ def test_a_running_step_that_was_not_heard_of_for_a_minute_is_dead():
         started = datetime.now(UTC) - timedelta(hours=1)
         record = records.StepRecord(**values, started_at=started.isoformat(), seconds=seconds)
         assert record.is_alive == is_alive
+
+
+def test_a_run_cannot_choose_a_storage_root_that_the_graph_was_not_compiled_for(step, args):
+    args.config = json.dumps({"allowed_prefixes": ["/"], "allowed_storage_roots": [f"{args.storage_root}-of-ours"]})
+    with pytest.raises(ValueError, match="is not a storage root that this graph was compiled for"):
+        step()
+    assert not records.read_records(args.storage_root, "run-1")

@@ -123,6 +123,28 @@ def test_link_that_leads_out_is_refused(tmp_path: Path) -> None:
         address.check_allowed(str(tmp_path / "allowed" / "link" / "x"), [str(tmp_path / "allowed")], name="sft_dataset")
 
 
+ROOTS = [
+    ("gs://models/line", "gs://models/line", True),
+    ("gs://models/line/", "gs://models/line", True),
+    ("gs://models/line/mine", "gs://models/line", False),
+    ("gs://models/data", "gs://models/line", False),
+    ("gs://models/line/mine", "gs://models/line/", True),
+    ("gs://models/line-2", "gs://models/line/", False),
+    ("/tmp/line/../line", "/tmp/line", True),
+    ("/tmp/line/mine", "/tmp/line", False),
+    ("/tmp/line/mine", "/", True),
+]
+
+
+@pytest.mark.parametrize(("uri", "root", "is_allowed"), ROOTS)
+def test_a_storage_root_is_exactly_one_of_the_list_unless_that_ends_with_a_slash(uri, root, is_allowed) -> None:
+    if is_allowed:
+        address.check_storage_root(uri, ["s3://other", root], name="storage_root")
+        return
+    with pytest.raises(ValueError, match=r"^storage_root=.* add it to allowed_storage_roots and compile again"):
+        address.check_storage_root(uri, ["s3://other", root], name="storage_root")
+
+
 def test_refusal_names_the_prefixes_and_the_way_out() -> None:
     with pytest.raises(
         ValueError, match=r"reads as a Hub id; for a folder write \./out/run.*\(gs://a, gs://b\); use one"
