@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from posttrain import config
+from posttrain import config, storage
 from posttrain.step import frame, kfp_io
 from posttrain.step.running import Running
 from posttrain.weights.adapter import EMBEDDINGS, HEAD, Addition, LowRank, Plan, Whole, plan_merge, read_adapter
@@ -289,12 +289,10 @@ def _copy(old: int, new: int, start: int, position: int, num_bytes: int) -> None
 
 def _write_side_files(base: Path, files: list[WeightFile], plan: Plan, folder: Path) -> None:
     """Writes configuration, tokenizer, chat template and index, and unties head and embedding if they now differ."""
+    storage.check_links(base)
     for name in side_files(base):
-        path = base / name
-        if not path.resolve().is_relative_to(base.resolve()):
-            raise ValueError(f"{path}: is a link that leads out of {base}; give a folder that contains the file itself")
         (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / name)
+        shutil.copyfile(base / name, folder / name)
     if (base / INDEX).is_file():
         _write_index(base, files, plan.addition, folder)
     if plan.addition or any(name == HEAD or name.endswith(EMBEDDINGS) for name in plan.updates):

@@ -27,6 +27,7 @@ from posttrain.weights.folder import (
     _check_tokenizer,
     _no_weights,
     _select,
+    check_asks_for_no_code,
     check_model_folder,
     weights_size,
 )
@@ -95,6 +96,7 @@ def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
         folder = Path(temporary)
         repo = _find_repo(base_model, folder)
         repo.download(_select(repo.sizes, (*TOKENIZER_FILES, *CONFIG_FILES)), folder)
+        check_asks_for_no_code(folder, source=base_model)
         _check_config(base_model, read_json(folder / "config.json"))
         _check_tokenizer(folder, source=base_model)
     return weights_size(base_model, repo.sizes)
@@ -102,6 +104,8 @@ def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
 
 def _from_storage(uri: str, folder: Path) -> tuple[str, str, Digests]:
     """Downloads a model folder; returns its URI, an empty commit and the digests."""
+    if not storage.is_remote(uri):
+        storage.check_links(storage.local_path(uri))
     names = storage.list_files(uri)
     if not names:
         raise ValueError(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.step.parent import tie_to_parent
+from posttrain.storage.local import hub_blobs
 from runner.local import ALLOCATOR, HINT, Process, Step, popen
 from runner.places import Places
 
@@ -147,11 +148,9 @@ def _mount(source: Path, target: Path | str, *, is_writable: bool) -> str:
 
 
 def _linked(place: Path) -> list[Path]:
-    """Returns the folders outside of this one to which its links lead, as in the Hub's cache."""
-    if not place.is_dir():
-        return []
-    targets = {path.resolve().parent for path in place.rglob("*") if path.is_symlink()}
-    return sorted(target for target in targets if target.is_dir() and not target.is_relative_to(place))
+    """Returns the folder of the Hub's cache to which the links of a snapshot lead; a step refuses all other links."""
+    blobs = hub_blobs(place)
+    return [blobs] if blobs and blobs.is_dir() and not blobs.is_symlink() else []
 
 
 def _user() -> tuple[int, int]:

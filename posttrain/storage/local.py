@@ -20,6 +20,29 @@ def temporary(folder: Path) -> Path:
     return folder / f".{uuid.uuid4().hex}.part"
 
 
+HUB_SNAPSHOT = re.compile(r"models--[^/]+/snapshots/[^/]+")  # of the Hub's cache, whose files lie in ../../blobs
+
+
+def hub_blobs(folder: Path) -> Path | None:
+    """Returns the folder to which the links of a snapshot in the Hub's cache lead; None for any other folder."""
+    folder = folder.resolve()
+    is_snapshot = HUB_SNAPSHOT.fullmatch("/".join(folder.parts[-3:]))
+    return folder.parents[1] / "blobs" if is_snapshot else None
+
+
+def check_links(folder: Path) -> None:
+    """Refuses links that lead out of a folder: who wrote the folder need not be allowed to read what they lead to.
+
+    Links into the blobs of the same model are fine, as in the Hub's cache.
+    """
+    inside = [folder.resolve(), *filter(None, [hub_blobs(folder)])]
+    for parent, folders, names in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *names)):
+            if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
+                remedy = "give a folder that contains the file itself"
+                raise ValueError(f"{path}: is a link that leads out of {folder}; {remedy}")
+
+
 class Local:
     """The store of local files. It repeats nothing and checks no checksums: a disk reports its own failures."""
 

@@ -3,10 +3,12 @@
 model folder -> names of its files, or what is wrong with it
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+from posttrain import storage
 from posttrain.step import digests
 from posttrain.weights.tensors import INDEX, SINGLE, check_unquantised, read_json, read_weights, weight_file_names
 
@@ -26,6 +28,16 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 CONFIG_FILES = ("config.json", "generation_config.json")
+# Settings that transformers turns into code of somebody else's, if a library for it is installed.
+CODE_KEYS = ("auto_map", "custom_pipelines", "custom_generate", "kernel_config")
+IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")  # inside transformers and torch
+JSON_FILES = (
+    *CONFIG_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 SIDE_FILES = (
     *TOKENIZER_FILES,
     *CONFIG_FILES,
@@ -43,6 +55,8 @@ def check_model_folder(path: Path | str) -> None:
         ValueError: names the file, what is wrong with it, and what to give instead.
     """
     path = Path(path)
+    storage.check_links(path)
+    check_asks_for_no_code(path, source=str(path))
     _check_config(str(path), read_json(path / "config.json"))
     if not any((path / name).is_file() for name in (SINGLE, INDEX)):
         raise ValueError(_no_weights(str(path), [file.name for file in path.iterdir()]))
@@ -78,12 +92,34 @@ def side_files(folder: Path) -> list[str]:
 
 
 def _check_config(source: str, settings: dict) -> None:
-    if "auto_map" in settings:
-        raise ValueError(
-            f"{source}/config.json: auto_map asks for the model's own code; give a model that transformers knows"
-        )
     if not settings.get("model_type"):
         raise ValueError(f"{source}/config.json: no model_type; give a model saved by transformers")
+
+
+def check_asks_for_no_code(path: Path, *, source: str) -> None:
+    """Refuses settings, in any JSON file of a model and at any depth, for which transformers would fetch code."""
+    for name in JSON_FILES:
+        if (path / name).is_file():
+            for key, value in _settings(read_json(path / name)):
+                _check_setting(f"{source}/{name}", key, value)
+
+
+def _settings(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the keys and values of a JSON value, at any depth."""
+    if isinstance(value, dict):
+        yield from value.items()
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _settings(inner)
+
+
+def _check_setting(source: str, key: str, value: Any) -> None:
+    if key in CODE_KEYS:
+        raise ValueError(f"{source}: {key} asks for the model's own code; give a model that transformers knows")
+    if key.endswith("_implementation"):  # of attention, experts; a mapping has one for each part of the model
+        for choice in value.values() if isinstance(value, dict) else [value]:
+            if choice is not None and choice not in IMPLEMENTATIONS:
+                remedy = f"remove {key}, or give one of {', '.join(IMPLEMENTATIONS)}"
+                raise ValueError(f"{source}: {key} = {choice!r} may name a kernel to download and run; {remedy}")
 
 
 def _check_tokenizer(path: Path, *, source: str) -> None:

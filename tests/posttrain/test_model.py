@@ -36,6 +36,44 @@ def test_a_folder_is_copied_without_what_is_no_model(source, tmp_path):
     assert source_digest(source) == given["digest"]
 
 
+@pytest.mark.parametrize(("name", "target"), [("NOTICE", "secrets/token"), ("additional_chat_templates", "secrets")])
+def test_a_link_out_of_the_folder_brings_nothing_with_it(name, target, source, tmp_path):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "token").write_text("s3cret")
+    (source / name).symlink_to(tmp_path / target)
+    for read in (lambda: fetch_from(source, tmp_path), lambda: check_model_folder(source)):
+        with pytest.raises(ValueError, match=rf"{name}: is a link that leads out of .*source; give a folder"):
+            read()
+    assert not (tmp_path / "model").exists()
+
+
+def snapshot_of(source: Path, repo: Path) -> Path:
+    """A model as the Hub's cache has it: its files are links to blobs."""
+    snapshot = repo / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    for file in (file for file in source.rglob("*") if file.is_file()):
+        file.rename(repo / "blobs" / file.name)
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    return snapshot
+
+
+def test_a_snapshot_of_the_hubs_cache_is_a_model(source, tmp_path):
+    expected = names(source)
+    snapshot = snapshot_of(source, tmp_path / "models--org--tiny")
+    fetch_from(snapshot, tmp_path)
+    assert names(tmp_path / "model") == expected
+
+
+def test_blobs_that_lead_elsewhere_are_none(source, tmp_path):
+    repo = tmp_path / "models--org--tiny"
+    snapshot = snapshot_of(source, repo)
+    (repo / "blobs").rename(tmp_path / "elsewhere")
+    (repo / "blobs").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link that leads out"):
+        fetch_from(snapshot, tmp_path)
+
+
 def test_the_tokenizer_folder_is_enough_for_tokens(source, tmp_path):
     from posttrain.rows.chat import load_tokenizer, render
 
@@ -213,6 +251,24 @@ def truncate(folder: Path) -> None:
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors and no model.safetensors.index"),
         (lambda folder: edit(folder / "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map asks for the model's"),
+        (lambda folder: edit(folder / "config.json", text_config={"auto_map": {}}), "config.json: auto_map asks for"),
+        (
+            lambda folder: edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]}),
+            "tokenizer_config.json: auto_map asks for",
+        ),
+        (
+            lambda folder: edit(folder / "config.json", attn_implementation="org/kernel"),
+            "'org/kernel' may name a kernel",
+        ),
+        (
+            lambda folder: edit(folder / "config.json", _attn_implementation={"text_config": "org/kernel@v1:f"}),
+            "_attn_implementation = 'org/kernel@v1:f' may name a kernel",
+        ),
+        (
+            lambda folder: edit(folder / "config.json", parts=[{"experts_implementation": "a/b"}]),
+            "experts_implementati",
+        ),
+        (lambda folder: edit(folder / "generation_config.json", custom_generate="org/x"), "custom_generate asks for"),
     ],
 )
 def test_models_that_cannot_be_used_are_refused(change, message, source, tmp_path):

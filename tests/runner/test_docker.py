@@ -1,7 +1,6 @@
 """The command line that a step becomes; tests/docker runs it."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -111,11 +110,19 @@ def test_only_steps_that_the_graph_gives_a_gpu_get_one(docker, step):
     assert "--gpus=all" not in docker.command(changed(step, num_gpus=1))
 
 
-def test_links_out_of_a_model_folder_lead_somewhere(docker, step, tmp_path):
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "blobs" / "abc").write_text("weights")
-    (tmp_path / "model" / "model.safetensors").symlink_to(Path("..", "blobs", "abc"))
-    assert mounts(docker.command(step))[str(tmp_path / "blobs")] is False
+def test_links_of_the_hubs_cache_lead_somewhere(docker, step, tmp_path):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--org--name" / "blobs").mkdir()
+    step = changed(step, arguments=step.arguments | {"base_model": str(snapshot)})
+    assert mounts(docker.command(step))[str(tmp_path / "models--org--name" / "blobs")] is False
+
+
+def test_what_other_links_of_a_model_lead_to_is_not_mounted(docker, step, tmp_path):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "token").write_text("s3cret")
+    (tmp_path / "model" / "NOTICE").symlink_to(tmp_path / "secrets" / "token")
+    assert str(tmp_path / "secrets") not in mounts(docker.command(step))
 
 
 def test_a_path_with_a_comma_stays_one_path(docker, step, tmp_path):

@@ -43,6 +43,7 @@ def fetch(uri: str, folder: Path, allowed_prefixes: list[str]) -> str:
     path = Path(storage.local_path(uri)).absolute()
     if not path.is_dir():
         raise ValueError(f"validation.lm_eval_data: {path} is not a folder: give the one with the tasks' YAML files")
+    storage.check_links(path)
     return str(path)
 
 
