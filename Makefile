@@ -7,7 +7,7 @@ DOCKER ?= docker
 export DOCKER_BUILDKIT = 1
 
 .PHONY: install run test lint compile golden lock image image-cpu image-train push engine test-docker test-unsloth \
-  chaos bench clean
+  test-gpu chaos bench clean
 
 install: $(VENV)/installed
 
@@ -76,6 +76,9 @@ $(UNSLOTH_VENV)/installed: pyproject.toml images/constraints.txt images/unsloth.
 	$(UNSLOTH_VENV)/bin/pip install --quiet --disable-pip-version-check -c images/constraints.txt -e '.[train,dev]'
 	$(UNSLOTH_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r images/unsloth.txt
 	touch $@
+
+test-gpu: install  ## training, gates and merge on a GPU; with unsloth and in 4 bits where they are installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu -m gpu -W default
 
 test-docker: install  ## both images from nothing, their containers, a release; starts the engine that make engine installs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docker -m docker

@@ -17,7 +17,12 @@ pytest_plugins = ["tests.hub_server", "tests.storage_servers"]
 os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 
-MARKERS = {"docker": "needs a Docker engine", "chaos": "takes minutes", "unsloth": "needs unsloth beside the rest"}
+MARKERS = {
+    "docker": "needs a Docker engine",
+    "chaos": "takes minutes",
+    "unsloth": "needs unsloth beside the rest",
+    "gpu": "needs a GPU",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,6 +19,7 @@ from posttrain.step import digests, records, run
 from posttrain.step.run import Unfinished
 from posttrain.train import backend, callbacks, stage
 from posttrain.train.checkpoints import Checkpoints, Diverged
+from tests.stages import poison
 
 # 10 rows in batches of 2 are 5 batches, so 3 steps in an epoch, the last of half the size.
 CONFIG = SftConfig(
@@ -215,25 +216,8 @@ def test_storage_that_is_down_does_not_stop_the_training(whole, tiny_model, rows
     assert "could not be stored, the training goes on" in caplog.text
 
 
-@pytest.fixture
-def poisoned(tiny_model, rows, tmp_path) -> tuple[Path, dict[str, str]]:
-    """A model that cannot bear one token, and rows of which number 7 holds it."""
-    from safetensors.torch import load_file, save_file
-
-    model = shutil.copytree(tiny_model, tmp_path / "model")
-    weights = load_file(model / "model.safetensors")
-    token = chat.load_tokenizer(model).convert_tokens_to_ids("<|endoftext|>")
-    weights["model.embed_tokens.weight"][token] = math.nan
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-    train_rows = read_jsonl(rows["train"])
-    train_rows[7]["prompt"][-1]["content"] += "<|endoftext|>"
-    write_jsonl(tmp_path / "train.jsonl", train_rows)
-    return model, rows | {"train": str(tmp_path / "train.jsonl")}
-
-
-def test_first_nan_ends_the_run_and_its_retries(poisoned, tmp_path, monkeypatch):
-    model, rows = poisoned
-    bad_id = read_jsonl(rows["train"])[7]["id"]
+def test_first_nan_ends_the_run_and_its_retries(tiny_model, rows, tmp_path, monkeypatch):
+    model, rows, bad_id = poison(tiny_model, rows, tmp_path)
     with pytest.raises(Diverged, match=r"^diverged at step \d/6: loss nan, .*learning rate .*, rows .*") as caught:
         train(model, rows, tmp_path, config=CONFIG.model_copy(update={"save_steps": 1}))
     message = str(caught.value)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.rows.formats import read_jsonl, write_jsonl
 from posttrain.train import backend
+from tests.stages import Rows, write_rows
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,13 +20,5 @@ def unsloth_first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory, task_api_files: Path) -> dict[str, dict[str, str]]:
-    """Files of train and eval rows, by kind."""
-    folder = tmp_path_factory.mktemp("rows")
-    files = {}
-    for kind, name in (("sft", "sft"), ("dpo", "preferences")):
-        files[kind] = {part: str(folder / f"{kind}-{part}.jsonl") for part in ("train", "eval")}
-        all_rows = read_jsonl(task_api_files / f"{name}.jsonl")
-        write_jsonl(files[kind]["train"], all_rows[:16])
-        write_jsonl(files[kind]["eval"], all_rows[16:20])
-    return files
+def rows(tmp_path_factory: pytest.TempPathFactory, task_api_files: Path) -> Rows:
+    return write_rows(tmp_path_factory.mktemp("rows"), task_api_files)

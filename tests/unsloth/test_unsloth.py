@@ -2,69 +2,16 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from posttrain import dpo, sft
-from posttrain.config import DpoConfig, DpoStep, SftConfig, SftStep
 from posttrain.merge import merge
 from posttrain.step import digests
-from posttrain.train import backend, callbacks
-from posttrain.train.checkpoints import Checkpoints
+from posttrain.train import callbacks
+from tests.stages import Killed, adapter, run_stage, tensors, train
 
 pytestmark = [pytest.mark.unsloth, pytest.mark.filterwarnings("default")]
-
-COMMON = {"max_seq_length": 256, "lora_r": 4, "epochs": 1, "batch_size": 4, "gradient_accumulation": 1, "save_steps": 2}
-CONFIGS = {"sft": SftConfig(learning_rate=0.01, **COMMON), "dpo": DpoConfig(learning_rate=0.01, **COMMON)}
-MODEL = {"sft": "base", "dpo": "model"}  # flag for the model that is trained
-
-
-class Killed(BaseException):
-    """Nothing in the product catches this."""
-
-
-def outputs_in(folder: Path) -> dict[str, str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return {name: str(folder / name) for name in ("adapter", "metrics", "curve", "logs")}
-
-
-def train(kind: str, model: Path, rows, folder: Path, **changes) -> dict:
-    """Trains in this process, with unsloth."""
-    checkpoints = Checkpoints(str(folder / "store"), f"train_{kind}", "f" * 64, run_id="run", limit=3)
-    config = CONFIGS[kind].model_copy(update=changes)
-    module, step = (sft, SftStep(sft=config)) if kind == "sft" else (dpo, DpoStep(dpo=config))
-    outputs = outputs_in(folder / "out")
-    return module.train(str(model), files=rows[kind], outputs=outputs, step=step, checkpoints=checkpoints)
-
-
-def run_stage(kind: str, library: str, model: Path, rows, folder: Path, *, runner=(), **changes) -> tuple[list, str]:
-    """Runs a stage as a command, without dropout; returns the log of its steps and what it printed."""
-    config = CONFIGS[kind].model_copy(update={"lora_dropout": 0.0} | changes)
-    settings = {kind: config.model_dump(mode="json", exclude_none=True)}
-    paths = {MODEL[kind]: str(model), **rows[kind], **outputs_in(folder / "out")}
-    flags = [part for name, path in paths.items() for part in (f"--{name}", path)]
-    common = ["--step", f"train_{kind}", "--storage-root", str(folder), "--config", json.dumps(settings)]
-    command = [sys.executable, "-m", *runner, f"posttrain.{kind}", *common, *flags]
-    env = os.environ | {backend.BACKEND_ENV: library}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    (last,) = folder.glob("checkpoints/*/*/step-00000004/*/trainer_state.json")
-    history = json.loads(last.read_text())["log_history"]
-    return [entry for entry in history if "loss" in entry], done.stdout + done.stderr
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-
-
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return tensors(folder / "out" / "adapter")
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
