@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -120,8 +121,8 @@ def run(side: Side) -> Numbers:
     return numbers | (json.loads(last) if last.startswith("{") else {})
 
 
-def report(args: argparse.Namespace, *, note: str, tables: list[Table]) -> None:
-    """Writes all figures to `args.output`, and their tables to stdout."""
+def report(args: argparse.Namespace, *, note: str, tables: list[Table], quiet: bool = False) -> None:
+    """Writes all figures to `args.output`, and their tables to stdout unless `quiet`."""
     results = {
         "title": args.title,
         "note": note,
@@ -134,15 +135,27 @@ def report(args: argparse.Namespace, *, note: str, tables: list[Table]) -> None:
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(table.section(results))
+    if not quiet:
+        print(table.section(results))
 
 
 def machine() -> str:
-    """Processor, cores that may be used, memory, Python."""
+    """GPU if there is one, processor, cores that may be used, memory, Python."""
     cpu = re.search(r"model name\s*: (.+)", _read("/proc/cpuinfo"))
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     name = cpu[1] if cpu else platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {memory_gb:.0f} GB, Python {platform.python_version()}"
+    return (
+        f"{gpu()}{name}, {len(os.sched_getaffinity(0))} cores, {memory_gb:.0f} GB, Python {platform.python_version()}"
+    )
+
+
+def gpu() -> str:
+    """Name and memory of each GPU, by NVIDIA's tool."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    told = subprocess.run(query, capture_output=True, text=True, check=False)
+    return "".join(f"{line}, " for line in told.stdout.splitlines()) if told.returncode == 0 else ""
 
 
 def _read(path: str) -> str:

@@ -67,9 +67,8 @@ def write_models(folder: Path, shape: dict) -> None:
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     is_tied = shape["hidden_size"] < 3584
-    settings = Qwen2Config(
-        vocab_size=151_936, num_key_value_heads=2, tie_word_embeddings=is_tied, dtype="bfloat16", **shape
-    )
+    sizes = {"vocab_size": 151_936, "num_key_value_heads": 2} | shape
+    settings = Qwen2Config(tie_word_embeddings=is_tied, dtype="bfloat16", **sizes)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
         tied = {"lm_head.weight"} if is_tied else set()
