@@ -17,6 +17,7 @@ from posttrain.promote import Promotion, promote
 from posttrain.step import frame, kfp_io, records, run
 from posttrain.step.running import Running
 from posttrain.storage import layout
+from posttrain.train import checkpoints
 
 FOLLOWS = "follows_promotion"  # the gate's number of the promotion that it compared with; 0: none
 
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
         receipt = json.loads(Path(args.receipt).read_text(encoding="utf-8"))
         promotion = make_current(receipt, storage_root=running.storage_root, settings=settings)
         Path(args.promotion).write_bytes(promotion.json_bytes)
+        if not settings.save_intermediate:
+            checkpoints.remove_run(running.storage_root, run.run_id())
         return promotion.model_dump(mode="json")
 
     inputs, outputs = {"receipt": args.receipt}, {"promotion": args.promotion}

@@ -304,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
             settings=settings, version=args.version,
         )  # fmt: skip
         Path(args.receipt).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
-        if not settings.save_intermediate:
+        if not (settings.save_intermediate or settings.promote):
             checkpoints.remove_run(running.storage_root, run.run_id())
         return receipt
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipelines.package import Package
 from posttrain.config import ATTEMPTS_ENV
+from posttrain.config.line import CHAMPION
 from runner.fork_server import IS_POSSIBLE, WITH_MODEL, ForkServer
 from runner.local import Process, ProcessRunner, Runner, Step
 
@@ -57,7 +58,8 @@ def forked(runner: Runner, package: Package, reused: Collection[str]) -> Iterato
     if not (IS_POSSIBLE and type(runner) is ProcessRunner):
         yield runner
         return
-    to_do = [task for task in package.steps if task.constants.get("step") not in reused]
+    # check_champion loads none where the model is that of an earlier run, and is the only one that is never reused.
+    to_do = [task for task in package.steps if task.constants.get("step") not in {*reused, CHAMPION}]
     forking = ForkingRunner(any(task.runs(module) for task in to_do for module in WITH_MODEL), reused)
     try:
         yield forking

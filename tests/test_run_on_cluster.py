@@ -22,10 +22,11 @@ import compile as compile_command
 import components
 import run_pipeline
 from pipelines.compiler import compile_graph
-from posttrain import storage
+from posttrain import promote, storage
 from posttrain.config import PipelineConfig
 from posttrain.config.sweep import SweepConfig
 from posttrain.step import records
+from posttrain.storage import layout
 from posttrain.sweep.ranking import Candidate, Measure
 from posttrain.sweep.study import Study
 from posttrain.verdict import Verdict, at_most
@@ -40,6 +41,7 @@ STEPS = {
     "check-sft-data": "check_sft_data", "train-sft": "train_sft", "check-sft": "check_sft",
     "merge-adapter": "merge_sft",
     "check-merge": "check_sft_merge", "check-safety": "check_safety", "publish-model": "publish_model",
+    "check-sft-champion": "check_champion", "promote-model": "promote_model",
 }  # fmt: skip
 
 
@@ -121,6 +123,16 @@ def publish(root: str, run_id: str) -> None:
     leave(root, run_id, "publish_model", measured={"uri": folder, "manifest_uri": manifest, "sha256": "abc"})
 
 
+def crown(root: str, run_id: str) -> None:
+    promotion = promote.Promotion(
+        number=1, model_name="demo", version="v1", sha256="abc", by=run_id, reason="check_champion passed",
+        promoted_at="2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    entry = layout.promotions(storage.join(root, "published", "demo"), "000001.json")
+    storage.write_bytes(entry, promotion.json_bytes)
+    leave(root, run_id, "promote_model", measured=promotion.model_dump(mode="json"))
+
+
 def up_to(last: str, state: str = "SUCCEEDED") -> dict[str, str]:
     """Tasks of the run until `last`, which is in `state`."""
     names = list(STEPS)[: list(STEPS).index(last) + 1]
@@ -138,8 +150,10 @@ def promoted(root: str) -> list[Scene]:
         for gate in ("check_sft", "check_sft_merge", "check_safety"):
             judge(root, run_id, gate, 0.5)
         publish(root, run_id)
+        judge(root, run_id, "check_champion", 0.5)
+        crown(root, run_id)
 
-    done = up_to("publish-model") | {"reject": "SKIPPED", "report-run": "SUCCEEDED"}
+    done = up_to("promote-model") | {"reject": "SKIPPED", "report-run": "SUCCEEDED"}
     return [
         Scene("PENDING"),
         Scene("RUNNING", up_to("train-sft", "RUNNING"), first_half),
@@ -163,6 +177,7 @@ def test_a_promoted_run(kubeflow, start, gs_root, capsys):
     assert value(out, "Kubeflow says") == "SUCCEEDED"
     assert value(out, "Success") == "yes"
     assert value(out, "Final model") == f"{gs_root}/published/demo/v1"
+    assert value(out, "Made current") == "yes"
     assert value(out, "Errors") == "none"
     assert re.search(r"check_sft_data +done +7.0 s +1 of 1 checks passed", out)
     assert re.search(r"train_sft +started\n(.*\n)?.*train_sft +done +7.0 s +training loss 0.25", out)
@@ -256,6 +271,23 @@ def test_a_run_that_a_gate_stopped(kubeflow, start, gs_root, capsys):
     assert ElementTree.parse("gates.xml").find(".//failure") is not None
 
 
+def test_a_challenger_that_is_worse_is_published_and_not_made_current(kubeflow, start, gs_root, capsys):
+    def happens(run_id: str) -> None:
+        leave(gs_root, run_id, "preflight", "fetch_model", "prepare_sft_data", "train_sft", "merge_sft")
+        for gate in ("check_sft_data", "check_sft", "check_sft_merge", "check_safety"):
+            judge(gs_root, run_id, gate, 0.5)
+        publish(gs_root, run_id)
+        judge(gs_root, run_id, "check_champion", 9.0)
+        leave(gs_root, run_id, "reject_champion", status="failed", error="loss_above_published 9, limit 2")
+
+    kubeflow.scenes = [Scene("FAILED", up_to("check-sft-champion") | {"reject-5": "FAILED"}, happens)]
+    assert start() == exit_codes.STOPPED
+    out = capsys.readouterr().out
+    assert "STOPPED BY check_champion" in out
+    assert value(out, "Final model") == f"{gs_root}/published/demo/v1"
+    assert value(out, "Made current") == "no"
+
+
 def test_a_step_that_fails(kubeflow, start, gs_root, capsys):
     def happens(run_id: str) -> None:
         leave(gs_root, run_id, "preflight", "fetch_model", "prepare_sft_data")
@@ -296,7 +328,7 @@ def test_the_word_of_kubeflow_promotes_nothing(kubeflow, start, gs_root, capsys)
         promoted(gs_root)[-1].happens(run_id)
         storage.write_bytes(f"{gs_root}/published/demo/v1/manifest.json", b'{"sha256": "other"}')
 
-    kubeflow.scenes = promoted(gs_root)[:-1] + [Scene("SUCCEEDED", up_to("publish-model"), replaced)]
+    kubeflow.scenes = promoted(gs_root)[:-1] + [Scene("SUCCEEDED", up_to("promote-model"), replaced)]
     assert start() == exit_codes.ERROR
     out = capsys.readouterr().out
     assert value(out, "Kubeflow says") == "SUCCEEDED"

@@ -54,7 +54,10 @@ def work(_):
     loss = at_most("held_out_loss", 9.0 if plan == "fail" else 0.5, 2.0, remedy="Train longer.", **unsure)
     detail = chr(27) + "[2J" if plan else ""
     subject = {name: digests.digest(path) for name, path in inputs.items()}
-    verdict = Verdict(gate=args.step, subject=subject, checks=[holds("rows_readable", not plan, detail=detail), loss])
+    verdict = Verdict(
+        gate=args.step, subject=subject, checks=[holds("rows_readable", not plan, detail=detail), loss],
+        numbers={"follows_promotion": 0},
+    )
     if plan == "unsure":
         verdict = verdict.model_copy(update={"checks": (holds("rows_readable", True), loss)})
     Path(outputs["verdict"]).write_text(verdict.model_dump_json(indent=2))
@@ -69,9 +72,9 @@ frame.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work)
 """
 OWN_ROOT = ("--set", "publish_root=null")  # the model is published into the storage root
 STAND_INS = ["posttrain.preflight", "posttrain.model", "posttrain.data", "posttrain.sft", "posttrain.merge"] + [
-    f"validators.{name}" for name in ("data", "sft", "merge", "alignment")
+    f"validators.{name}" for name in ("data", "sft", "merge", "alignment", "champion")
 ]
-STEPS = 11  # of the graph without DPO, the exit task included
+STEPS = 13  # of the graph without DPO, the exit task included
 
 
 @pytest.fixture
@@ -131,7 +134,10 @@ def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
     assert value(out, "Stages completed") == "sft, merge"
     assert value(out, "Errors") == "none"
     assert "Reused" not in out
-    assert (Path(value(out, "Final model")) / "manifest.json").is_file()
+    published = Path(value(out, "Final model"))
+    assert (published / "manifest.json").is_file()
+    assert value(out, "Made current") == "yes"
+    assert json.loads((published.parent / "CURRENT").read_text())["by"] == "r1"
     assert "step 4/4 loss 0.5" in out
     assert told_ci(project / "ci" / "gates.xml").keys().isdisjoint({"failure", "error", "skipped"})
     found = result(project)
@@ -147,7 +153,8 @@ def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
     out = capsys.readouterr().out
     reused = value(out, "Reused").split(", ")
     assert {"train_sft", "merge_sft", "check_sft"} <= set(reused)
-    assert "publish_model" not in reused
+    assert {"publish_model", "promote_model"}.isdisjoint(reused)
+    assert [file.name for file in (published.parent / "promotions").iterdir()] == ["000001.json"]
     assert not (project / "store" / "artifacts" / "r2").exists()
 
 
@@ -175,7 +182,43 @@ def test_a_gate_that_does_not_pass(project, capsys, monkeypatch):
     assert not (project / "store" / "published").exists() or not any((project / "store" / "published").iterdir())
     assert result(project)["stopped_by"] == "check_sft"
     told = told_ci(project / "gates.xml")
-    assert (told["failure"], told["error"], told["skipped"]) == (3, 0, 2)  # two checks and the run; gates behind it
+    assert (told["failure"], told["error"], told["skipped"]) == (3, 0, 3)  # two checks and the run; gates behind it
+
+
+def checkpoint(project: Path, run_id: str) -> Path:
+    """A checkpoint that a training of this run has left."""
+    file = project / f"store/checkpoints/train_sft/f/step-00000004/{run_id}-01234567/COMPLETE.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    return file
+
+
+def test_a_model_that_is_published_and_not_made_current(project, capsys, monkeypatch):
+    """Whatever was trained stays until a model is current."""
+    kept, removed = checkpoint(project, "r1"), checkpoint(project, "r2")
+    monkeypatch.setenv("PLAN", '{"check_champion": "fail"}')
+    assert start("--set", "save_intermediate=false") == exit_codes.STOPPED
+    out = capsys.readouterr().out
+    published = Path(value(out, "Final model"))
+    assert (value(out, "Success"), value(out, "Made current")) == ("no", "no")
+    assert (published / "manifest.json").is_file()
+    assert [path.name for path in published.parent.iterdir()] == [published.name]
+    assert result(project)["outcome"] == "stopped"
+    assert (project / "store" / "artifacts" / "r1" / "train_sft" / "adapter").is_file()
+
+    monkeypatch.delenv("PLAN")
+    assert start("--run-id", "r2", "--set", "save_intermediate=false") == exit_codes.PROMOTED
+    assert (kept.exists(), removed.exists()) == (True, False)
+    assert value(capsys.readouterr().out, "Made current") == "yes"
+
+
+def test_a_line_that_only_publishes(project, capsys):
+    removed = checkpoint(project, "r1")
+    assert start("--set", "promote=false", "--set", "save_intermediate=false") == exit_codes.PROMOTED
+    assert not removed.exists()
+    published = Path(value(out := capsys.readouterr().out, "Final model"))
+    assert "Made current" not in out
+    assert [path.name for path in published.parent.iterdir()] == [published.name]
 
 
 def test_a_gate_that_cannot_decide(project, capsys, monkeypatch):

@@ -104,8 +104,8 @@ class Measurer:
         return {f"{name}_logprobs": dict(zip(fitting, logprobs, strict=True))}
 
 
-def fetch(champion: Promotion, uri: str, folder: Path) -> None:
-    """Downloads the version that is current.
+def fetch(champion: Promotion, uri: str, folder: Path) -> Path:
+    """Returns the local folder of the version that is current; one that lies elsewhere is downloaded to `folder`.
 
     Raises:
         ValueError: it is gone, or its files are not those that were made current.
@@ -115,12 +115,15 @@ def fetch(champion: Promotion, uri: str, folder: Path) -> None:
         raise ValueError(
             f"{uri}/{MANIFEST}: names model {manifest.sha256}, but {champion.sha256} was made current; {RESTORE}"
         )
-    received = storage.download_folder(uri, folder)
-    actual = {name: sha256 for name, sha256 in received.items() if name not in (MANIFEST, SUMS)}
+    is_here = storage.kind(uri) == "local"
+    path = storage.local_path(uri) if is_here else folder
+    files = digests.file_digests(path) if is_here else storage.download_folder(uri, path)
+    actual = {name: sha256 for name, sha256 in files.items() if name not in (MANIFEST, SUMS)}
     if changed := sorted({name for name, _ in actual.items() ^ manifest.files.items()}):
         raise ValueError(f"{uri}/{changed[0]}: is not as in {MANIFEST} of the version that is current; {RESTORE}")
     if digests.folder_digest(manifest.model_files) != manifest.sha256:
         raise ValueError(f"{uri}/{MANIFEST}: was changed: its files are not its model; {RESTORE}")
+    return path
 
 
 def _manifest_of(uri: str) -> Manifest:
@@ -238,9 +241,10 @@ def decide(inputs: dict[str, str], step: CheckChampionStep, folder: Path, runnin
     follows = {FOLLOWS: float(len(history))}
     if check := settled(history, receipt["sha256"]):
         return checks.GateVerdict(gate=running.step, subject=running.inputs, checks=(check,), numbers=follows)
-    fetch(history[-1], storage.join(versions, history[-1].version), folder / "champion")
-    check_base(folder / "champion", running.inputs.get("base"))
-    verdict = compare(inputs | {"champion": str(folder / "champion")}, step, running, version=history[-1].version)
+    version = history[-1].version
+    path = fetch(history[-1], storage.join(versions, version), folder / "champion")
+    check_base(path, running.inputs.get("base"))
+    verdict = compare(inputs | {"champion": str(path)}, step, running, version=version)
     return verdict.model_copy(update={"numbers": verdict.numbers | follows})
 
 

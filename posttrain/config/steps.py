@@ -171,6 +171,7 @@ class PublishStep(StepSection):
     required_gates: list[str] = []  # step names; each must have passed in this run
     judged_gates: list[str] = []  # those of them whose subject["model"] is the published model
     save_intermediate: bool = True
+    promote: bool = True  # promote_model follows, and removes the run's checkpoints if they are not to be kept
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
 
@@ -188,6 +189,7 @@ class PromoteStep(StepSection):
     """Configuration of promote_model."""
 
     publish_root: str | None = None  # null: <storage_root>/published
+    save_intermediate: bool = True
 
 
 class ReportStep(StepSection):

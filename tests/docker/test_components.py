@@ -53,6 +53,11 @@ STEPS = {
         "training": "train_dpo/metrics", "preference_eval": f"{PAIRS}/eval", "sft_eval": f"{ROWS}/eval",
     }),
     "publish_model": ("publish_model", {"model": "merge_dpo/model"}),
+    "check_champion": ("check_champion", {
+        "receipt": "publish_model/receipt", "model": "merge_dpo/model", "preference_eval": f"{PAIRS}/eval",
+        "sft_eval": f"{ROWS}/eval",
+    }),
+    "promote_model": ("promote_model", {"receipt": "publish_model/receipt"}),
     "report_run": ("report_run", {}),
     "reject_sft": ("reject", {"verdict": "check_sft/verdict"}),
 }  # fmt: skip
@@ -163,6 +168,7 @@ def test_a_component_runs_in_its_container(containers, step):
 
 def test_every_component_of_the_full_graph_is_run():
     other_shapes = {"check_sft_data", "check_preference_data", "check_preference_alignment", "check_safety"}
+    other_shapes |= {"check_adapter_champion", "check_preference_champion", "check_sft_champion"}
     of_sweeps = {"hold_out", "run_trial", "run_sft_trial", "run_preference_trial", "compare_trials"}
     assert {component for component, _ in STEPS.values()} == set(components.__all__) - other_shapes - of_sweeps
 
@@ -174,8 +180,9 @@ def test_training_learns(containers):
     assert metrics["final_loss"] < metrics["first_loss"]
 
 
-def test_the_report_says_that_the_model_was_published(containers):
-    containers.run("publish_model")
+def test_the_report_says_that_the_model_was_published_and_made_current(containers):
+    containers.run("check_champion")
+    containers.run("promote_model")
     containers.run("report_run")
     assert json.loads((containers.folder / "report_run" / "result").read_text())["success"] is True
 

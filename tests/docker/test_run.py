@@ -22,7 +22,7 @@ from tests.tiny_line import write_line
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
 
-STEPS = 14  # of a promoted run, without report_run
+STEPS = 16  # of a promoted run, without report_run
 
 
 @pytest.fixture(scope="module")
