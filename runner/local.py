@@ -10,6 +10,7 @@ every output artifact to its consumers.
 
 import inspect
 import json
+import logging
 import os
 import re
 import shutil
@@ -47,6 +48,8 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+
+logger = logging.getLogger(__name__)
 
 
 class StepListener(Protocol):
@@ -317,6 +320,13 @@ class Launcher:
         return exit_code, last_line[0]
 
     def _read(self, step: str, stderr, log, last_line: list[str]) -> None:
+        try:
+            self._follow(step, stderr, _SafeLog(log), last_line)
+        finally:
+            for _ in stderr:  # whatever went wrong here: a step whose pipe nobody empties would wait for ever
+                pass
+
+    def _follow(self, step: str, stderr, log: "_SafeLog", last_line: list[str]) -> None:
         for raw in stderr:
             log.write(raw)
             line = raw.decode(errors="replace").strip().rpartition("\r")[2]  # the newest state of a progress bar
@@ -327,6 +337,21 @@ class Launcher:
                 self.run.listener.tried_again(step, again["text"])
             if progress := progress_of(line):
                 self.run.listener.progress(step, progress.done, progress.total, progress.text)
+
+
+class _SafeLog:
+    """A log that may fail to be written, as on a full disk: the step goes on, and one line says what is missing."""
+
+    def __init__(self, file: Any):
+        self.file, self.has_failed = file, False
+
+    def write(self, raw: bytes) -> None:
+        try:
+            self.file.write(raw)
+        except OSError as error:
+            if not self.has_failed:
+                logger.warning("%s: lines are missing: %s; make room on its disk", self.file.name, error.strerror)
+            self.has_failed = True
 
 
 def _check_parameters(declared, parameters: dict[str, Any]) -> None:

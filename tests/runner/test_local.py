@@ -366,3 +366,27 @@ def test_an_interrupt_ends_the_step_and_all_that_it_started(play):
     assert "time.sleep(600)" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     mine = subprocess.run(["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
     assert f"{sys.executable} -m posttrain.sft" not in mine
+
+
+NOISY = "import sys\nfor at in range(4000): print(f'INFO x: step {at}/4000 loss 0.5', 'x' * 40, file=sys.stderr)"
+
+
+class Deaf:
+    """A listener that fails at the first line of progress."""
+
+    def progress(self, *_) -> None:
+        raise BrokenPipeError
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("listener", [None, Deaf()])
+def test_a_step_whose_log_or_listener_fails_ends(listener, tmp_path, caplog, monkeypatch):
+    """A pipe takes 64 KiB; these lines are four times as much."""
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+    (tmp_path / "noisy.log").symlink_to("/dev/full")
+    run = local.GraphRun("r", artifacts=tmp_path, logs=tmp_path, listener=listener or Heard())
+    step = local.Step("noisy", "image", ["python", "-c", NOISY], {}, {}, tmp_path / "noisy", 0, {})
+    exit_code, _ = local.Launcher(run, {})._execute(step)
+    assert exit_code == 0
+    assert sum("noisy.log: lines are missing: No space left" in line for line in caplog.messages) == 1
