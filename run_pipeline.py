@@ -11,7 +11,6 @@ verdicts), never from the state that a runner or Kubeflow reports.
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -54,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--experiment", metavar="NAME", help="Kubeflow experiment (default: pipeline_id of the configuration)")
     add("--namespace", metavar="NAME", help="namespace, if Kubeflow has several users")
     add("--token-file", metavar="FILE", help="file with the bearer token (default: $KF_PIPELINES_SA_TOKEN_PATH)")
+    add("--detach", action="store_true", help="submit the run and exit 0: print its id and page, and do not wait")
+    add("--stop", metavar="RUN", help="end this run: its running steps are killed, and what is left is reported")
     return parser
 
 
@@ -61,8 +62,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line. A flag that would have no effect is an error."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if not args.endpoint and (args.experiment or args.namespace or args.token_file):
-        parser.error("--experiment, --namespace and --token-file are for a cluster: give --endpoint URL too")
+    on_cluster = ("experiment", "namespace", "token_file", "detach", "stop")
+    if not args.endpoint and (given := [f"--{name.replace('_', '-')}" for name in on_cluster if getattr(args, name)]):
+        parser.error(f"{', '.join(given)}: for a cluster: give --endpoint URL too")
+    if sum(map(bool, (args.run_id and args.endpoint, args.detach, args.stop))) > 1:
+        parser.error("--run-id follows a run, --stop ends one, --detach submits one and leaves: give one of them")
+    if args.junit and (args.detach or args.stop):
+        parser.error("--junit is written at the end of a run: leave out --detach and --stop, and follow the run")
     if args.runner == "process" and (args.gpus or args.env):
         parser.error("--gpus and --env are for containers: give --runner docker too")
     if args.endpoint and args.runner == "docker":
@@ -75,7 +81,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     handle_signals(lambda *_: os._exit(INTERRUPTED))  # an exception could get lost in a callback of the import system
     args = parse_args(argv)
-    command = shlex.join(["python", "run_pipeline.py", *(sys.argv[1:] if argv is None else argv)])
+    command = ["python", "run_pipeline.py", *(sys.argv[1:] if argv is None else argv)]
     try:
         return run(args, command)
     except KeyboardInterrupt:
@@ -86,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def run(args: argparse.Namespace, command: str) -> int:
+def run(args: argparse.Namespace, command: list[str]) -> int:
     """Runs the graph and returns the exit code. The imports take seconds, for which neither --help nor Ctrl-C waits."""
     if args.junit:
         Path(args.junit).unlink(missing_ok=True)  # CI must not take an earlier run's for this one's

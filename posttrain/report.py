@@ -24,6 +24,7 @@ from posttrain.pages.answers import ANSWERS, AnsweredPrompt, columns_of, worst_f
 from posttrain.pages.html import environment
 from posttrain.publish import STEP as PUBLISH_STEP
 from posttrain.step import frame, gate_answers, kfp_io, run
+from posttrain.step.progress import Progress
 from posttrain.step.records import StepRecord, read_records
 from posttrain.step.running import Running
 from posttrain.storage import layout
@@ -59,6 +60,7 @@ class StepResult(BaseModel):
     inputs: dict[str, str] = {}  # name -> SHA-256
     outputs: dict[str, str] = {}
     measured: dict[str, Any] = {}
+    progress: Progress | None = None  # of the last attempt of a training or a gate
 
     @property
     def is_done(self) -> bool:
@@ -364,7 +366,7 @@ def _step_result(name: str, attempts: list[StepRecord]) -> StepResult:
         name=name, num_attempts=len(attempts),
         status="lost" if was_killed else last.status, error=killed(last) if was_killed else last.error,
         seconds=round(sum(record.seconds for record in attempts), 3),
-        inputs=last.inputs, outputs=last.outputs, measured=last.measured,
+        inputs=last.inputs, outputs=last.outputs, measured=last.measured, progress=last.progress,
     )  # fmt: skip
 
 

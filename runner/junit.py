@@ -43,6 +43,7 @@ def of_error(cause: str) -> str:
 
 def _run_suite(result: PipelineResult) -> ElementTree.Element:
     suite = _suite("run", result.total_time_seconds)
+    _add(suite, "system-out", "\n".join(map(_step_line, result.steps)))
     case = _case(suite, "model promoted", result.total_time_seconds)
     if result.success:
         _add(case, "system-out", result.final_model_path)
@@ -50,6 +51,20 @@ def _run_suite(result: PipelineResult) -> ElementTree.Element:
         element = "failure" if result.stopped_by else "error"
         _add_problem(case, element, result.outcome, headline(result), "\n".join(result.errors))
     return suite
+
+
+def _step_line(step: StepResult) -> str:
+    """Returns `train_dpo: succeeded, 43 s, 2 attempts, from step 1734, step 4000/4000`."""
+    parts = [step.status]
+    if step.num_attempts:
+        parts.append(wording.duration(step.seconds))
+    if step.num_attempts > 1:
+        parts.append(f"{step.num_attempts} attempts")
+    if step.progress and step.progress.resumed_at:
+        parts.append(f"from step {step.progress.resumed_at}")
+    if step.progress:
+        parts.append(step.progress.words)
+    return f"{step.name}: {', '.join(parts)}"
 
 
 def _gate_suite(step: StepResult, verdict: Verdict | None) -> ElementTree.Element:

@@ -7,8 +7,8 @@ This module adds three things to kfp's client 2.17:
 - kfp's calls wait for a silent server forever, and fail where a busy one would answer a moment later. Ours time out and
   are retried for a while. Every problem is an `OSError` or a `ValueError` on one line that says what to do.
 - Retrying to create a run whose answer got lost may start it twice. Ours looks for the run by its name first.
-- `wait_for_run_completion` never returns on CANCELED (kubeflow/pipelines#14473), nor on CANCELING, in which the backend
-  leaves a run that was terminated. Ours polls the state itself.
+- `wait_for_run_completion` never returns on CANCELED (kubeflow/pipelines#14473). Ours polls the state itself. CANCELING
+  is no end: the pods of a terminated run still end, and some seconds later the state is FAILED.
 """
 
 import json
@@ -30,7 +30,7 @@ from urllib3.exceptions import HTTPError, LocationValueError, SSLError
 
 from pipelines.package import Package
 
-ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "CANCELING"}  # final states of a run
+ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}  # final states of a run
 REPORTED = {"RUNNING", "SUCCEEDED", "FAILED"}  # states of a task; a skipped one had no reason to run
 BUSY = {429, 500, 502, 503, 504}  # HTTP statuses worth a retry; Kubeflow answers 500 while its database is away
 TIME_LIMITS = (10, 60)  # seconds: to connect, to answer
@@ -45,15 +45,15 @@ T = TypeVar("T")
 
 
 class TaskListener(Protocol):
-    """Hears what happens to the steps. A step that is tried again stays started."""
+    """Hears what Kubeflow says of the run and its steps. A step that is tried again stays started."""
 
     def started(self, step: str) -> None: ...
 
     def ended(self, step: str, succeeded: bool, seconds: float) -> None:
         """Hears that a step ended. `seconds` include the wait for a node and the pull of the image."""
 
-    def looked(self) -> None:
-        """Hears that the run has been looked at once more."""
+    def looked(self, state: str) -> bool:
+        """Hears the state of the run at each look, before anything else; returns whether the run is over anyway."""
 
 
 class TokenFile(TokenCredentialsBase):
@@ -165,7 +165,7 @@ def submit(client: Client, package: Path, *, experiment: str, name: str, paramet
 
 
 def follow(client: Client, run_id: str, steps: dict[str, str], listener: TaskListener) -> str:
-    """Reports what happens to the steps until the run has ended; returns its final state.
+    """Reports what happens to the run until it has ended; returns its final state, or the last one that was seen.
 
     Args:
         client: the cluster of the run.
@@ -178,16 +178,21 @@ def follow(client: Client, run_id: str, steps: dict[str, str], listener: TaskLis
     while True:
         run = client.ask(client.get_run, run_id)
         check_is_kubeflow(client, run.run_id)
+        is_over = listener.looked(run.state)
         for step, state, seconds in _states(run, steps):
             if step not in reported:
                 listener.started(step)
             if state != "RUNNING" and reported.get(step) != state:
                 listener.ended(step, state == "SUCCEEDED", seconds)
             reported[step] = state
-        listener.looked()
-        if run.state in ENDED:
+        if is_over or run.state in ENDED:
             return run.state
         time.sleep(POLL_SECONDS)
+
+
+def terminate(client: Client, run_id: str) -> None:
+    """Ends a run: its running steps get SIGTERM, and whether they have time to save depends on the installation."""
+    client.ask(client.terminate_run, run_id)
 
 
 def steps_of_tasks(package: Package) -> dict[str, str]:

@@ -1,68 +1,176 @@
 """Runs the compiled graph on a cluster: submits it, follows the run and reports how it ended."""
 
 import argparse
+import json
 import logging
+import shlex
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.compiler import check_images_are_pushed
 from pipelines.package import Package
-from posttrain import preflight, report
+from posttrain import preflight, report, storage
+from posttrain.pages import wording
+from posttrain.step.progress import LEASE_SECONDS
+from posttrain.storage import layout
 from runner import junit, kubeflow
+from runner.exit_codes import PROMOTED
+from runner.follow import ClusterWatch, RunRecords, attempts_of
 from runner.parameters import new_run_id
 from runner.request import RunRequest
 from runner.summary import finds_winner_alone, print_start, report_result
 from runner.view import print_pairs, view_of
-from runner.watch import ClusterWatch
+
+REPORTED = ("outcome", "errors", "steps")  # keys of a result by which it is compared with the one that is stored
+
+logger = logging.getLogger(__name__)
 
 
-def run(args: argparse.Namespace, command: str) -> int:
-    """Runs what the command line asks for, or follows the run that it names, and returns the exit code.
+@dataclass(frozen=True)
+class Cluster:
+    """A Kubeflow, and the compiled graph of a run there."""
 
-    `command` is printed, with the run's id, where somebody stops following the run: it follows it again.
+    request: RunRequest
+    client: kubeflow.Client
+    graph: Path
+    command: list[str]  # of this process, without what names a run
+
+    def submit(self, experiment: str | None) -> str:
+        """Creates a run and returns its id."""
+        config = self.request.config
+        return kubeflow.submit(
+            self.client,
+            self.graph,
+            experiment=experiment or config.pipeline_id,
+            name=f"{config.pipeline_id} {new_run_id(self.request.storage_root, None)}",
+            parameters=self.request.parameters,
+        )
+
+    def follow(self, run_id: str) -> tuple[str, bool]:
+        """Shows the run until it has ended; returns the state in which it did, and whether somebody canceled it."""
+        package = Package.read(self.graph)
+        records = RunRecords(self.request.storage_root, run_id)
+        with view_of(self.request.steps) as view:
+            watch = ClusterWatch(records, view, attempts_of(package))
+            state = kubeflow.follow(self.client, run_id, kubeflow.steps_of_tasks(package), watch)
+            self._await_last_records(watch)
+        return state, watch.was_canceled or state == "CANCELED"
+
+    def _await_last_records(self, watch: ClusterWatch) -> None:
+        """Waits for steps that are still being ended: of a run that was terminated they may be saving."""
+        until = time.monotonic() + LEASE_SECONDS
+        while watch.is_alive and time.monotonic() < until:
+            time.sleep(kubeflow.POLL_SECONDS)
+            watch.looked("FAILED")
+
+    def places(self, run_id: str) -> dict[str, str]:
+        """Returns where the run is seen, and the commands that follow it and end it."""
+        follow, stop = ([*self.command, flag, run_id] for flag in ("--run-id", "--stop"))
+        page = {"Run page": self.client.page(run_id)}
+        return page | {"To follow it": shlex.join(follow), "To stop it": shlex.join(stop)}
+
+
+def run(args: argparse.Namespace, command: list[str]) -> int:
+    """Runs what the command line asks for, or follows or ends the run that it names, and returns the exit code.
+
+    `command` is printed, with the run's id, where somebody stops following the run: it follows it again, or ends it.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     request = RunRequest.read(args)
-    client, run_id, tasks = submit(request, args)
-    page = client.page(run_id)
-    print_start(request, run_id, logs=page)
-    try:
-        state = follow(request, client, run_id, tasks)
-    except (KeyboardInterrupt, OSError):
-        print("\nNo longer following the run; it goes on.")
-        print_pairs({"Run page": page, "To follow it": command if args.run_id else f"{command} --run-id {run_id}"})
-        raise
-    print_pairs({"Kubeflow says": state})
-    result = report.collect(request.storage_root, run_id, request.report_settings)
-    if not (result.success or result.stopped_by or (request.sweep and finds_winner_alone(result, request.sweep))):
-        result = result.model_copy(update={"errors": [f"the run ended {state}: {page}", *result.errors]})
-    junit.write(args.junit, junit.of_run(result))
-    return report_result(result, request)
+    with connected(request, args, command) as cluster:
+        if args.stop:
+            return stop(cluster, args.stop)
+        run_id = args.run_id or cluster.submit(args.experiment)
+        print_start(request, run_id, logs=cluster.client.page(run_id))
+        if args.detach:
+            print_pairs(cluster.places(run_id))
+            return PROMOTED
+        result = follow_to_end(cluster, run_id)
+        junit.write(args.junit, junit.of_run(result))
+        return report_result(result, request)
 
 
-def submit(request: RunRequest, args: argparse.Namespace) -> tuple[kubeflow.Client, str, dict[str, str]]:
-    """Starts the run, unless the command line names one; returns client, run id, and task name -> step name."""
+@contextmanager
+def connected(request: RunRequest, args: argparse.Namespace, command: list[str]) -> Iterator[Cluster]:
+    """Compiles the graph and yields the cluster, after checking what a run there needs.
+
+    Raises:
+        ValueError: no pod could run the graph, or this machine could not read how the run ends.
+    """
+    if not (args.run_id or args.stop):
+        check_images_are_pushed()
+        preflight.check_for_cluster(request.config, request.parameters)
+    if not args.detach:
+        check_readable(request.storage_root)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder, "graph.yaml")
-        if not args.run_id:
-            check_images_are_pushed()
-            preflight.check_for_cluster(request.config, request.parameters)
         request.compile(graph)
         client = kubeflow.Client(args.endpoint, namespace=args.namespace, token_file=args.token_file)
-        run_id = args.run_id or kubeflow.submit(
-            client,
-            graph,
-            experiment=args.experiment or request.config.pipeline_id,
-            name=f"{request.config.pipeline_id} {new_run_id(request.storage_root, None)}",
-            parameters=request.parameters,
-        )
-        return client, run_id, kubeflow.steps_of_tasks(Package.read(graph))
+        yield Cluster(request, client, graph, without_run(command))
 
 
-def follow(request: RunRequest, client: kubeflow.Client, run_id: str, tasks: dict[str, str]) -> str:
-    """Shows the run until it has ended, and returns the state in which it did."""
-    trials = set(request.sweep.all_slots) if request.sweep else set()
-    with view_of(request.steps) as view:
-        watch = ClusterWatch(request.storage_root, run_id, view, waiting=trials)
-        watch.records()  # warns now, not when the run has ended, that the records cannot be read from here
-        return kubeflow.follow(client, run_id, tasks, watch)
+def check_readable(storage_root: str) -> None:
+    """Raises ValueError if this machine cannot read the records of a run, which say how it ends."""
+    try:
+        storage.list_files(layout.runs(storage_root, new_run_id(storage_root, None)))
+    except (OSError, ImportError) as error:
+        raise ValueError(
+            f"{wording.line(str(error))}: this machine cannot read {storage_root}, and the records there say how the "
+            "run goes on and ends: give it access, or submit the run with --detach and do not wait for its end"
+        ) from error
+
+
+def without_run(command: list[str]) -> list[str]:
+    """Returns the command without the flags that say which run it is about and whether to wait for it."""
+    kept, skips = [], False
+    for word in command:
+        if not skips and word.partition("=")[0] not in ("--detach", "--run-id", "--stop"):
+            kept.append(word)
+        skips = not skips and word in ("--run-id", "--stop")
+    return kept
+
+
+def stop(cluster: Cluster, run_id: str) -> int:
+    """Ends a run, waits until it has ended, and reports it."""
+    kubeflow.terminate(cluster.client, run_id)
+    report_result(follow_to_end(cluster, run_id), cluster.request)
+    return PROMOTED
+
+
+def follow_to_end(cluster: Cluster, run_id: str) -> report.PipelineResult:
+    """Follows the run and returns its result, which is written too if the run could not do that itself."""
+    try:
+        state, was_canceled = cluster.follow(run_id)
+    except (KeyboardInterrupt, OSError):
+        print("\nNo longer following the run; it goes on.")
+        print_pairs(cluster.places(run_id))
+        raise
+    print_pairs({"Kubeflow says": f"{state} (canceled)" if was_canceled else state})
+    request = cluster.request
+    collected = result = report.collect(request.storage_root, run_id, request.report_settings)
+    if not (result.success or result.stopped_by or (request.sweep and finds_winner_alone(result, request.sweep))):
+        how = "was canceled" if was_canceled else f"ended {state}" if state in kubeflow.ENDED else f"is still {state}"
+        error = f"the run {how}: {cluster.client.page(run_id)}"
+        result = result.model_copy(update={"errors": [error, *result.errors]})
+    if not is_reported(request.storage_root, collected):
+        write_report(request.storage_root, result)
+    return result
+
+
+def is_reported(storage_root: str, result: report.PipelineResult) -> bool:
+    """Tells whether the run has written this result itself: where it was ended, its exit task is left out."""
+    uri = layout.runs(storage_root, result.run_id, report.RESULT)
+    stored = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    return all(stored.get(key) == value for key, value in json.loads(report.to_json(result)).items() if key in REPORTED)
+
+
+def write_report(storage_root: str, result: report.PipelineResult) -> None:
+    """Writes result and report as the exit task does, if this machine may write there."""
+    try:
+        report.publish_report(storage_root, result)
+    except OSError as error:
+        logger.warning("the run has left no report, and none can be written: %s", wording.line(str(error)))

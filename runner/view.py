@@ -81,12 +81,17 @@ class PlainView:
     def __exit__(self, *_):
         return None
 
-    def started(self, step: str) -> None:
+    def started(self, step: str, text: str = "") -> None:
         self.printed_at[step] = time.monotonic()
-        self._line(step, "started")
+        self._line(step, text or "started")
+
+    def note(self, text: str) -> None:
+        """Prints a line that is about the whole run."""
+        print(text, file=self.stream, flush=True)
 
     def progress(self, step: str, done: int, total: int, text: str) -> None:
-        now, trains = time.monotonic(), not text or text.startswith("loss")  # a gate has many ends, one per measurement
+        now, trains = time.monotonic(), not text or text.startswith(("loss", "attempt", "from"))
+        # A gate has many ends, one per measurement.
         if (trains and done == total) or now - self.printed_at.get(step, 0.0) >= SECONDS_BETWEEN_LINES:
             self.printed_at[step] = now
             self._line(step, f"{'step ' if trains else ''}{done}/{total} {text}")
@@ -118,8 +123,12 @@ class LiveView:
     def __exit__(self, *exception):
         return self.live.__exit__(*exception)
 
-    def started(self, step: str) -> None:
-        self.rows[step] = Row(state="running", started_at=time.monotonic())
+    def started(self, step: str, text: str = "") -> None:
+        self.rows[step] = Row(state="running", started_at=time.monotonic(), text=text)
+
+    def note(self, text: str) -> None:
+        """Prints a line that is about the whole run above the table."""
+        self.live.console.print(text, markup=False)
 
     def progress(self, step: str, done: int, total: int, text: str) -> None:
         row = self.rows[step]

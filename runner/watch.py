@@ -1,73 +1,19 @@
-"""Shows a run while it goes on, and completes its record where a step could not.
+"""Shows a run on this machine while it goes on, and completes its record where a step could not.
 
-events of the runner or of Kubeflow, the run record -> calls of the view, records
+events of the runner, the run record -> calls of the view, records
 """
 
-import logging
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from posttrain import report
 from posttrain.config.line import is_rejection
 from posttrain.pages import html, wording
 from posttrain.step.records import StepRecord, read_records, replace_record, write_record
 from runner.view import LiveView, PlainView
 
 CAUSE_INTERRUPTED = "interrupted"  # error of a step that was running when the run was interrupted
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ClusterWatch:
-    """Shows a run on a cluster: Kubeflow tells that a step ended, the run record tells how.
-
-    For the trials of a sweep the record tells both: Kubeflow gives all iterations of a loop the same name.
-    """
-
-    storage_root: str
-    run_id: str
-    view: PlainView | LiveView
-    can_read: bool = True
-    waiting: set[str] = field(default_factory=set)  # trials that have not succeeded
-    shown: dict[str, StepRecord] = field(default_factory=dict)  # trial -> its record as last shown
-
-    def started(self, step: str) -> None:
-        self.view.started(step)
-
-    def ended(self, step: str, succeeded: bool, seconds: float) -> None:
-        record = next(reversed(self.records({step})), None)
-        unknown = f"{report.KILLED}; see its log" if self.can_read else "see its log"
-        cause = None if succeeded else (record and record.error) or unknown
-        self._show_end(step, record, cause, seconds)
-
-    def looked(self) -> None:
-        for record in self.records(self.waiting) if self.waiting else []:
-            before = self.shown.get(record.step)
-            if before is None or before.attempt < record.attempt:
-                self.view.started(record.step)
-            elif before.attempt > record.attempt or before.status == record.status:
-                continue
-            self.shown[record.step] = record
-            if record.status != "running":
-                self._show_end(record.step, record, record.error, record.seconds)
-            if record.status in ("succeeded", "reused"):
-                self.waiting.remove(record.step)
-
-    def records(self, steps: set[str] | None = None) -> list[StepRecord]:
-        """Returns the records of these steps, or of all, so far. Warns once if this machine cannot read the storage."""
-        try:
-            return read_records(self.storage_root, self.run_id, of=steps) if self.can_read else []
-        except (OSError, ImportError) as error:
-            self.can_read = False
-            logger.warning("no verdict can be shown, and the exit code will be 1: %s", wording.line(str(error)))
-            return []
-
-    def _show_end(self, step: str, record: StepRecord | None, cause: str | None, seconds: float) -> None:
-        state, text = outcome(step, record, cause)
-        self.view.ended(step, state, seconds, wording.line(text))
 
 
 @dataclass

@@ -158,6 +158,9 @@ class Execution:
         self.tasks[task] = "RUNNING"
         self.num_attempts[task] = self.num_attempts.get(task, 0) + 1
 
+    def tried_again(self, step: str, text: str) -> None:
+        pass
+
     def progress(self, step: str, done: int, total: int, text: str) -> None:
         pass
 

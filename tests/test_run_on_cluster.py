@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,8 +23,8 @@ import compile as compile_command
 import components
 import run_pipeline
 from pipelines.compiler import compile_graph
-from posttrain import promote, storage
-from posttrain.config import PipelineConfig
+from posttrain import promote, report, storage
+from posttrain.config import PipelineConfig, ReportStep
 from posttrain.config.sweep import SweepConfig
 from posttrain.step import records
 from posttrain.storage import layout
@@ -31,9 +32,10 @@ from posttrain.sweep.ranking import Candidate, Measure
 from posttrain.sweep.study import Study
 from posttrain.verdict import Verdict, at_most
 from runner import exit_codes
+from runner import follow as following
 from runner import kubeflow as client
 from runner.local import ROOT
-from tests.kubeflow_server import Scene, serve
+from tests.kubeflow_server import Behaviour, Scene, serve
 
 DIGEST = "sha256:" + "0" * 64
 STEPS = {
@@ -179,8 +181,8 @@ def test_a_promoted_run(kubeflow, start, gs_root, capsys):
     assert value(out, "Final model") == f"{gs_root}/published/demo/v1"
     assert value(out, "Made current") == "yes"
     assert value(out, "Errors") == "none"
-    assert re.search(r"check_sft_data +done +7.0 s +1 of 1 checks passed", out)
-    assert re.search(r"train_sft +started\n(.*\n)?.*train_sft +done +7.0 s +training loss 0.25", out)
+    assert re.search(r"check_sft_data +done +1.0 s +1 of 1 checks passed", out)
+    assert re.search(r"train_sft +started\n(.*\n)*.*train_sft +done +1.0 s +training loss 0.25", out)
     assert "reject" not in out
     assert not list(ElementTree.parse("gates.xml").iter("failure"))
     run = kubeflow.runs[run_id]
@@ -236,7 +238,7 @@ def test_a_sweep_is_followed_trial_by_trial_and_its_table_is_printed(kubeflow, s
     for trial, status in (("trial_1", "gate failed"), ("trial_2", "qualified")):
         assert len(re.findall(rf"{trial} +started", out)) == 1
         assert len(re.findall(rf"{trial} +done +1.0 s +{status}", out)) == 1
-    assert re.search(r"judge_winner +done +7.0 s", out)
+    assert re.search(r"judge_winner +done +1.0 s", out)
     assert "Best of 2: trial_2" in out
     assert "trial_1: check_sft: held_out_loss: 9, not < 2" in out
     assert value(out, "On unseen rows") == "qualified, check_sft.held_out_loss 0.6"
@@ -297,7 +299,7 @@ def test_a_step_that_fails(kubeflow, start, gs_root, capsys):
     kubeflow.scenes = [Scene("FAILED", up_to("train-sft", "FAILED"), happens)]
     assert start() == exit_codes.ERROR
     out = capsys.readouterr().out
-    assert re.search(r"train_sft +failed +7.0 s +ValueError: no rows", out)
+    assert re.search(r"train_sft +failed +1.0 s +ValueError: no rows", out)
     assert value(out, "Errors").startswith("the run ended FAILED: http://127.0.0.1")
     assert "train_sft: ValueError: no rows" in out
 
@@ -310,15 +312,139 @@ def test_a_step_that_dies_without_a_word(kubeflow, start, gs_root, capsys):
     kubeflow.scenes = [Scene("FAILED", up_to("prepare-data", "FAILED"), happens)]
     assert start() == exit_codes.ERROR
     out = capsys.readouterr().out
-    assert re.search(r"prepare_sft_data +failed +7.0 s +did not finish: killed, evicted or timed out", out)
+    assert re.search(r"prepare_sft_data +failed +7.0 s +left no record: killed, evicted or timed out", out)
     assert "fetch_model: did not finish" in out
-    assert "\nReport:" not in out  # nobody wrote one
 
 
-def test_a_run_that_is_canceled(kubeflow, start, capsys):
-    kubeflow.scenes = [Scene("RUNNING", up_to("fetch-model", "RUNNING")), Scene("CANCELING")]
+@pytest.mark.parametrize("behaviour", [Behaviour(), Behaviour(retries_errors=False)])
+def test_a_run_that_is_terminated_is_reported_by_who_follows_it(kubeflow, start, gs_root, capsys, behaviour):
+    """Its exit task is omitted with the defaults of 2.17, and the record of what was killed says `running`."""
+
+    def terminate(run_id: str) -> None:
+        leave(gs_root, run_id, "preflight", "fetch_model", "prepare_sft_data")
+        judge(gs_root, run_id, "check_sft_data", 0.5)
+        leave(gs_root, run_id, "train_sft", status="running", seconds=300.0, progress={"done": 120, "total": 400})
+        client.terminate(client.Client(kubeflow.url), run_id)
+
+    kubeflow.behaviour = behaviour
+    kubeflow.scenes = [Scene("RUNNING", up_to("train-sft", "RUNNING"), terminate)]
     assert start() == exit_codes.ERROR
-    assert value(capsys.readouterr().out, "Kubeflow says") == "CANCELING"
+    out = capsys.readouterr().out
+    (run_id,) = kubeflow.runs
+    assert "Kubeflow says CANCELING" in out
+    assert value(out, "Kubeflow says") == "FAILED (canceled)"
+    assert value(out, "Errors") == f"the run was canceled: {kubeflow.url}/#/runs/details/{run_id}"
+    lost = "did not finish: killed, evicted or timed out; last heard of at 2026-01-01 00:05:00 UTC, step 120/400"
+    assert f"train_sft: {lost}" in out
+    assert re.search(rf"train_sft +failed +300.0 s +{lost}", out)
+    assert value(out, "Report") == f"{gs_root}/runs/{run_id}/report.html"
+    result = json.loads(storage.read_bytes(f"{gs_root}/runs/{run_id}/pipeline_result.json"))
+    assert result["errors"][0].startswith("the run was canceled")
+
+
+def test_a_report_that_the_run_has_written_stays(kubeflow, start, gs_root, capsys):
+    def reported(run_id: str) -> None:
+        promoted(gs_root)[1].happens(run_id)
+        promoted(gs_root)[2].happens(run_id)
+        settings = ReportStep(pipeline_id="demo", steps=list(STEPS.values()))
+        report.publish_report(gs_root, report.collect(gs_root, run_id, settings))
+        storage.write_bytes(f"{gs_root}/runs/{run_id}/report.html", b"by report_run")
+
+    kubeflow.scenes = [Scene("SUCCEEDED", happens=reported)]
+    assert start() == exit_codes.PROMOTED
+    (run_id,) = kubeflow.runs
+    assert storage.read_bytes(f"{gs_root}/runs/{run_id}/report.html") == b"by report_run"
+
+
+def test_every_step_is_shown_although_kubeflow_reads_no_more_of_them(kubeflow, start, gs_root, capsys):
+    kubeflow.behaviour = Behaviour(num_nodes_read=16)
+    kubeflow.scenes = promoted(gs_root)
+    assert start() == exit_codes.PROMOTED
+    last_look = kubeflow.runs[next(iter(kubeflow.runs))].run_details.task_details
+    assert not [task for task in last_look if task.display_name in ("train-sft", "publish-model")]
+    out = capsys.readouterr().out
+    for step in STEPS.values():
+        assert len(re.findall(rf"{step} +done +1.0 s", out)) == 1
+
+
+def test_a_run_that_kubeflow_says_is_pending_is_followed_to_its_end(kubeflow, start, gs_root, capsys, monkeypatch):
+    monkeypatch.setattr(following, "OVER_SECONDS", 0.1)
+    kubeflow.behaviour = Behaviour(has_persistence_agent=False)
+    first, second, last = promoted(gs_root)
+
+    def ends(run_id: str) -> None:
+        last.happens(run_id)
+        leave(gs_root, run_id, "report_run")
+
+    kubeflow.scenes = [first, second, Scene("SUCCEEDED", happens=ends)]
+    assert start() == exit_codes.PROMOTED
+    out = capsys.readouterr().out
+    assert out.count("Kubeflow says PENDING although steps run") == 1
+    assert re.search(r"publish_model +done", out)
+    assert value(out, "Kubeflow says") == "PENDING"
+
+
+def test_a_run_that_stays_pending_and_of_which_no_record_moves_is_given_up(
+    kubeflow, start, gs_root, capsys, monkeypatch
+):
+    monkeypatch.setattr(following, "QUIET_SECONDS", 0.1)
+    kubeflow.behaviour = Behaviour(has_persistence_agent=False)
+    kubeflow.scenes = [Scene("RUNNING", happens=lambda run_id: leave(gs_root, run_id, "preflight"))]
+    assert start() == exit_codes.ERROR
+    assert value(capsys.readouterr().out, "Errors").startswith("the run is still PENDING: http")
+
+
+def test_attempts_and_progress_come_from_the_records(kubeflow, start, gs_root, capsys, monkeypatch):
+    monkeypatch.setattr("runner.view.SECONDS_BETWEEN_LINES", 0.0)
+    now = {"started_at": datetime.now(UTC).isoformat(), "status": "running"}
+    error = "stopped at step 1734/4000: the time limit is near"
+
+    def first(run_id: str) -> None:
+        progress = {"done": 1500, "total": 4000, "text": "loss 0.5000"}
+        leave(gs_root, run_id, "train_sft", **now, progress=progress)
+
+    def second(run_id: str) -> None:
+        leave(gs_root, run_id, "train_sft", status="unfinished", error=error, write=records.replace_record)
+        progress = {"done": 1800, "total": 4000, "text": "loss 0.4000", "resumed_at": 1734}
+        leave(gs_root, run_id, "train_sft", **now, progress=progress)
+
+    def third(run_id: str) -> None:
+        leave(gs_root, run_id, "train_sft", attempt=2, measured={"final_loss": 0.25}, write=records.replace_record)
+
+    kubeflow.scenes = [Scene("RUNNING", happens=happens) for happens in (first, second, third)] + [Scene("FAILED")]
+    start()
+    lines = [line[10:] for line in capsys.readouterr().out.splitlines() if re.match(r"\d\d:\d\d:\d\d +train_sft", line)]
+    assert [" ".join(line.split()) for line in lines] == [
+        "train_sft started",
+        "train_sft step 1500/4000 loss 0.5000",
+        f"train_sft unfinished 1.0 s {error}",
+        "train_sft attempt 2 of 3, from step 1734",
+        "train_sft step 1800/4000 loss 0.4000, attempt 2 of 3, from step 1734",
+        "train_sft done 1.0 s training loss 0.25",
+    ]
+
+
+def test_a_step_that_was_killed_and_tried_again_is_shown_as_both(kubeflow, start, gs_root, capsys):
+    def first(run_id: str) -> None:
+        leave(gs_root, run_id, "train_sft", status="running", progress={"done": 9, "total": 40})
+
+    def second(run_id: str) -> None:
+        leave(gs_root, run_id, "train_sft", started_at=datetime.now(UTC).isoformat())
+
+    kubeflow.scenes = [Scene("RUNNING", happens=first), Scene("RUNNING", happens=second), Scene("FAILED")]
+    start()
+    out = capsys.readouterr().out
+    assert re.search(r"train_sft +failed +1.0 s +did not finish: .*, step 9/40", out)
+    assert re.search(r"train_sft +attempt 2 of 3\n.*train_sft +done", out)
+
+
+def test_outputs_that_could_not_be_uploaded_are_told(kubeflow, start, gs_root, capsys):
+    def happens(run_id: str) -> None:
+        leave(gs_root, run_id, "preflight", "fetch_model")
+
+    kubeflow.scenes = [Scene("FAILED", up_to("fetch-model", "FAILED"), happens)]
+    assert start() == exit_codes.ERROR
+    assert re.search(r"fetch_model +failed +7.0 s +its container failed after the step had", capsys.readouterr().out)
 
 
 def test_the_word_of_kubeflow_promotes_nothing(kubeflow, start, gs_root, capsys):
@@ -335,15 +461,59 @@ def test_the_word_of_kubeflow_promotes_nothing(kubeflow, start, gs_root, capsys)
     assert "names another model than this run's receipt" in out
 
 
-def test_a_record_that_cannot_be_read_from_here_is_told_before_the_run_has_ended(kubeflow, start, capsys, caplog):
-    told = []
-    kubeflow.scenes = [Scene("RUNNING", happens=lambda run_id: told.extend(caplog.messages)), Scene("SUCCEEDED")]
-    root = "gs://no-such-bucket/weekly"
-    assert start("--set", 'allowed_prefixes=["gs://", "hf://"]', "--storage-root", root) == exit_codes.ERROR
-    (message,) = told
-    assert message.startswith(f"no verdict can be shown, and the exit code will be 1: {root}")
-    assert caplog.messages == told
-    assert capsys.readouterr().err.startswith(f"error: {root}")
+NO_BUCKET = ["--set", 'allowed_prefixes=["gs://", "hf://"]', "--storage-root", "gs://no-such-bucket/weekly"]
+
+
+@pytest.mark.parametrize("more", [[], ["--run-id", "r1"], ["--stop", "r1"]])
+def test_a_machine_that_cannot_read_the_records_is_refused_before_anything_is_sent(kubeflow, start, capsys, more):
+    assert start(*NO_BUCKET, *more) == exit_codes.ERROR
+    assert re.match(r"error: gs://no-such-bucket/weekly.*submit the run with --detach", capsys.readouterr().err)
+    assert kubeflow.calls == []
+
+
+def test_detached_it_submits_the_run_and_leaves(kubeflow, start, capsys):
+    assert start(*NO_BUCKET, "--detach") == exit_codes.PROMOTED
+    (run_id,) = kubeflow.runs
+    assert "get_run" not in kubeflow.calls
+    out = capsys.readouterr().out
+    assert value(out, "Run") == run_id
+    assert value(out, "Run page") == f"{kubeflow.url}/#/runs/details/{run_id}"
+    follow, stop = (shlex.split(value(out, key))[2:] for key in ("To follow it", "To stop it"))
+    assert follow[-2:] == ["--run-id", run_id] and stop[-2:] == ["--stop", run_id]
+    assert "--detach" not in follow + stop
+    for command in (follow, stop):
+        assert run_pipeline.parse_args(command)
+
+
+def test_records_that_cannot_be_read_for_a_while_are_told_once(kubeflow, start, gs_root, capsys, caplog, monkeypatch):
+    def away(*_, **__):
+        raise ConnectionError("gs://posttrain-test: no answer")
+
+    whole = following.read_records
+    scenes = promoted(gs_root)
+    scenes[1:1] = [Scene("RUNNING", happens=lambda _: monkeypatch.setattr(following, "read_records", away))] * 2
+    back = lambda run_id: (monkeypatch.setattr(following, "read_records", whole), scenes[-1].happens(run_id))  # noqa: E731
+    kubeflow.scenes = [*scenes[:-1], Scene("SUCCEEDED", happens=back)]
+    assert start() == exit_codes.PROMOTED
+    (message,) = caplog.messages
+    assert message.startswith("the records cannot be read, and nothing new is shown: gs://posttrain-test")
+
+
+def test_a_run_is_stopped_by_its_id(kubeflow, start, gs_root, capsys):
+    def interrupt(run_id: str) -> None:
+        leave(gs_root, run_id, "fetch_model", status="running")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    kubeflow.scenes = [Scene("RUNNING", happens=interrupt), Scene("RUNNING")]
+    assert start() == exit_codes.INTERRUPTED
+    (run_id,) = kubeflow.runs
+    command = shlex.split(value(capsys.readouterr().out, "To stop it"))
+    assert run_pipeline.main(command[2:]) == 0
+    assert kubeflow.calls.count("terminate_run") == 1
+    assert kubeflow.calls.count("create_run") == 1
+    out = capsys.readouterr().out
+    assert value(out, "Kubeflow says") == "FAILED (canceled)"
+    assert storage.exists(f"{gs_root}/runs/{run_id}/report.html")
 
 
 def test_an_interrupt_detaches_and_the_line_it_prints_attaches_again(kubeflow, start, gs_root, capsys):
@@ -422,7 +592,10 @@ def test_what_no_pod_could_read_is_refused_before_anything_is_sent(
     [
         (["--no-such-flag"], "--no-such-flag"),
         (["--namespace", "n"], "give --endpoint URL"),
+        (["--stop", "r1"], "give --endpoint URL"),
         (["--endpoint", "http://localhost", "--fresh"], "--fresh is for this machine"),
+        (["--endpoint", "http://localhost", "--detach", "--junit", "gates.xml"], "leave out --detach"),
+        (["--endpoint", "http://localhost", "--stop", "r1", "--run-id", "r1"], "give one of them"),
     ],
 )
 def test_a_wrong_command_line_is_no_gate_that_stopped_the_run(capsys, arguments, message):

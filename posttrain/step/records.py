@@ -77,10 +77,18 @@ def _name(storage_root: str, record: StepRecord) -> str:
     return layout.runs(storage_root, record.run_id, f"{record.step}.{record.attempt}.json")
 
 
-def read_records(storage_root: str, run: str, *, of: Container[str] | None = None) -> list[StepRecord]:
-    """Reads the records of a run, or of the steps in `of`, sorted by start."""
-    folder = layout.runs(storage_root, run)
+def read_records(
+    storage_root: str, run: str, *, of: Container[str] | None = None, ended: dict[str, StepRecord] | None = None
+) -> list[StepRecord]:
+    """Reads the records of a run, or of the steps in `of`, sorted by start.
+
+    `ended` are records by the name of their file that are not read again, because their attempt is over; it is filled.
+    """
+    folder, ended = layout.runs(storage_root, run), {} if ended is None else ended
     matches = {name: RECORD.fullmatch(name) for name in storage.list_files(folder)}
     names = [name for name, match in matches.items() if match and (of is None or match["step"] in of)]
-    records = [StepRecord.model_validate_json(storage.read_bytes(storage.join(folder, name))) for name in names]
+    new = {name: storage.read_bytes(storage.join(folder, name)) for name in names if name not in ended}
+    read = {name: StepRecord.model_validate_json(text) for name, text in new.items()}
+    records = [ended.get(name) or read[name] for name in names]
+    ended |= {name: record for name, record in read.items() if record.status != "running"}
     return sorted(records, key=lambda record: (record.started_at, record.step, record.attempt))

@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from posttrain.report import PipelineResult, StepResult
+from posttrain.step.progress import Progress
 from posttrain.verdict import Check, Verdict, at_least, at_most, holds
 from runner import junit
 
@@ -53,6 +54,17 @@ def test_a_promoted_run_is_green():
     found = run({"train_sft": "reused", "check_sft": [GOOD], "check_sft_merge": [GOOD]}, model="/models/1")
     cases = {"held_out_loss": None}
     assert told(junit.of_run(found)) == {"run": {"model promoted": None}, "check_sft": cases, "check_sft_merge": cases}
+
+
+def test_attempts_and_progress_of_the_steps_are_told_beside_the_run():
+    found = run({"train_sft": "succeeded", "check_sft": "not run"})
+    progress = Progress(done=4000, total=4000, text="loss 0.5", resumed_at=1734)
+    steps = [found.steps[0].model_copy(update={"num_attempts": 2, "progress": progress}), found.steps[1]]
+    root = ElementTree.fromstring(junit.of_run(found.model_copy(update={"steps": steps})))
+    assert root.find(".//testsuite[@name='run']/system-out").text.splitlines() == [
+        "train_sft: succeeded, 25 min 00 s, 2 attempts, from step 1734, step 4000/4000",
+        "check_sft: not run",
+    ]
 
 
 def test_each_status_of_a_check_and_a_gate_that_was_not_reached():

@@ -8,9 +8,9 @@ import pytest
 from kfp import compiler, dsl
 
 from pipelines.package import Package
-from runner.kubeflow import Client, follow, steps_of_tasks, submit
+from runner.kubeflow import Client, follow, steps_of_tasks, submit, terminate
 from runner.local import ROOT
-from tests.kubeflow_server import TASK_SECONDS, Kubeflow, Scene, serve
+from tests.kubeflow_server import TASK_SECONDS, Behaviour, Kubeflow, Scene, serve
 
 STEPS = {"fetch-model": "fetch_model", "train-sft": "train_sft", "check-sft": "check_sft", "reject-2": "reject_sft"}
 PARAMETERS = {"sft_dataset": "gs://b/sft.jsonl", "model_name": "7", "overrides": {"sft": {"epochs": 2, "seed": 1}}}
@@ -32,8 +32,8 @@ def package(tmp_path_factory) -> Path:
 class Told:
     """A listener that keeps what it is told."""
 
-    def __init__(self):
-        self.events = []
+    def __init__(self, over_at=None):
+        self.events, self.states, self.over_at = [], [], over_at
 
     def started(self, step):
         self.events.append(f"{step} started")
@@ -41,8 +41,9 @@ class Told:
     def ended(self, step, succeeded, seconds):
         self.events.append(f"{step} {'done' if succeeded else 'failed'} {seconds:.0f} s")
 
-    def looked(self):
-        pass
+    def looked(self, state):
+        self.states.append(state)
+        return state == self.over_at
 
 
 class Cluster:
@@ -141,9 +142,25 @@ def test_a_step_whose_driver_fails_has_failed(kubeflow, there):
     assert events == ["train_sft started", "train_sft failed 7 s"]
 
 
-@pytest.mark.parametrize("state", ["FAILED", "CANCELED", "CANCELING", "SKIPPED"])
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED", "SKIPPED"])
 def test_every_end_is_an_end(kubeflow, state, there):
     assert there.follow(Scene("RUNNING"), Scene(state))[0] == state
+
+
+def test_a_run_that_is_terminated_is_canceling_before_its_end(kubeflow, there):
+    kubeflow.behaviour = Behaviour(num_looks_canceling=3)
+    client, told = Client(kubeflow.url), Told()
+    run_id = there.submit(client)
+    kubeflow.scenes = [Scene("RUNNING", {"train-sft": "RUNNING"}, happens=lambda run_id: terminate(client, run_id))]
+    assert follow(client, run_id, STEPS, told) == "FAILED"
+    assert told.states == ["RUNNING", "CANCELING", "CANCELING", "CANCELING", "FAILED"]
+    assert told.events == ["train_sft started", f"train_sft failed {TASK_SECONDS} s"]
+
+
+def test_a_run_that_its_listener_knows_to_be_over_is_not_waited_for(kubeflow, there):
+    kubeflow.scenes, told = [Scene("RUNNING"), Scene("PENDING")], Told(over_at="PENDING")
+    client = Client(kubeflow.url)
+    assert follow(client, there.submit(client), STEPS, told) == "PENDING"
 
 
 @pytest.mark.parametrize(
