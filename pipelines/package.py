@@ -145,7 +145,8 @@ class Package:
     def origin(self, source: Spec, group: Task | None) -> tuple[Task | None, str]:
         """Returns the step, and its output, behind an artifact that a task in `group` gets; None for one of the run."""
         if name := source.get("componentInputArtifact"):
-            return self.origin(group.given("artifacts")[name], group.group) if group else (None, name)
+            outer = group.given("artifacts").get(name) if group else None
+            return self.origin(outer, group.group) if outer else (None, name)
         key, output = source["taskOutputArtifact"]["producerTask"], source["taskOutputArtifact"]["outputArtifactKey"]
         producer = next(task for task in self.inside(group) if task.key == key)
         selectors = producer.component.get("dag", {}).get("outputs", {}).get("artifacts", {}).get(output)

@@ -286,7 +286,7 @@ BROKEN = [
             .given("artifacts")
             .update(eval=task(package, "train_sft").given("artifacts")["train"])
         ),
-        "train_sft: inputs.artifacts.eval",
+        "train_sft: inputs.artifacts.train",
         "give it once",
     ),
     Broken("collected_condition", hand_out_of_a_branch("parameters"), "data-passed: outputs.loss", "skipped branch"),
