@@ -1,5 +1,7 @@
 """Turns components into steps of a graph, each with its configuration and its placement."""
 
+import copy
+import dataclasses
 from typing import Any
 
 from kfp import dsl
@@ -29,6 +31,13 @@ def attempts_of(minutes: int, retry_count: int, placement: Placement) -> c.Attem
 def pod_minutes(attempts: c.Attempts) -> int:
     """Returns the time limit of a pod, which holds all attempts."""
     return attempts.number * attempts.seconds // 60 + POD_GRACE_MINUTES
+
+
+def named(component, name: str):
+    """Returns the component under the name of a step: kfp numbers the tasks of a component that is used twice."""
+    copied = copy.copy(component)
+    copied.component_spec = dataclasses.replace(component.component_spec, name=name.replace("_", "-"))
+    return copied
 
 
 class Steps:
@@ -63,7 +72,7 @@ class Steps:
         config = config | {"allowed_storage_roots": self.config.storage_roots}
         declared = component.component_spec.inputs or {}
         common = {"step": name, "config": config, **self.run_parameters}
-        task = component(**({key: value for key, value in common.items() if key in declared} | inputs))
+        task = named(component, name)(**({key: value for key, value in common.items() if key in declared} | inputs))
         task.set_display_name(name)
         self.names.append(name)
         return task

@@ -196,7 +196,7 @@ def terminate(client: Client, run_id: str) -> None:
 
 
 def steps_of_tasks(package: Package) -> dict[str, str]:
-    """Maps names of tasks in Kubeflow (`merge-adapter-2`) to names of steps (`merge_dpo`).
+    """Maps names of tasks in Kubeflow (`merge-dpo`) to names of steps (`merge_dpo`).
 
     Tasks in a loop are left out: they have the same name in each iteration.
     """

@@ -39,11 +39,10 @@ from tests.kubeflow_server import Behaviour, Scene, serve
 
 DIGEST = "sha256:" + "0" * 64
 STEPS = {
-    "preflight": "preflight", "fetch-model": "fetch_model", "prepare-data": "prepare_sft_data",
+    "preflight": "preflight", "fetch-model": "fetch_model", "prepare-sft-data": "prepare_sft_data",
     "check-sft-data": "check_sft_data", "train-sft": "train_sft", "check-sft": "check_sft",
-    "merge-adapter": "merge_sft",
-    "check-merge": "check_sft_merge", "check-safety": "check_safety", "publish-model": "publish_model",
-    "check-sft-champion": "check_champion", "promote-model": "promote_model",
+    "merge-sft": "merge_sft", "check-sft-merge": "check_sft_merge", "check-safety": "check_safety",
+    "publish-model": "publish_model", "check-champion": "check_champion", "promote-model": "promote_model",
 }  # fmt: skip
 
 
@@ -309,7 +308,7 @@ def test_a_step_that_dies_without_a_word(kubeflow, start, gs_root, capsys):
         leave(gs_root, run_id, "preflight")
         leave(gs_root, run_id, "fetch_model", status="running")
 
-    kubeflow.scenes = [Scene("FAILED", up_to("prepare-data", "FAILED"), happens)]
+    kubeflow.scenes = [Scene("FAILED", up_to("prepare-sft-data", "FAILED"), happens)]
     assert start() == exit_codes.ERROR
     out = capsys.readouterr().out
     assert re.search(r"prepare_sft_data +failed +7.0 s +left no record: killed, evicted or timed out", out)

@@ -82,7 +82,7 @@ def test_alignment_is_judged_against_all_that_the_graph_has(graphs, shape, given
     """From which task each input comes; an artifact from an outer group of the graph carries its task in its name."""
     inputs = graphs[shape].tasks["check_alignment"]["task"]["inputs"]["artifacts"]
     assert inputs.keys() == given
-    wanted = {"training": "train-dpo-metrics", "preference_eval": "prepare-data", "before": "model"}
+    wanted = {"training": "train-dpo-metrics", "preference_eval": "prepare-preferences", "before": "model"}
     for name, source in wanted.items():
         assert source in json.dumps(inputs[name]), name
 

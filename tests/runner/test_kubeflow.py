@@ -104,15 +104,14 @@ def test_a_namespace_goes_with_the_experiment(kubeflow, there):
 
 def test_tasks_of_a_loop_are_left_out_for_all_iterations_share_their_names():
     steps = steps_of_tasks(Package.read(ROOT / "sweep.yaml"))
-    assert steps["run-trial-3"] == "judge_winner"
-    assert not {"run-trial", "run-trial-2", "for-loop-4"} & set(steps)
+    assert steps["judge-winner"] == "judge_winner"
+    assert not {"trials-of-rung-1", "trials-of-rung-2", "for-loop-4"} & set(steps)
 
 
 def test_every_step_of_the_graph_has_its_task():
     steps = steps_of_tasks(Package.read(ROOT / "post_training.yaml"))
-    assert steps["merge-adapter-2"] == "merge_dpo"
-    assert steps["reject-5"] == "reject_alignment"
-    assert steps["report-run"] == "report_run"
+    assert {key: name for key, name in steps.items() if key != name.replace("_", "-")} == {}
+    assert {"merge_dpo", "reject_alignment", "report_run"} <= set(steps.values())
     assert not {name for name in steps if name.startswith(("condition", "exit-handler", "root"))}
 
 
