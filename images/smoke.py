@@ -6,6 +6,7 @@ the components' source, the lock files -> exit 0, or 1 with one line on stderr f
 import argparse
 import ast
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def check_commands(image: str, components: Path) -> Iterator[str]:
     """The train image has every stage; the cpu image those that need no torch."""
     for module, needs in stages(components).items():
         if image == "train" or needs == image:
-            yield from check_python(["-m", module, "--help"])
+            yield from check_python(["-m", "posttrain.step.attempts", module, "--help"])
 
 
 def check_libraries(image: str) -> Iterator[str]:
@@ -93,8 +94,16 @@ def check_user() -> Iterator[str]:
             yield f"{variable}={folder} cannot be written: put it below /cache"
 
 
+def check_certificates() -> Iterator[str]:
+    """Without certificate authorities no step reaches a storage or the Hub."""
+    paths = ssl.get_default_verify_paths()
+    if not (Path(paths.cafile or "").is_file() or any(Path(paths.capath or "none").glob("*.0"))):
+        yield f"no certificate authorities in {paths.cafile or paths.openssl_cafile}: install ca-certificates"
+
+
 def findings(image: str, components: Path, locks: list[Path]) -> Iterator[str]:
     yield from check_user()
+    yield from check_certificates()
     yield from check_absent(image)
     yield from check_locked(locks, installed_versions())
     yield from check_libraries(image)

@@ -13,6 +13,7 @@ from pipelines.package import CONDITION, Package, Spec, Task
 from pipelines.step_rules import RUN_DEPENDENT, Breaches
 from posttrain.config import MAX_RUN_PARAMETERS_BYTES
 from posttrain.config.masking import TOKENS
+from posttrain.config.parse import EXPANDED
 
 REJECT, PUBLISH, PROMOTE = "posttrain.reject", "posttrain.publish", "posttrain.make_current"
 JUDGES_PUBLISHED = "validators.champion"  # the gate between publishing and promoting
@@ -31,15 +32,28 @@ def secret_value(package: Package) -> Breaches:
 
 
 def expanded_value(package: Package) -> Breaches:
-    """The backend expands what looks like a placeholder, even inside a value.
+    """The backend expands what looks like a placeholder, even inside a value; the kubelet expands `$(NAME)` and `$$`.
 
-    Source: kubeflow/pipelines#11035; backend/src/v2/component/launcher_v2.go, compileCmdAndArgs
+    Source: kubeflow/pipelines#11035; backend/src/v2/component/launcher_v2.go, compileCmdAndArgs; Kubernetes,
+    "Define a Command and Arguments for a Container"
     """
     for where, value in package.values.items():
         for _, text in _texts(value):
-            if "{{" in text and RUN_DEPENDENT not in text:
-                remedy = "remove the braces; compose text in the container, not in the graph"
-                yield where, f"{text[:80]!r} holds '{{{{'", remedy
+            for mark, remedy in EXPANDED.items():
+                if mark in text and RUN_DEPENDENT not in text:
+                    at = max(0, text.index(mark) - 30)
+                    yield where, f"{text[at : at + 80]!r} holds {mark!r}", remedy
+
+
+def run_time_limit(package: Package) -> Breaches:
+    """A pod that no node can take has no time limit: only that of the run ends it.
+
+    Source: kfp.dsl.PipelineConfig; Argo Workflows, "Timeouts": a pod's activeDeadlineSeconds counts from its start
+    """
+    limits = package.platform.get("platforms", {}).get("kubernetes", {}).get("pipelineConfig", {})
+    if not limits.get("activeDeadlineSeconds"):
+        remedy = "give dsl.pipeline a dsl.PipelineConfig with active_deadline_seconds"
+        yield "pipelineConfig.activeDeadlineSeconds", "the run has no time limit", remedy
 
 
 def parameter_bytes(package: Package) -> Breaches:

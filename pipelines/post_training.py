@@ -20,7 +20,13 @@ from posttrain.config import PipelineConfig
 def post_training(config: PipelineConfig):
     """Returns the graph for a configuration. With a stage off it is shorter: SFT only, or DPO only."""
 
-    @dsl.pipeline(name="post-training", description=f"{config.pipeline_id}: SFT, merge, DPO, merge, publish; gated")
+    limits = dsl.PipelineConfig()
+
+    @dsl.pipeline(
+        name="post-training",
+        description=f"{config.pipeline_id}: SFT, merge, DPO, merge, publish; gated",
+        pipeline_config=limits,
+    )
     def post_training(
         base_model: str = config.base_model,
         sft_dataset: str = config.sft_dataset,
@@ -35,6 +41,7 @@ def post_training(config: PipelineConfig):
                 steps, line, base_model=base_model, sft_dataset=sft_dataset, preference_dataset=preference_dataset
             )
             train_and_publish(steps, line, inputs, model_name=model_name)
+        limits.active_deadline_seconds = steps.deadline_seconds
 
     return post_training
 

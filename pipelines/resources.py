@@ -8,13 +8,12 @@ from functools import partial
 from kfp import dsl, kubernetes
 
 from posttrain.config import ATTEMPTS_ENV, RUN_ID_ENV, Attempts
-from posttrain.config.placement import QUEUE_LABEL, Placement
+from posttrain.config.placement import QUEUE_LABEL, SECRETS_FOLDER, Placement
 
 RUN_ID_LABEL = "metadata.labels['pipeline/runid']"  # its placeholder resolves only as a whole parameter value
 # Argo counts it from the start of the first attempt, including all attempts and waits for nodes: after kfp's default of
 # an hour nothing is retried, and a running attempt is ended (kubeflow/pipelines#13452).
 RETRY_WINDOW = "30d"
-SECRETS_FOLDER = "/etc/posttrain"
 CACHE_FOLDER = "/cache/huggingface"  # HF_HOME in the images
 
 
@@ -94,19 +93,22 @@ def _pull(task: dsl.PipelineTask, placement: Placement) -> None:
 
 
 def _set_environment(task: dsl.PipelineTask, placement: Placement) -> None:
+    """Sets variables. A pod whose secret is missing would never start, and nobody would say why: preflight does."""
     kubernetes.use_field_path_as_env(task, env_name=RUN_ID_ENV, field_path=RUN_ID_LABEL)
     for name, value in placement.env.items():
         task.set_env_variable(name, value)
     for entry in placement.config_maps:
         kubernetes.use_config_map_as_env(
-            task, config_map_name=entry.config_map, config_map_key_to_env={entry.key: entry.env}
+            task, config_map_name=entry.config_map, config_map_key_to_env={entry.key: entry.env}, optional=True
         )
     for secret in placement.secrets:
         if secret.as_file:
             task.set_env_variable(secret.env, f"{SECRETS_FOLDER}/{secret.secret}/{secret.key}")
         else:
-            kubernetes.use_secret_as_env(task, secret_name=secret.secret, secret_key_to_env={secret.key: secret.env})
+            kubernetes.use_secret_as_env(
+                task, secret_name=secret.secret, secret_key_to_env={secret.key: secret.env}, optional=True
+            )
     for name in dict.fromkeys(secret.secret for secret in placement.secrets if secret.as_file):
-        kubernetes.use_secret_as_volume(task, secret_name=name, mount_path=f"{SECRETS_FOLDER}/{name}")
+        kubernetes.use_secret_as_volume(task, secret_name=name, mount_path=f"{SECRETS_FOLDER}/{name}", optional=True)
     if placement.model_cache:
         kubernetes.mount_pvc(task, pvc_name=placement.model_cache, mount_path=CACHE_FOLDER)

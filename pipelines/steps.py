@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from typing import Any
 
 from kfp import dsl
@@ -10,12 +11,15 @@ from pipelines.resources import place
 from posttrain import config as c
 from posttrain.config.evidence import Evidence
 from posttrain.config.line import LINE, Step, is_gate, step_of
-from posttrain.config.placement import TOKEN_ENV, UPLOAD_TOKEN_ENV, Placement
+from posttrain.config.placement import TOKEN_ENV, UPLOAD_TOKEN_ENV, ConfigMapEnv, Placement, SecretEnv, num_bytes
 
 TIMEOUT_MINUTES = 60  # for a step that belongs to no stage
 RETRY_COUNT = 1
 SAVE_MINUTES = 10  # from a training stage's own deadline, at which it saves and leaves, to the end of its attempt
-POD_GRACE_MINUTES = 10  # for what is around the attempts: pull of the image, download of inputs, upload of outputs
+QUICK_MINUTES = 10  # for a step whose work takes seconds
+POD_GRACE_MINUTES = 10  # for what is around the attempts: the pull of the image, small inputs and outputs
+TRANSFER_BYTES_PER_SECOND = 50e6  # of a model that the launcher brings before the step, or takes after it
+SOURCE_ENV = "POSTTRAIN_SECRET"  # with a number: what a secret of another step holds, for preflight to look for
 
 
 def step_names(config: c.PipelineConfig) -> list[str]:
@@ -23,14 +27,11 @@ def step_names(config: c.PipelineConfig) -> list[str]:
     return [step.name for step in LINE if step.is_in(config.stages, promote=config.promote)]
 
 
-def attempts_of(minutes: int, retry_count: int, placement: Placement) -> c.Attempts:
-    """Returns the attempts that a step has in its container."""
-    return c.Attempts(1 + retry_count, minutes * 60, placement.retry_backoff_seconds)
-
-
-def pod_minutes(attempts: c.Attempts) -> int:
-    """Returns the time limit of a pod, which holds all attempts."""
-    return attempts.number * attempts.seconds // 60 + POD_GRACE_MINUTES
+def num_models(task: dsl.PipelineTask) -> int:
+    """Returns how many models the task takes and gives; none is larger than the memory of the pods that load it."""
+    spec = task.component_spec
+    artifacts = [*(spec.inputs or {}).values(), *(spec.outputs or {}).values()]
+    return sum(artifact.type.startswith("system.Model") for artifact in artifacts)
 
 
 def named(component, name: str):
@@ -54,15 +55,26 @@ class Steps:
         self.evidence = evidence or config.evidence  # a sweep needs more than the line
         self.run_parameters = run_parameters
         self.names: list[str] = []  # in the order in which they were added
+        self.pod_minutes: list[int] = []  # their time limits
 
     def run(self, component, name: str | None = None, **inputs) -> dsl.PipelineTask:
         """Adds one task of `component`, called `name` (the component's own name unless given)."""
         task = self.add(component, name, **inputs)
         name = self.names[-1]
-        placement = self._placement_of(name)
-        attempts = attempts_of(self.attempt_minutes(name), self.retry_count(name), placement)
-        place(task, placement, attempts=attempts, pod_minutes=pod_minutes(attempts))
+        self.place(task, self._placement_of(name), self.attempt_minutes(name), self.retry_count(name))
         return task
+
+    def place(
+        self, task: dsl.PipelineTask, placement: Placement, minutes: int, retry_count: int, *, num_times: int = 1
+    ) -> None:
+        """Places a task that the run has `num_times` after each other; its pod has the time of all its attempts."""
+        attempts = c.Attempts(1 + retry_count, minutes * 60, placement.retry_backoff_seconds)
+        limit = attempts.number * minutes
+        if not step_of(self.names[-1]).is_quick:
+            transfer = num_models(task) * num_bytes(self.config.placement.gpu.memory) / TRANSFER_BYTES_PER_SECOND
+            limit += POD_GRACE_MINUTES + math.ceil(transfer / 60)
+        self.pod_minutes.append(limit * num_times)
+        place(task, placement, attempts=attempts, pod_minutes=limit)
 
     def add(self, component, name: str | None = None, **inputs) -> dsl.PipelineTask:
         """Adds a task without a placement."""
@@ -81,7 +93,13 @@ class Steps:
         """Returns steps that continue the same graph with other run parameters."""
         steps = Steps(self.config, evidence=self.evidence, **(self.run_parameters | run_parameters))
         steps.names += self.names
+        steps.pod_minutes = self.pod_minutes
         return steps
+
+    @property
+    def deadline_seconds(self) -> int:
+        """The time limit of the run: those of all its pods, and the wait for their nodes."""
+        return 60 * (sum(self.pod_minutes) + self.config.max_wait_minutes)
 
     def has(self, *stages: str) -> tuple[bool, ...]:
         """Tells for each of these stages whether it is on."""
@@ -93,15 +111,36 @@ class Steps:
 
     def _placement_of(self, name: str) -> Placement:
         placement = self.config.placement.of(name)
-        if name != "preflight" or not self.config.upload_to_hub:
+        if name != "preflight":
             return placement
+        secrets, config_maps = [*placement.secrets, *self._upload_token()], list(placement.config_maps)
+        for at, other in enumerate(self._sources_of_others(placement), start=1):
+            renamed = other.model_copy(update={"env": f"{SOURCE_ENV}_{at}"})
+            (config_maps if isinstance(other, ConfigMapEnv) else secrets).append(renamed)
+        return placement.model_copy(update={"secrets": secrets, "config_maps": config_maps})
+
+    def _upload_token(self) -> list[SecretEnv]:
+        """Returns the token of publish_model under the name by which preflight knows it."""
+        if not self.config.upload_to_hub:
+            return []
         secrets = [secret for secret in self.config.placement.of("publish_model").secrets if secret.env == TOKEN_ENV]
-        renamed = [secret.model_copy(update={"env": UPLOAD_TOKEN_ENV}) for secret in secrets]
-        return placement.model_copy(update={"secrets": [*placement.secrets, *renamed]})
+        return [secret.model_copy(update={"env": UPLOAD_TOKEN_ENV}) for secret in secrets]
+
+    def _sources_of_others(self, placement: Placement) -> list[SecretEnv | ConfigMapEnv]:
+        """Returns the secrets and config maps of all steps that this placement lacks, as plain variables."""
+        own = [entry.source for entry in (*placement.secrets, *placement.config_maps, *self._upload_token())]
+        entries = [entry for one in self.config.placement.all for entry in (*one.secrets, *one.config_maps)]
+        others = {entry.source: entry for entry in entries if entry.source not in own}
+        return [
+            other.model_copy(update={"as_file": False}) if isinstance(other, SecretEnv) else other
+            for other in others.values()
+        ]
 
     def _timeout_minutes(self, name: str) -> int:
         """Returns the configured time limit of one attempt; a training saves at that time, for which it gets more."""
         step, placed = step_of(name), self.config.placement.of(name).timeout_minutes
+        if step.is_quick:
+            return self.config.placement.own(name).timeout_minutes or QUICK_MINUTES
         if placed is not None:
             return placed
         if step.kind == "gate":
@@ -126,6 +165,7 @@ class Steps:
             name: placements.of(name).accelerator_count for name in names if step_of(name).pool == "gpu"
         }
         values |= self._gates() if step.section is c.PublishStep else {}
+        values |= {"sources": self._sources()} if step.section is c.PreflightStep else {}
         for name, field in step.section.model_fields.items():
             if name == "training":
                 values[name] = self._training(step.name)
@@ -145,6 +185,10 @@ class Steps:
             timeout_minutes=self._timeout_minutes(step),
             num_processes=max(1, self.config.placement.of(step).accelerator_count),
         )
+
+    def _sources(self) -> dict[str, str]:
+        placement = self._placement_of("preflight")
+        return {entry.env: entry.source for entry in (*placement.secrets, *placement.config_maps)}
 
     def _gates(self) -> dict[str, list[str]]:
         """Names the gates so far, and those that judged the model as it is now."""

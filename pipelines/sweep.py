@@ -8,6 +8,7 @@ would cancel its siblings. A trial chooses its settings when it starts, by the r
 storage. With successive halving each rung is a loop; how many trials it has is known when the graph is compiled.
 """
 
+import math
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,8 +20,7 @@ from kfp.dsl.pipeline_channel import PipelineChannel
 import components as do
 from pipelines.package import Package, Task
 from pipelines.post_training import Inputs, Rows, fetch_and_check, post_training, train_and_publish
-from pipelines.resources import place
-from pipelines.steps import Steps, attempts_of, pod_minutes, step_names
+from pipelines.steps import Steps, step_names
 from posttrain.config import PipelineConfig
 from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, SWEEP, TRIAL_COMPONENTS, WINNER_COMPONENTS, is_gate
 from posttrain.config.metrics import check_measured
@@ -34,7 +34,13 @@ def sweep(config: PipelineConfig, settings: SweepConfig):
     gates = [command.step for command in commands if command.is_gate]
     check_measured(config.stages, config.validation, settings, gates)
 
-    @dsl.pipeline(name="sweep", description=f"{config.pipeline_id}: trials, their table, the line with the best")
+    limits = dsl.PipelineConfig()
+
+    @dsl.pipeline(
+        name="sweep",
+        description=f"{config.pipeline_id}: trials, their table, the line with the best",
+        pipeline_config=limits,
+    )
     def sweep(
         base_model: str = config.base_model,
         sft_dataset: str = config.sft_dataset,
@@ -59,6 +65,7 @@ def sweep(config: PipelineConfig, settings: SweepConfig):
             if settings.continue_with_best:
                 going_on = steps.going_on(overrides=best)
                 train_and_publish(going_on, line, unseen, model_name=model_name, after=(judged,))
+        limits.active_deadline_seconds = steps.deadline_seconds
 
     return sweep
 
@@ -138,12 +145,13 @@ class Trials:
         """Adds a trial for each slot of a rung, after the comparison of the rung before; returns URIs of results."""
         slots = self.settings.slots(rung)
         with dsl.ParallelFor(slots, name=f"rung-{rung.number + 1}", parallelism=self.settings.parallelism) as slot:
-            trial = self.run(f"trials_of_rung_{rung.number + 1}", inputs, step=slot)
+            num_times = math.ceil(len(slots) / self.settings.parallelism)
+            trial = self.run(f"trials_of_rung_{rung.number + 1}", inputs, step=slot, num_times=num_times)
             if after:
                 trial.after(after)
         return dsl.Collected(trial.outputs["row"])
 
-    def run(self, name: str, inputs: Inputs, **arguments) -> dsl.PipelineTask:
+    def run(self, name: str, inputs: Inputs, *, num_times: int = 1, **arguments) -> dsl.PipelineTask:
         """Adds one trial, placed like its last training, with the time of all its steps, unless it says otherwise."""
         placements, training = self.steps.config.placement, self.trainings[-1]
         placement, own = placements.of(name, like=training), placements.own(name)
@@ -164,8 +172,7 @@ class Trials:
         trial = self.steps.add(self._component(name), name, config=config, base=inputs.model, **files, **arguments)
         minutes = own.timeout_minutes or sum(self.steps.attempt_minutes(command.step) for command in self.commands)
         retries = self.steps.retry_count(training) if own.retry_count is None else own.retry_count
-        attempts = attempts_of(minutes, retries, placement)
-        place(trial, placement, attempts=attempts, pod_minutes=pod_minutes(attempts))
+        self.steps.place(trial, placement, minutes, retries, num_times=num_times)
         return trial
 
     def _component(self, name: str):

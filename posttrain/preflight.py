@@ -9,6 +9,7 @@ later steps read them. GPU health and bfloat16 support can only be checked in th
 
 import argparse
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 
 from posttrain import data, model, storage
 from posttrain.config import PipelineConfig, PreflightStep, parse_step
+from posttrain.config.placement import SECRETS_FOLDER
 from posttrain.pages import wording
 from posttrain.rows import prompts
 from posttrain.rows.held_out import Prompts, supplies
@@ -104,6 +106,8 @@ def refuse(problems: list[str]) -> None:
 def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Counted) -> list[Callable[[], Any]]:
     """Returns the checks; each raises by itself, and notes in `counted` how many rows there are."""
     looks = [partial(check_storage_root, parameters["storage_root"], config)]
+    sources = config.sources if isinstance(config, PreflightStep) else {}
+    looks += [partial(check_source, source, variable) for variable, source in sources.items()]
     if config.publish_root:
         looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
     looks.append(partial(check_base_model, parameters["base_model"], config, disk=disk))
@@ -131,6 +135,18 @@ def check_storage_root(uri: str, config: Config) -> None:
     if config.storage_roots is not None:
         storage.check_storage_root(uri, config.storage_roots, name="storage_root")
     check_storage(uri, config, name="storage_root")
+
+
+def check_source(source: str, variable: str) -> None:
+    """Checks that the namespace has a secret or config map, from which `variable` of this pod comes.
+
+    The other steps' pods would start without it, and fail after hours.
+    """
+    value = os.environ.get(variable, "")
+    if not value or (value.startswith(SECRETS_FOLDER) and not Path(value).is_file()):
+        raise ValueError(
+            f"{source}: the namespace of the run has none, or it is empty; create it there, or remove it from placement"
+        )
 
 
 def check_storage(uri: str, config: Config, *, name: str) -> None:

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.placement import num_bytes
 from posttrain.step.parent import tie_to_parent
 from posttrain.storage.local import hub_blobs
 from runner.local import ALLOCATOR, HINT, Process, Step, popen
@@ -39,7 +39,6 @@ CACHE = "/cache"  # HF_HOME and all other caches of the images are below it
 IMAGE_USER = (10001, 10001)  # created by the Dockerfiles; used instead of root, as whom no container runs
 LABEL = "posttrain.artifacts"  # its value is the folder of the run's artifacts
 SIGNALLED = 128  # plus the number of the signal: exit code of a container that a signal ended
-BYTES = {"": 1, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 
 
 @dataclass(frozen=True)
@@ -125,14 +124,6 @@ class Docker:
         for mounted in step.settings.get("emptyDirMounts", []):
             if mounted["mountPath"] == "/dev/shm" and "sizeLimit" in mounted:
                 yield f"--shm-size={num_bytes(mounted['sizeLimit'])}"
-
-
-def num_bytes(quantity: str) -> int:
-    """Returns the bytes of a Kubernetes quantity such as 16Gi."""
-    match = re.fullmatch(r"(\d+)([A-Za-z]*)", quantity)
-    if not match or match[2] not in BYTES:
-        raise ValueError(f"shm_size {quantity!r} is not a quantity; give one like 16Gi")
-    return int(match[1]) * BYTES[match[2]]
 
 
 def _name(step: Step) -> str:

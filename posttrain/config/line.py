@@ -53,6 +53,7 @@ class Step:
     loads_model: bool = False  # has torch in its image: a GPU is of use to it
     reads: str | None = None  # the run's parameter that is the address of what it takes in from outside
     is_retried: bool = True  # off: another attempt would end as the first
+    is_quick: bool = False  # its work takes seconds
     components: tuple[str, ...] = ()  # one for each shape of the line; empty: one of the step's name
     also: str = ""  # regular expression for the names of the steps that it stands for, beside its own
 
@@ -70,7 +71,8 @@ class Step:
 
 # In the order of the graph. preflight must see what fetch_model will see: the same node, the same secrets.
 LINE = (
-    Step("preflight", "posttrain.preflight", PreflightStep, placed_like="fetch_model", is_retried=False),
+    Step("preflight", "posttrain.preflight", PreflightStep, placed_like="fetch_model", is_retried=False,
+         is_quick=True),
     Step("fetch_model", "posttrain.model", StepSection, reads="base_model"),
     Step("prepare_sft_data", "posttrain.data", PrepareStep, needs=("sft",),
          reads="sft_dataset", components=("prepare_data",)),
@@ -102,8 +104,12 @@ LINE = (
 )  # fmt: skip
 # Those that a promoted run has not, or has whatever its end.
 ENDS = (
-    Step("reject", "posttrain.reject", StepSection, "rejection", is_retried=False, also=f"{REJECTION}.+"),
-    Step("report_run", "posttrain.report", ReportStep, is_retried=False),  # a hook: kfp refuses to retry it
+    Step(
+        "reject", "posttrain.reject", StepSection, "rejection", is_retried=False, is_quick=True, also=f"{REJECTION}.+"
+    ),
+    Step(
+        "report_run", "posttrain.report", ReportStep, is_retried=False, is_quick=True
+    ),  # a hook: kfp refuses to retry it
 )
 # Trials are placed like the last training that they run.
 SWEEP = (

@@ -14,6 +14,9 @@ from posttrain.config.masking import mask
 from posttrain.config.section import Section
 from posttrain.config.stages import DpoConfig, SftConfig
 
+DOLLAR = "remove it; in a pattern, write the dollar as [$]"
+# What the backend and the kubelet expand, in any value -> what to do instead.
+EXPANDED = {"{{": "remove the braces; compose text in the container, not in the graph", "$(": DOLLAR, "$$": DOLLAR}
 MAX_RUN_PARAMETERS_BYTES = 8_000  # the backend refuses 10,000 bytes for all run parameters together
 # Limits, placement, prefixes and data splits are fixed when the graph is compiled.
 OVERRIDABLE: dict[str, type[Section]] = {"sft": SftConfig, "dpo": DpoConfig}
@@ -56,12 +59,13 @@ def check_run_parameters(parameters: dict[str, Any]) -> None:
     """Refuses run-time values that the backend would expand or cut.
 
     Raises:
-        ValueError: a value holds `{{`, or all values together are too large.
+        ValueError: a value holds one of `EXPANDED`, or all values together are too large.
     """
     for name, value in parameters.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        if "{{" in text:
-            raise ValueError(f"{name}: {text[:80]!r} holds '{{{{', which the backend would expand: remove it")
+        for mark, remedy in EXPANDED.items():
+            if mark in text:
+                raise ValueError(f"{name}: {text[:80]!r} holds {mark!r}, which the backend would expand: {remedy}")
     size = len(json.dumps(parameters).encode())
     if size > MAX_RUN_PARAMETERS_BYTES:
         raise ValueError(

@@ -38,6 +38,8 @@ class PipelineConfig(Section):
     data: DataConfig = DataConfig()
     validation: Validation = Validation()
     placement: Placements = Placements()
+    # minutes that a run may wait for nodes, in all; with the time limits of its steps, the limit of the run
+    max_wait_minutes: Count = 1440
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of the GPU's memory for one process
     checkpoint_every_n_steps: Count = 100  # optimizer steps; upper bound for every stage's save_steps
     checkpoint_every_n_minutes: Positive = 15  # minutes between checkpoints where steps are slow

@@ -19,6 +19,7 @@ SHORTCUTS_ENV = "POSTTRAIN_SHORTCUTS"  # shortcuts of training that may be taken
 TOKEN_ENV = "HF_TOKEN"
 UPLOAD_TOKEN_ENV = "HF_UPLOAD_TOKEN"  # the HF_TOKEN of publish_model, for preflight to check
 ADDED = ("env", "secrets", "config_maps", "pod_labels", "pod_annotations")  # a step adds to those of its pool
+SECRETS_FOLDER = "/etc/posttrain"  # where secrets are mounted as files
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Narrower than what is masked, which may be too much: TOKENIZERS_PARALLELISM is no secret.
 SECRET_NAME = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE)_?KEY)(_|$)")
@@ -67,6 +68,18 @@ EnvName = Annotated[str, _written_as("[A-Za-z_][A-Za-z0-9_]*", "a variable name"
 PlainText = Annotated[str, _written_as(r"((?!\{\{).)*", "plain text", "remove '{{', which the backend would expand")]
 
 
+BYTES = {"": 1, **{unit: 1000**at for at, unit in enumerate("KMGTPE", start=1)}}
+BYTES |= {f"{unit}i": 1024**at for at, unit in enumerate("KMGTPE", start=1)}
+
+
+def num_bytes(quantity: str) -> int:
+    """Returns the bytes of a Kubernetes quantity such as 16Gi."""
+    match = re.fullmatch(r"(\d+)([A-Za-z]*)", quantity)
+    if not match or match[2] not in BYTES:
+        raise ValueError(f"{quantity!r} is not a quantity; give one like 16Gi")
+    return int(match[1]) * BYTES[match[2]]
+
+
 class SecretEnv(Section):
     """An environment variable that comes from a Kubernetes secret."""
 
@@ -82,6 +95,10 @@ class SecretEnv(Section):
             raise ValueError("holds a value: put it into a Kubernetes secret, and give `secret` and `key` instead")
         return raw
 
+    @property
+    def source(self) -> str:
+        return f"secret {self.secret}, key {self.key}"
+
     @model_validator(mode="after")
     def _names_a_volume(self):
         if self.as_file and "." in self.secret:
@@ -95,6 +112,10 @@ class ConfigMapEnv(Section):
     env: EnvName  # variable
     config_map: ObjectName  # name of the config map
     key: DataKey  # key in the config map
+
+    @property
+    def source(self) -> str:
+        return f"config map {self.config_map}, key {self.key}"
 
 
 class Toleration(Section):
@@ -222,6 +243,11 @@ class Placements(Section):
         base = self.of(like) if like else self.gpu if row.pool == "gpu" else self.cpu
         own = self.own(step)
         return base.model_copy(update={name: _changed(base, own, name) for name in own.model_fields_set})
+
+    @property
+    def all(self) -> list[Placement]:
+        """The placements of the pools and of single steps."""
+        return [self.cpu, self.gpu, *self.steps.values()]
 
     def own(self, step: str) -> Placement:
         """Returns what the configuration says of this step alone."""

@@ -83,6 +83,7 @@ class PreflightStep(StepSection):
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
     num_gpus: dict[str, int] = {}  # step that can use a GPU -> number of GPUs in its placement
+    sources: dict[str, str] = {}  # variable of its pod -> secret or config map that it comes from, of any step
     evidence: Evidence = Evidence()  # what the gates need of the data
 
     @property

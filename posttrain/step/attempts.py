@@ -51,7 +51,7 @@ class Ended:
     def cause(self, limits: Attempts) -> str | None:
         """Returns why it ended, if it could not say so itself."""
         if self.is_late:
-            return f"ended after its limit of {limits.seconds / 60:.3g} minutes (timeout_minutes)"
+            return f"ended when its time was up, after {limits.seconds / 60:.3g} min (timeout_minutes)"
         if self.exit_code >= 0:
             return None
         memory = " (out of memory?)" if self.exit_code == -signal.SIGKILL else ""

@@ -51,6 +51,14 @@ def test_a_user_who_may_change_the_code_is_found(monkeypatch, tmp_path):
     assert finding == f"{tmp_path} is writable: copy it as root"
 
 
+def test_an_image_without_certificates_is_found(monkeypatch, tmp_path):
+    assert list(smoke.check_certificates()) == []
+    for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "none"))
+    (finding,) = smoke.check_certificates()
+    assert finding.endswith("install ca-certificates")
+
+
 def test_a_faulty_image_ends_the_build(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(smoke, "CPU_LIBRARIES", "json")
     (tmp_path / "gone.py").write_text('container("posttrain.gone", "cpu", step=step)\n')

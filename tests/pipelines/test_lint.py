@@ -230,6 +230,16 @@ BROKEN = [
         "train_sft: inputs.parameters.config",
         "remove the braces",
     ),
+    *(
+        Broken("expanded_value", constant("train_sft", "config", {"text": text}), "train_sft: inputs.", "as [$]")
+        for text in ("^a$(b)", "costs $$5")
+    ),
+    Broken(
+        "run_time_limit",
+        lambda package: package.platform["platforms"]["kubernetes"].pop("pipelineConfig"),
+        "pipelineConfig.activeDeadlineSeconds",
+        "active_deadline_seconds",
+    ),
     Broken("parameter_bytes", default("model_name", "x" * 8_000), "run parameters", "into the config of a step"),
     Broken(
         "parameter_default",
@@ -329,7 +339,7 @@ def test_a_gate_without_its_open_branch_publishes_past_it(package):
 
 def test_without_a_platform_spec_no_pod_has_a_time_limit(package):
     rules = [finding.rule for finding in lint.lint(Package(package.spec))]
-    assert rules == ["time_limit"] * len(package.steps) + ["run_id"] * len(package.steps)
+    assert rules == ["time_limit"] * len(package.steps) + ["run_id"] * len(package.steps) + ["run_time_limit"]
 
 
 def test_check_names_all_findings_at_once(tmp_path, package):

@@ -208,6 +208,50 @@ def test_preflight_sees_the_token_that_uploads(tmp_path):
     assert graph.config_of("preflight")["hub_repo_id"] == "acme/model"
 
 
+def test_preflight_looks_for_the_secrets_of_all_steps_and_no_pod_waits_for_them(tmp_path):
+    secrets = "[{env: HF_TOKEN, secret: hf-token, key: token}, {env: A, secret: gcs, key: key.json, as_file: true}]"
+    settings = [f"placement.gpu.secrets={secrets}", "placement.gpu.config_maps=[{env: B, config_map: s3, key: url}]"]
+    compile_graph(load_config("configs/pipeline_config.yaml", settings), tmp_path / "graph.yaml")
+    graph = Graph(tmp_path / "graph.yaml")
+    assert graph.config_of("preflight")["sources"] == {
+        "HF_TOKEN": "secret hf-token, key token",
+        "POSTTRAIN_SECRET_1": "secret gcs, key key.json",
+        "POSTTRAIN_SECRET_2": "config map s3, key url",
+    }
+    for name in ("preflight", "train_sft"):
+        pod = graph.tasks[name]["kubernetes"]
+        entries = [entry for key in ("secretAsEnv", "configMapAsEnv", "secretAsVolume") for entry in pod.get(key, [])]
+        assert len(entries) == 3
+        assert all(entry["optional"] for entry in entries), entries
+
+
+@pytest.mark.parametrize("step", ["preflight", "reject_sft", "report_run"])
+def test_a_step_of_seconds_has_ten_minutes_whatever_the_others_have(tmp_path, step):
+    compile_graph(
+        load_config("configs/pipeline_config.yaml", ["placement.steps.fetch_model={timeout_minutes: 300}"]),
+        tmp_path / "graph.yaml",
+    )
+    assert Graph(tmp_path / "graph.yaml").tasks[step]["kubernetes"]["activeDeadlineSeconds"] == "600"
+
+
+def test_a_pod_has_time_for_the_models_that_it_takes_and_gives(tmp_path):
+    limits = {}
+    for memory in ("1Gi", "100Gi"):
+        settings = [f"placement.gpu.memory={memory}", "placement.gpu.shm_size=null"]
+        compile_graph(load_config("configs/pipeline_config.yaml", settings), tmp_path / "graph.yaml")
+        tasks = Graph(tmp_path / "graph.yaml").tasks
+        limits[memory] = {name: int(task["kubernetes"]["activeDeadlineSeconds"]) for name, task in tasks.items()}
+    longer = {name: limits["100Gi"][name] - limits["1Gi"][name] for name in limits["1Gi"]}
+    assert longer["prepare_sft_data"] == longer["reject_sft"] == 0
+    assert longer["check_alignment"] > longer["fetch_model"] == pytest.approx(99 * 2**30 / 50e6, abs=60)
+
+
+def test_a_run_ends_when_its_pods_had_their_time_and_a_day_to_start(graphs):
+    limits = [int(task["kubernetes"]["activeDeadlineSeconds"]) for task in graphs["full"].tasks.values()]
+    limit = graphs["full"].platform["platforms"]["kubernetes"]["pipelineConfig"]["activeDeadlineSeconds"]
+    assert limit == sum(limits) + 24 * 3600
+
+
 def test_two_compiles_are_byte_identical(tmp_path):
     for name in ("a", "b"):
         compile_graph(load_config("configs/pipeline_config.yaml"), tmp_path / f"{name}.yaml")

@@ -50,6 +50,24 @@ def test_what_is_right_passes(given):
     preflight.check(config, given, disk=Path("/nowhere/yet"))  # as run_pipeline asks
 
 
+def test_a_secret_that_the_namespace_lacks_is_named(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "SECRETS_FOLDER", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "x")
+    monkeypatch.setenv("AS_FILE", str(tmp_path / "gcs" / "key.json"))
+    sources = {
+        "HF_TOKEN": "secret hf-token, key token",
+        "AS_FILE": "secret gcs, key key.json",
+        "GONE": "secret s, key k",
+    }
+    with pytest.raises(
+        ValueError, match="(?s)2 problems: secret gcs, key key.json: .*; secret s, key k: the namespace"
+    ):
+        check(given, sources=sources)
+    (tmp_path / "gcs").mkdir()
+    (tmp_path / "gcs" / "key.json").write_text("{}")
+    check(given, sources={"AS_FILE": sources["AS_FILE"]})
+
+
 def test_everything_is_told_at_once(given, tmp_path, capsys):
     (tmp_path / "sft.jsonl").write_text("")
     (tmp_path / "model" / "chat_template.jinja").unlink()

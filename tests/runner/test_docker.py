@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+from posttrain.config.placement import num_bytes
 from runner import places
-from runner.docker import Docker, num_bytes
+from runner.docker import Docker
 from runner.local import Step
 
 ARTIFACTS = "root/artifacts/r1"

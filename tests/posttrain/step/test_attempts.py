@@ -106,7 +106,7 @@ def test_after_running_out_of_memory_the_batch_is_halved(run):
 def test_an_attempt_that_hangs_is_ended_and_the_next_has_a_clock_of_its_own(run):
     exit_code, stderr, environments = run("hangs,done", "2 1 0")
     assert (exit_code, len(environments)) == (0, 2)
-    assert "attempt 2 of 2: ended after its limit of 0.0167 minutes" in stderr
+    assert "attempt 2 of 2: ended when its time was up, after 0.0167 min" in stderr
     first, second = (float(environment[STARTED_ENV]) for environment in environments)
     assert second - first >= 1
 
