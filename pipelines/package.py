@@ -148,7 +148,9 @@ class Package:
             outer = group.given("artifacts").get(name) if group else None
             return self.origin(outer, group.group) if outer else (None, name)
         key, output = source["taskOutputArtifact"]["producerTask"], source["taskOutputArtifact"]["outputArtifactKey"]
-        producer = next(task for task in self.inside(group) if task.key == key)
+        producer = next((task for task in self.inside(group) if task.key == key), None)
+        if not producer:
+            return None, f"{key}.{output}"  # of no task of this group: another rule says so
         selectors = producer.component.get("dag", {}).get("outputs", {}).get("artifacts", {}).get(output)
         if not selectors:
             return producer, output

@@ -281,7 +281,7 @@ def test_a_challenger_that_is_worse_is_published_and_not_made_current(kubeflow, 
         judge(gs_root, run_id, "check_champion", 9.0)
         leave(gs_root, run_id, "reject_champion", status="failed", error="loss_above_published 9, limit 2")
 
-    kubeflow.scenes = [Scene("FAILED", up_to("check-sft-champion") | {"reject-5": "FAILED"}, happens)]
+    kubeflow.scenes = [Scene("FAILED", up_to("check-champion") | {"reject-5": "FAILED"}, happens)]
     assert start() == exit_codes.STOPPED
     out = capsys.readouterr().out
     assert "STOPPED BY check_champion" in out

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from posttrain import config, promote, storage
 from posttrain.config import ChampionLimits, CheckChampionStep
 from posttrain.make_current import FOLLOWS
@@ -129,7 +127,7 @@ def fetch(champion: Promotion, uri: str, folder: Path) -> Path:
 def _manifest_of(uri: str) -> Manifest:
     try:
         manifest = read_manifest(uri)
-    except ValidationError as error:
+    except ValueError as error:
         raise ValueError(f"{uri}/{MANIFEST}: is not a manifest, though the version is current; {RESTORE}") from error
     if manifest is None:
         raise ValueError(f"{uri}/{MANIFEST}: is missing, though the version is current; {RESTORE}")

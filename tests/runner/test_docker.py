@@ -144,7 +144,7 @@ def test_kubernetes_quantities_are_bytes(quantity, size):
 
 
 def test_another_quantity_is_refused():
-    with pytest.raises(ValueError, match="shm_size '16GB' is not a quantity"):
+    with pytest.raises(ValueError, match="'16GB' is not a quantity"):
         num_bytes("16GB")
 
 

@@ -44,9 +44,9 @@ def test_a_gate_takes_no_overrides_of_its_limits():
 
 def test_run_parameters_are_literal_and_small():
     check_run_parameters({"base_model": "org/name", "overrides": {"sft": {"epochs": 1}}})
-    with pytest.raises(ValueError, match="model_name.*remove it"):
+    with pytest.raises(ValueError, match="model_name.*remove the braces"):
         check_run_parameters({"model_name": "{{$.inputs}}"})
-    with pytest.raises(ValueError, match="overrides.*remove it"):
+    with pytest.raises(ValueError, match="overrides.*remove the braces"):
         check_run_parameters({"overrides": {"sft": {"x": "{{workflow.name}}"}}})
     with pytest.raises(ValueError, match="at most 8000"):
         check_run_parameters({"base_model": "x" * MAX_RUN_PARAMETERS_BYTES})
