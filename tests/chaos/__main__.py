@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from examples.task_api.tiny import build_tiny_model
+from posttrain import promote
 from posttrain.step import results
 from posttrain.step.digests import digest
 from posttrain.step.records import StepRecord, read_records
@@ -132,6 +133,7 @@ def storm(config: Path, folder: Path, num_kills: int, random_: random.Random, ex
             tally.num_rounds += 1
             different = [step for step, digest in weights(root).items() if digest != expected[step]]
             tally.faults += [f"round {tally.num_rounds}: other weights of {step}" for step in different]
+            tally.faults += [f"round {tally.num_rounds}: {fault}" for fault in not_current(root)]
             shutil.rmtree(root)
             if is_last:
                 return tally
@@ -175,6 +177,17 @@ def weights(root: Path) -> dict[str, str]:
     return digests | {"publish_model": entries["publish_model"].measured["sha256"]}
 
 
+def not_current(root: Path) -> list[str]:
+    """Lists the models that were not promoted exactly once, or whose CURRENT does not say so."""
+    folders = [str(path) for path in root.glob("published/*")]
+    histories = {folder: promote.read_history(folder) for folder in folders}
+    return [
+        f"{folder}: {len(history)} promotions, CURRENT is {promote.read_pointer(folder)}"
+        for folder, history in histories.items()
+        if [promote.read_pointer(folder)] != history
+    ]
+
+
 def broken(root: Path) -> list[str]:
     """Lists artifacts that have a final name but are not whole."""
     faults = []
@@ -193,6 +206,11 @@ def broken(root: Path) -> list[str]:
     for path in root.glob("published/*/*/manifest.json"):
         files = json.loads(path.read_bytes())["files"]
         faults += [f"{path.parent}: {name}" for name, sha256 in files.items() if digest(path.parent / name) != sha256]
+    for path in root.glob("published/*"):
+        try:
+            promote.read_history(str(path))
+        except ValueError as error:
+            faults.append(str(error))
     for path in root.glob("runs/*/*.json"):
         try:
             json.loads(path.read_bytes())

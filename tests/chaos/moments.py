@@ -10,7 +10,8 @@ from pathlib import Path
 
 POLL_SECONDS = 0.001
 NUM_COMING = 4  # of the steps that a run has before it, so many may be struck
-WEIGHTS = {"train_sft": 4, "train_dpo": 4, "merge_sft": 3, "merge_dpo": 3, "publish_model": 3}  # of others 1
+# Of others 1.
+WEIGHTS = {"train_sft": 4, "train_dpo": 4, "merge_sft": 3, "merge_dpo": 3, "publish_model": 3, "promote_model": 3}
 
 # Step -> what it writes while it is in the middle of something, as a pattern below the storage root. What is there
 # already when a run starts does not count.
@@ -20,6 +21,7 @@ FILES = {
     "merge_sft": ["artifacts/*/merge_sft/model.partial/*", "results/merge_sft/*/*"],
     "merge_dpo": ["artifacts/*/merge_dpo/model.partial/*", "results/merge_dpo/*/*"],
     "publish_model": ["published/*/*", "published/*/.*.part/*"],
+    "promote_model": ["published/*/promotions/*", "published/*/CURRENT"],
 }
 
 
