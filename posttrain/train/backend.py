@@ -226,7 +226,8 @@ def _load(path: str | Path, **arguments) -> Any:
 def _at_load(config: LoraTraining) -> dict[str, Any]:
     """Returns arguments of `from_pretrained`, for 4 bits those of QLoRA (arXiv:2305.14314: NF4, double quantisation).
 
-    Ranks that have a model each load it directly to their GPUs; main memory would otherwise need room for all of them.
+    A rank with a model of its own loads it directly to its GPU, where the shortcuts of training are tried on it; main
+    memory would otherwise need room for those of all ranks.
     """
     import torch
     from transformers import BitsAndBytesConfig
@@ -239,7 +240,7 @@ def _at_load(config: LoraTraining) -> dict[str, Any]:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, current().dtype),
         )
-    has_own_model = ranks.count() > 1 and current().device == "cuda" and not is_sharded(config)
+    has_own_model = current().device == "cuda" and not is_sharded(config)
     if arguments or has_own_model:
         arguments["device_map"] = {"": torch.cuda.current_device()}
     return arguments

@@ -84,9 +84,9 @@ def compile_layers(model: Any) -> None:
         return
     torch._dynamo.config.recompile_limit = MAX_VARIANTS
     names = set(model._no_split_modules or ())
-    for module in model.modules():
-        if type(module).__name__ in names:
-            module.compile()
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    for layer in layers[1:]:  # the first one's input has no gradient, for which it would be compiled once more
+        layer.compile()
 
 
 def _compiles(shortcut: str) -> bool:

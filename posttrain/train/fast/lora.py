@@ -3,7 +3,7 @@
 peft model -> the same model, with the same losses and gradients up to rounding
 """
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 
@@ -19,12 +19,15 @@ def in_fewer_passes(trainer_class: type) -> type:
 
 
 def turn_on(model: Any) -> None:
-    """Fuses each linear layer that has a plain LoRA update without dropout."""
+    """Fuses each linear layer that has a plain LoRA update without dropout.
+
+    Each gets another class, not a method of its own, for which torch.compile would compile every layer by itself.
+    """
     from peft.tuners.lora import Linear
 
     for module in model.modules():
-        if isinstance(module, Linear) and _is_plain(module):
-            module.forward = partial(_forward, module, module.forward)
+        if type(module) is Linear and _is_plain(module):
+            module.__class__ = _fused_linear()
 
 
 def _is_plain(module: Any) -> bool:
@@ -38,20 +41,26 @@ def _is_plain(module: Any) -> bool:
     return is_linear and not (others or has_bias or has_dropout or module.lora_variant)
 
 
-def _forward(module: Any, plain: Any, x: Any) -> Any:
-    """Computes what peft's own forward, `plain`, does; calls it if the update is off (DPO's reference) or merged.
-
-    In 16 bit under autocast the adapter, which peft keeps in 32, is cast as in peft's own, but the input is not.
-    """
+@cache
+def _fused_linear() -> type:
+    """Defines peft's linear layer with a forward of its own, which calls peft's if the update is off or merged."""
     import torch
+    from peft.tuners.lora import Linear
 
-    ((adapter, scale),) = module.scaling.items()
-    base, a, b = module.base_layer, module.lora_A[adapter].weight, module.lora_B[adapter].weight
-    is_off = module.disable_adapters or module.merged or adapter not in module.active_adapters
-    is_cast = a.dtype != x.dtype
-    if is_off or x.dtype != base.weight.dtype or (is_cast and not torch.is_autocast_enabled(x.device.type)):
-        return plain(x)
-    return _adds_update().apply(x, base.weight, base.bias, a.to(x.dtype), b.to(x.dtype), scale)
+    adds_update = _adds_update()
+
+    class FusedLinear(Linear):
+        def forward(self, x, *args, **kwargs):
+            ((adapter, scale),) = self.scaling.items()
+            base, a, b = self.base_layer, self.lora_A[adapter].weight, self.lora_B[adapter].weight
+            is_off = self.disable_adapters or self.merged or adapter not in self.active_adapters
+            # In 16 bit the adapter, which peft keeps in 32, is cast as in peft's own under autocast; the input is not.
+            is_cast = a.dtype != x.dtype
+            if is_off or x.dtype != base.weight.dtype or (is_cast and not torch.is_autocast_enabled(x.device.type)):
+                return super().forward(x, *args, **kwargs)
+            return adds_update.apply(x, base.weight, base.bias, a.to(x.dtype), b.to(x.dtype), scale)
+
+    return FusedLinear
 
 
 @cache

@@ -152,12 +152,12 @@ def test_peft_is_given_nf4_on_this_rank_s_gpu(monkeypatch):
     }
 
 
-def test_ranks_with_a_model_each_load_it_to_their_gpus(monkeypatch):
+def test_a_model_of_one_rank_is_loaded_to_its_gpu(monkeypatch):
     decide(monkeypatch)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     model_class = transformers.AutoModelForCausalLM
     monkeypatch.setattr(model_class, "from_pretrained", lambda path, **how: how.get("device_map"))
-    assert backend.load_for_training("model", DpoConfig())[0] is None
+    assert backend.load_for_training("model", DpoConfig())[0] == {"": 3}
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert backend.load_for_training("model", DpoConfig())[0] == {"": 3}
     assert backend.load_for_training("model", DpoConfig(parallelism="fsdp"))[0] is None  # sharded first

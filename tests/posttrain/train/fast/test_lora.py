@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from posttrain.train.fast import lora
+from tests.posttrain.train.fast.test_packing import model_of
 
 
 class Net(torch.nn.Module):
@@ -39,7 +40,7 @@ def layers(net: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def is_fused(layer: torch.nn.Module) -> bool:
-    return "forward" in vars(layer)
+    return type(layer) is lora._fused_linear()
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (2, 5, 6)])
@@ -92,18 +93,37 @@ def test_a_layer_with_two_adapters_is_left_to_peft():
 
 
 @pytest.mark.parametrize("autocasts", [True, False])
-def test_in_16_bit_under_autocast_the_adapter_stays_in_32(autocasts):
+def test_in_16_bit_under_autocast_the_adapter_stays_in_32(autocasts, monkeypatch):
     net, x = lora_net(), torch.randn(5, 6, dtype=torch.bfloat16)
     for layer in layers(net):
         layer.base_layer.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocasts):
         expected = gradients(net, x)
         lora.turn_on(net)
-        lora._adds_update.cache_clear()
+        fused, calls = lora._adds_update().apply, []
+        monkeypatch.setattr(lora._adds_update(), "apply", lambda *args: calls.append(1) or fused(*args))
         actual = gradients(net, x)
-    assert lora._adds_update.cache_info().misses == autocasts
+    assert len(calls) == (2 if autocasts else 0)
     for name, values in expected.items():
         assert actual[name].dtype == values.dtype
         assert torch.allclose(
             actual[name].float(), values.float(), rtol=5e-2, atol=5e-2 * values.float().abs().max()
         ), name
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_layers_share_the_code_that_torch_compiles():
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model = model_of("Qwen2", num_hidden_layers=4)
+    for layer in model.model.layers:
+        layer.compile(backend=count)
+    net = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    lora.turn_on(net)
+    for length in (8, 12, 16):
+        net(inputs_embeds=torch.randn(1, length, 32, requires_grad=True), use_cache=False)
+    assert len(compiled) == 2  # of one length, and of any

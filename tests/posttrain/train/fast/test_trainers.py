@@ -72,7 +72,7 @@ def calls(monkeypatch) -> Counter:
     count(packing, "inputs_of_rows")
     count(packing, "pack_rows")
     count(packing, "pack_pairs")
-    count(lora, "_adds_update")
+    count(lora._adds_update(), "apply")
     count(trl.DPOTrainer, "_get_per_token_logps_and_entropies")
     return counter
 
@@ -80,7 +80,7 @@ def calls(monkeypatch) -> Counter:
 def test_sft_takes_each_shortcut_in_every_batch(tiny_model, task_api_files, tmp_path, calls):
     train(SftConfig(target_modules=LINEAR, **COMMON), tiny_model, task_api_files, tmp_path)
     # The one call of `pack_pairs` is from the comparison with padded batches that decides about packing.
-    assert calls == {"inputs_of_rows": 5 + 2, "pack_rows": 5 + 2, "pack_pairs": 1, "_adds_update": (5 + 2) * NUM_LAYERS}
+    assert calls == {"inputs_of_rows": 5 + 2, "pack_rows": 5 + 2, "pack_pairs": 1, "apply": (5 + 2) * NUM_LAYERS}
 
 
 def test_dpo_takes_each_shortcut_in_every_batch(tiny_model, task_api_files, tmp_path, calls):
@@ -88,7 +88,7 @@ def test_dpo_takes_each_shortcut_in_every_batch(tiny_model, task_api_files, tmp_
     assert calls == {
         "pack_pairs": 1 + 2 * (5 + 2),  # twice: the reference sees all batches first
         "_get_per_token_logps_and_entropies": 2 * (5 + 2),
-        "_adds_update": (5 + 2) * NUM_LAYERS,  # the reference has no adapter
+        "apply": (5 + 2) * NUM_LAYERS,  # the reference has no adapter
     }
 
 
@@ -203,7 +203,7 @@ def test_unsloth_and_fsdp_get_the_trainers_of_trl(monkeypatch, device):
 def test_only_the_shortcuts_that_are_named_are_taken(tiny_model, task_api_files, tmp_path, monkeypatch, calls):
     monkeypatch.setenv("POSTTRAIN_SHORTCUTS", "lora")
     train(SftConfig(target_modules=LINEAR, **COMMON), tiny_model, task_api_files, tmp_path)
-    assert calls == {"_adds_update": (5 + 2) * NUM_LAYERS}
+    assert calls == {"apply": (5 + 2) * NUM_LAYERS}
 
 
 def test_a_shortcut_that_does_not_exist_is_named(monkeypatch):
