@@ -91,7 +91,7 @@ def train(
         stage.write_results(trainer, config, outputs, metrics=metrics, title="Direct preference optimization")
         return metrics
 
-    return stage.halving_batches(fit, config)
+    return stage.halving_batches(fit, config, base=base)
 
 
 def reward_metrics(log_history: list[dict], evaluation: dict[str, float], config: DpoConfig) -> dict[str, float]:

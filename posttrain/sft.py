@@ -75,7 +75,7 @@ def train(
         stage.write_results(trainer, config, outputs, metrics=metrics, title="Supervised fine-tuning")
         return metrics
 
-    return stage.halving_batches(fit, config)
+    return stage.halving_batches(fit, config, base=base)
 
 
 def main(argv: list[str] | None = None) -> None:

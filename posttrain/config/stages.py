@@ -26,7 +26,8 @@ class LoraTraining(Section):
     max_grad_norm: Positive = 1.0  # gradients are clipped to this norm
     save_steps: Count  # optimizer steps between checkpoints
     save_total_limit: Count = 3  # number of checkpoints kept
-    gradient_checkpointing: bool = True  # recompute activations: less memory, about a third slower
+    # recompute activations: less memory, about a third slower; auto: where the GPU would be too small without
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     parallelism: Literal["ddp", "fsdp"] = "ddp"  # on several GPUs: ddp, a model on each; fsdp, one sharded over all
     seed: Annotated[int, Field(ge=0)] = 42  # seed of the adapter's weights, dropout and row order
 

@@ -7,18 +7,21 @@ everywhere else, also on several GPUs.
 """
 
 import gc
+import json
 import logging
 import os
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from posttrain.config import LoraTraining, SftConfig
 from posttrain.config.placement import BACKEND_ENV
 from posttrain.step import usage
-from posttrain.train import ranks
+from posttrain.train import memory, ranks
+
+T = TypeVar("T", bound=LoraTraining)
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +183,28 @@ def load_model(path: str | Path, adapter: str | Path | None = None) -> Any:
     return model.to(current().device).eval()
 
 
+def with_checkpointing_decided(config: T, path: str | Path) -> T:
+    """Decides `gradient_checkpointing: auto`, in all ranks alike: off where the model at `path` is sure to fit without.
+
+    A CPU is short of time, not of memory, and never checkpoints.
+    """
+    if config.gradient_checkpointing != "auto":
+        return config
+    (is_needed,) = ranks.any_of(current().device == "cuda" and not _fits_without_checkpointing(config, path))
+    return config.model_copy(update={"gradient_checkpointing": is_needed})
+
+
+def _fits_without_checkpointing(config: LoraTraining, path: str | Path) -> bool:
+    import torch
+
+    shape = memory.Shape.of(json.loads(Path(path, "config.json").read_text(encoding="utf-8")))
+    if shape is None:
+        return False
+    needed = memory.estimate(shape, config, num_ranks=ranks.count(), checkpointing=False).total
+    free, total = torch.cuda.mem_get_info()
+    return needed <= memory.USABLE * min(free, torch.cuda.get_per_process_memory_fraction() * total)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tells whether the GPU or the machine ran out of memory."""
     import torch
@@ -271,5 +296,5 @@ def _load_with_unsloth(path: str | Path, config: LoraTraining) -> Any:
 
 
 def _checkpoints_gradients(config: LoraTraining) -> bool:
-    """Tells whether to trade time for memory by gradient checkpointing. A CPU is short of time, not of memory."""
-    return config.gradient_checkpointing and current().device == "cuda"
+    """Tells whether to trade time for memory by gradient checkpointing; on a GPU also where `auto` is undecided."""
+    return bool(config.gradient_checkpointing) and current().device == "cuda"

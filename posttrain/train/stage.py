@@ -4,6 +4,7 @@ rows that fit, a trainer -> adapter folder, metrics.json, training curve, log hi
 """
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -177,35 +178,44 @@ def run(
         return trainer.evaluate()
 
 
-def halving_batches(fit: Callable[[T], dict], config: T) -> dict:
+def halving_batches(fit: Callable[[T], dict], config: T, *, base: str | Path) -> dict:
     """Calls `fit(config)`, and if memory runs out once more with half the micro-batch and twice the accumulation.
 
-    An optimizer step still uses the same rows, so the second call resumes from the checkpoint of the first. With
-    several ranks the others are in the middle of a step, so the attempt ends with an error that names the settings; the
-    next one starts with them.
+    Before that, gradient checkpointing is turned on if `auto` had it off. An optimizer step still uses the same rows,
+    so a later attempt resumes from the checkpoint of the one before. With several ranks the others are in the middle of
+    a step, so the process ends with an error that names the settings; the container's next attempt starts with half the
+    micro-batch.
     """
     for _ in range(int(os.environ.get(HALVINGS_ENV, "0"))):
         config = _halved(config)
-    try:
-        return fit(config)
-    except (RuntimeError, MemoryError) as error:
-        if not backend.is_out_of_memory(error) or config.batch_size == 1:
-            raise
-        if ranks.count() > 1:
-            smaller = _halved(config)
-            raise MemoryError(
-                f"out of memory with batch_size {config.batch_size} on each of {ranks.count()} GPUs: set batch_size to "
-                f"{smaller.batch_size} and gradient_accumulation to {smaller.gradient_accumulation}"
-            ) from error
-    backend.free_memory()  # not before: the error referred to the model
-    smaller = _halved(config)
-    logger.warning(
-        "out of memory with batch_size %d: continuing with batch_size %d and gradient_accumulation %d",
-        config.batch_size,
-        smaller.batch_size,
-        smaller.gradient_accumulation,
-    )
-    return fit(smaller)
+    attempts = _attempts(config, base)
+    for config, smaller in itertools.zip_longest(attempts, attempts[1:]):
+        try:
+            return fit(config)
+        except (RuntimeError, MemoryError) as error:
+            if not backend.is_out_of_memory(error) or smaller is None:
+                raise
+            changes = {name: value for name, value in smaller if value != getattr(config, name)}
+            if ranks.count() > 1:
+                settings = " and ".join(f"{name} to {json.dumps(value)}" for name, value in changes.items())
+                raise MemoryError(
+                    f"out of memory with batch_size {config.batch_size} on each of {ranks.count()} GPUs: set {settings}"
+                ) from error
+        backend.free_memory()  # not before: the error referred to the model
+        settings = " and ".join(f"{name} {json.dumps(value)}" for name, value in changes.items())
+        logger.warning("out of memory with batch_size %d: continuing with %s", config.batch_size, settings)
+    raise AssertionError("there is at least one attempt, and the last one returns or raises")
+
+
+def _attempts(config: T, base: str | Path) -> list[T]:
+    """Lists the configurations to try, each in less memory than the one before."""
+    attempts = [backend.with_checkpointing_decided(config, base)]
+    was_off = config.gradient_checkpointing == "auto" and not attempts[0].gradient_checkpointing
+    if was_off and backend.current().device == "cuda":
+        attempts.append(config.model_copy(update={"gradient_checkpointing": True}))
+    if config.batch_size > 1:
+        attempts.append(_halved(attempts[-1]))
+    return attempts
 
 
 def _halved(config: T) -> T:

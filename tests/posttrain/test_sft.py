@@ -202,7 +202,7 @@ def test_an_optimizer_step_keeps_its_rows(batch_size, halved):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         return {}
 
-    stage.halving_batches(fit, config)
+    stage.halving_batches(fit, config, base="no model")
     assert tried == [(batch_size, 3), halved]
 
 
