@@ -109,7 +109,8 @@ class PipelineResult(BaseModel):
     @computed_field
     @property
     def stages_completed(self) -> list[str]:
-        return [name for name, stage in self.stage_results.items() if stage.success]
+        """The stages whose work is done, also those that a gate then refused."""
+        return [stage for stage in self.stage_results if all(step.is_done for step in _work_of(stage, self.steps))]
 
     @property
     def not_compared_because(self) -> str:
@@ -166,8 +167,7 @@ def stage_results(steps: list[StepResult], gates: dict[str, Verdict]) -> dict[st
     """Returns the stages of the graph. A stage succeeded if its steps are done and its gates passed."""
     results = {}
     for stage in Stages.model_fields:
-        own = [step for step in steps if (row := line.find_step(step.name)) and row.stage == stage]
-        work = [step for step in own if not line.is_gate(step.name)]
+        own, work = _steps_of(stage, steps), _work_of(stage, steps)
         if not work:
             continue
         passed = all(gates[step.name].passed for step in own if step.name in gates)
@@ -179,6 +179,15 @@ def stage_results(steps: list[StepResult], gates: dict[str, Verdict]) -> dict[st
             time_seconds=round(sum(step.seconds for step in work), 3),
         )
     return results
+
+
+def _steps_of(stage: str, steps: list[StepResult]) -> list[StepResult]:
+    return [step for step in steps if (row := line.find_step(step.name)) and row.stage == stage]
+
+
+def _work_of(stage: str, steps: list[StepResult]) -> list[StepResult]:
+    """Returns the steps of a stage that train or merge."""
+    return [step for step in _steps_of(stage, steps) if not line.is_gate(step.name)]
 
 
 def published_model(records: list[StepRecord]) -> tuple[str | None, list[str]]:

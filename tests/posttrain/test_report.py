@@ -183,7 +183,8 @@ def test_a_gate_that_stopped_the_run_explains_what_did_not_run(tmp_path, keep):
     assert result.outcome == "stopped"
     assert [step.name for step in result.steps][2:5] == ["check_sft", "reject_sft", "merge_sft"]
     assert {step.status for step in result.steps[4:]} == {"not run"}
-    assert result.stages_completed == []
+    assert result.stages_completed == ["sft"]  # it was trained, although the gate said no
+    assert not result.stage_results["sft"].success
     assert result.errors == [
         "check_sft: held_out_loss: 2.5, not < 2 (nats per token). Train longer.",
         "check_sft: eos_kept. Look.",
