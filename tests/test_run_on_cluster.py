@@ -48,7 +48,7 @@ STEPS = {
 
 CONFIG = {
     "pipeline_id": "demo", "base_model": "org/model", "sft_dataset": "gs://posttrain-test/sft.jsonl",
-    "storage_root": "gs://posttrain-test/weekly", "stages": {"dpo": {"enabled": False}},
+    "storage_root": "gs://posttrain-test/weekly", "stages": {"dpo": {"enabled": False}}, "promote": False,
     "validation": {"answer_match": "none", "custom_checks": ["output_format_valid"]},
 }  # fmt: skip
 
