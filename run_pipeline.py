@@ -53,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--experiment", metavar="NAME", help="Kubeflow experiment (default: pipeline_id of the configuration)")
     add("--namespace", metavar="NAME", help="namespace, if Kubeflow has several users")
     add("--token-file", metavar="FILE", help="file with the bearer token (default: $KF_PIPELINES_SA_TOKEN_PATH)")
+    help_text = "submit the run up to N times in all if it fails by a fault, never after a gate's no (default: 1)"
+    add("--attempts", type=int, default=1, metavar="N", help=help_text)
     add("--detach", action="store_true", help="submit the run and exit 0: print its id and page, and do not wait")
     add("--stop", metavar="RUN", help="end this run: its running steps are killed, and what is left is reported")
     return parser
@@ -67,6 +69,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"{', '.join(given)}: for a cluster: give --endpoint URL too")
     if sum(map(bool, (args.run_id and args.endpoint, args.detach, args.stop))) > 1:
         parser.error("--run-id follows a run, --stop ends one, --detach submits one and leaves: give one of them")
+    if args.attempts < 1 or args.attempts > 1 and (args.detach or args.stop or not args.endpoint):
+        parser.error(
+            "--attempts N is a number of runs that are followed on a cluster: give N from 1, and --endpoint URL"
+        )
     if args.junit and (args.detach or args.stop):
         parser.error("--junit is written at the end of a run: leave out --detach and --stop, and follow the run")
     if args.runner == "process" and (args.gpus or args.env):

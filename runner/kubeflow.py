@@ -164,7 +164,9 @@ def submit(client: Client, package: Path, *, experiment: str, name: str, paramet
     return run_id
 
 
-def follow(client: Client, run_id: str, steps: dict[str, str], listener: TaskListener) -> str:
+def follow(
+    client: Client, run_id: str, steps: dict[str, str], listener: TaskListener, *, poll_seconds: float | None = None
+) -> str:
     """Reports what happens to the run until it has ended; returns its final state, or the last one that was seen.
 
     Args:
@@ -172,6 +174,7 @@ def follow(client: Client, run_id: str, steps: dict[str, str], listener: TaskLis
         run_id: its id.
         steps: name of a task -> name of its step, from `steps_of_tasks`.
         listener: is called.
+        poll_seconds: between two looks; None: `POLL_SECONDS`.
     """
     client.patience_seconds = FOLLOW_PATIENCE_SECONDS
     reported: dict[str, str] = {}
@@ -187,7 +190,7 @@ def follow(client: Client, run_id: str, steps: dict[str, str], listener: TaskLis
             reported[step] = state
         if is_over or run.state in ENDED:
             return run.state
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS if poll_seconds is None else poll_seconds)
 
 
 def terminate(client: Client, run_id: str) -> None:

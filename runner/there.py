@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import shlex
 import tempfile
 import time
@@ -14,17 +15,20 @@ from pathlib import Path
 from pipelines.compiler import check_images_are_pushed
 from pipelines.package import Package
 from posttrain import preflight, report, storage
+from posttrain.config import line
 from posttrain.pages import wording
 from posttrain.step.progress import LEASE_SECONDS
 from posttrain.storage import layout
 from runner import junit, kubeflow
-from runner.exit_codes import PROMOTED
+from runner.exit_codes import ERROR, PROMOTED
 from runner.follow import ClusterWatch, RunRecords, attempts_of
 from runner.parameters import new_run_id
 from runner.request import RunRequest
 from runner.summary import finds_winner_alone, print_start, report_result
 from runner.view import print_pairs, view_of
 
+# What ends a step for good: bad input, a training that diverges, a name that is nowhere. Another run ends the same.
+FINAL = re.compile(r"(ValueError|ValidationError|TypeError|Diverged|FileNotFoundError|PermissionError|ImportError)\b")
 REPORTED = ("outcome", "errors", "steps")  # keys of a result by which it is compared with the one that is stored
 
 logger = logging.getLogger(__name__)
@@ -38,6 +42,7 @@ class Cluster:
     client: kubeflow.Client
     graph: Path
     command: list[str]  # of this process, without what names a run
+    poll_seconds: float  # between two looks at a run
 
     def submit(self, experiment: str | None) -> str:
         """Creates a run and returns its id."""
@@ -56,7 +61,8 @@ class Cluster:
         records = RunRecords(self.request.storage_root, run_id)
         with view_of(self.request.steps) as view:
             watch = ClusterWatch(records, view, attempts_of(package))
-            state = kubeflow.follow(self.client, run_id, kubeflow.steps_of_tasks(package), watch)
+            tasks = kubeflow.steps_of_tasks(package)
+            state = kubeflow.follow(self.client, run_id, tasks, watch, poll_seconds=self.poll_seconds)
             self._await_last_records(watch)
         return state, watch.was_canceled or state == "CANCELED"
 
@@ -64,7 +70,7 @@ class Cluster:
         """Waits for steps that are still being ended: of a run that was terminated they may be saving."""
         until = time.monotonic() + LEASE_SECONDS
         while watch.is_alive and time.monotonic() < until:
-            time.sleep(kubeflow.POLL_SECONDS)
+            time.sleep(self.poll_seconds)
             watch.looked("FAILED")
 
     def places(self, run_id: str) -> dict[str, str]:
@@ -85,13 +91,23 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         if args.stop:
             return stop(cluster, args.stop)
         run_id = args.run_id or cluster.submit(args.experiment)
-        print_start(request, run_id, logs=cluster.client.page(run_id))
-        if args.detach:
-            print_pairs(cluster.places(run_id))
-            return PROMOTED
-        result = follow_to_end(cluster, run_id)
-        junit.write(args.junit, junit.of_run(result))
-        return report_result(result, request)
+        for number in range(1, args.attempts + 1):
+            print_start(request, run_id, logs=cluster.client.page(run_id))
+            if args.detach:
+                print_pairs(cluster.places(run_id))
+                return PROMOTED
+            ended = follow_to_end(cluster, run_id)
+            junit.write(args.junit, junit.of_run(ended.result))
+            exit_code = report_result(ended.result, request)
+            cause = ended.fault if exit_code == ERROR else None
+            if not cause or number == args.attempts:
+                break
+            run_id = cluster.submit(args.experiment)
+            print(
+                f"\nSubmitted again, run {number + 1} of {args.attempts}, which goes on from there: {cause}\n",
+                flush=True,
+            )
+        return exit_code
 
 
 @contextmanager
@@ -110,7 +126,9 @@ def connected(request: RunRequest, args: argparse.Namespace, command: list[str])
         graph = Path(folder, "graph.yaml")
         request.compile(graph)
         client = kubeflow.Client(args.endpoint, namespace=args.namespace, token_file=args.token_file)
-        yield Cluster(request, client, graph, without_run(command))
+        # A run that somebody ends is CANCELING for as little as three seconds, and must not be submitted again.
+        poll_seconds = min(kubeflow.POLL_SECONDS, 2.0) if args.attempts > 1 else kubeflow.POLL_SECONDS
+        yield Cluster(request, client, graph, without_run(command), poll_seconds)
 
 
 def check_readable(storage_root: str) -> None:
@@ -137,12 +155,29 @@ def without_run(command: list[str]) -> list[str]:
 def stop(cluster: Cluster, run_id: str) -> int:
     """Ends a run, waits until it has ended, and reports it."""
     kubeflow.terminate(cluster.client, run_id)
-    report_result(follow_to_end(cluster, run_id), cluster.request)
+    report_result(follow_to_end(cluster, run_id).result, cluster.request)
     return PROMOTED
 
 
-def follow_to_end(cluster: Cluster, run_id: str) -> report.PipelineResult:
-    """Follows the run and returns its result, which is written too if the run could not do that itself."""
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended."""
+
+    result: report.PipelineResult
+    was_canceled: bool
+
+    @property
+    def fault(self) -> str | None:
+        """Why the run failed, if another run may end better: not after a gate's no, a refusal or a divergence."""
+        broken = [step for step in self.result.steps if step.error]
+        is_final = any(line.is_rejection(step.name) or FINAL.match(step.error) for step in broken)
+        if self.result.stopped_by or self.was_canceled or is_final:
+            return None
+        return wording.line(self.result.errors[0]) if self.result.errors else None
+
+
+def follow_to_end(cluster: Cluster, run_id: str) -> Ended:
+    """Follows the run and returns its end. Its result is written too if the run could not do that itself."""
     try:
         state, was_canceled = cluster.follow(run_id)
     except (KeyboardInterrupt, OSError):
@@ -158,7 +193,7 @@ def follow_to_end(cluster: Cluster, run_id: str) -> report.PipelineResult:
         result = result.model_copy(update={"errors": [error, *result.errors]})
     if not is_reported(request.storage_root, collected):
         write_report(request.storage_root, result)
-    return result
+    return Ended(result, was_canceled)
 
 
 def is_reported(storage_root: str, result: report.PipelineResult) -> bool:

@@ -110,6 +110,7 @@ class Kubeflow:
     behaviour: Behaviour = Behaviour()
     execute: Callable[[api.V2beta1Run], Execution] | None = None  # starts a run; None: a run plays the scenes
     scenes: list[Scene] = field(default_factory=list)  # of every run, look by look; the last one stays
+    scenes_of_runs: list[list[Scene]] = field(default_factory=list)  # of the first run, the second, ...; else `scenes`
     faults: dict[str, list[Fault]] = field(default_factory=dict)  # of the next calls of a name
     calls: list[str] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
@@ -189,12 +190,14 @@ class Kubeflow:
         if run_id in self.executions:
             scene = self.executions[run_id].scene()
             return replace(scene, state="CANCELING") if is_canceling else scene
-        scene = self.scenes[min(look if canceled_at is None else canceled_at - 1, len(self.scenes) - 1)]
+        number = list(self.runs).index(run_id)
+        scenes = self.scenes_of_runs[number] if number < len(self.scenes_of_runs) else self.scenes
+        scene = scenes[min(look if canceled_at is None else canceled_at - 1, len(scenes) - 1)]
         if is_canceling:
             return replace(scene, state="CANCELING")
         if canceled_at is not None:
             return scene.terminated(self.behaviour)
-        if look < len(self.scenes):
+        if look < len(scenes):
             scene.happens(run_id)
         return scene
 

@@ -498,6 +498,61 @@ def test_records_that_cannot_be_read_for_a_while_are_told_once(kubeflow, start, 
     assert message.startswith("the records cannot be read, and nothing new is shown: gs://posttrain-test")
 
 
+def lost(root: str, **values) -> Scene:
+    """The end of a run whose training pod was lost, unless `values` of its record say otherwise."""
+
+    def happens(run_id: str) -> None:
+        leave(root, run_id, "preflight", "fetch_model", "prepare_sft_data")
+        judge(root, run_id, "check_sft_data", 0.5)
+        leave(root, run_id, "train_sft", **{"status": "running"} | values)
+
+    return Scene("FAILED", up_to("train-sft", "FAILED"), happens)
+
+
+def test_a_run_that_failed_by_a_fault_is_submitted_again(kubeflow, start, gs_root, capsys):
+    again = promoted(gs_root)[1:]
+    kubeflow.scenes_of_runs = [[lost(gs_root)], again]
+    assert start("--attempts", "3", "--junit", "gates.xml") == exit_codes.PROMOTED
+    assert len(kubeflow.runs) == len({run.display_name for run in kubeflow.runs.values()}) == 2
+    out = capsys.readouterr().out
+    assert re.search(r"Submitted again, run 2 of 3, which goes on from there: the run ended FAILED: http", out)
+    assert not list(ElementTree.parse("gates.xml").iter("error"))
+
+
+def test_it_is_submitted_no_more_often_than_asked(kubeflow, start, gs_root):
+    kubeflow.scenes = [lost(gs_root)]
+    assert start("--attempts", "2") == exit_codes.ERROR
+    assert len(kubeflow.runs) == 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"status": "failed", "error": "ValueError: no rows"},
+        {"status": "failed", "error": "Diverged: diverged at step 3/9: loss nan"},
+    ],
+)
+def test_what_another_run_would_not_mend_is_not_submitted_again(kubeflow, start, gs_root, values):
+    kubeflow.scenes = [lost(gs_root, **values)]
+    assert start("--attempts", "3") == exit_codes.ERROR
+    assert len(kubeflow.runs) == 1
+
+
+def test_neither_is_a_run_that_a_gate_stopped_or_that_somebody_ended(kubeflow, start, gs_root):
+    def stopped(run_id: str) -> None:
+        judge(gs_root, run_id, "check_sft", 9.0)
+        leave(gs_root, run_id, "fetch_model", status="running")
+
+    kubeflow.scenes = [Scene("FAILED", up_to("check-sft"), stopped)]
+    assert start("--attempts", "3") == exit_codes.STOPPED
+    scene = lost(gs_root)
+    kubeflow.scenes = [
+        Scene("RUNNING", scene.tasks, lambda run_id: client.terminate(client.Client(kubeflow.url), run_id))
+    ]
+    assert start("--attempts", "3") == exit_codes.ERROR
+    assert len(kubeflow.runs) == 2
+
+
 def test_a_run_is_stopped_by_its_id(kubeflow, start, gs_root, capsys):
     def interrupt(run_id: str) -> None:
         leave(gs_root, run_id, "fetch_model", status="running")
@@ -592,6 +647,7 @@ def test_what_no_pod_could_read_is_refused_before_anything_is_sent(
         (["--no-such-flag"], "--no-such-flag"),
         (["--namespace", "n"], "give --endpoint URL"),
         (["--stop", "r1"], "give --endpoint URL"),
+        (["--attempts", "2"], "give N from 1, and --endpoint URL"),
         (["--endpoint", "http://localhost", "--fresh"], "--fresh is for this machine"),
         (["--endpoint", "http://localhost", "--detach", "--junit", "gates.xml"], "leave out --detach"),
         (["--endpoint", "http://localhost", "--stop", "r1", "--run-id", "r1"], "give one of them"),
