@@ -53,6 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--experiment", metavar="NAME", help="Kubeflow experiment (default: pipeline_id of the configuration)")
     add("--namespace", metavar="NAME", help="namespace, if Kubeflow has several users")
     add("--token-file", metavar="FILE", help="file with the bearer token (default: $KF_PIPELINES_SA_TOKEN_PATH)")
+    add(
+        "--pipeline-root",
+        metavar="URI",
+        help='keep Kubeflow\'s artifacts here (default: <storage root>/kfp; "": its own)',
+    )
     help_text = "submit the run up to N times in all if it fails by a fault, never after a gate's no (default: 1)"
     add("--attempts", type=int, default=1, metavar="N", help=help_text)
     add("--detach", action="store_true", help="submit the run and exit 0: print its id and page, and do not wait")
@@ -64,8 +69,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line. A flag that would have no effect is an error."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    on_cluster = ("experiment", "namespace", "token_file", "detach", "stop")
-    if not args.endpoint and (given := [f"--{name.replace('_', '-')}" for name in on_cluster if getattr(args, name)]):
+    on_cluster = ("experiment", "namespace", "token_file", "detach", "stop", "pipeline_root")
+    given = [f"--{name.replace('_', '-')}" for name in on_cluster if getattr(args, name) not in (None, False)]
+    if given and not args.endpoint:
         parser.error(f"{', '.join(given)}: for a cluster: give --endpoint URL too")
     if sum(map(bool, (args.run_id and args.endpoint, args.detach, args.stop))) > 1:
         parser.error("--run-id follows a run, --stop ends one, --detach submits one and leaves: give one of them")

@@ -143,7 +143,15 @@ class Client(kfp.Client):
         return ConnectionError(text) if _may_pass(error) or isinstance(error, HTTPError) else ValueError(text)
 
 
-def submit(client: Client, package: Path, *, experiment: str, name: str, parameters: dict[str, Any]) -> str:
+def submit(
+    client: Client,
+    package: Path,
+    *,
+    experiment: str,
+    name: str,
+    parameters: dict[str, Any],
+    pipeline_root: str | None = None,
+) -> str:
     """Creates a run of the package in an experiment, which is created if necessary; returns the run's id.
 
     The name must be new: a run whose creation got no answer is found by it.
@@ -157,7 +165,9 @@ def submit(client: Client, package: Path, *, experiment: str, name: str, paramet
             created = client.list_runs(
                 experiment_id=group.experiment_id, filter=json.dumps({"predicates": [predicate]})
             ).runs
-            return created[0] if created else client.run_pipeline(group.experiment_id, name, str(package), parameters)
+            if created:
+                return created[0]
+            return client.run_pipeline(group.experiment_id, name, str(package), parameters, pipeline_root=pipeline_root)
 
         run_id = client.ask(create).run_id
     check_is_kubeflow(client, run_id)

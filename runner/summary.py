@@ -66,7 +66,7 @@ def exit_code(result: report.PipelineResult) -> int:
     return STOPPED if result.stopped_by else ERROR
 
 
-def print_start(request: RunRequest, run_id: str, *, logs: Path | str) -> None:
+def print_start(request: RunRequest, run_id: str, *, logs: Path | str, artifacts: str | None = None) -> None:
     """Prints what is about to run, on what, and where it goes."""
     config, parameters, stages = request.config, request.parameters, request.config.stages
     num_gates = sum(map(is_gate, request.steps))
@@ -79,6 +79,7 @@ def print_start(request: RunRequest, run_id: str, *, logs: Path | str) -> None:
         "Overrides": json.dumps(parameters["overrides"]) if parameters["overrides"] else None,
         "Publishes to": layout.versions(request.storage_root, config.publish_root, parameters["model_name"]),
         "Storage": request.storage_root,
+        "Artifacts": artifacts,
         "Logs": logs,
         "Steps": f"{len(request.steps)}, including {num_gates} gates",
     }

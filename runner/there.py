@@ -29,6 +29,9 @@ from runner.view import print_pairs, view_of
 
 # What ends a step for good: bad input, a training that diverges, a name that is nowhere. Another run ends the same.
 FINAL = re.compile(r"(ValueError|ValidationError|TypeError|Diverged|FileNotFoundError|PermissionError|ImportError)\b")
+ARTIFACTS = "kfp"  # folder below the storage root
+SMALL_ROOT = "where the installation keeps those of all runs, often on a disk of 20 GiB: look that the models fit"
+PIPELINE_ROOTS = ("gs://", "s3://", "minio://")
 REPORTED = ("outcome", "errors", "steps")  # keys of a result by which it is compared with the one that is stored
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class Cluster:
     graph: Path
     command: list[str]  # of this process, without what names a run
     poll_seconds: float  # between two looks at a run
+    pipeline_root: str | None  # where Kubeflow keeps the artifacts; None: where the installation says
 
     def submit(self, experiment: str | None) -> str:
         """Creates a run and returns its id."""
@@ -53,6 +57,7 @@ class Cluster:
             experiment=experiment or config.pipeline_id,
             name=f"{config.pipeline_id} {new_run_id(self.request.storage_root, None)}",
             parameters=self.request.parameters,
+            pipeline_root=self.pipeline_root,
         )
 
     def follow(self, run_id: str) -> tuple[str, bool]:
@@ -92,7 +97,8 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
             return stop(cluster, args.stop)
         run_id = args.run_id or cluster.submit(args.experiment)
         for number in range(1, args.attempts + 1):
-            print_start(request, run_id, logs=cluster.client.page(run_id))
+            artifacts = cluster.pipeline_root or SMALL_ROOT
+            print_start(request, run_id, logs=cluster.client.page(run_id), artifacts=artifacts)
             if args.detach:
                 print_pairs(cluster.places(run_id))
                 return PROMOTED
@@ -120,6 +126,7 @@ def connected(request: RunRequest, args: argparse.Namespace, command: list[str])
     if not (args.run_id or args.stop):
         check_images_are_pushed()
         preflight.check_for_cluster(request.config, request.parameters)
+    pipeline_root = pipeline_root_of(request.storage_root, args.pipeline_root)
     if not args.detach:
         check_readable(request.storage_root)
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +135,21 @@ def connected(request: RunRequest, args: argparse.Namespace, command: list[str])
         client = kubeflow.Client(args.endpoint, namespace=args.namespace, token_file=args.token_file)
         # A run that somebody ends is CANCELING for as little as three seconds, and must not be submitted again.
         poll_seconds = min(kubeflow.POLL_SECONDS, 2.0) if args.attempts > 1 else kubeflow.POLL_SECONDS
-        yield Cluster(request, client, graph, without_run(command), poll_seconds)
+        yield Cluster(request, client, graph, without_run(command), poll_seconds, pipeline_root)
+
+
+def pipeline_root_of(storage_root: str, wanted: str | None) -> str | None:
+    """Returns where the artifacts of a run go, or None for the default of the installation.
+
+    Raises:
+        ValueError: Kubeflow has no such kind of storage.
+    """
+    if wanted is None:
+        return storage.join(storage_root, ARTIFACTS)
+    if wanted and not wanted.startswith(PIPELINE_ROOTS):
+        known = ", ".join(PIPELINE_ROOTS)
+        raise ValueError(f'--pipeline-root {wanted!r}: give an address with {known}, or "" for the installation\'s own')
+    return wanted.rstrip("/") or None
 
 
 def check_readable(storage_root: str) -> None:

@@ -194,6 +194,21 @@ def test_a_promoted_run(kubeflow, start, gs_root, capsys):
     assert ":local" not in json.dumps(run.pipeline_spec)
 
 
+@pytest.mark.parametrize(
+    ("more", "root", "told"),
+    [
+        ([], "{storage}/kfp", "{storage}/kfp"),
+        (["--pipeline-root", "s3://other/place/"], "s3://other/place", "s3://other/place"),
+        (["--pipeline-root", ""], None, "where the installation keeps those of all runs, often on a disk of 20 GiB"),
+    ],
+)
+def test_artifacts_go_where_there_is_room(kubeflow, start, gs_root, capsys, more, root, told):
+    assert start("--detach", *more) == 0
+    (run,) = kubeflow.runs.values()
+    assert run.runtime_config.pipeline_root == (root and root.format(storage=gs_root))
+    assert value(capsys.readouterr().out, "Artifacts").startswith(told.format(storage=gs_root))
+
+
 SWEEP = {"space": {"sft.lora_r": [8, 16]}, "parallelism": 2, "continue_with_best": False}
 
 
@@ -628,6 +643,7 @@ def test_images_that_are_only_here_are_refused(kubeflow, start, capsys, monkeypa
         (["--set", "validation.red_team_prompts=r.jsonl"], "validation.red_team_prompts='{here}/r.jsonl': on this"),
         (["--base-model", "./a", "--storage-root", "b"], "base_model='{here}/a', storage_root='{here}/b': on this"),
         (["--sft-dataset", "gs://elsewhere/sft.jsonl"], "none of the allowed prefixes"),
+        (["--pipeline-root", "file:///tmp"], "give an address with gs://, s3://, minio://"),
         (["--set", 'sft_dataset=""'], "sft_dataset is empty; set it with --sft-dataset"),
     ],
 )
