@@ -100,7 +100,7 @@ def read_chain(storage_root: str, run_id: str, sha256: str, settings: PublishSte
     values = settings.model_dump(mode="json")
     bound = {"config": values, "inputs": {"model": sha256}, "code": code_of(__spec__.name, config=values)}
     end = Link(step=STEP, fingerprint=fingerprint(STEP, **bound), outputs={}, **bound)
-    chain = provenance.trace(records.read_records(storage_root, run_id), run_id=run_id, end=end)
+    chain = provenance.trace(records.read_records(storage_root, run_id, is_proof=True), run_id=run_id, end=end)
     if faults := provenance.faults(chain):
         raise ValueError(" | ".join(faults))
     return chain

@@ -21,7 +21,7 @@ from posttrain.pages import wording
 from posttrain.step import digests, provenance, run
 from posttrain.step.provenance import Link, Provenance
 from posttrain.step.published import MANIFEST, PROVENANCE, Manifest, read
-from posttrain.step.records import RECORD, StepRecord, read_records
+from posttrain.step.records import RECORD, parse_record, read_records
 from posttrain.storage import layout
 from posttrain.weights.folder import source_digest
 
@@ -63,7 +63,7 @@ def verify(
 
 def record_faults(chain: Provenance, storage_root: str, *, manifest_sha256: str) -> list[str]:
     """Checks that the run record agrees with every link, and that a receipt names exactly this manifest."""
-    faults, records = [], read_records(storage_root, chain.run_id)
+    faults, records = [], read_records(storage_root, chain.run_id, is_proof=True)
     *links, end = chain.links
     for link in links:
         attempts = [Link.of(done) for done in records if done.step == link.step and done.status in provenance.DONE]
@@ -110,7 +110,12 @@ def _receipts(storage_root: str, run_id: str, step: str) -> Iterator[str]:
     matches = {name: RECORD.fullmatch(name.partition("/")[2]) for name in storage.list_files(runs)}
     names = [name for name, match in matches.items() if match and match["step"] == step]
     for name in sorted(names, key=lambda name: not name.startswith(f"{run_id}/")):
-        done = StepRecord.model_validate_json(storage.read_bytes(storage.join(runs, name)))
+        uri = storage.join(runs, name)
+        try:
+            done = parse_record(uri, storage.read_bytes(uri), run=name.partition("/")[0])
+        except ValueError as error:
+            logger.warning("skipped: %s", error)
+            continue
         yield done.measured.get("manifest_sha256", "")
 
 

@@ -148,7 +148,8 @@ def faults(chain: Provenance) -> list[str]:
 
 def _last_verdicts(records: list[StepRecord]) -> list[StepRecord]:
     """Drops the records of gates that judged again later."""
-    last = {done.step: done for done in records if done.verdict}
+    verdicts = sorted((done for done in records if done.verdict), key=lambda done: done.attempt)  # never by clock
+    last = {done.step: done for done in verdicts}
     return [done for done in records if not done.verdict or done is last[done.step]]
 
 

@@ -1,11 +1,13 @@
 """The run record: one JSON file per attempt of a step, `<storage_root>/runs/<run id>/<step>.<attempt>.json`."""
 
+import logging
 import re
 from collections.abc import Container
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from posttrain import storage
 from posttrain.step.code import Code
@@ -13,9 +15,11 @@ from posttrain.step.progress import LEASE_SECONDS, Progress
 from posttrain.storage import layout
 from posttrain.verdict import Verdict
 
-RECORD = re.compile(r"(?P<step>[^/]+)\.\d+\.json")  # name of a record's file
+RECORD = re.compile(r"(?P<step>[^/]+)\.(?P<attempt>\d+)\.json")  # name of a record's file
 # running: stays in the record of a step that was killed. unfinished: the next attempt continues it.
 Status = Literal["running", "succeeded", "reused", "failed", "unfinished"]
+
+logger = logging.getLogger(__name__)
 
 
 class StepRecord(BaseModel):
@@ -78,17 +82,65 @@ def _name(storage_root: str, record: StepRecord) -> str:
 
 
 def read_records(
-    storage_root: str, run: str, *, of: Container[str] | None = None, ended: dict[str, StepRecord] | None = None
+    storage_root: str,
+    run: str,
+    *,
+    of: Container[str] | None = None,
+    ended: dict[str, StepRecord] | None = None,
+    is_proof: bool = False,
 ) -> list[StepRecord]:
-    """Reads the records of a run, or of the steps in `of`, sorted by start.
+    """Reads the records of a run, or of the steps in `of`, sorted by start; attempts of a step by their number.
 
-    `ended` are records by the name of their file that are not read again, because their attempt is over; it is filled.
+    A file that is no record, because it is damaged or somebody else's, is left out with a warning.
+
+    Args:
+        ended: records by the name of their file that are not read again, because their attempt is over; it is filled.
+        is_proof: something is published or verified by these records: a damaged one may be a gate's that stopped the
+            run, and is an error.
+
+    Raises:
+        ValueError: with `is_proof`, a file with the name of a record is none.
     """
     folder, ended = layout.runs(storage_root, run), {} if ended is None else ended
     matches = {name: RECORD.fullmatch(name) for name in storage.list_files(folder)}
     names = [name for name, match in matches.items() if match and (of is None or match["step"] in of)]
-    new = {name: storage.read_bytes(storage.join(folder, name)) for name in names if name not in ended}
-    read = {name: StepRecord.model_validate_json(text) for name, text in new.items()}
-    records = [ended.get(name) or read[name] for name in names]
-    ended |= {name: record for name, record in read.items() if record.status != "running"}
-    return sorted(records, key=lambda record: (record.started_at, record.step, record.attempt))
+    records = []
+    for name in names:
+        uri = storage.join(folder, name)
+        try:
+            record = ended.get(name) or parse_record(uri, storage.read_bytes(uri), run=run)
+        except ValueError as error:
+            if is_proof:
+                raise
+            logger.warning("skipped: %s", error)
+            continue
+        records.append(record)
+        if record.status != "running":
+            ended[name] = record
+    return _in_order(records)
+
+
+def parse_record(uri: str, content: bytes, *, run: str) -> StepRecord:
+    """Parses the content of a record's file; ValueError if it is damaged, or not the record that its name says."""
+    try:
+        record = StepRecord.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if content else "is empty"
+        raise ValueError(f"{uri}: is not a record: {problem}; remove it, and run again what it recorded") from None
+    name = f"{record.step}.{record.attempt}.json"
+    if (record.run_id, name) != (run, uri.rpartition("/")[2]):
+        raise ValueError(f"{uri}: is the record {name} of run {record.run_id}; remove it, or put it back where it was")
+    return record
+
+
+def _in_order(records: list[StepRecord]) -> list[StepRecord]:
+    """Sorts by start, but never an attempt before an earlier one of its step: clocks differ between machines."""
+    keys: dict[tuple[str, int], tuple[str, str, int]] = {}
+    for step in {record.step for record in records}:
+        attempts = sorted((record for record in records if record.step == step), key=lambda record: record.attempt)
+        starts = accumulate((record.started_at for record in attempts), max)
+        keys |= {
+            (step, done.attempt): (start, step, done.attempt) for done, start in zip(attempts, starts, strict=True)
+        }
+    return sorted(records, key=lambda record: keys[record.step, record.attempt])

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from posttrain import storage
 from posttrain.step.digests import digest, file_digests, folder_digest
@@ -34,7 +34,13 @@ def read_outputs(running: Running, outputs: dict[str, str], measured: dict[str, 
 def finished(storage_root: str, step: str, fingerprint: str) -> Result | None:
     """Returns the finished result of a step under this fingerprint, from any run, or None."""
     receipt = _receipt(storage_root, step, fingerprint)
-    return Result.model_validate_json(storage.read_bytes(receipt)) if storage.exists(receipt) else None
+    try:
+        return Result.model_validate_json(storage.read_bytes(receipt))
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        logger.warning("%s: is damaged, so there is no finished result; the step makes it again", receipt)
+        return None
 
 
 def _receipt(storage_root: str, step: str, fingerprint: str) -> str:
@@ -46,6 +52,7 @@ def reuse(running: Running, outputs: dict[str, str]) -> Result | None:
     key = (running.storage_root, running.step, running.fingerprint)
     result = finished(*key)
     if result is None:
+        _remove_damaged(_receipt(*key))
         return None
     try:
         for name, path in outputs.items():
@@ -57,9 +64,21 @@ def reuse(running: Running, outputs: dict[str, str]) -> Result | None:
         )
         if finished(*key) == result:  # nobody has made it again meanwhile
             storage.remove(_receipt(*key))
+        for path in outputs.values():  # the step makes it in an empty place, as if nothing had been brought
+            storage.remove(path)
         return None
     logger.info("%s: reused the finished result %s", running.step, result.kept)
     return result
+
+
+def _remove_damaged(receipt: str) -> None:
+    """Removes a receipt that cannot be read, which would keep the next result from being found."""
+    try:
+        Result.model_validate_json(storage.read_bytes(receipt))
+    except FileNotFoundError:
+        return
+    except ValidationError:
+        storage.remove(receipt)
 
 
 def keep(running: Running, outputs: dict[str, str], measured: dict[str, Any], *, reusable: bool = True) -> Result:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from posttrain.storage import transfer
 from posttrain.storage.address import Uri, is_remote, join, local_path, place, scheme
-from posttrain.storage.local import Local, temporary
+from posttrain.storage.local import Local, sync, temporary
 from posttrain.storage.store import Store
 
 Digests = dict[str, str]  # relative name of a file -> SHA-256 of the bytes sent or received
@@ -98,7 +98,7 @@ def upload_folder(path: Uri, uri: Uri) -> Digests:
         raise FileNotFoundError(f"{path}: no files to upload to {uri}")
     label = f"upload to {uri}"
     if not is_remote(uri):
-        return _fetch_folder(Local(), os.fspath(path), sizes, local_path(uri), label=label)
+        return _fetch_folder(Local(), os.fspath(path), sizes, local_path(uri), label=label, is_kept=True)
     store, uri = _store(uri)
 
     def send(names: list[str]) -> list[str]:
@@ -158,9 +158,12 @@ def _store(uri: Uri) -> tuple[Store, str]:
     return Local(), uri
 
 
-def _fetch_folder(store: Store, uri: str, sizes: dict[str, int | None], path: Path, *, label: str) -> Digests:
+def _fetch_folder(
+    store: Store, uri: str, sizes: dict[str, int | None], path: Path, *, label: str, is_kept: bool = False
+) -> Digests:
+    """Copies files to a local folder; one that is kept for later runs is on the disk before it gets its name."""
     sources = {name: join(uri, name) for name in sizes}
-    with _staged_folder(path) as stage:
+    with _staged_folder(path, is_kept=is_kept) as stage:
 
         def fetch(names: list[str]) -> list[str]:
             return _get(store, [(sources[name], stage / name, sizes[name]) for name in names])
@@ -209,7 +212,7 @@ def _get(store: Store, files: list[tuple[str, Path, int | None]]) -> list[str]:
 
 
 @contextmanager
-def _staged_folder(target: Path) -> Iterator[Path]:
+def _staged_folder(target: Path, *, is_kept: bool) -> Iterator[Path]:
     """Makes a folder whose files move to `target` if the block succeeds.
 
     It is beside `target`, or inside it if that exists (perhaps as a mount), so that both are on one file system.
@@ -218,7 +221,13 @@ def _staged_folder(target: Path) -> Iterator[Path]:
     stage.mkdir(parents=True)
     try:
         yield stage
+        if is_kept:
+            for path in (*stage.rglob("*"), stage):
+                sync(path)
         _move(stage, target)
+        if is_kept:
+            for folder in {target, target.parent, *(path for path in target.rglob("*") if path.is_dir())}:
+                sync(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -1,5 +1,8 @@
 """Plain paths and `file://`: files are written under a temporary name and renamed, so that none is seen half-written.
 
+A rename, and what it names, is on the disk before the call returns: after a power loss no COMPLETE.json is empty, nor
+names files that are.
+
 Temporary names (`.<32 hex digits>.part`), which a killed process may leave behind, are never listed.
 """
 
@@ -43,6 +46,15 @@ def check_links(folder: Path) -> None:
                 raise ValueError(f"{path}: is a link that leads out of {folder}; {remedy}")
 
 
+def sync(path: Path) -> None:
+    """Has the disk keep a file, or the names in a folder, before anything is written that relies on them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Local:
     """The store of local files. It repeats nothing and checks no checksums: a disk reports its own failures."""
 
@@ -57,8 +69,10 @@ class Local:
         stage = temporary(target.parent)
         try:
             stage.write_bytes(data)
+            sync(stage)
             # A link, unlike a rename, fails where the name is taken.
             target.hardlink_to(stage) if if_absent else stage.replace(target)
+            sync(target.parent)
         except FileExistsError:
             # On NFS the answer to a link can get lost, and the repeated request finds the link that was made.
             if not target.exists() or not target.samefile(stage):
@@ -92,7 +106,9 @@ class Local:
             stage = temporary(target.parent)
             try:
                 sha256 = hashing.copy(path, stage)
+                sync(stage)
                 stage.replace(target)
+                sync(target.parent)
                 return sha256
             finally:
                 stage.unlink(missing_ok=True)

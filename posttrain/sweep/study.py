@@ -8,13 +8,18 @@ of its trials, and never mixes with another one. Each file is written by one tri
 """
 
 import json
+import logging
 from dataclasses import dataclass
+
+from pydantic import ValidationError
 
 from posttrain import storage
 from posttrain.config.sweep import Rung, Settings, SweepConfig
 from posttrain.storage import layout
 from posttrain.sweep import sampling
 from posttrain.sweep.ranking import NOT_PROMOTED, Candidate, ranked
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,12 @@ class Study:
             running = [self._read(name) for name in self.sweep.trials if self._runs(name)]
             settings = sampling.settings_of(self.sweep, trial, ended=self.ended(self.sweep.rungs[0]), running=running)
             storage.write_bytes(uri, json.dumps(settings, indent=2).encode())
-        return json.loads(storage.read_bytes(uri))
+        return self._read(trial)
 
     def ended(self, rung: Rung) -> list[Candidate]:
         """Returns the candidates of a rung that have ended, whatever their status."""
         uris = (self.uri_of(slot) for slot in self.sweep.slots(rung))
-        return [Candidate.model_validate_json(storage.read_bytes(uri)) for uri in uris if storage.exists(uri)]
+        return [candidate for uri in uris if (candidate := _read_candidate(uri))]
 
     def promoted(self, rung: Rung) -> list[Candidate]:
         """Returns the candidates of the rung before that go on in this one, the best first."""
@@ -78,4 +83,20 @@ class Study:
         return has_begun and not storage.exists(self.uri_of(trial))
 
     def _read(self, trial: str) -> Settings:
-        return json.loads(storage.read_bytes(storage.join(self.root, f"{trial}.settings.json")))
+        uri = storage.join(self.root, f"{trial}.settings.json")
+        try:
+            return json.loads(storage.read_bytes(uri))
+        except ValueError:
+            remedy = "remove it, and the trial starts again with settings of its own"
+            raise ValueError(f"{uri}: is damaged, so the settings of {trial} are not known; {remedy}") from None
+
+
+def _read_candidate(uri: str) -> Candidate | None:
+    """Reads the result of a trial; None if there is none. A damaged one counts as none, with a warning."""
+    try:
+        return Candidate.model_validate_json(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        logger.warning("%s: is damaged, so this trial has no result", uri)
+        return None

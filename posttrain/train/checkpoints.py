@@ -124,9 +124,12 @@ class Checkpoints:
     def refuse_if_diverged(self) -> None:
         """Raises Diverged, with the original message, if this run has diverged before."""
         if storage.exists(self._diverged):
-            divergence = json.loads(storage.read_bytes(self._diverged))
             logger.error("this run has diverged before: start a new run, or remove %s", self._diverged)
-            raise Diverged(divergence["message"])
+            try:
+                message = json.loads(storage.read_bytes(self._diverged))["message"]
+            except (ValueError, KeyError, TypeError):
+                message = f"{self._diverged}: is damaged, so it does not say at which step the run diverged"
+            raise Diverged(message)
 
     def write_divergence(self, message: str, **numbers) -> None:
         """Writes DIVERGED.json, which makes every retry of this run fail at once."""

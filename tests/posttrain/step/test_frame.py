@@ -53,6 +53,33 @@ def test_a_finished_result_is_reused_by_content(step, tmp_path, args):
     assert [r.status for r in records.read_records(args.storage_root, "run-1")] == ["succeeded", "reused"]
 
 
+def test_a_damaged_result_leaves_nothing_where_it_is_made_again(step, tmp_path, args):
+    first, _ = step()
+    Path(args.storage_root, first.kept, "model", "weights").write_text("garbage")
+    (tmp_path / "out.txt").unlink()
+    (tmp_path / "model" / "weights").unlink()
+    (tmp_path / "model").rmdir()
+
+    def work(_):
+        assert not (tmp_path / "model").exists() and not (tmp_path / "out.txt").exists()
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "weights").write_text("weights")
+        (tmp_path / "out.txt").write_text("output")
+        return {"loss": 0.5}
+
+    assert step(work=work)[0].outputs == first.outputs
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_receipt_is_no_result_and_the_next_one_is_found(content, step, args, caplog):
+    step()
+    (receipt,) = Path(args.storage_root).glob("results/train_sft/*/COMPLETE.json")
+    receipt.write_text(content)
+    assert step()[1] == 1
+    assert f"{receipt}: is damaged" in caplog.text
+    assert step()[1] == 0
+
+
 def test_work_is_given_a_value_and_the_command_line_stays_as_it_was(step, args, tmp_path):
     parsed = dict(vars(args))
     seen = []

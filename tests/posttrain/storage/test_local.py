@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,28 @@ def test_writer_whose_answer_got_lost_has_won(tmp_path: Path, monkeypatch: pytes
         storage.write_bytes(tmp_path / "COMPLETE.json", b"theirs", if_absent=True)
     assert storage.read_bytes(tmp_path / "COMPLETE.json") == b"ours"
     assert storage.list_files(tmp_path) == ["COMPLETE.json"]
+
+
+def test_what_has_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes first, then the name, then the folder that has the name."""
+    events, fsync = [], os.fsync
+
+    def synced(descriptor: int) -> None:
+        events.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "weights").write_bytes(b"w")
+    storage.write_bytes(tmp_path / "a" / "COMPLETE.json", b"{}", if_absent=True)
+    storage.write_bytes(tmp_path / "b" / "record.json", b"{}")
+    storage.upload_file(tmp_path / "source" / "weights", tmp_path / "c" / "weights")
+    for folder in ("a", "b", "c"):
+        stage, named = (event for event in events if event.is_relative_to(tmp_path / folder))
+        assert (stage.suffix, named) == (".part", tmp_path / folder)
+    events.clear()
+    storage.upload_folder(tmp_path / "source", tmp_path / "kept" / "model")
+    weights, stage, *named = events
+    assert (weights.name, weights.parent) == ("weights", stage)
+    assert stage.suffix == ".part"
+    assert set(named) == {tmp_path / "kept" / "model", tmp_path / "kept"}

@@ -1,0 +1,50 @@
+"""Files in a run's record: in which order they are read, and what happens to those that are none."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from posttrain.step.provenance import trace
+from posttrain.step.records import StepRecord, read_records, write_record
+from tests.posttrain.step.test_provenance import END
+
+
+def record(root: Path, *, step: str = "check_merge", started_at: str = "2026-01-01T12:00", **more) -> StepRecord:
+    values = {"config": {}, "inputs": {"m": "aligned"}, "outputs": {"verdict": "v"}, "measured": {}, "seconds": 1.0}
+    values |= {"run_id": "r", "status": "succeeded", "attempt": 1, "fingerprint": "f"} | more
+    return write_record(str(root), StepRecord(step=step, started_at=started_at, **values))
+
+
+STRAY = {"check_merge.2.json": "", "notes.1.json": "{}", "check_data.1.json": "[1"}
+
+
+@pytest.mark.parametrize("name", STRAY)
+def test_a_file_that_is_no_record_is_left_out_with_a_warning_but_proves_nothing(name, tmp_path, caplog):
+    record(tmp_path)
+    Path(tmp_path, "runs/r", name).write_text(STRAY[name])
+    assert [done.step for done in read_records(str(tmp_path), "r")] == ["check_merge"]
+    assert f"skipped: {tmp_path}/runs/r/{name}: is not a record" in caplog.text
+    with pytest.raises(ValueError, match=rf"{name}: is not a record: .*; remove it, and run again what it recorded"):
+        read_records(str(tmp_path), "r", is_proof=True)
+
+
+@pytest.mark.parametrize("change", [{"step": "check_data"}, {"attempt": 2}, {"run_id": "another"}])
+def test_a_record_under_another_name_or_of_another_run_is_none(change, tmp_path):
+    record(tmp_path)
+    file = Path(tmp_path, "runs/r/check_merge.1.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert read_records(str(tmp_path), "r") == []
+    with pytest.raises(ValueError, match=r"check_merge\.1\.json: is the record .* of run "):
+        read_records(str(tmp_path), "r", is_proof=True)
+
+
+def test_attempts_are_in_the_order_of_their_numbers_whatever_the_clocks_say(tmp_path):
+    record(tmp_path, verdict={"passed": True})
+    record(tmp_path, step="merge", outputs={"m": "aligned"}, started_at="2026-01-01T11:30")
+    record(tmp_path, verdict={"passed": False}, started_at="2026-01-01T11:00")  # judged again, by a slow clock
+    records = read_records(str(tmp_path), "r")
+    assert [(done.step, done.attempt) for done in records] == [("merge", 1), ("check_merge", 1), ("check_merge", 2)]
+    for order in (records, records[::-1]):
+        (gate,) = (link for link in trace(order, run_id="r", end=END).links if link.verdict)
+        assert gate.verdict == {"passed": False}
