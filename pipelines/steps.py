@@ -9,8 +9,9 @@ from kfp import dsl
 
 from pipelines.resources import place
 from posttrain import config as c
+from posttrain.config.cards import memory_gb
 from posttrain.config.evidence import Evidence
-from posttrain.config.line import LINE, Step, is_gate, step_of
+from posttrain.config.line import LINE, TRAININGS, Step, is_gate, step_of
 from posttrain.config.placement import TOKEN_ENV, UPLOAD_TOKEN_ENV, ConfigMapEnv, Placement, SecretEnv, num_bytes
 
 TIMEOUT_MINUTES = 60  # for a step that belongs to no stage
@@ -164,6 +165,8 @@ class Steps:
         values["num_gpus"] = {
             name: placements.of(name).accelerator_count for name in names if step_of(name).pool == "gpu"
         }
+        sizes = {name: memory_gb(placements.of(name)) for name in names if name in TRAININGS}
+        values["gpu_memory_gb"] = {name: size for name, size in sizes.items() if size}
         values |= self._gates() if step.section is c.PublishStep else {}
         values |= {"sources": self._sources()} if step.section is c.PreflightStep else {}
         for name, field in step.section.model_fields.items():

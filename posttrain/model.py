@@ -5,6 +5,7 @@ commit and digest
 """
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from posttrain import config, storage
 from posttrain.step import frame, kfp_io
@@ -100,6 +102,15 @@ def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
         _check_config(base_model, read_json(folder / "config.json"))
         _check_tokenizer(folder, source=base_model)
     return weights_size(base_model, repo.sizes)
+
+
+def read_config(base_model: str) -> dict[str, Any]:
+    """Returns the content of the model's config.json, wherever the model is."""
+    if storage.kind(base_model) != "hub":
+        return json.loads(storage.read_bytes(storage.join(base_model, "config.json")))
+    with hub.errors("base_model", base_model, otherwise="folder"), tempfile.TemporaryDirectory() as temporary:
+        _find_repo(base_model, Path(temporary)).download(["config.json"], Path(temporary))
+        return read_json(Path(temporary, "config.json"))
 
 
 def _from_storage(uri: str, folder: Path) -> tuple[str, str, Digests]:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import data, model, storage
-from posttrain.config import PipelineConfig, PreflightStep, parse_step
+from posttrain.config import LoraTraining, PipelineConfig, PreflightStep, parse_step
+from posttrain.config.line import TRAININGS
 from posttrain.config.placement import SECRETS_FOLDER
 from posttrain.pages import wording
 from posttrain.rows import prompts
@@ -27,6 +28,7 @@ from posttrain.rows.held_out import Prompts, supplies
 from posttrain.step import frame, kfp_io, run
 from posttrain.step.running import Running
 from posttrain.storage import hub
+from posttrain.train import memory
 from posttrain.weights.folder import check_model_folder, weights_size
 
 DATASETS = {"sft_dataset": "sft", "preference_dataset": "preference"}  # parameter -> kind of rows
@@ -222,6 +224,22 @@ def check_tasks(uri: str, config: Config, *, name: str) -> None:
         raise ValueError(f"{name}: {uri!r} has no YAML file; give the folder with the tasks' YAML files and their data")
 
 
+def memory_warnings(step: PreflightStep, base_model: str) -> list[str]:
+    """Lists the trainings that will not fit a GPU of their placement, where that says which GPU it is."""
+    if not step.gpu_memory_gb:
+        return []
+    shape = memory.Shape.of(model.read_config(base_model))
+    warnings = []
+    for name, size in step.gpu_memory_gb.items() if shape else ():
+        config: LoraTraining = getattr(step, TRAININGS[name])
+        needed = memory.estimate(
+            shape, config, num_ranks=step.num_gpus[name], checkpointing=config.gradient_checkpointing is not False
+        )
+        if needed.total > step.gpu_memory_fraction * size * 1e9:
+            warnings.append(f"{name}: {memory.too_small(needed, config, section=TRAININGS[name], card_gb=size)}")
+    return warnings
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--base-model", required=True, help="org/name[@revision], gs://, s3:// or a folder")
@@ -238,6 +256,9 @@ def main(argv: list[str] | None = None) -> None:
         logger.warning("%s: its placement has no GPU, so it will run on the CPU", name)
     # Before the record is begun: if the storage is not writable, nothing else would be reported.
     problems = findings(step, vars(args), disk=kfp_io.output_folder(args.executor_input))
+
+    for warning in [] if problems else memory_warnings(step, args.base_model):
+        logger.warning("%s", warning)
 
     def work(_: Running) -> dict[str, Any]:
         refuse(problems)

@@ -84,6 +84,10 @@ class PreflightStep(StepSection):
     hub_repo_id: str | None = None
     num_gpus: dict[str, int] = {}  # step that can use a GPU -> number of GPUs in its placement
     sources: dict[str, str] = {}  # variable of its pod -> secret or config map that it comes from, of any step
+    gpu_memory_gb: dict[str, float] = {}  # training -> gigabytes of one of its GPUs, if its placement says so
+    gpu_memory_fraction: float = 1.0
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
     evidence: Evidence = Evidence()  # what the gates need of the data
 
     @property

@@ -149,3 +149,18 @@ def _head(shape: Shape, config: LoraTraining, num_tokens: int) -> float:
     if isinstance(config, DpoConfig):
         return states + DPO_CHUNK[0] * DPO_CHUNK[1] * (HALF + 3 * SINGLE)
     return states + SFT_CHUNK * shape.vocabulary * (HALF + 4 * SINGLE)
+
+
+def too_small(needed: Estimate, config: LoraTraining, *, section: str, card_gb: float) -> str:
+    """Says that a GPU is too small, for what, and what to change."""
+    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in asdict(needed).items())
+    remedies = [f"{section}.batch_size (now {config.batch_size})", f"max_seq_length (now {config.max_seq_length})"]
+    remedy = "lower " + " or ".join(remedies)
+    if config.gradient_checkpointing is False:
+        remedy += f", turn {section}.gradient_checkpointing on"
+    if isinstance(config, SftConfig) and not config.load_in_4bit:
+        remedy += f", set {section}.load_in_4bit"
+    return (
+        f"it will take about {needed.total / 1e9:.0f} GB of a GPU's {card_gb:.0f} GB ({parts}): {remedy}, "
+        "or choose a larger GPU"
+    )
