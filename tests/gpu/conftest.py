@@ -47,10 +47,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory, task_api_files: Path) -> Rows
 
 
 @pytest.fixture(scope="session")
-def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a model whose activations take hundreds of megabytes. Read only."""
-    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8}
-    return build_tiny_model(tmp_path_factory.mktemp("wide") / "model", seed=0, **shape)
+def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model whose activations take far more memory than its weights. Read only."""
+    shape = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 32, "num_attention_heads": 8}
+    return build_tiny_model(tmp_path_factory.mktemp("deep") / "model", seed=0, **shape)
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,14 @@ def test_dpo_starts_from_its_reference(tiny_model, rows, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_training_gives_the_same_bytes_twice(tiny_model, rows, tmp_path, kind):
+    """Without this, no resume could: kernels that add in any order would show here."""
+    metrics = [train(kind, tiny_model, rows, tmp_path / name) for name in ("one", "other")]
+    assert largest_difference(tmp_path / "one", tmp_path / "other") == 0
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_killed_and_resumed_gives_the_same_bytes(tiny_model, rows, tmp_path, monkeypatch, caplog, kind):
     """With dropout, whose random numbers come from the GPU's own generator."""
 
@@ -65,12 +73,20 @@ def test_killed_and_resumed_gives_the_same_bytes(tiny_model, rows, tmp_path, mon
         with pytest.raises(Killed):
             train(kind, tiny_model, rows, tmp_path / "killed")
     with caplog.at_level("INFO"):
-        assert train(kind, tiny_model, rows, tmp_path / "killed") == whole
+        resumed = train(kind, tiny_model, rows, tmp_path / "killed")
     assert "resuming from checkpoint" in caplog.text
+    assert largest_difference(tmp_path / "whole", tmp_path / "killed") == 0
+    assert resumed == whole
     assert digests.digest(tmp_path / "whole" / "out") == digests.digest(tmp_path / "killed" / "out")
 
 
-def test_a_gpu_that_is_too_small_halves_the_batch(wide_model, rows, tmp_path, caplog):
+def largest_difference(one, other) -> float:
+    ours, theirs = adapter(one), adapter(other)
+    assert ours.keys() == theirs.keys()
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+def test_a_gpu_that_is_too_small_halves_the_batch(deep_model, rows, tmp_path, caplog):
     """`gpu_memory_fraction` makes it too small: the error is the real one, of CUDA's allocator."""
     total = torch.cuda.get_device_properties(0).total_memory
     settings = {"gradient_checkpointing": False, "lora_dropout": 0.0}
@@ -80,7 +96,7 @@ def test_a_gpu_that_is_too_small_halves_the_batch(wide_model, rows, tmp_path, ca
         torch.cuda.reset_peak_memory_stats()
         fraction = changes.pop("gpu_memory_fraction", 1.0)
         training = {"gpu_memory_fraction": fraction}
-        metrics = train("sft", wide_model, rows, tmp_path / name, training=training, **settings | changes)
+        metrics = train("sft", deep_model, rows, tmp_path / name, training=training, **settings | changes)
         return torch.cuda.max_memory_reserved(), metrics
 
     whole, _ = peak("whole", batch_size=16)
