@@ -64,4 +64,7 @@ def test_a_faulty_image_ends_the_build(capsys, monkeypatch, tmp_path):
     (tmp_path / "gone.py").write_text('container("posttrain.gone", "cpu", step=step)\n')
     assert smoke.main(["--image", "cpu", "--components", str(tmp_path), "--locks", str(LOCK)]) == 1
     errors = capsys.readouterr().err
-    assert "smoke: torch is installed" in errors and "smoke: python -m posttrain.gone --help: exit 1" in errors
+    assert (
+        "smoke: torch is installed" in errors
+        and "smoke: python -m posttrain.step.attempts posttrain.gone --help: exit 1" in errors
+    )
