@@ -17,7 +17,7 @@ HEAD = """# Benchmarks
 writes the page again. In each benchmark the sides take turns on the same input, each in a process of its own; times
 include start-up and imports unless the text says otherwise. A figure is the median over the rounds, followed by the
 smallest and the largest. A ratio is the median of the rounds' ratios to the side that has none. Memory is that of the
-largest process. Every single measurement is in `results/`.
+largest process. Every single measurement is in `results/`. `make bench-gpu` is apart, because it needs a GPU.
 """
 LABELS = {"seconds": "seconds", "cpu_seconds": "CPU s", "peak_mb": "peak MB"}
 

@@ -34,6 +34,7 @@ INSTALLS = "CI starts without .venv, and `make lint` makes it"
 NETWORK = "needs the network"
 MINUTES = "takes minutes"
 PART = "a part of `make run`"
+GPU = "needs a GPU"
 DOCKER = "needs a Docker engine: `make test-docker` builds both images, and runs the graph and single steps in them"
 CLUSTER = "needs a Kubeflow: tests/test_run_on_cluster.py runs it against a server that stands in for one"
 RUN_ELSEWHERE = {  # command, or its beginning and ..., which stands for one command only -> where it runs, or why not
@@ -46,6 +47,9 @@ RUN_ELSEWHERE = {  # command, or its beginning and ..., which stands for one com
     "python run_pipeline.py --config examples/function_calling/pipeline_config.yaml": PART,
     "python -m examples.function_calling.evaluate ...": PART,
     "make bench": MINUTES,
+    "make test-gpu": GPU,
+    "make bench-gpu": GPU,
+    "python -m images.wheels ...": f"{NETWORK}; tests/images/test_wheels.py runs it on an index of its own",
     "make golden": "the tests of each file that it writes compare it with what it would write",
     "make lock": f"{MINUTES}, and {NETWORK}",
     "python -m docs.screenshot ...": "needs Chromium",
