@@ -43,7 +43,7 @@ AROUND_PROMPT, AROUND_ANSWER = 5, 1  # tokens of the template
 
 def write_model(folder: Path, shape: str) -> Path:
     """Writes config.json and the tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
     kind, sizes = SHAPES[shape]
@@ -51,6 +51,8 @@ def write_model(folder: Path, shape: str) -> Path:
     vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # transformers gives a qwen2 its own splitting, whatever the file says: only added tokens stay one token each.
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in vocabulary])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,

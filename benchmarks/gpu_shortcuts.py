@@ -47,7 +47,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--profile", type=Path, help="folder for the kernels of one step of each set, slowest first")
     args = parser.parse_args(argv)
     settings = {"kind": args.kind, "accumulation": 2, "steps": 4, "warm_up": 2} | TRAININGS[args.kind] | args.settings
-    _import_libraries()
     started, table = time.monotonic(), []
     for shortcuts in args.sets or SETS[args.kind]:
         if time.monotonic() - started > 60 * args.minutes:
@@ -60,10 +59,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(shortcuts: str, settings: dict[str, Any], profile: Path | None) -> dict[str, float]:
-    """Trains with these shortcuts in a fork, which has the libraries already, and returns what it measured."""
-    forks = multiprocessing.get_context("fork")
-    ours, theirs = forks.Pipe(duplex=False)
-    process = forks.Process(target=_train, args=(shortcuts, settings, profile, theirs))
+    """Trains with these shortcuts in a process of its own and returns what it measured."""
+    processes = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    ours, theirs = processes.Pipe(duplex=False)
+    process = processes.Process(target=_train, args=(shortcuts, settings, profile, theirs))
     started = time.monotonic()
     process.start()
     theirs.close()
@@ -112,14 +111,6 @@ def _profile_step(path: Path, *, after: int) -> None:
         return loss
 
     Trainer.training_step = profiled
-
-
-def _import_libraries() -> None:
-    """Imports what every set needs, without a look at the GPU, which a fork could not use after that."""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    import peft  # noqa: F401
-    import trl.trainer.dpo_trainer
-    import trl.trainer.sft_trainer  # noqa: F401
 
 
 def _card() -> str:
