@@ -36,6 +36,7 @@ golden: install  ## after a deliberate change of graph, verdict or setting: ever
 	$(BIN)/python compile.py --set stages.sft.enabled=false --output tests/pipelines/golden/dpo_only.yaml
 	$(BIN)/python -m posttrain.schema
 	$(BIN)/python -m docs.reference
+	$(BIN)/python -m docs.memory
 
 lock: install  ## every version of this environment, tested together, and the wheels of the images with their SHA-256
 	{ echo "# Versions that were tested together; torch without the build's suffix. \`make lock\` writes this file."; \

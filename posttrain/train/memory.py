@@ -2,7 +2,7 @@
 
 config.json of the model, settings of the training -> bytes of weights, adapter, activations and head
 
-The same estimate decides about gradient checkpointing, lets preflight warn, and makes the table of docs/cluster.md. It
+The same estimate decides about gradient checkpointing, lets preflight warn, and makes the table of docs/memory.md. It
 counts what the code of transformers, peft and `posttrain.train.fast` keeps for the backward pass; rows are taken to be
 as long as `max_seq_length`. No torch is needed.
 """

@@ -94,3 +94,9 @@ def test_preflight_warns_of_a_training_that_will_not_fit(tmp_path):
     )
     assert not memory_warnings(PreflightStep(gpu_memory_gb={"train_sft": 80}, **gpus), str(tmp_path))
     assert not memory_warnings(PreflightStep(**gpus), "/nowhere")
+
+
+def test_the_table_of_the_documents_is_today_s():
+    from docs import memory as table
+
+    assert table.PAGE.read_text(encoding="utf-8") == table.page(), "run: make golden"
