@@ -98,10 +98,13 @@ def remove_group(name: str) -> Callable[[Package], object]:
     return change
 
 
-def move_publish_beside_the_gates(package: Package) -> None:
-    publish = task(package, "publish_model")
-    moved = publish.group.component["dag"]["tasks"].pop(publish.key)
-    task(package, "line").component["dag"]["tasks"][publish.key] = moved
+def move_beside_the_gates(name: str) -> Callable[[Package], object]:
+    def change(package: Package) -> None:
+        step = task(package, name)
+        moved = step.group.component["dag"]["tasks"].pop(step.key)
+        task(package, "line").component["dag"]["tasks"][step.key] = moved
+
+    return change
 
 
 def hand_out_of_a_branch(kind: str) -> Callable[[Package], object]:
@@ -267,7 +270,8 @@ BROKEN = [
         "check_sft: passed",
         "components.reject",
     ),
-    Broken("publish_behind_gates", move_publish_beside_the_gates, "publish_model: its place", "below that gate"),
+    Broken("publish_behind_gates", move_beside_the_gates("publish_model"), "publish_model: its place", "that gate"),
+    Broken("publish_behind_gates", move_beside_the_gates("promote_model"), "promote_model: its place", "that gate"),
     Broken(
         "exit_task",
         in_task("reject_sft", triggerPolicy={"strategy": AT_ANY_END}),

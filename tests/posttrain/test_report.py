@@ -327,6 +327,17 @@ def test_a_report_where_nobody_judged_the_content_says_so_first(tmp_path, keep):
     assert report.headline(collect(tmp_path)).startswith("Nobody judged the content of the answers. ")
 
 
+def test_the_answers_of_two_published_versions_are_not_taken_for_those_of_the_line(tmp_path, keep):
+    keep_answers(tmp_path, keep, to_jsonl([asked("Of the line?", "close 38", 1.0)]), numbers=NUMBERS)
+    content = to_jsonl([asked("Of two versions?", "close 83", 0.0)])
+    storage.write_bytes(storage.join(str(tmp_path), "results/check_champion/f/w", "answers"), content.encode())
+    outputs = {"answers": hashlib.sha256(content.encode()).hexdigest()}
+    keep("check_champion", checks=[GOOD], outputs=outputs, kept="results/check_champion/f/w", numbers=NUMBERS)
+    text = written(tmp_path)
+    assert "Of the line?" in text and "Of two versions?" not in text
+    assert (tmp_path / "runs" / "r1" / "check_champion" / "answers.jsonl").read_text() == content
+
+
 def test_answers_that_are_not_those_of_the_verdict_are_not_shown(tmp_path, keep):
     keep_answers(tmp_path, keep, to_jsonl([asked("Secret?", "close 83", 0.0)]), sha256="e" * 64, numbers=NUMBERS)
     text = written(tmp_path)

@@ -105,17 +105,18 @@ def test_a_run_does_not_undo_that_somebody_rolled_back(judge, tmp_path, untaught
 def test_a_worse_challenger_fails_and_a_better_one_passes(
     judge, tmp_path, untaught, declining_model, matcher, name
 ):  # fmt: skip
-    """The newest version, v3, is compared with nothing: it was never made current."""
-    crown(tmp_path, publish(tmp_path, declining_model, "v1"))
+    """Neither v0, which was current before, nor the newest version, v3, is compared."""
+    crown(tmp_path, {"version": "v0", "sha256": "e" * 64})
+    crown(tmp_path, publish(tmp_path, declining_model, "v1"), number=2)
     publish(tmp_path, untaught, "v3")
     worse = judge(untaught, answer_match=matcher)
     assert [(check.name, check.status) for check in worse.checks] == [(name, "failed")]
     assert "above version v1" in worse.checks[0].detail or "below version v1" in worse.checks[0].detail
     assert worse.content_is_unjudged is (matcher == "none")
-    crown(tmp_path, publish(tmp_path, untaught, "v1"), number=1)
+    crown(tmp_path, publish(tmp_path, untaught, "v1"), number=2)
     better = judge(declining_model, answer_match=matcher)
     assert better.passed
-    assert better.numbers[make_current.FOLLOWS] == 1
+    assert better.numbers[make_current.FOLLOWS] == 2
     rows = answers.read((tmp_path / "answers").read_bytes())
     assert len(rows) == better.numbers["num_answers"] == 16
     assert all(row.before.text != row.model.text and row.base is None for row in rows)
