@@ -7,7 +7,7 @@ DOCKER ?= docker
 export DOCKER_BUILDKIT = 1
 
 .PHONY: install run test lint compile golden lock image image-cpu image-train push engine test-docker test-unsloth \
-  test-gpu chaos bench clean
+  test-gpu test-cluster chaos bench clean
 
 install: $(VENV)/installed
 
@@ -83,6 +83,10 @@ test-gpu: install  ## training, gates and merge on a GPU; with unsloth and in 4 
 
 test-docker: install  ## both images from nothing, their containers, a release; starts the engine that make engine installs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docker -m docker
+
+test-cluster: install  ## the line on your Kubeflow: make test-cluster ENDPOINT=... STORAGE=gs://... [CLUSTER_ARGS=...]
+	OMP_NUM_THREADS=1 $(BIN)/python -m $(if $(ENDPOINT),tests.cluster --endpoint $(ENDPOINT) \
+	  --storage $(or $(STORAGE),$(error STORAGE is missing: a gs:// or s3:// folder)) $(CLUSTER_ARGS),pytest tests/cluster -m cluster)
 
 chaos: install  ## kills the line at random moments and compares the weights: make chaos KILLS=50 SEED=1
 	$(BIN)/python -m tests.chaos --kills $(or $(KILLS),20) --seed $(or $(SEED),0)

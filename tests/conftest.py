@@ -20,6 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts 
 MARKERS = {
     "docker": "needs a Docker engine",
     "chaos": "takes minutes",
+    "cluster": "takes minutes",
     "unsloth": "needs unsloth beside the rest",
     "gpu": "needs a GPU",
 }

@@ -34,7 +34,7 @@ STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 NOT_ENDED = datetime(1, 1, 1, tzinfo=UTC)  # what the backend says of a task that is running
 TASK_SECONDS = 7
 NUM_NODES_READ = 99  # of a Workflow whose status is over 1 MiB
-NODES_OF_TASK = {True: 137 / 27, False: 86 / 27}  # of the line's Workflow, with and without 2.17's defaults
+NODES_OF_STEP = {True: 137 / 15, False: 86 / 15}  # of a line of 15 steps, with and without 2.17's defaults
 EXIT_TASK = "report-run"
 CLIENT = api.ApiClient()  # serialises
 
@@ -59,7 +59,7 @@ class Behaviour:
             return {}
         if self.num_nodes_read is None:
             return tasks
-        num_tasks = int(self.num_nodes_read / NODES_OF_TASK[self.retries_errors])
+        num_tasks = round(self.num_nodes_read / NODES_OF_STEP[self.retries_errors])
         return dict(list(tasks.items())[:num_tasks])
 
 

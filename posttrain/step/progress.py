@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, repeat
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -109,7 +110,9 @@ def beating(note: Callable[[Progress | None], None], write: Callable[[], None]) 
     over = threading.Event()
 
     def beat(file: Path) -> None:
-        while not over.wait(BEAT_SECONDS):
+        for seconds in chain((BEAT_SECONDS / 5, BEAT_SECONDS / 2), repeat(BEAT_SECONDS)):  # a step may be short
+            if over.wait(seconds):
+                return
             note(_read(file))
             try:
                 write()
