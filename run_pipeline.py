@@ -4,9 +4,9 @@ python run_pipeline.py --config FILE --sft-dataset sft.jsonl --preference-datase
 python run_pipeline.py --config FILE --endpoint URL --token-file FILE     run on a cluster, and follow the run there
 python run_pipeline.py --config FILE --sweep configs/sweep_config.yaml    run many trials, and go on with the best
 
-Exit code: 0 the model was promoted (for a sweep that ends there: a winner was found), 2 a gate stopped the run, 130 the
-run was interrupted, 1 anything else. It comes from what the run left in its storage (the publish receipt, the
-verdicts), never from the state that a runner or Kubeflow reports.
+Exit code: 0 the model was promoted (for a sweep that ends there: its winner qualifies on unseen rows too), 2 a gate
+stopped the run, 130 the run was interrupted, 1 anything else. It comes from what the run left in its storage (the
+publish receipt, the verdicts), never from the state that a runner or Kubeflow reports.
 """
 
 import argparse

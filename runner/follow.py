@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 from pipelines.package import Package
 from posttrain import report
+from posttrain.config.line import is_rejection
 from posttrain.pages import wording
 from posttrain.step.progress import Progress
 from posttrain.step.records import StepRecord, read_records
 from runner.kubeflow import ENDED
 from runner.view import LiveView, PlainView
-from runner.watch import outcome
+from runner.watch import REJECTED, outcome
 
 OVER_SECONDS = 60.0  # after the exit task has ended, for Kubeflow to notice that the run has
 QUIET_SECONDS = 900.0  # without a change of any record, while Kubeflow says PENDING
@@ -76,16 +77,17 @@ class ClusterWatch:
         return state not in ENDED and self._is_over(records, state)
 
     def started(self, step: str) -> None:
-        if step not in self.started_steps:
+        if step not in self.started_steps and not is_rejection(step):
             self.started_steps.add(step)
             self.view.started(step)
 
     def ended(self, step: str, succeeded: bool, seconds: float) -> None:
         """Shows an end that the records do not tell."""
         attempts = [record for record in self.records.newest if record.step == step]
-        if not attempts:
-            cause = None if succeeded else report.LOST
-            self._show_end(step, None, cause, seconds)
+        if not attempts and not (is_rejection(step) and not succeeded):  # a rejection fails on purpose
+            self._show_end(step, None, None if succeeded else report.LOST, seconds)
+        elif not attempts:
+            return
         elif attempts[-1].status == "running" and not succeeded:
             self._show_lost(attempts[-1])
         elif attempts[-1].error is None and not succeeded:  # such as outputs that could not be uploaded
@@ -113,6 +115,8 @@ class ClusterWatch:
             self._show_end(record.step, record, record.error, record.seconds)
 
     def _show_start(self, record: StepRecord) -> None:
+        if is_rejection(record.step):
+            return
         if record.attempt > 1 or record.step not in self.started_steps:
             self.started_steps.add(record.step)
             self.view.started(record.step, self._attempt(record))
@@ -139,7 +143,8 @@ class ClusterWatch:
 
     def _show_end(self, step: str, record: StepRecord | None, cause: str | None, seconds: float) -> None:
         state, text = outcome(step, record, cause)
-        self.view.ended(step, state, seconds, wording.line(text))
+        if state != REJECTED:
+            self.view.ended(step, state, seconds, wording.line(text))
 
     def _is_over(self, records: list[StepRecord], state: str) -> bool:
         quiet_seconds = time.monotonic() - self.changed_at

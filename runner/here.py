@@ -19,7 +19,7 @@ from runner.forking import forked
 from runner.local import GraphRun, ProcessRunner, Runner, run_graph
 from runner.parameters import local_folder, new_run_id
 from runner.request import RunRequest
-from runner.summary import print_interrupt, print_plan, print_start, report_result
+from runner.summary import print_interrupt, print_plan, print_start, report_result, with_failed_winner
 from runner.view import view_of
 from runner.watch import Watch
 from validators import custom
@@ -96,7 +96,7 @@ def run_here(run: Run) -> int:
     reused = set() if run.is_fresh or run.request.sweep else print_plan(package, run.request.parameters)
     with forked(run.runner, package, reused) as runner:
         errors, interrupted_by = run_steps(graph, replace(run, runner=runner))
-    result = finish(run, errors)
+    result = with_failed_winner(finish(run, errors), run.request.sweep)
     junit.write(run.junit_file, junit.of_run(result))
     exit_code = report_result(result, run.request)
     if result.success and not run.request.config.save_intermediate:

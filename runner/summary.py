@@ -11,10 +11,11 @@ from posttrain.config.sweep import SweepConfig
 from posttrain.pages import wording
 from posttrain.storage import layout
 from posttrain.sweep import compare
+from posttrain.sweep.ranking import GATE_FAILED, QUALIFIED
 from posttrain.sweep.study import Study
 from posttrain.sweep.table import print_terminal
 from posttrain.verdict import Check, Verdict
-from runner import plan
+from runner import broken_off, plan
 from runner.exit_codes import ERROR, PROMOTED, STOPPED
 from runner.request import RunRequest
 from runner.view import CheckRow, print_checks, print_pairs
@@ -25,45 +26,66 @@ def report_result(result: report.PipelineResult, request: RunRequest) -> int:
     """Prints what came of a run and returns its exit code."""
     sweep = request.sweep
     if sweep:
-        print_sweep(result, request.storage_root, sweep)
+        print_sweep(result, request)
     if sweep and finds_winner_alone(result, sweep):
         return PROMOTED
     print_result(result, request.storage_root)
-    return exit_code(result)
+    return exit_code(result, sweep)
 
 
 def finds_winner_alone(result: report.PipelineResult, sweep: SweepConfig) -> bool:
-    """Tells whether the sweep was to end with a winner, and has done so."""
-    ended = {step.name for step in result.steps if step.is_done}
-    return not sweep.continue_with_best and {COMPARE_TRIALS, JUDGE_WINNER} <= ended
+    """Tells whether the sweep was to end with a winner that qualifies on unseen rows too, and has done so."""
+    is_compared = any(step.name == COMPARE_TRIALS and step.is_done for step in result.steps)
+    return not sweep.continue_with_best and is_compared and status_on_unseen_rows(result) == QUALIFIED
 
 
-def print_sweep(result: report.PipelineResult, storage_root: str, sweep: SweepConfig) -> None:
-    """Prints the table of the trials and where it is kept, also for a sweep that found no winner."""
+def status_on_unseen_rows(result: report.PipelineResult) -> str | None:
+    """Returns what the winner of a sweep came to on the rows that chose no trial; None if it was not judged."""
+    judged = next((step for step in result.steps if step.name == JUDGE_WINNER and step.is_done), None)
+    return judged and str(judged.measured["status"])
+
+
+def with_failed_winner(result: report.PipelineResult, sweep: SweepConfig | None) -> report.PipelineResult:
+    """Adds to the errors of a sweep that its winner does not qualify on unseen rows."""
+    status = status_on_unseen_rows(result) if sweep and not sweep.continue_with_best else None
+    if status in (None, QUALIFIED):
+        return result
+    error = f"{JUDGE_WINNER}: the best trial does not qualify on unseen rows: {status}; see its verdicts"
+    return result.model_copy(update={"errors": [*result.errors, error]})
+
+
+def print_sweep(result: report.PipelineResult, request: RunRequest) -> None:
+    """Prints the table of the trials and where it is kept, also for a sweep that found no winner, or broke off."""
+    sweep, storage_root = request.sweep, request.storage_root
     comparisons = [step for step in result.steps if STEPS[COMPARE_TRIALS].covers(step.name) and step.num_attempts]
-    if not comparisons:
-        return
-    folder = layout.runs(storage_root, result.run_id, comparisons[-1].name)
     rows = [step.measured["row"] for step in result.steps if step.measured.get("row")]
-    if rows:
-        study = Study.of_result(storage_root, rows[0], sweep)
-        print()
-        print_terminal(compare.compare(study, len(comparisons) - 1, "Sweep"))
+    if not rows:
+        return
+    study = Study.of_result(storage_root, rows[0], sweep)
+    folder = layout.runs(storage_root, result.run_id, comparisons[-1].name) if comparisons else ""
+    if folder and storage.exists(storage.join(folder, compare.NAMES["csv"])):
+        comparison = compare.compare(study, len(comparisons) - 1, "Sweep")
+        places = places_of_table(folder)
+    else:
+        comparison, places = broken_off.write_table(study, result.run_id, request)
+    print()
+    print_terminal(comparison)
     judged = next((step.measured for step in result.steps if step.name == JUDGE_WINNER and step.measured), None)
     objective = sweep.objective.name
-    pairs = {
-        "On unseen rows": judged and f"{judged['status']}, {objective} {judged.get(objective)}",
-        "Table": storage.join(folder, compare.NAMES["table"]),
-        "As CSV": storage.join(folder, compare.NAMES["csv"]),
-        "Winner's settings": storage.join(folder, compare.NAMES["winner"]),
-    }
-    print_pairs(pairs)
+    print_pairs({"On unseen rows": judged and f"{judged['status']}, {objective} {judged.get(objective)}"} | places)
 
 
-def exit_code(result: report.PipelineResult) -> int:
+def places_of_table(folder: str) -> dict[str, str]:
+    """Returns where a comparison of trials keeps its table in every form."""
+    titles = {"table": "Table", "csv": "As CSV", "winner": "Winner's settings"}
+    return {title: storage.join(folder, compare.NAMES[name]) for name, title in titles.items()}
+
+
+def exit_code(result: report.PipelineResult, sweep: SweepConfig | None = None) -> int:
     if result.success:
         return PROMOTED
-    return STOPPED if result.stopped_by else ERROR
+    is_judged = sweep and not sweep.continue_with_best and status_on_unseen_rows(result) == GATE_FAILED
+    return STOPPED if result.stopped_by or is_judged else ERROR
 
 
 def print_start(request: RunRequest, run_id: str, *, logs: Path | str, artifacts: str | None = None) -> None:

@@ -24,7 +24,7 @@ from runner.exit_codes import ERROR, PROMOTED
 from runner.follow import ClusterWatch, RunRecords, attempts_of
 from runner.parameters import new_run_id
 from runner.request import RunRequest
-from runner.summary import finds_winner_alone, print_start, report_result
+from runner.summary import finds_winner_alone, print_start, report_result, with_failed_winner
 from runner.view import print_pairs, view_of
 
 # What ends a step for good: bad input, a training that diverges, a name that is nowhere. Another run ends the same.
@@ -212,6 +212,7 @@ def follow_to_end(cluster: Cluster, run_id: str) -> Ended:
         how = "was canceled" if was_canceled else f"ended {state}" if state in kubeflow.ENDED else f"is still {state}"
         error = f"the run {how}: {cluster.client.page(run_id)}"
         result = result.model_copy(update={"errors": [error, *result.errors]})
+    result = with_failed_winner(result, request.sweep)
     if not is_reported(request.storage_root, collected):
         write_report(request.storage_root, result)
     return Ended(result, was_canceled)

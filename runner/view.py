@@ -135,7 +135,7 @@ class LiveView:
         row.done, row.total, row.text = done, total, text
 
     def ended(self, step: str, state: State, seconds: float, text: str) -> None:
-        row = self.rows[step]
+        row = self.rows.setdefault(step, Row())
         row.state, row.seconds, row.text = state, seconds, text
 
     def _table(self) -> Group:

@@ -13,6 +13,7 @@ from posttrain.pages import html, wording
 from posttrain.step.records import StepRecord, read_records, replace_record, write_record
 from runner.view import LiveView, PlainView
 
+REJECTED = "rejected"  # state of a rejection that did its work: the line of its gate tells all of it
 CAUSE_INTERRUPTED = "interrupted"  # error of a step that was running when the run was interrupted
 
 
@@ -30,7 +31,8 @@ class Watch:
     def started(self, step: str) -> None:
         self.running[step] = datetime.now(UTC)
         self.num_attempts[step] = self.num_attempts.get(step, 0) + 1
-        self.view.started(step)
+        if not is_rejection(step):
+            self.view.started(step)
 
     def tried_again(self, step: str, text: str) -> None:
         seconds = (datetime.now(UTC) - self.running[step]).total_seconds()
@@ -49,7 +51,8 @@ class Watch:
             self.errors.append(f"{step}: {cause}")
         self.running.pop(step, None)
         state, text = outcome(step, records[-1] if records else None, cause)
-        self.view.ended(step, state, seconds, wording.line(text))
+        if state != REJECTED:
+            self.view.ended(step, state, seconds, wording.line(text))
 
     def interrupt(self, steps: Iterable[str]) -> None:
         """Ends the steps that were running; where none was, records the next of `steps` as the interrupted one."""
@@ -92,7 +95,7 @@ class Watch:
 def outcome(step: str, record: StepRecord | None, cause: str | None) -> tuple[str, str]:
     """Returns state and note of a step for the view."""
     if is_rejection(step) and record and (record.error or "").startswith("Rejected"):
-        return "stopped", ""  # its gate has told why
+        return REJECTED, ""
     if cause:
         return ("unfinished", record.error) if record and record.status == "unfinished" else ("failed", cause)
     if record is None:

@@ -48,7 +48,7 @@ STEPS = {
 
 CONFIG = {
     "pipeline_id": "demo", "base_model": "org/model", "sft_dataset": "gs://posttrain-test/sft.jsonl",
-    "storage_root": "gs://posttrain-test/weekly", "stages": {"dpo": {"enabled": False}}, "promote": False,
+    "storage_root": "gs://posttrain-test/weekly", "stages": {"dpo": {"enabled": False}},
     "validation": {"answer_match": "none", "custom_checks": ["output_format_valid"]},
 }  # fmt: skip
 
@@ -213,7 +213,13 @@ SWEEP = {"space": {"sft.lora_r": [8, 16]}, "parallelism": 2, "continue_with_best
 
 
 @pytest.fixture
-def sweep_scenes(gs_root, tmp_path):
+def unseen():
+    """What the winner of a sweep comes to on unseen rows."""
+    return ["qualified"]
+
+
+@pytest.fixture
+def sweep_scenes(gs_root, tmp_path, unseen):
     """A sweep of two trials, of which the first fails its gate; its trials write its study, as the pods would."""
     settings = SweepConfig.model_validate(SWEEP)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
@@ -237,8 +243,9 @@ def sweep_scenes(gs_root, tmp_path):
 
     def second_half(run_id: str) -> None:
         trial(run_id, "trial_2", 0.5)
+        storage.write_bytes(f"{gs_root}/runs/{run_id}/compare_trials/trials.csv", b"by compare_trials")
         leave(gs_root, run_id, "compare_trials", measured={"winner": "trial_2"})
-        leave(gs_root, run_id, "judge_winner", measured={"status": "qualified", "check_sft.held_out_loss": 0.6})
+        leave(gs_root, run_id, "judge_winner", measured={"status": unseen[0], "check_sft.held_out_loss": 0.6})
 
     loop = {"preflight": "SUCCEEDED", "for-loop-2": "RUNNING", "run-sft-trial": "RUNNING"}
     done = dict.fromkeys([*loop, "compare-trials", "run-sft-trial-2"], "SUCCEEDED")
@@ -261,14 +268,48 @@ def test_a_sweep_is_followed_trial_by_trial_and_its_table_is_printed(kubeflow, s
     assert run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["name"] == "sweep"
 
 
-def test_a_sweep_that_kubeflow_says_has_failed_and_that_found_no_winner_is_an_error(
-    kubeflow, start, sweep_scenes, capsys
+@pytest.mark.parametrize(("status", "exit_code"), [("gate failed", exit_codes.STOPPED), ("diverged", exit_codes.ERROR)])
+def test_a_winner_that_fails_on_unseen_rows_is_none(
+    kubeflow, start, sweep_scenes, unseen, gs_root, capsys, status, exit_code
 ):
+    unseen[0], kubeflow.scenes = status, sweep_scenes
+    assert start("--sweep", "sweep.yaml", "--junit", "gates.xml") == exit_code
+    out = capsys.readouterr().out
+    assert value(out, "On unseen rows") == f"{status}, check_sft.held_out_loss 0.6"
+    assert f"judge_winner: the best trial does not qualify on unseen rows: {status}" in out
+    assert ElementTree.parse("gates.xml").find(".//testsuite[@name='run']//error") is not None
+
+
+def test_a_sweep_that_broke_off_has_its_table_and_the_best_so_far(kubeflow, start, sweep_scenes, gs_root, capsys):
+    """The Workflow was too large for Kubernetes: the run ends, and neither its comparison nor its report."""
+    first, second = sweep_scenes
+
+    def ends(run_id: str) -> None:
+        second.happens(run_id)
+        storage.remove(f"{gs_root}/runs/{run_id}/compare_trials/trials.csv")
+        for step in ("compare_trials", "judge_winner"):
+            storage.remove(f"{gs_root}/runs/{run_id}/{step}.1.json")
+
+    kubeflow.scenes = [first, Scene("FAILED", first.tasks, ends)]
+    assert start("--sweep", "sweep.yaml") == exit_codes.ERROR
+    out = capsys.readouterr().out
+    assert "Best of 2: trial_2" in out
+    assert value(out, "Errors").startswith("the run ended FAILED: http://127.0.0.1")
+    (run_id,) = kubeflow.runs
+    assert value(out, "Best so far") == f"{gs_root}/runs/{run_id}/compare_trials/best_so_far.yaml"
+    best = yaml.safe_load(storage.read_bytes(value(out, "Best so far")))
+    assert best["sft"]["lora_r"] == 16
+    assert b"trial_1" in storage.read_bytes(value(out, "As CSV"))
+    assert b"trial_1" in storage.read_bytes(value(out, "Table"))
+
+
+def test_a_sweep_that_broke_off_without_a_good_trial_says_so(kubeflow, start, sweep_scenes, capsys):
     kubeflow.scenes = [Scene("FAILED", sweep_scenes[0].tasks, sweep_scenes[0].happens)]
     assert start("--sweep", "sweep.yaml") == exit_codes.ERROR
     out = capsys.readouterr().out
     assert re.search(r"trial_1 +done +1.0 s +gate failed", out)
-    assert value(out, "Errors").startswith("the run ended FAILED: http://127.0.0.1")
+    assert "None of 1 qualifies" in out
+    assert "Best so far" not in out
 
 
 def test_a_run_that_a_gate_stopped(kubeflow, start, gs_root, capsys):
@@ -276,12 +317,13 @@ def test_a_run_that_a_gate_stopped(kubeflow, start, gs_root, capsys):
         leave(gs_root, run_id, "preflight", "fetch_model", "prepare_sft_data", "train_sft")
         judge(gs_root, run_id, "check_sft_data", 0.5)
         judge(gs_root, run_id, "check_sft", 9.0)
-        leave(gs_root, run_id, "reject_sft", status="failed", error="held_out_loss 9, limit 2")
+        leave(gs_root, run_id, "reject_sft", status="failed", error="Rejected: rejected by check_sft: 9, not <= 2")
 
-    kubeflow.scenes = [Scene("FAILED", up_to("check-sft") | {"reject-2": "FAILED"}, happens)]
+    kubeflow.scenes = [Scene("FAILED", up_to("check-sft") | {"reject-sft": "FAILED"}, happens)]
     assert start("--junit", "gates.xml") == exit_codes.STOPPED
     out = capsys.readouterr().out
-    assert re.search(r"check_sft +stopped ", out)
+    assert len(re.findall(r"check_sft +stopped ", out)) == 1
+    assert "reject_sft" not in out  # the line of its gate tells all of it
     assert "STOPPED BY check_sft" in out
     assert (value(out, "Value"), value(out, "Limit"), value(out, "Remedy")) == ("9", "≤ 2", "Train longer.")
     assert ElementTree.parse("gates.xml").find(".//failure") is not None

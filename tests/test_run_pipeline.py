@@ -174,7 +174,7 @@ def test_a_gate_that_does_not_pass(project, capsys, monkeypatch):
     assert value(out, "Remedy") == "Train longer."
     assert value(out, "Checks passed") == "0 of 2"
     assert "Errors" not in out  # the checks are told once
-    assert re.search(r"reject_sft +stopped +[\d.]+ s\n", out)
+    assert "reject_sft" not in out  # the line of its gate tells all of it
     assert "\x1b" not in out
     assert not Verdict.read(Path(value(out, "Verdict")).read_bytes()).passed
     assert Path(value(out, "Its page")).is_file()

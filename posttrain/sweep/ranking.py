@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from posttrain.verdict import Interval, Verdict
 
 QUALIFIED = "qualified"
+GATE_FAILED = "gate failed"
 NOT_PROMOTED = "not promoted"  # in halving: it qualified, but others were better
 
 

@@ -29,7 +29,7 @@ from posttrain.step import code, frame, kfp_io, records, run
 from posttrain.step.running import Running
 from posttrain.sweep import children, table
 from posttrain.sweep.children import IS_FINAL, NO_TIME, Ended, Trial
-from posttrain.sweep.ranking import QUALIFIED, Candidate, measures_of
+from posttrain.sweep.ranking import GATE_FAILED, QUALIFIED, Candidate, measures_of
 from posttrain.sweep.study import Study
 from posttrain.train.checkpoints import Checkpoints
 from posttrain.train.stage import ADAPTER_FILES, progress
@@ -43,7 +43,7 @@ GIVEN = {  # input of this step -> the output of the graph behind it
     "preference_eval": "prepare_preferences.eval",
 }
 JUDGED = {"sft_judged": "prepare_sft_data.eval", "preference_judged": "prepare_preferences.eval"}  # for gates
-GATE_FAILED, DISQUALIFIED, NOT_MEASURED = "gate failed", "constraint not kept", "not measured"
+DISQUALIFIED, NOT_MEASURED = "constraint not kept", "not measured"
 WINNER = "winner"
 
 
