@@ -1,6 +1,6 @@
 """preflight: finds in seconds what would otherwise end the run later."""
 
-from kfp.dsl import container_component
+from kfp.dsl import Markdown, Output, container_component
 
 from components.container import container
 
@@ -14,6 +14,7 @@ def preflight(
     base_model: str,
     sft_dataset: str,
     preference_dataset: str,
+    notes: Output[Markdown],
 ):
     """Checks storage, base model, disk, tokens, data sets and prompts, and fails with all problems at once."""
     return container("posttrain.preflight", "cpu", **locals())

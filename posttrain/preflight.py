@@ -31,6 +31,7 @@ from posttrain.storage import hub
 from posttrain.train import memory
 from posttrain.weights.folder import check_model_folder, weights_size
 
+SMALL_STORE = "minio://"  # the object store that an installation brings along
 DATASETS = {"sft_dataset": "sft", "preference_dataset": "preference"}  # parameter -> kind of rows
 
 logger = logging.getLogger(__name__)
@@ -245,6 +246,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--base-model", required=True, help="org/name[@revision], gs://, s3:// or a folder")
     for name in DATASETS:
         parser.add_argument(f"--{name.replace('_', '-')}", required=True, help="path, gs://, s3:// or Hub id")
+    parser.add_argument("--notes", help="output: what a run may want to know although it is no problem, Markdown")
     return parser
 
 
@@ -252,19 +254,44 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = parse_step(PreflightStep, args.config, args.overrides)
     run.configure_logging()
-    for name in (name for name, num_gpus in step.num_gpus.items() if not num_gpus):
-        logger.warning("%s: its placement has no GPU, so it will run on the CPU", name)
+    root = kfp_io.artifacts_root(args.executor_input)
     # Before the record is begun: if the storage is not writable, nothing else would be reported.
     problems = findings(step, vars(args), disk=kfp_io.output_folder(args.executor_input))
-
-    for warning in [] if problems else memory_warnings(step, args.base_model):
+    warnings = [
+        f"{name}: its placement has no GPU, so it will run on the CPU"
+        for name, num_gpus in step.num_gpus.items()
+        if not num_gpus
+    ]
+    warnings += [] if problems else memory_warnings(step, args.base_model)
+    warnings += artifact_warnings(root)
+    for warning in warnings:
         logger.warning("%s", warning)
 
     def work(_: Running) -> dict[str, Any]:
         refuse(problems)
-        return {}
+        if args.notes:
+            Path(args.notes).write_text(notes(root, warnings), encoding="utf-8")
+        return {"artifacts": root} if root else {}
 
-    frame.run_step(args, inputs={}, outputs={}, config=step, work=work, reusable=False)
+    outputs = {"notes": args.notes} if args.notes else {}
+    frame.run_step(args, inputs={}, outputs=outputs, config=step, work=work, reusable=False)
+
+
+def artifact_warnings(root: str | None) -> list[str]:
+    """Warns of a place for artifacts that is small in most installations."""
+    if not root or not root.startswith(SMALL_STORE):
+        return []
+    return [
+        f"artifacts go to {root}, the installation's own store, often a disk of 20 GiB for all runs: a run writes its "
+        "models there several times; start the run with a pipeline root in a bucket"
+    ]
+
+
+def notes(root: str | None, warnings: list[str]) -> str:
+    """Renders what preflight has to say of a run that can start."""
+    lines = [f"Artifacts go to {root}."] if root else []
+    lines += [f"Warning: {warning}" for warning in warnings]
+    return "\n\n".join(map(wording.markdown, lines or ["Nothing was found that would end the run."])) + "\n"
 
 
 if __name__ == "__main__":

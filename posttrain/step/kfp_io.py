@@ -56,6 +56,14 @@ def remove_outputs(executor_input: str) -> None:
             written.unlink(missing_ok=True)
 
 
+def artifacts_root(executor_input: str) -> str | None:
+    """Returns where Kubeflow keeps the artifacts of this run and all others; None where it has none, as on a laptop."""
+    artifacts = json.loads(executor_input).get("outputs", {}).get("artifacts", {}).values()
+    uri = next((artifact["artifacts"][0]["uri"] for artifact in artifacts), "")
+    # <root>/<pipeline>/<run>/<task>/<execution>/<artifact>
+    return uri.rsplit("/", 5)[0] if "://" in uri and uri.count("/") >= 7 else None
+
+
 def write_outputs(executor_input: str, *, parameters: dict[str, Any], metadata: dict[str, dict[str, Any]]) -> None:
     """Writes output parameters and the metadata of output artifacts to the paths in the executor input.
 

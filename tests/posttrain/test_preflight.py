@@ -306,6 +306,21 @@ def test_the_step_fails_once_with_all_that_it_found(given, monkeypatch):
     assert (entry.status, entry.error) == ("failed", result.stderr.splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+    ("root", "warns"), [("minio://mlpipeline/v2/artifacts", True), ("gs://bucket/weekly/kfp", False)]
+)
+def test_the_step_says_where_artifacts_go_and_warns_of_the_small_store(given, tmp_path, root, warns):
+    uri = f"{root}/post-training/r1/preflight/4711/notes"
+    outputs = {"outputFile": str(tmp_path / "o.json"), "artifacts": {"notes": {"artifacts": [{"uri": uri}]}}}
+    more = {"notes": str(tmp_path / "notes.md"), "executor_input": json.dumps({"outputs": outputs})}
+    result = run_step(given | more, {})
+    assert result.returncode == 0, result.stderr
+    assert (f"artifacts go to {root}, the installation's own store" in result.stderr) == warns
+    text = (tmp_path / "notes.md").read_text()
+    assert root.replace("://", "\\://") in text
+    assert ("Warning" in text) == warns
+
+
 def test_the_step_tells_all_even_if_it_cannot_keep_a_record(given):
     result = run_step(given | {"base_model": "/nowhere", "storage_root": "/proc/none"}, {})
     told = [line for line in result.stderr.splitlines() if line.startswith("problem: ")]

@@ -1,6 +1,8 @@
 import json
 import math
 
+import pytest
+
 from posttrain.step import kfp_io
 
 
@@ -52,3 +54,20 @@ def test_every_step_has_the_common_flags():
         "{}",
         "{}",
     )
+
+
+@pytest.mark.parametrize(
+    ("uri", "root"),
+    [
+        ("gs://bucket/weekly/kfp/post-training/r1/preflight/4711/notes", "gs://bucket/weekly/kfp"),
+        ("minio://mlpipeline/v2/artifacts/post-training/r1/preflight/4711/notes", "minio://mlpipeline/v2/artifacts"),
+        ("/tmp/artifacts/r1/preflight/notes", None),
+    ],
+)
+def test_the_root_of_all_artifacts_is_that_of_any_of_them(uri, root):
+    outputs = {"artifacts": {"notes": {"artifacts": [{"uri": uri}]}}}
+    assert kfp_io.artifacts_root(json.dumps({"outputs": outputs})) == root
+
+
+def test_without_artifacts_there_is_no_root():
+    assert kfp_io.artifacts_root("{}") is None
