@@ -90,9 +90,10 @@ class Series:
         self.num_here, num_killed = self.num_here + 1, num_killed_for_memory()
         environment = {STARTED_ENV: str(started), HALVINGS_ENV: str(self.num_halvings)}
         ended = wait_for(start(self.argv, environment), self.limits.seconds)
-        if ended.exit_code == 0:
-            return ended, Account()
-        account, cause = in_fork(account_of, self.flags, ended.cause(self.limits)), ended.cause(self.limits)
+        cause = ended.cause(self.limits)
+        if ended.exit_code == 0 or ended.got_signal:  # whoever has sent the signal knows why, and does not wait
+            return ended, Account(error=cause or "")
+        account = in_fork(account_of, self.flags, cause)
         self.num_earlier = max(self.num_earlier, account.num_attempts - self.num_here)
         self.num_halvings += ended.exit_code == NO_MEMORY or num_killed_for_memory() > num_killed
         return ended, replace(account, error=account.error or cause or "see above")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from posttrain import sft, storage
-from posttrain.config import SftConfig, SftStep
+from posttrain.config import HALVINGS_ENV, SftConfig, SftStep
 from posttrain.rows import chat
 from posttrain.rows.chat import num_trainable_tokens, render
 from posttrain.rows.formats import read_jsonl, write_jsonl
@@ -189,6 +189,15 @@ def test_out_of_memory_twice_is_an_error(tiny_model, rows, tmp_path, monkeypatch
     monkeypatch.setattr(callbacks, "log_step", run_out)
     with pytest.raises(torch.OutOfMemoryError):
         train(tiny_model, rows, tmp_path)
+
+
+@pytest.mark.parametrize(("halvings", "started_with"), [("0", (4, 3)), ("1", (2, 6)), ("7", (1, 12))])
+def test_an_attempt_after_one_without_memory_starts_with_a_smaller_batch(monkeypatch, halvings, started_with):
+    monkeypatch.setenv(HALVINGS_ENV, halvings)
+    config = CONFIG.model_copy(update={"batch_size": 4, "gradient_accumulation": 3})
+    assert (
+        stage.halving_batches(lambda config: (config.batch_size, config.gradient_accumulation), config) == started_with
+    )
 
 
 @pytest.mark.parametrize(("batch_size", "halved"), [(4, (2, 6)), (3, (1, 9)), (2, (1, 6))])
