@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.compiler import compile_graph, compile_sweep, unpushed_images
+from pipelines.package import Package
+from pipelines.workflow_size import workflow_bytes
 from posttrain.config import PipelineConfig, load_config, requirements
 from posttrain.config.sweep import SweepConfig
 
@@ -61,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
             "push the images and compile again, or give --allow-tags to silence this",
             file=sys.stderr,
         )
-    print("\n".join(f"{output}: {output.stat().st_size / 1e3:.0f} kB" for output in graphs))
+    for output in graphs:
+        workflow = workflow_bytes(Package.read(output)) / 1e6
+        print(f"{output}: {output.stat().st_size / 1e3:.0f} kB; as a Workflow about {workflow:.1f} MB")
     print(requirements.table(config) if args.limits else requirements.summary(config))
     if sweep:
         print(requirements.summary_of_sweep(config, sweep))

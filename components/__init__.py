@@ -24,9 +24,9 @@ from components.run_trial import (
     judge_preference_winner,
     judge_sft_winner,
     judge_winner,
-    run_preference_trial,
-    run_sft_trial,
-    run_trial,
+    run_preference_trials,
+    run_sft_trials,
+    run_trials,
 )
 from components.train_dpo import train_dpo
 from components.train_sft import train_sft
@@ -57,9 +57,9 @@ __all__ = [
     "publish_model",
     "reject",
     "report_run",
-    "run_preference_trial",
-    "run_sft_trial",
-    "run_trial",
+    "run_preference_trials",
+    "run_sft_trials",
+    "run_trials",
     "train_dpo",
     "train_sft",
 ]

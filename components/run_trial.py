@@ -1,6 +1,7 @@
-"""run_trial: one trial of a sweep; run_sft_trial and run_preference_trial for pipelines that train one stage.
+"""run_trials: trials of a sweep, one after another; judge_winner: the best of them once more, on unseen rows.
 
-judge_winner and its variants judge on other rows than they train with: a task cannot get one artifact under two names.
+Each has variants for pipelines that train one stage. judge_winner judges on other rows than it trains with: a task
+cannot get one artifact under two names.
 """
 
 from kfp.dsl import Dataset, Input, Markdown, Metrics, Model, Output, OutputPath, container_component
@@ -9,7 +10,7 @@ from components.container import container
 
 
 @container_component
-def run_trial(
+def run_trials(
     step: str,
     storage_root: str,
     config: dict,
@@ -21,14 +22,14 @@ def run_trial(
     preference_eval: Input[Dataset],
     summary: Output[Markdown],
     metrics: Output[Metrics],
-    row: OutputPath(str),
+    rows: OutputPath(list),
 ):
-    """Runs the steps up to the objective's gate with the trial's settings; a failing step is a result, not an error."""
+    """Runs one trial after another, each up to the objective's gate; a step that fails is a result, not an error."""
     return container("posttrain.sweep.trial", "train", **locals())
 
 
 @container_component
-def run_sft_trial(
+def run_sft_trials(
     step: str,
     storage_root: str,
     config: dict,
@@ -38,14 +39,14 @@ def run_sft_trial(
     sft_eval: Input[Dataset],
     summary: Output[Markdown],
     metrics: Output[Metrics],
-    row: OutputPath(str),
+    rows: OutputPath(list),
 ):
-    """Runs one trial of a pipeline without DPO."""
+    """Runs trials of a pipeline without DPO."""
     return container("posttrain.sweep.trial", "train", **locals())
 
 
 @container_component
-def run_preference_trial(
+def run_preference_trials(
     step: str,
     storage_root: str,
     config: dict,
@@ -55,9 +56,9 @@ def run_preference_trial(
     preference_eval: Input[Dataset],
     summary: Output[Markdown],
     metrics: Output[Metrics],
-    row: OutputPath(str),
+    rows: OutputPath(list),
 ):
-    """Runs one trial of a pipeline without SFT."""
+    """Runs trials of a pipeline without SFT."""
     return container("posttrain.sweep.trial", "train", **locals())
 
 

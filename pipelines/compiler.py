@@ -28,23 +28,26 @@ def compile_graph(config: PipelineConfig, path: str | Path) -> None:
     _write(post_training(config), path)
 
 
-def compile_sweep(config: PipelineConfig, settings: SweepConfig, path: str | Path) -> None:
+def compile_sweep(config: PipelineConfig, settings: SweepConfig, path: str | Path, *, by_trial: bool = False) -> None:
     """Writes the graph of a sweep over the pipeline of `config` to `path`.
+
+    `by_trial` is for this machine, where each iteration of a loop is one trial, whose memory the runner measures.
 
     Raises:
         ValueError: as for a pipeline, or trials would not measure what the sweep compares.
     """
     check_gates_can_judge(config)
     check_decidable(config)
-    _write(sweep(config, settings.for_line(config.stages, config.validation)), path)
+    settings = settings.for_line(config.stages, config.validation)
+    _write(sweep(config, settings, by_trial=by_trial), path, is_local=by_trial)
 
 
-def _write(pipeline: Callable, path: str | Path) -> None:
+def _write(pipeline: Callable, path: str | Path, *, is_local: bool = False) -> None:
     check_digests()
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "graph.yaml"
         compiler.Compiler().compile(pipeline, str(package))
-        lint.check(package, allow_tags=True, shown_as=path)
+        lint.check(package, allow_tags=True, is_local=is_local, shown_as=path)
         shutil.copyfile(package, path)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.package import CONDITION, Package, Spec, Task
 from pipelines.step_rules import RUN_DEPENDENT, Breaches
+from pipelines.workflow_size import MAX_WORKFLOW_BYTES, iteration_bytes, num_iterations, workflow_bytes
 from posttrain.config import MAX_RUN_PARAMETERS_BYTES
 from posttrain.config.masking import TOKENS
 from posttrain.config.parse import EXPANDED
@@ -188,6 +189,26 @@ def importer_in_loop(package: Package) -> Breaches:
     for task in package.tasks:
         if "importer" in task.executor and any(group.is_loop for group in (task, *task.groups)):
             yield f"{task.name}: importer", "it is inside a loop", "import before the loop, or pass the address"
+
+
+def workflow_size(package: Package) -> Breaches:
+    """Argo keeps a run as one object, which from some size on it can save no more: the run ends in an error, and what
+    its steps have found is lost.
+
+    Source: Kubeflow Pipelines 2.17.0 with Argo Workflows 4.0.5, "Request entity too large: limit is 3145728" at 6.6 MB
+    """
+    size, loops = workflow_bytes(package), [task for task in package.tasks if task.is_loop]
+    if size <= MAX_WORKFLOW_BYTES:
+        return
+    what = f"it becomes about {size / 1e6:.1f} MB, and {MAX_WORKFLOW_BYTES / 1e6:g} MB are safe"
+    if not loops:
+        yield "Workflow", what, "shorten what is compiled into the steps, such as validation.output_format.json_schema"
+        return
+    each = sum(iteration_bytes(package, loop) for loop in loops)
+    others = size - sum(num_iterations(loop) * iteration_bytes(package, loop) for loop in loops)
+    fitting = max(0, (MAX_WORKFLOW_BYTES - others) // each)
+    names = " and ".join(loop.name for loop in loops)
+    yield "Workflow", what, f"let {names} have at most {fitting} iterations: lower the sweep's parallelism to {fitting}"
 
 
 def artifact_loop(package: Package) -> Breaches:

@@ -22,7 +22,7 @@ RULES: dict[str, Callable[[Package], Breaches]] = {  # all public functions of t
     for name, rule in vars(module).items()
     if inspect.isfunction(rule) and rule.__module__ == module.__name__ and not name.startswith("_")
 }
-TAG_RULE = "image_by_digest"
+CLUSTER_RULES = ("image_by_digest", "workflow_size")  # of no concern to a graph that runs on this machine only
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,24 @@ class Finding:
         return f"{self.rule}: {self.where}: {self.what}; {self.remedy}"
 
 
-def lint(package: Package, *, allow_tags: bool = False) -> list[Finding]:
-    """Returns what breaks a rule, in the order of the rules. `allow_tags`: the graph runs where its images are."""
-    rules = {name: rule for name, rule in RULES.items() if not (allow_tags and name == TAG_RULE)}
+def lint(package: Package, *, allow_tags: bool = False, is_local: bool = False) -> list[Finding]:
+    """Returns what breaks a rule, in the order of the rules.
+
+    Args:
+        package: the graph.
+        allow_tags: images may have no digest yet.
+        is_local: the graph will run on this machine only.
+    """
+    left_out = CLUSTER_RULES if is_local else CLUSTER_RULES[:1] if allow_tags else ()
+    rules = {name: rule for name, rule in RULES.items() if name not in left_out}
     return [Finding(name, *breach) for name, rule in rules.items() for breach in rule(package)]
 
 
-def check(path: str | Path, *, allow_tags: bool = False, shown_as: str | Path | None = None) -> None:
+def check(
+    path: str | Path, *, allow_tags: bool = False, is_local: bool = False, shown_as: str | Path | None = None
+) -> None:
     """Raises ValueError with all findings, one per line. `shown_as`: the name by which the user knows the file."""
-    findings = lint(Package.read(path), allow_tags=allow_tags)
+    findings = lint(Package.read(path), allow_tags=allow_tags, is_local=is_local)
     if findings:
         head = f"{shown_as or path} breaks rules of the platform (python -m pipelines.lint --rules explains them):"
         raise ValueError("\n  ".join([head, *map(str, findings)]))

@@ -65,16 +65,14 @@ class Steps:
         self.place(task, self._placement_of(name), self.attempt_minutes(name), self.retry_count(name))
         return task
 
-    def place(
-        self, task: dsl.PipelineTask, placement: Placement, minutes: int, retry_count: int, *, num_times: int = 1
-    ) -> None:
-        """Places a task that the run has `num_times` after each other; its pod has the time of all its attempts."""
+    def place(self, task: dsl.PipelineTask, placement: Placement, minutes: int, retry_count: int) -> None:
+        """Places a task, with `minutes` for an attempt. Its pod has the time of all attempts."""
         attempts = c.Attempts(1 + retry_count, minutes * 60, placement.retry_backoff_seconds)
         limit = attempts.number * minutes
         if not step_of(self.names[-1]).is_quick:
             transfer = num_models(task) * num_bytes(self.config.placement.gpu.memory) / TRANSFER_BYTES_PER_SECOND
             limit += POD_GRACE_MINUTES + math.ceil(transfer / 60)
-        self.pod_minutes.append(limit * num_times)
+        self.pod_minutes.append(limit)
         place(task, placement, attempts=attempts, pod_minutes=limit)
 
     def add(self, component, name: str | None = None, **inputs) -> dsl.PipelineTask:

@@ -2,10 +2,11 @@
 
 preflight -> fetch + data, the data gate -> a loop of trials -> compare -> the winner on unseen rows -> the line
 
-A pipeline of its own, because a loop inside an exit handler fails when the run starts. A trial is one pod that runs the
-line's own steps as child processes, so that whatever ends one of them becomes a row of the table: a failed iteration
-would cancel its siblings. A trial chooses its settings when it starts, by the results that the others have left in
-storage. With successive halving each rung is a loop; how many trials it has is known when the graph is compiled.
+A pipeline of its own, because a loop inside an exit handler fails when the run starts. The loop is over workers, as
+many as may run at once, each of which takes the next trial until none is left: however many trials there are, the
+Workflow that Argo keeps has the same size. A trial runs the line's own steps as child processes, so that whatever ends
+one of them becomes a row of the table: a failed iteration would cancel its siblings. It chooses its settings when it
+starts, by the results that the others have left in storage. With successive halving each rung is a loop.
 """
 
 import math
@@ -28,8 +29,8 @@ from posttrain.config.requirements import evidence_of_sweep
 from posttrain.config.sweep import Command, CompareStep, HoldOutStep, Rung, SweepConfig, TrialStep
 
 
-def sweep(config: PipelineConfig, settings: SweepConfig):
-    """Returns the graph of a sweep over a line."""
+def sweep(config: PipelineConfig, settings: SweepConfig, *, by_trial: bool = False):
+    """Returns the graph of a sweep over a line. `by_trial`: its loops have an iteration for each trial, not worker."""
     commands = trial_commands(config, until=settings.objective.gate)
     gates = [command.step for command in commands if command.is_gate]
     check_measured(config.stages, config.validation, settings, gates)
@@ -55,7 +56,7 @@ def sweep(config: PipelineConfig, settings: SweepConfig):
         with ExitStack() as line:
             inputs = fetch_and_check(steps, line, **named)
             selection, unseen = split_held_out(steps, settings, inputs)
-            trials = Trials(steps, settings, commands)
+            trials = Trials(steps, settings, commands, by_trial)
             compared = None
             for rung in settings.rungs:
                 rows = trials.loop(rung, selection, after=compared)
@@ -137,22 +138,23 @@ def split_held_out(steps: Steps, settings: SweepConfig, inputs: Inputs) -> tuple
 class Trials:
     """Adds the trials of a sweep to its graph while it is written."""
 
-    def __init__(self, steps: Steps, settings: SweepConfig, commands: list[Command]):
-        self.steps, self.settings, self.commands = steps, settings, commands
+    def __init__(self, steps: Steps, settings: SweepConfig, commands: list[Command], by_trial: bool):
+        self.steps, self.settings, self.commands, self.by_trial = steps, settings, commands, by_trial
         self.trainings = [command.step for command in commands if command.is_training]
 
     def loop(self, rung: Rung, inputs: Inputs, *, after: dsl.PipelineTask | None) -> dsl.Collected:
-        """Adds a trial for each slot of a rung, after the comparison of the rung before; returns URIs of results."""
-        slots = self.settings.slots(rung)
-        with dsl.ParallelFor(slots, name=f"rung-{rung.number + 1}", parallelism=self.settings.parallelism) as slot:
-            num_times = math.ceil(len(slots) / self.settings.parallelism)
-            trial = self.run(f"trials_of_rung_{rung.number + 1}", inputs, step=slot, num_times=num_times)
+        """Adds the trials of a rung, after the comparison of the rung before; returns URIs of results."""
+        steps = self.settings.slots(rung) if self.by_trial else self.settings.workers(rung)
+        # A worker takes another trial at most until all of them have been taken.
+        num_trials = 1 if self.by_trial else math.ceil(rung.num_trials / len(steps)) + 1
+        with dsl.ParallelFor(steps, name=f"rung-{rung.number + 1}", parallelism=self.settings.parallelism) as step:
+            trials = self.run(f"trials_of_rung_{rung.number + 1}", inputs, step=step, num_trials=num_trials)
             if after:
-                trial.after(after)
-        return dsl.Collected(trial.outputs["row"])
+                trials.after(after)
+        return dsl.Collected(trials.outputs["rows"])
 
-    def run(self, name: str, inputs: Inputs, *, num_times: int = 1, **arguments) -> dsl.PipelineTask:
-        """Adds one trial, placed like its last training, with the time of all its steps, unless it says otherwise."""
+    def run(self, name: str, inputs: Inputs, *, num_trials: int = 1, **arguments) -> dsl.PipelineTask:
+        """Adds trials, placed like their last training, with the time of all its steps, unless it says otherwise."""
         placements, training = self.steps.config.placement, self.trainings[-1]
         placement, own = placements.of(name, like=training), placements.own(name)
         section = TrialStep(
@@ -172,7 +174,7 @@ class Trials:
         trial = self.steps.add(self._component(name), name, config=config, base=inputs.model, **files, **arguments)
         minutes = own.timeout_minutes or sum(self.steps.attempt_minutes(command.step) for command in self.commands)
         retries = self.steps.retry_count(training) if own.retry_count is None else own.retry_count
-        self.steps.place(trial, placement, minutes, retries, num_times=num_times)
+        self.steps.place(trial, placement, minutes * num_trials, retries)
         return trial
 
     def _component(self, name: str):

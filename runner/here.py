@@ -123,7 +123,7 @@ def report_killed_runs(run: Run) -> None:
 def compile_unplaced(request: RunRequest, graph: Path) -> None:
     """Writes the graph without its placements: a cluster's nodes, secrets and paths mean nothing on this machine."""
     config = request.config.model_copy(update={"placement": Placements()})
-    replace(request, config=config).compile(graph)
+    replace(request, config=config).compile(graph, by_trial=True)
 
 
 def run_steps(graph: Path, run: Run) -> tuple[list[str], str | None]:

@@ -50,6 +50,9 @@ class RunRequest:
         """The configuration of the step that reports this run."""
         return ReportStep(pipeline_id=self.config.pipeline_id, steps=self.steps)
 
-    def compile(self, path: Path) -> None:
-        """Writes the graph."""
-        compile_sweep(self.config, self.sweep, path) if self.sweep else compile_graph(self.config, path)
+    def compile(self, path: Path, *, by_trial: bool = False) -> None:
+        """Writes the graph; `by_trial` as for `compile_sweep`."""
+        if self.sweep:
+            compile_sweep(self.config, self.sweep, path, by_trial=by_trial)
+        else:
+            compile_graph(self.config, path)

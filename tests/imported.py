@@ -30,10 +30,14 @@ def watching(folder: Path, *, also: str = "") -> dict[str, str]:
     return {"PYTHONPATH": path, "IMPORTED": str(folder / "imported")}
 
 
+# Start a step and decide nothing of its result.
+STARTERS = {"posttrain.step.attempts", "posttrain.step.become", "posttrain.step.parent"}
+
+
 def imported(folder: Path) -> dict[str, set[str]]:
     """Step -> modules. A step that is started by another one counts by its own name."""
     steps = defaultdict(set)
     for line in (folder / "imported").read_text().splitlines():
         step, module = line.split()
-        steps[step].add(module)
+        steps[step] |= {module} - STARTERS
     return steps

@@ -32,7 +32,7 @@ REJECTION = "reject_"  # comes before the name of the gate, in place of `check_`
 GATE = "check_"
 CHAMPION, PROMOTE = "check_champion", "promote_model"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
-TRIAL_COMPONENTS = ("run_trial", "run_sft_trial", "run_preference_trial")
+TRIAL_COMPONENTS = ("run_trials", "run_sft_trials", "run_preference_trials")
 WINNER_COMPONENTS = ("judge_winner", "judge_sft_winner", "judge_preference_winner")
 
 
@@ -116,7 +116,7 @@ SWEEP = (
     Step("hold_out_sft", "posttrain.sweep.hold_out", HoldOutStep, needs=("sft",), components=("hold_out",)),
     Step("hold_out_preferences", "posttrain.sweep.hold_out", HoldOutStep, needs=("dpo",), components=("hold_out",)),
     Step(TRIALS, "posttrain.sweep.trial", TrialStep, "trial", pool="gpu", loads_model=True,
-         components=TRIAL_COMPONENTS, also=r"trial_\d+|rung_\d+_rank_\d+|trials_of_rung_\d+"),
+         components=TRIAL_COMPONENTS, also=r"trial_\d+|rung_\d+_(rank|worker)_\d+|trials_of_rung_\d+"),
     Step(COMPARE_TRIALS, "posttrain.sweep.compare", CompareStep, also=r"compare_rung_\d+"),
     Step(JUDGE_WINNER, "posttrain.sweep.trial", TrialStep, "trial", pool="gpu", loads_model=True,
          components=WINNER_COMPONENTS),

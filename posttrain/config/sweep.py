@@ -247,6 +247,15 @@ class SweepConfig(Section):
             return self.trials
         return [f"rung_{rung.number + 1}_rank_{rank}" for rank in range(1, rung.num_trials + 1)]
 
+    def workers(self, rung: Rung) -> list[str]:
+        """Returns the names of the steps that share the slots of a rung on a cluster, as many as may run at once."""
+        number = min(self.parallelism, rung.num_trials)
+        return [f"rung_{rung.number + 1}_worker_{at}" for at in range(1, number + 1)]
+
+    def shared_slots(self, step: str) -> list[str]:
+        """Returns the slots of a rung if this step is one of its workers."""
+        return next((self.slots(rung) for rung in self.rungs if step in self.workers(rung)), [])
+
     def rung_of(self, slot: str) -> Rung | None:
         """Returns the rung that a step belongs to; None for judge_winner."""
         return next((rung for rung in self.rungs if slot in self.slots(rung)), None)

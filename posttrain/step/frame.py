@@ -55,7 +55,7 @@ def run_step(
         Exception: `work` raised it; it has been recorded.
     """
     configure_logging()
-    _check_storage_root(args)
+    check_storage_root(args)
     with _recorded(args, outputs=outputs, config=config) as attempt:
         stamps = _stamps(inputs)
         attempt.running = running = _running(args, inputs, attempt.config)
@@ -78,7 +78,7 @@ def run_step(
     return attempt.result
 
 
-def _check_storage_root(args: argparse.Namespace) -> None:
+def check_storage_root(args: argparse.Namespace) -> None:
     """Refuses a storage root whose records and results nobody vouches for, or that would take them elsewhere."""
     config = json.loads(args.config)
     if (roots := config.get("allowed_storage_roots")) is not None:

@@ -38,7 +38,11 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
-    parser.add_argument("--rows", required=True, help="URIs of the results of the rung's trials, a JSON list")
+    parser.add_argument(
+        "--rows",
+        required=True,
+        help="URIs of the results of the rung's trials, a JSON list for each step that ran some",
+    )
     for name in PARAMETERS:
         if name != "storage_root":
             parser.add_argument(f"--{name.replace('_', '-')}", required=True, help="of the run, for the winner's file")
@@ -100,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     outputs = {name: getattr(args, name) for name in NAMES}
 
     def work(running: Running) -> dict[str, Any]:
-        result = next(filter(None, json.loads(args.rows)))
+        result = next(row for rows in json.loads(args.rows) for row in rows if row)
         study = Study.of_result(running.storage_root, result, step.sweep)
         comparison = compare(study, step.rung, f"Sweep {step.pipeline['pipeline_id']}: {args.step}")
         parameters = {name: getattr(args, name) for name in PARAMETERS}

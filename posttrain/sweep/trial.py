@@ -2,6 +2,9 @@
 
 base, training rows, rows to judge on -> a candidate in the sweep's study, its URI as output, a page as Markdown
 
+On a cluster a step is a worker, which takes the next trial of its rung until none is left. Who has taken which is noted
+in the folder of the run, so that a worker which starts again goes on with its own.
+
 Each step is a child process, recorded as a step of a run of its own, `<run id>.<trial>`. A failure of
 one becomes the candidate's status and never fails this step: in Kubeflow a failed iteration of a loop cancels its
 siblings. Steps find finished results and checkpoints by content, as in any run: results that two trials share are made
@@ -13,6 +16,7 @@ the checkpoint that it left; if the trial is promoted, it resumes from there.
 
 import argparse
 import json
+import logging
 import math
 import shutil
 import tempfile
@@ -21,12 +25,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from posttrain import config, dpo
+from posttrain import config, dpo, storage
 from posttrain.config import merged
 from posttrain.config.sweep import Command, Constraint, Rung, SweepConfig, TrialStep, nested
 from posttrain.pages import wording
 from posttrain.step import code, frame, kfp_io, records, run
+from posttrain.step.results import Result
 from posttrain.step.running import Running
+from posttrain.storage import layout
 from posttrain.sweep import children, table
 from posttrain.sweep.children import IS_FINAL, NO_TIME, Ended, Trial
 from posttrain.sweep.ranking import GATE_FAILED, QUALIFIED, Candidate, measures_of
@@ -46,6 +52,8 @@ JUDGED = {"sft_judged": "prepare_sft_data.eval", "preference_judged": "prepare_p
 DISQUALIFIED, NOT_MEASURED = "constraint not kept", "not measured"
 WINNER = "winner"
 
+logger = logging.getLogger("posttrain.sweep.trial")  # this module runs as `__main__`
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
@@ -61,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--summary", required=True, help="output: the trial's result, Markdown")
     parser.add_argument("--metrics", required=True, help="output: its numbers, JSON")
     parser.add_argument("--row", help="output: URI of the trial's result; empty if there was no trial")
+    parser.add_argument("--rows", help="output: URIs of the results of all trials that this step has taken, as JSON")
     return parser
 
 
@@ -68,6 +77,55 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = config.parse_step(TrialStep, args.config, args.overrides)
     step = step.model_copy(update={"overrides": json.loads(args.overrides)})
+    if args.rows:
+        run_trials(args, step)
+    else:
+        run_trial(args, step)
+
+
+def run_trials(args: argparse.Namespace, step: TrialStep) -> None:
+    """Runs the trial that this step is named after or, as a worker of its rung, one after another that is left."""
+    run.configure_logging()
+    frame.check_storage_root(args)
+    slots = step.sweep.shared_slots(args.step)
+    results, pages = [], []
+    with tempfile.TemporaryDirectory(dir=kfp_io.output_folder(args.executor_input)) as folder:
+        for slot in slots or [args.step]:
+            if slots and not has_claimed(args, slot):
+                continue
+            logger.info("%s begins", slot)
+            one = in_slot(args, slot, Path(folder, slot))
+            results.append(run_trial(one, step))
+            pages.append(Path(one.summary).read_text(encoding="utf-8"))
+            logger.info("%s has ended: %s", slot, results[-1].measured["status"])
+    numbers = {"num_trials": len(results)} if slots else results[0].measured
+    Path(args.metrics).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+    Path(args.summary).write_text("\n\n".join(pages) or "Other workers have taken all trials.\n", encoding="utf-8")
+    rows = [result.measured["row"] for result in results]
+    kfp_io.write_outputs(args.executor_input, parameters={"rows": rows}, metadata={"metrics": numbers})
+
+
+def has_claimed(args: argparse.Namespace, slot: str) -> bool:
+    """Takes a slot for this worker, unless another has; one that it took in an earlier attempt is its own."""
+    uri = layout.runs(args.storage_root, run.run_id(), "claims", f"{slot}.json")
+    try:
+        storage.write_bytes(uri, json.dumps({"worker": args.step}).encode(), if_absent=True)
+    except FileExistsError:
+        return json.loads(storage.read_bytes(uri))["worker"] == args.step
+    return True
+
+
+def in_slot(args: argparse.Namespace, slot: str, folder: Path) -> argparse.Namespace:
+    """Returns the arguments of one trial, whose outputs go to a folder of its own."""
+    folder.mkdir()
+    outputs = {"outputFile": str(folder / "output.json")}
+    own = {"step": slot, "executor_input": json.dumps({"outputs": outputs}), "row": None, "rows": None}
+    own |= {name: str(folder / Path(getattr(args, name)).name) for name in ("summary", "metrics")}
+    return argparse.Namespace(**vars(args) | own)
+
+
+def run_trial(args: argparse.Namespace, step: TrialStep) -> Result:
+    """Runs the trial in the slot that the step is named after, or finds its result."""
     inputs = {name: getattr(args, name) for name in (*GIVEN, *JUDGED) if getattr(args, name)}
     outputs = {name: getattr(args, name) for name in ("summary", "metrics")}
 
@@ -83,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         is_final = IS_FINAL.get(candidate.status, True) if candidate else True
         return {"row": study.uri_of(args.step) if candidate else "", "is_final": is_final, **numbers}
 
-    frame.run_step(args, inputs=inputs, outputs=outputs, config=step.decisive, work=work)
+    return frame.run_step(args, inputs=inputs, outputs=outputs, config=step.decisive, work=work)
 
 
 def fingerprint_of_sweep(module: str, step: TrialStep, inputs: dict[str, str]) -> str:

@@ -292,6 +292,7 @@ BROKEN = [
     Broken("never_retried", in_task("report_run", retryPolicy={"maxRetryCount": 1}), "report_run: retry", "set_retry"),
     Broken("loop_in_exit_handler", in_task("sft-passed", parameterIterator=LOOP), "sft-passed: iterator", "of its own"),
     Broken("importer_in_loop", import_in_a_loop, "import: importer", "before the loop"),
+    Broken("workflow_size", constant("train_sft", "config", {"text": "x" * 1_000_000}), "Workflow", "shorten what is"),
     Broken("artifact_loop", in_task("report_run", artifactIterator={}), "report_run: artifactIterator", "addresses"),
     Broken(
         "artifact_twice",

@@ -66,11 +66,19 @@ def test_a_loop_for_each_rung_and_no_exit_handler_around_it(package):
     loops = [task for task in found.tasks if task.is_loop]
     assert [task.spec["iteratorPolicy"]["parallelismLimit"] for task in loops] == [2, 2]
     items = [json.loads(task.spec["parameterIterator"]["items"]["raw"]) for task in loops]
-    assert items == [["trial_1", "trial_2", "trial_3", "trial_4"], ["rung_2_rank_1", "rung_2_rank_2"]]
+    assert items == [["rung_1_worker_1", "rung_1_worker_2"], ["rung_2_worker_1", "rung_2_worker_2"]]
     assert not any(task.is_exit_task for task in found.tasks)
     for loop in loops:
         (trial,) = found.inside(loop)
         assert trial.runs("posttrain.sweep.trial")
+
+
+def test_on_one_machine_each_iteration_is_a_trial(tmp_path):
+    settings = SweepConfig(space=SPACE, halving={"reduction_factor": 2, "num_rungs": 2})
+    compile_sweep(load_config(CONFIG), settings, tmp_path / "sweep.yaml", by_trial=True)
+    loops = [task for task in Package.read(tmp_path / "sweep.yaml").tasks if task.is_loop]
+    items = [json.loads(task.spec["parameterIterator"]["items"]["raw"]) for task in loops]
+    assert items == [["trial_1", "trial_2", "trial_3", "trial_4"], ["rung_2_rank_1", "rung_2_rank_2"]]
 
 
 def test_a_trial_is_placed_as_its_training_with_the_time_of_all_its_steps(package):
@@ -78,7 +86,9 @@ def test_a_trial_is_placed_as_its_training_with_the_time_of_all_its_steps(packag
     trial, training = (graph.tasks[name] for name in ("trials_of_rung_1", "train_sft"))
     assert trial["container"]["resources"] == training["container"]["resources"]
     seconds = [graph.attempts_of(name).seconds for name in ("train_sft", "check_sft")]
-    assert graph.attempts_of("trials_of_rung_1").seconds == sum(seconds)
+    assert graph.attempts_of("judge_winner").seconds == sum(seconds)
+    # two workers for four trials: each takes two, and may begin a third while the other works on its last
+    assert graph.attempts_of("trials_of_rung_1").seconds == 3 * sum(seconds)
 
 
 PLACED = {
@@ -103,7 +113,7 @@ def test_every_step_of_a_sweep_can_be_placed(tmp_path):
         assert tasks[name]["container"]["resources"]["resourceCpuLimit"] == "1"
     assert (memory["trials_of_rung_1"], memory["trials_of_rung_2"], memory["judge_winner"]) == ("90Gi", "90Gi", "91Gi")
     limits = {name: graph.attempts_of(name).seconds for name in tasks}
-    assert limits["trials_of_rung_1"] == 999 * 60
+    assert limits["trials_of_rung_1"] == 999 * 60 * 5  # one worker for four trials
     assert limits["judge_winner"] == limits["train_sft"] + limits["check_sft"]
     assert tasks["trials_of_rung_1"]["task"]["retryPolicy"]["maxRetryCount"] == 7
 

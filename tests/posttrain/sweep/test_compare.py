@@ -102,7 +102,7 @@ def test_there_is_a_winners_configuration_only_for_a_winner(tmp_path, monkeypatc
     pipeline = PipelineConfig(storage_root=str(tmp_path / "root")).model_dump(mode="json", exclude_none=True)
     step = CompareStep(sweep=sweep, pipeline=pipeline)
     flags = {"step": "compare_trials", "storage-root": study.storage_root, "config": step.model_dump_json()}
-    flags |= {"rows": json.dumps([storage.join(study.root, "trial_1.json")])}
+    flags |= {"rows": json.dumps([[], ["", storage.join(study.root, "trial_1.json")]])}
     flags |= dict.fromkeys(("base-model", "sft-dataset", "preference-dataset", "model-name"), "x")
     flags |= {name: str(tmp_path / name) for name in ("table", "summary", "csv", "winner", "best")}
     argv = [word for name, value in flags.items() for word in (f"--{name}", value)]

@@ -178,3 +178,57 @@ def test_a_preference_training_that_is_cut_short_gives_what_its_checkpoint_holds
         metrics = json.loads((tmp_path / "out" / "train_dpo" / "metrics").read_text())
         assert (metrics["start_loss"], metrics["total_steps"]) == (pytest.approx(math.log(2)), 5)
         assert metrics["max_gradient_norm"] == 2.0
+
+
+@pytest.fixture
+def work_off(tmp_path, monkeypatch):
+    """Runs a worker of the sweep over these rates and returns the rows that it hands on."""
+    monkeypatch.setattr(children, "import_libraries", Cost)
+    monkeypatch.setenv(RUN_ID_ENV, "r")
+    monkeypatch.chdir(Path(__file__).parents[3])
+    for name in ("base", "train", "selection"):
+        (tmp_path / name).write_text(name)
+
+    def run(worker: str, *rates: float, **settings) -> list[str]:
+        sweep = SweepConfig(space={"sft.learning_rate": list(rates)}, parallelism=2, **settings)
+        folder = tmp_path / worker
+        folder.mkdir(exist_ok=True)
+        outputs = {
+            "parameters": {"rows": {"outputFile": str(folder / "rows")}},
+            "outputFile": str(folder / "output.json"),
+        }
+        flags = {"base": "base", "sft-train": "train", "sft-eval": "selection"}
+        flags = {name: str(tmp_path / text) for name, text in flags.items()}
+        flags |= {"step": worker, "storage-root": str(tmp_path / "root"), "rows": str(folder / "rows")}
+        flags |= {"config": TrialStep(sweep=sweep, commands=COMMANDS).model_dump_json()}
+        flags |= {"summary": str(folder / "summary.md"), "metrics": str(folder / "metrics.json")}
+        flags |= {"executor-input": json.dumps({"outputs": outputs})}
+        trial.main([word for name, value in flags.items() for word in (f"--{name}", value)])
+        return [Path(row).stem for row in json.loads((folder / "rows").read_text())]
+
+    return run
+
+
+def test_workers_share_the_trials_of_a_rung(work_off, tmp_path):
+    claims = tmp_path / "root" / "runs" / "r" / "claims"
+    claims.mkdir(parents=True)
+    (claims / "trial_2.json").write_text('{"worker": "rung_1_worker_2"}')
+    assert work_off("rung_1_worker_1", 0.3, 0.4, 0.35) == ["trial_1", "trial_3"]
+    assert work_off("rung_1_worker_2", 0.3, 0.4, 0.35) == ["trial_2"]  # which it had taken before it was lost
+    assert work_off("rung_1_worker_1", 0.3, 0.4, 0.35) == ["trial_1", "trial_3"]
+    entries = records.read_records(str(tmp_path / "root"), "r")
+    assert [(entry.step, entry.status) for entry in entries] == [
+        ("trial_1", "succeeded"), ("trial_3", "succeeded"), ("trial_2", "succeeded"), ("trial_1", "reused"),
+        ("trial_3", "reused"),
+    ]  # fmt: skip
+    assert "trial\\_3" in (tmp_path / "rung_1_worker_1" / "summary.md").read_text()
+
+
+def test_a_worker_that_comes_too_late_hands_on_nothing(work_off, tmp_path):
+    work_off("rung_1_worker_1", 0.3, 0.4)
+    assert work_off("rung_1_worker_2", 0.3, 0.4) == []
+    assert "Other workers" in (tmp_path / "rung_1_worker_2" / "summary.md").read_text()
+
+
+def test_a_step_named_after_a_trial_runs_that_alone(work_off):
+    assert work_off("trial_2", 0.3, 0.4) == ["trial_2"]
