@@ -141,6 +141,9 @@ class Trials:
     def __init__(self, steps: Steps, settings: SweepConfig, commands: list[Command], by_trial: bool):
         self.steps, self.settings, self.commands, self.by_trial = steps, settings, commands, by_trial
         self.trainings = [command.step for command in commands if command.is_training]
+        if not by_trial:  # a step that hangs must not take the time of the other trials
+            limits = {command.step: steps.attempt_minutes(command.step) * 60 for command in commands}
+            self.commands = [one.model_copy(update={"seconds": limits[one.step]}) for one in commands]
 
     def loop(self, rung: Rung, inputs: Inputs, *, after: dsl.PipelineTask | None) -> dsl.Collected:
         """Adds the trials of a rung, after the comparison of the rung before; returns URIs of results."""

@@ -269,6 +269,7 @@ class Command(Section):
     config: dict[str, Any]
     inputs: dict[str, str]  # flag -> `<step>.<output>` that it takes
     outputs: list[str]
+    seconds: Annotated[int, Field(ge=0)] = 0  # after which it is ended; 0: no limit
 
     @property
     def is_gate(self) -> bool:
@@ -296,9 +297,11 @@ class TrialStep(StepSection):
 
     @property
     def decisive(self) -> Section:
-        """All but the number of trials at once and what follows them."""
+        """All but the number of trials at once, their time limits and what follows them."""
         defaults = {name: SweepConfig.model_fields[name].default for name in ("parallelism", "continue_with_best")}
-        return self.model_copy(update={"sweep": self.sweep.model_copy(update=defaults), "num_gpus": 0})
+        commands = [command.model_copy(update={"seconds": 0}) for command in self.commands]
+        sweep = self.sweep.model_copy(update=defaults)
+        return self.model_copy(update={"sweep": sweep, "commands": commands, "num_gpus": 0})
 
 
 class CompareStep(StepSection):

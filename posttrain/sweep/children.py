@@ -89,7 +89,9 @@ def run(command: Command, trial: Trial, *, config: dict[str, Any], num_gpus: int
     )
     process.start()
     with _ends_with_us(process):
-        process.join()
+        process.join(command.seconds or None)
+    is_late = process.is_alive()
+    _end(process)
     seconds, spent = time.monotonic() - clock, usage.of_children()
     cost = Cost(
         seconds=seconds,
@@ -99,7 +101,18 @@ def run(command: Command, trial: Trial, *, config: dict[str, Any], num_gpus: int
     )
     if process.exitcode == 0:
         return Ended(0, cost)
+    if is_late:
+        return Ended(process.exitcode, cost, NO_TIME, f"{command.step}: ended when its time was up (timeout_minutes)")
     return Ended(process.exitcode, cost, *why(command.step, trial, process.exitcode))
+
+
+def _end(process: BaseProcess) -> None:
+    """Ends a child that still runs; a training has time to save a checkpoint."""
+    if process.is_alive():
+        process.terminate()
+        process.join(GRACE_SECONDS)
+        process.kill()
+        process.join()
 
 
 def argv_of(command: Command, trial: Trial, config: dict[str, Any]) -> list[str]:
@@ -160,10 +173,7 @@ def _ends_with_us(process: BaseProcess) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        process.terminate()
-        process.join(GRACE_SECONDS)
-        process.kill()
-        process.join()
+        _end(process)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -35,9 +35,9 @@ def test_the_estimate_is_near_what_was_measured(tiny, tmp_path):
     assert iteration_bytes(package, loop) == pytest.approx(190_000, rel=0.2)
 
 
-def test_a_hundred_trials_are_no_larger_than_eight(tiny, tmp_path):
+def test_a_hundred_trials_are_hardly_larger_than_eight(tiny, tmp_path):
     few, many = (sweep_of(tiny, tmp_path / f"{number}.yaml", number, parallelism=4) for number in (8, 100))
-    assert workflow_bytes(many) == pytest.approx(workflow_bytes(few), rel=0.01)
+    assert workflow_bytes(many) == pytest.approx(workflow_bytes(few), rel=0.05)  # a hundred values are listed
     assert workflow_bytes(many) < MAX_WORKFLOW_BYTES
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from posttrain.config.section import Section
@@ -11,7 +12,8 @@ from posttrain.step import frame, kfp_io
 from posttrain.train.checkpoints import Diverged
 from posttrain.verdict import Verdict, at_most
 
-RATES = {"diverges": 0.9, "runs out of memory": 0.8, "is killed": 0.7, "breaks": 0.6, "fails its gate": 0.5}
+RATES = {"diverges": 0.9, "runs out of memory": 0.8, "is killed": 0.7, "breaks": 0.6, "hangs": 0.55,
+         "fails its gate": 0.5}  # fmt: skip
 
 
 class Settings(Section):
@@ -28,6 +30,8 @@ def work(args, rate: float) -> dict:
             os.kill(os.getpid(), signal.SIGKILL)
         if rate == RATES["breaks"]:
             raise ValueError("rows are broken")
+        if rate == RATES["hangs"]:
+            time.sleep(60)
         Path(args.adapter).write_text(str(rate))
         return {}
     rows = Path(args.eval).read_text()

@@ -180,6 +180,16 @@ def test_a_preference_training_that_is_cut_short_gives_what_its_checkpoint_holds
         assert metrics["max_gradient_norm"] == 2.0
 
 
+def test_a_step_that_hangs_is_ended_and_is_a_row(run, monkeypatch):
+    monkeypatch.setattr(children, "GRACE_SECONDS", 1.0)
+    late = [command.model_copy(update={"seconds": 1}) for command in COMMANDS]
+    monkeypatch.setattr(f"{__name__}.COMMANDS", late)
+    _, candidate = run("trial_1", RATES["hangs"])
+    assert (candidate.status, candidate.reason) == (
+        "out of time", "train_sft: ended when its time was up (timeout_minutes)"
+    )  # fmt: skip
+
+
 @pytest.fixture
 def work_off(tmp_path, monkeypatch):
     """Runs a worker of the sweep over these rates and returns the rows that it hands on."""
