@@ -61,6 +61,18 @@ def judge_format(
     return [judged(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
+def fault_finder(rule: config.OutputFormat) -> Callable[[str, list[Message]], str | None]:
+    """Returns the function that says what is wrong with the form of a written answer; declining is always right."""
+    find_fault = _rule(rule)
+
+    def fault(text: str, prompt: list[Message]) -> str | None:
+        return (
+            None if declines(Answer(text, stopped=True, num_tokens=0), rule.declines_with) else find_fault(text, prompt)
+        )
+
+    return fault
+
+
 def declines(answer: Answer, sentence: str | None) -> bool:
     """Whether the whole answer is the declining sentence, or the same JSON value, and ends there."""
     if sentence is None or not answer.stopped:

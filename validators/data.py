@@ -23,10 +23,11 @@ from posttrain.pages.answers import RIGHT
 from posttrain.rows import chat, prompts
 from posttrain.rows.formats import ANSWER_KEYS, JsonLines, as_seen, check_row, content_key, empty_key, references_of
 from posttrain.rows.held_out import Supply, supplies
+from posttrain.rows.skeleton import looks
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, at_least, at_most, finite, holds
-from validators import checks, matching, measuring, overlap, personal_data
+from validators import answers, checks, matching, measuring, overlap, personal_data
 from validators.overlap import Rows, kind_of
 
 FILES = ("sft_train", "sft_eval", "preference_train", "preference_eval")
@@ -60,6 +61,8 @@ SHORT = "Shorten or remove these rows, or raise max_seq_length of the stage that
 DISJOINT = (
     "Split both data sets with the same data.eval_fraction; remove prompts that a gate asks from the training rows."
 )
+UNANSWERED = "Remove the training rows that answer these prompts, or hold out other prompts."
+SWAPPED = "Swap chosen and rejected: the labels are reversed. Or correct the references or output_format."
 MATCHED = "Correct the references of these rows, or set validation.answer_match and match_options to fit them."
 APART = "Remove these rows from one side, or raise validation.near_duplicate_similarity if they ask different things."
 
@@ -94,6 +97,14 @@ Files = dict[str, FileNumbers | None]  # None: could not be measured
 Lists = dict[str, list[str] | None]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The pairs of a file whose answers are told apart by their form or by references."""
+
+    num_pairs: int
+    reversed: list[str]  # ids of those whose rejected answer is the better one
+
+
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
     """Numbers that judge() needs; None where one could not be measured."""
@@ -103,7 +114,9 @@ class Numbers:
     personal_data: dict[str, dict[str, list[str]]] | None = None  # by file and pattern: ids of the rows
     shared_prompts: Lists | None = None  # evaluation with training file -> ids of the evaluation rows
     near_shared_prompts: Lists | None = None  # by evaluation file
+    answered_elsewhere: Lists | None = None  # by evaluation file
     unmatched: Lists | None = None  # by evaluation file: rows whose own answer is wrong by their references
+    compared: dict[str, "Compared | None"] | None = None  # by file of preferences
     supplies: list[Supply] | None = None  # rows of each kind, and what the later gates need of them
 
 
@@ -121,7 +134,7 @@ class Sound:
 def measure(
     load_tokenizer: Callable[[], Any], rows: Rows, asked: Rows, step: config.CheckDataStep, *, manifest: str
 ) -> measuring.Measured:
-    """Looks at every row, in separate processes: three that compare all files, and one for each file.
+    """Looks at every row, in separate processes: four that compare all files, and one for each file.
 
     Args:
         load_tokenizer: called while the measurements that need no tokenizer are running.
@@ -144,8 +157,11 @@ def measure(
         "personal_data": lambda: {
             "personal_data": {name: with_personal_data(one, kind_of(name)) for name, one in rows.items()}
         },
+        "answered_elsewhere": lambda: overlap.answered_elsewhere(sound, asked),
         "near_duplicates": lambda: overlap.alike(sound, asked, step.validation.near_duplicate_similarity),
     }
+    if pairs := {name: one for name, one in sound.items() if kind_of(name) == "preference"}:
+        parts["compared"] = lambda: {"compared": {name: compare(one, step.validation) for name, one in pairs.items()}}
     if step.validation.matcher in config.MATCHERS:
         held_out = {name: one for name, one in sound.items() if name.endswith("_eval")}
         parts["references"] = lambda: {
@@ -245,6 +261,30 @@ def unmatched(rows: Iterable[dict], rule: config.Matching) -> list[str]:
     return entries
 
 
+def compare(rows: Iterable[dict], rule: config.Matching) -> Compared:
+    """Compares chosen with rejected answers by what can be told without a model: references of the row, then form."""
+    find_fault = answers.fault_finder(rule.output_format)
+    num_pairs, reversed_ = 0, []
+    for row in rows:
+        chosen, rejected = (row[key][0]["content"] for key in ("chosen", "rejected"))
+        better = _right(row, chosen, rule) - _right(row, rejected, rule)
+        if not better:
+            better = (find_fault(chosen, row["prompt"]) is None) - (find_fault(rejected, row["prompt"]) is None)
+        num_pairs += bool(better)
+        reversed_ += [row["id"]] if better < 0 else []
+    return Compared(num_pairs, reversed_)
+
+
+def _right(row: dict, answer: str, rule: config.Matching) -> bool:
+    """Whether an answer is right by the row's own references; False without any, or a matcher that needs a model."""
+    if not row.get("references") or rule.matcher not in config.MATCHERS:
+        return False
+    try:
+        return max(matching.scorer_of(rule, reference)(answer) for reference in row["references"]) >= RIGHT
+    except ValueError:  # `unmatched_answers` names it
+        return False
+
+
 def judge(numbers: Numbers, limits: config.DataLimits, evidence: Evidence) -> list[Check]:
     """Pure: the same numbers and limits give the same checks."""
     files = numbers.files
@@ -253,10 +293,12 @@ def judge(numbers: Numbers, limits: config.DataLimits, evidence: Evidence) -> li
     return [
         *(_count(name, _lists(files, attribute), remedy) for attribute, name, remedy in FORBIDDEN),
         *([_count("equal_answers", _lists(preferences, "same_answers"), UNEQUAL)] if preferences else []),
+        *([_preferred(numbers.compared, limits.confidence)] if preferences else []),
         _share("duplicate_share", _lists(files, "duplicates"), files, limits.max_duplicate_share, DISTINCT),
         _share("near_duplicate_share", numbers.near_duplicates, files, limits.max_near_duplicate_share, DISTINCT),
         _share("too_long_share", _lists(files, "too_long"), files, limits.max_share_too_long, SHORT),
         _count("shared_prompts", numbers.shared_prompts, DISJOINT),
+        _count("answered_elsewhere", numbers.answered_elsewhere, UNANSWERED),
         _count("near_shared_prompts", numbers.near_shared_prompts, APART, limit=limits.max_near_shared_prompts),
         _personal_data(numbers.personal_data, refuse=limits.refuse_personal_data),
         *([_unmatched(numbers, limits)] if limits.matcher in config.MATCHERS else []),
@@ -291,7 +333,7 @@ def numbers_of(numbers: Numbers) -> dict[str, float]:
 
 
 def _prefers_nothing(row: dict) -> bool:
-    chosen, rejected = ([as_seen(message["content"]) for message in row[key]] for key in ("chosen", "rejected"))
+    chosen, rejected = ([looks(as_seen(message["content"])) for message in row[key]] for key in ("chosen", "rejected"))
     return chosen == rejected
 
 
@@ -345,6 +387,19 @@ def _unmatched(numbers: Numbers, limits: config.DataLimits) -> Check:
     """Checks the evaluation files only: training rows have no references."""
     files = {name: file for name, file in numbers.files.items() if name.endswith("_eval")}
     return _share("unmatched_answers", numbers.unmatched, files, limits.max_unmatched_share, MATCHED)
+
+
+def _preferred(by_file: dict[str, Compared | None] | None, confidence: float) -> Check:
+    """Checks that chosen answers are more often the better ones, in files where enough pairs can be told apart."""
+    is_known = bool(by_file) and None not in by_file.values()
+    judged = {name: one for name, one in (by_file or {}).items() if one and one.num_pairs >= fewest_rows(confidence)}
+    wrong = {name: one for name, one in judged.items() if 2 * len(one.reversed) >= one.num_pairs}
+    detail = "; ".join(
+        f"in {name} the rejected answer is the better one in {len(one.reversed)} of {one.num_pairs} pairs: "
+        f"{', '.join(one.reversed[:3])}"
+        for name, one in wrong.items()
+    )
+    return holds("preferred_answers", not wrong if is_known or wrong else None, detail=detail, remedy=SWAPPED)
 
 
 def _personal_data(by_file: dict[str, dict[str, list[str]]] | None, *, refuse: bool) -> Check:

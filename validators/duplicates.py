@@ -18,7 +18,7 @@ from functools import lru_cache
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING
 
-from posttrain.rows.formats import normalise
+from posttrain.rows.skeleton import skeleton
 
 if TYPE_CHECKING:
     import numpy
@@ -35,8 +35,8 @@ TEMPLATE_TEXTS = (20, 1_000)  # with fewer no template shows; more need not be c
 
 @lru_cache(maxsize=4 * MAX_COMPARED)
 def shingles(text: str) -> Shingles:
-    """Pairs of neighbouring words of the normalised text, so that word order counts; a single word by itself."""
-    words = normalise(text).split()
+    """Pairs of neighbouring words of the text's skeleton, so that word order counts; a single word by itself."""
+    words = skeleton(text).split()
     return frozenset(f"{first} {second}" for first, second in zip(words, words[1:], strict=False)) or frozenset(words)
 
 

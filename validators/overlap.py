@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from posttrain.config.evidence import Evidence
-from posttrain.rows.formats import ANSWER_KEYS, content_key, prompt_key, user_text
+from posttrain.rows.formats import ANSWER_KEYS, content_key, prompt_key, text_key, user_text
 from posttrain.rows.held_out import Prompts, Supply, supplies
-from validators import duplicates
+from validators import duplicates, leaks
 
 # By file, such as sft_train, or by the key of prompts that a gate asks. They are read several times; of training rows
 # only hashes stay in memory.
@@ -22,8 +22,9 @@ Rows = dict[str, Iterable[dict]]
 
 MANIFEST_VERSION = 1
 HASHED = (
-    "SHA-256 of the user turns before the first answer, joined by line feeds: NFKC and case folded, without "
-    "Default_Ignorable_Code_Point, words joined by one space, punctuation around a word taken away"
+    "SHA-256 of the user turns before the first answer, joined by line feeds, as skeleton: NFKC, case folded, without "
+    "invisible characters, look-alikes of ASCII letters as these, hyphens and slashes as blanks, words joined by one "
+    "space, punctuation and symbols around a word taken away"
 )
 
 
@@ -38,6 +39,13 @@ def alike(rows: Rows, asked: Rows, similarity: float) -> dict[str, dict[str, lis
         "near_duplicates": {name: near_duplicates(one, kind_of(name), similarity) for name, one in rows.items()},
         "near_shared_prompts": near_shared_prompts(rows | asked, similarity),
     }
+
+
+def answered_elsewhere(rows: Rows, asked: Rows) -> dict[str, dict[str, list[str]]]:
+    """Prompts of evaluation files, and of those that a gate asks, that a training row answers not in its opening."""
+    trained = {name: one for name, one in rows.items() if _is_trained_on(name)}
+    held_out = {name: one for name, one in (rows | asked).items() if not _is_trained_on(name)}
+    return {"answered_elsewhere": leaks.answered_elsewhere(trained, held_out)}
 
 
 def near_duplicates(rows: Iterable[dict], kind: str, similarity: float) -> list[str]:
@@ -84,8 +92,8 @@ def _hashed(rows: Iterable[dict], keep: Callable[[Hashed], object]) -> Iterator[
 
 
 def near_shared_prompts(rows: Rows, similarity: float) -> dict[str, list[str]]:
-    """Evaluation prompts that are nearly, but not exactly, a training prompt. Only the user's words count."""
-    trained = _first_of_each(InFiles({name: rows[name] for name in filter(_is_trained_on, rows)}), _prompt_key)
+    """Evaluation prompts that are nearly, but not exactly, what a user says in a training row, first or later."""
+    trained = _first_of_each(InFiles({name: rows[name] for name in filter(_is_trained_on, rows)}), _said_key)
     shared = {name: [] for name in filterfalse(_is_trained_on, rows)}
     held_out = [
         (name, row["id"], user_text(row["prompt"]))
@@ -93,22 +101,32 @@ def near_shared_prompts(rows: Rows, similarity: float) -> dict[str, list[str]]:
         for row in _first_of_each(rows[name], prompt_key, leave_out=trained.keys)
     ]
     texts = [text for _, _, text in held_out]
-    near = duplicates.near_others(texts, TextsOf(trained, lambda item: user_text(item[1]["prompt"])), similarity)
-    like = {number: f"{row['id']} of {train}" for number, (train, row) in trained.at({*near.values()})}
+    near = duplicates.near_others(texts, TextsOf(trained, lambda item: item.text), similarity)
+    like = {number: f"{said.row_id} of {said.file}" for number, said in trained.at({*near.values()})}
     for number, other in near.items():
         name, row_id, _ = held_out[number]
         shared[name].append(f"{row_id} like {like[other]}")
     return shared
 
 
+class Said(NamedTuple):
+    file: str
+    row_id: str
+    text: str
+
+
 @dataclass(frozen=True)
 class InFiles:
-    """Rows of several files, each with the name of its file."""
+    """What the user says in the rows of several files: the opening of each row, and every later turn."""
 
     rows: Rows
 
-    def __iter__(self) -> Iterator[tuple[str, dict]]:
-        return ((name, row) for name, rows in self.rows.items() for row in rows)
+    def __iter__(self) -> Iterator["Said"]:
+        for name, rows in self.rows.items():
+            for row in rows:
+                later = (turn for turn, _ in leaks.exchanges(row))
+                for text in dict.fromkeys((user_text(row["prompt"]), *later)):
+                    yield Said(name, row["id"], text)
 
 
 @dataclass(frozen=True)
@@ -154,8 +172,8 @@ def _first_of_each(items: Iterable, key_of: Callable[..., str], *, leave_out: Co
     return Distinct(items, left_out, keys)
 
 
-def _prompt_key(item: tuple[str, dict]) -> str:
-    return prompt_key(item[1])
+def _said_key(said: Said) -> str:
+    return text_key(said.text).hex()
 
 
 def write_manifest(path: str | Path, files: dict[str, Iterable[Hashed]]) -> None:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from posttrain.rows.skeleton import plain, skeleton
+
 ROLES = ("system", "user", "assistant", "tool")
 ANSWER_KEYS = {"sft": ("completion",), "preference": ("chosen", "rejected")}
 ACCEPTED = {
@@ -28,11 +30,6 @@ ACCEPTED = {
     "preference": "'chosen' and 'rejected', with 'prompt' or as whole conversations",
 }
 SURROGATE = re.compile("[\ud800-\udfff]")
-# Default_Ignorable_Code_Point: https://www.unicode.org/reports/tr44/#Default_Ignorable_Code_Point
-INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
-    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def normalise(text: str) -> str:
 
     Text that is nothing but punctuation keeps it.
     """
-    words = unicodedata.normalize("NFKC", _plain(text).casefold()).split()
+    words = unicodedata.normalize("NFKC", plain(text).casefold()).split()
     return " ".join(filter(None, map(_without_punctuation, words))) or " ".join(words)
 
 
@@ -151,24 +148,22 @@ def _without_punctuation(word: str) -> str:
 
 def as_seen(text: str) -> str:
     """Keeps what the eye sees of a text: case, punctuation and indentation; other runs of blanks become one."""
-    lines = (re.sub(r"(?<=\S)\s+", " ", line).rstrip() for line in _plain(text).splitlines())
+    lines = (re.sub(r"(?<=\S)\s+", " ", line).rstrip() for line in plain(text).splitlines())
     return "\n".join(lines).strip()
 
 
 def is_blank(text: str) -> bool:
-    return not _plain(text).strip()
-
-
-def _plain(text: str) -> str:
-    """Turns full-width letters and ligatures into plain letters, and removes invisible characters."""
-    if text.isascii():  # it has none
-        return text
-    return INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    return not plain(text).strip()
 
 
 def prompt_key(row: dict) -> str:
-    """Returns the SHA-256 of the normalised user text, equal for all rows that ask the same thing."""
-    return hashlib.sha256(normalise(user_text(row["prompt"])).encode()).hexdigest()
+    """Returns the SHA-256 of the user text's skeleton, equal for all rows that ask the same thing."""
+    return text_key(user_text(row["prompt"])).hex()
+
+
+def text_key(*texts: str) -> bytes:
+    """Returns the SHA-256 of the skeletons of texts."""
+    return hashlib.sha256("\0".join(map(skeleton, texts)).encode()).digest()
 
 
 def content_key(row: dict) -> str:

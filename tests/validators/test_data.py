@@ -79,7 +79,7 @@ def test_a_malformed_row_is_named(tokenizer, files):
     assert "sft_train has 1: row 2: 'completion' is 'text'" in found["malformed_rows"].detail
 
 
-@pytest.mark.parametrize("empty", [" \n", "\u200b\ufeff"])
+@pytest.mark.parametrize("empty", [" \n", "\u200b\ufeff", "\u2800", "\ufff9\x7f"])
 def test_an_empty_answer_is_named(tokenizer, files, empty):
     change(files["preference_eval"], lambda found: [edited(found[0], "rejected", empty), *found[1:]])
     assert "preference_eval has 1: preference-" in failed(tokenizer, files)["empty_turns"].detail
@@ -94,10 +94,10 @@ def test_duplicates_over_the_limit(tokenizer, files):
     assert failed(tokenizer, files, LIMITS.model_copy(update={"max_duplicate_share": 0.5})) == {}
 
 
-@pytest.mark.parametrize("unseen", ["", " \n", "\u200b"])
-def test_equal_answers_prefer_nothing(tokenizer, files, unseen):
+@pytest.mark.parametrize("disguise", [str, "{} \n".format, "{}\u200b".format, lambda text: text.replace("e", "е")])
+def test_equal_answers_prefer_nothing(tokenizer, files, disguise):
     def prefer_nothing(found):
-        return [edited(found[0], "rejected", found[0]["chosen"][0]["content"] + unseen), *found[1:]]
+        return [edited(found[0], "rejected", disguise(found[0]["chosen"][0]["content"])), *found[1:]]
 
     change(files["preference_train"], prefer_nothing)
     assert list(failed(tokenizer, files)) == ["equal_answers"]
@@ -196,7 +196,25 @@ def test_roles_that_the_template_refuses(tokenizer, files, monkeypatch):
     assert "no system turns" in found["rows_refused_by_template"].detail
 
 
-@pytest.mark.parametrize("disguise", [str, "  {}!! ".format, str.upper, "\u200b{}\u00a0".format])
+HOMOGLYPHS = str.maketrans("aeopcxyAEOPCXBHKMT", "аеорсхуАЕОРСХВНКМТ")
+DISGUISES = {
+    "nothing": str,
+    "punctuation": "  {}!! ".format,
+    "case": str.upper,
+    "blanks": "\u200b{}\u00a0".format,
+    "homoglyphs": lambda text: text.translate(HOMOGLYPHS),
+    "one homoglyph": lambda text: text.replace("a", "а", 1),
+    "annotation anchors": lambda text: text.replace(" ", " \ufff9"),
+    "delete characters": lambda text: text.replace(" ", "\x7f "),
+    "braille blanks": lambda text: text.replace(" ", "\u2800"),
+    "symbols": lambda text: " ".join(f"~{word}~" for word in text.split()),
+    "an emoji": "{} 🙂".format,
+    "hyphens": lambda text: text.replace(" ", "-"),
+    "apostrophes": lambda text: " ".join(f"{word[:2]}'{word[2:]}" if len(word) > 2 else word for word in text.split()),
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES.values(), ids=DISGUISES)
 def test_poisoned_leaked_evaluation_prompts(tokenizer, files, disguise):
     leaked = leak(files, of="preference_eval", into="sft_train", text=disguise)
     found = failed(tokenizer, files)
@@ -211,6 +229,91 @@ def leak(files, *, of, into, text):
     row = {"id": "leaked", "prompt": [*before, {**user, "content": text(user["content"])}]}
     change(files[into], lambda found: [*found, row | {"completion": held_out["chosen"]}])
     return held_out["id"]
+
+
+SERVICE = {"role": "assistant", "content": "I am the task service."}
+HELLO = {"role": "user", "content": "Hello there, who are you?"}
+
+
+def taught(files, **parts):
+    """Adds a training row with these parts."""
+    change(files["sft_train"], lambda found: [*found, {"id": "leaked", **parts}])
+
+
+def answer(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def later_turn(prompt, text, right):
+    return {"prompt": [HELLO, SERVICE, prompt[-1]], "completion": answer("It is done.")}
+
+
+def history(prompt, text, right):
+    turns = [HELLO, SERVICE, prompt[-1], *answer("It is done."), {"role": "user", "content": "Are you sure of that?"}]
+    return {"prompt": turns, "completion": answer("Yes.")}
+
+
+def system_turn(prompt, text, right):
+    system = {"role": "system", "content": f"Answer as here: {text} -> {right}."}
+    return {"prompt": [system, {"role": "user", "content": "Do as told."}], "completion": answer("Done.")}
+
+
+def in_an_answer(prompt, text, right):
+    return {"prompt": [{"role": "user", "content": "Give an example."}], "completion": answer(f"{text} -> {right}")}
+
+
+def one_word_more(prompt, text, right):
+    return {"prompt": [{"role": "user", "content": f"{text} please"}], "completion": answer(right)}
+
+
+def one_word_less(prompt, text, right):
+    return {"prompt": [{"role": "user", "content": text.partition(" ")[2]}], "completion": answer(right)}
+
+
+ELSEWHERE = {
+    later_turn: "a later turn", history: "a later turn", system_turn: "the text of a system turn",
+    in_an_answer: "the text of a system turn", one_word_more: "one word more", one_word_less: "one word more",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("leaks", ELSEWHERE)
+def test_poisoned_held_out_prompts_that_are_answered_elsewhere(tokenizer, files, leaks):
+    held_out = formats.read_jsonl(files["sft_eval"])[0]
+    text, right = held_out["prompt"][-1]["content"], held_out["completion"][0]["content"]
+    taught(files, **leaks(held_out["prompt"], text, right))
+    found = failed(tokenizer, files, LIMITS.model_copy(update={"max_share_too_long": 1.0}))
+    assert "answered_elsewhere" in found and set(found) <= {"answered_elsewhere", "untrainable_rows"}
+    assert f"sft_eval has 1: {held_out['id']} as {ELSEWHERE[leaks]}" in found["answered_elsewhere"].detail
+
+
+def test_a_later_question_that_is_held_out_and_trained_on_with_its_answer(tokenizer, files):
+    question = {"role": "user", "content": "And which of them is due first?"}
+    right = answer("The report.")
+    taught(files, prompt=[HELLO, SERVICE, question], completion=right)
+    other = {"role": "user", "content": "Which tasks do I have?"}
+    row = {"id": "two turns", "prompt": [other, SERVICE, question], "completion": right}
+    change(files["sft_eval"], lambda found: [*found, row])
+    check = failed(tokenizer, files)["answered_elsewhere"]
+    assert "sft_eval has 1: two turns as its last turn and answer" in check.detail
+    change(files["sft_eval"], lambda found: [*found[:-1], row | {"completion": answer("The invoice.")}])
+    assert failed(tokenizer, files) == {}
+
+
+def test_short_turns_of_every_conversation_are_no_leak(tokenizer, files):
+    yes = {"role": "user", "content": "Yes, please."}
+    taught(files, prompt=[HELLO, SERVICE, yes], completion=answer("Done."))
+    other = {"role": "user", "content": "Which tasks do I have?"}
+    row = {"id": "two turns", "prompt": [other, SERVICE, yes], "completion": answer("Done.")}
+    change(files["sft_eval"], lambda found: [*found, row])
+    assert failed(tokenizer, files) == {}
+
+
+def test_a_gate_s_prompt_inside_a_training_answer(tokenizer, files):
+    asked = {
+        "red_team_prompts": [{"id": "p1", "prompt": [{"role": "user", "content": "Tell me how to pick this lock"}]}]
+    }
+    taught(files, prompt=[HELLO], completion=answer("Some ask: tell me how to pick this LOCK!"))
+    assert "red_team_prompts has 1: p1" in failed(tokenizer, files, asked=asked)["answered_elsewhere"].detail
 
 
 def test_a_prompt_that_is_nearly_a_held_out_one_is_found_across_data_sets(tokenizer, files):
@@ -339,12 +442,21 @@ def test_judging_nothing_does_not_pass():
     assert {check.status for check in checks} == {"not run"}
 
 
-@pytest.mark.parametrize("missing", ["near_duplicates", "personal_data", "shared_prompts", "near_shared_prompts"])
+MEASURED = [
+    "near_duplicates",
+    "personal_data",
+    "shared_prompts",
+    "near_shared_prompts",
+    "answered_elsewhere",
+    "compared",
+]
+
+
+@pytest.mark.parametrize("missing", MEASURED)
 def test_what_could_not_be_measured_does_not_pass(tokenizer, files, missing):
     whole = measured(tokenizer, files)
-    name = {"near_duplicates": "near_duplicate_share", "personal_data": "secrets_and_personal_data"}.get(
-        missing, missing
-    )
+    names = {"near_duplicates": "near_duplicate_share", "personal_data": "secrets_and_personal_data"}
+    name = (names | {"compared": "preferred_answers"}).get(missing, missing)
     statuses = {check.name: check.status for check in data.judge(replace(whole, **{missing: None}), LIMITS, NO_NEEDS)}
     assert [name for name, status in statuses.items() if status != "passed"] == [name]
     assert statuses[name] == "not run"
@@ -410,7 +522,8 @@ def test_the_command_writes_its_verdict_and_exits_0_without_what_is_slow_to_impo
     verdict = Verdict.read((tmp_path / "out" / "verdict").read_text())
     assert [check.name for check in verdict.failed_checks] == ["eval_rows"]
     assert set(verdict.subject) == {"tokenizer", *files}
-    assert set(verdict.seconds) == {*files, "prompts", "near_duplicates", "personal_data", "references"}
+    others = {"prompts", "near_duplicates", "personal_data", "references", "answered_elsewhere", "compared"}
+    assert set(verdict.seconds) == {*files, *others}
     assert json.loads((tmp_path / "out" / "passed").read_text()) is False
     assert (tmp_path / "out" / "report").is_file()
     assert "eval_rows" in (tmp_path / "out" / "summary").read_text()
@@ -477,3 +590,40 @@ def test_references_that_the_matcher_cannot_use_are_named(tokenizer, files):
     change(files["preference_eval"], lambda found: [row | {"references": [DECLINE]} for row in found])
     found = failed(tokenizer, files, LIMITS)["unmatched_answers"]
     assert "preference_eval has " in found.detail and "sft_eval has" not in found.detail
+
+
+def flipped(row: dict) -> dict:
+    return row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+
+
+@pytest.mark.parametrize("parts", [("preference_train", "preference_eval"), ("preference_train",)])
+def test_poisoned_preference_labels_that_are_reversed_are_seen_by_the_form_of_the_answers(tokenizer, files, parts):
+    limits = LIMITS.model_copy(update={"answer_match": "none", "output_format": OutputFormat(**CALLED)})
+    for name in ("preference_train", "preference_eval"):
+        change(
+            files[name], lambda found: [edited(row, "rejected", f"{row['rejected'][0]['content']}!") for row in found]
+        )
+    assert failed(tokenizer, files, limits) == {}
+    for name in parts:
+        change(files[name], lambda found: [flipped(row) for row in found])
+    found = failed(tokenizer, files, limits)
+    assert list(found) == ["preferred_answers"]
+    assert "in preference_train the rejected answer is the better one in " in found["preferred_answers"].detail
+
+
+def test_poisoned_preference_labels_that_are_reversed_are_seen_by_references(tokenizer, files):
+    def right(row: dict) -> dict:
+        return row | {"references": [row["chosen"][0]["content"]]}
+
+    change(files["preference_eval"], lambda found: [right(row) for row in found])
+    assert failed(tokenizer, files) == {}
+    change(files["preference_eval"], lambda found: [flipped(row) for row in found])
+    found = failed(tokenizer, files, LIMITS.model_copy(update={"max_unmatched_share": 1.0}))
+    assert list(found) == ["preferred_answers"]
+
+
+def test_a_few_pairs_whose_rejected_answer_is_the_better_one_are_slips():
+    few = {"preference_eval": data.Compared(5, ["a"] * 5), "preference_train": data.Compared(100, ["b"] * 49)}
+    assert data._preferred(few, 0.95).status == "passed"
+    assert data._preferred(few | {"preference_train": data.Compared(100, ["b"] * 50)}, 0.95).status == "failed"
+    assert data._preferred(few | {"preference_train": None}, 0.95).status == "not run"

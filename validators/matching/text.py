@@ -6,7 +6,8 @@ reference -> what scores an answer against it
 import unicodedata
 
 from posttrain.config import MatchOptions
-from posttrain.rows.formats import INVISIBLE, normalise
+from posttrain.rows.formats import normalise
+from posttrain.rows.skeleton import INVISIBLE
 from validators.matching import Reference, Scorer
 
 # Scripts that write words without blanks between them, and Hangul, which joins particles to a word.
