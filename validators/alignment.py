@@ -56,6 +56,8 @@ def read_training(metrics: str) -> dict[str, float]:
     numbers = json.loads(Path(metrics).read_text(encoding="utf-8"))
     if "start_loss" not in numbers:
         raise ValueError(f"{metrics}: has no start_loss: pass the metrics.json of a preference training")
+    if type(numbers["start_loss"]) not in (int, float):
+        raise ValueError(f"{metrics}: start_loss is {str(numbers['start_loss'])[:80]!r}, not a number: train again")
     return {"start_loss": numbers["start_loss"]}
 
 

@@ -34,6 +34,7 @@ Measure = Callable[[], dict[str, Any] | None]
 Parts = dict[str, Measure]
 Numbers = TypeVar("Numbers")  # a gate's frozen dataclass
 REPAIR = "See this step's log for the cause."
+READ_BYTES = 1 << 20  # at once
 GRACE_SECONDS = 1.0  # for a process to end after it closed its end of the pipe
 
 
@@ -101,6 +102,7 @@ class _Worker:
         self.process = context.Process(target=_work, args=(parts, theirs))  # a daemon could start no processes
         self.process.start()
         theirs.close()
+        self.received = bytearray()  # of a message whose end is still to come
         self.started = time.monotonic()  # the part that runs now
 
     @property
@@ -108,12 +110,32 @@ class _Worker:
         return self.started + self.timeouts.of(self.waiting[0])
 
     def listen(self, measured: Measured) -> None:
-        """Receives one part's result, or notices that the process has died."""
+        """Receives what there is of the parts' results, or notices that the process has died.
+
+        It never waits: a check may write to the pipe itself, and leave a message without its end.
+        """
+        chunk = os.read(self.connection.fileno(), READ_BYTES)
+        if not chunk:
+            seconds = time.monotonic() - self.started
+            self._fail(measured, f"its process ended without a result, {_ending(self._exit_code())}", seconds)
+            return
+        before = len(self.received)
+        self.received += chunk
+        while self.waiting and (end := self.received.find(b"\n", before)) >= 0:
+            line, before = bytes(self.received[:end]), 0
+            del self.received[: end + 1]
+            self._take(line, measured)
+
+    def _take(self, line: bytes, measured: Measured) -> None:
+        """Takes the result of the part that runs, one line of JSON."""
         name, seconds = self.waiting[0], time.monotonic() - self.started
         try:
-            message = json.loads(self.connection.recv_bytes())
-        except (EOFError, OSError):  # OSError: it died while sending
-            self._fail(measured, f"its process ended without a result, {_ending(self._exit_code())}", seconds)
+            message = json.loads(line)
+            is_result = isinstance(message, dict) and ("error" in message or isinstance(message["numbers"], dict))
+        except (ValueError, KeyError, RecursionError):
+            is_result = False
+        if not is_result:
+            self._fail(measured, "its process sent something that is no result", seconds)
             return
         if "error" in message:
             self._fail(measured, f"could not be measured, {message['error']}", seconds)
@@ -210,9 +232,14 @@ def _work(parts: Parts, connection: Connection) -> None:
         except Exception as error:  # noqa: BLE001  any error becomes a failed check named after the measurement
             logger.exception("%s: could not be measured", name)
             message = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-        connection.send_bytes(json.dumps(message).encode())
+        _write(connection.fileno(), json.dumps(message).encode() + b"\n")
         if "error" in message:
             return
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def _num_at_once() -> int:

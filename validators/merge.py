@@ -42,6 +42,7 @@ EMPTY = "The adapter is empty, or too small for the base's precision: raise epoc
 
 
 Names = list[str] | None  # of what is wrong; None: could not be measured
+TIES = "tie_word_embeddings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +228,7 @@ def compare_files(base: Path, model: Path) -> dict[str, list[str]]:
     """Names of files and keys that differ from the base's."""
     ours, theirs = read_json(model / "config.json"), read_json(base / "config.json")
     # Ties are undone where embedding or head is trained whole; quantisation has a check of its own.
-    free = {"tie_word_embeddings", "quantization_config"}
+    free = {"quantization_config"} | ({TIES} if _is_untied(ours, theirs, model) else set())
     keys = sorted(key for key in ours.keys() | theirs.keys() if key not in free and ours.get(key) != theirs.get(key))
     names = {name for folder in (base, model) for pattern in TOKENIZER_FILES for name in _matches(folder, pattern)}
     templates = {name for name in names if "chat_template" in name}
@@ -240,6 +241,12 @@ def compare_files(base: Path, model: Path) -> dict[str, list[str]]:
         "changed_eos": [f"{place} {old} -> {new}" for place, old, new in _ends(base, model) if old != new],
         "strange_files": strange_files(base, model),
     }
+
+
+def _is_untied(ours: dict, theirs: dict, model: Path) -> bool:
+    """Whether embedding and head share no weights any more, and the model has a head of its own to show for it."""
+    has_head = any(name.endswith("lm_head.weight") for name in read_places(model))
+    return theirs.get(TIES) is not False and ours.get(TIES) is False and has_head
 
 
 def strange_files(base: Path, model: Path) -> list[str]:

@@ -105,6 +105,9 @@ def expected_shapes(base: Path, sft: config.SftConfig) -> Shapes:
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
+REQUIRED = ("final_loss", "max_gradient_norm")  # of a training's metrics, where they are there at all
+
+
 def read_metrics(path: Path) -> dict[str, Any]:
     """The training's metrics that are not finite numbers, and its largest gradient norm.
 
@@ -114,11 +117,24 @@ def read_metrics(path: Path) -> dict[str, Any]:
     metrics = json.loads(path.read_text(encoding="utf-8"))
     if "final_loss" not in metrics:
         raise ValueError(f"{path}: has no final_loss: pass the metrics.json of an SFT training")
-    numbers = {name: value for name, value in metrics.items() if not isinstance(value, str)}
+    numbers = {name: value for name, value in metrics.items() if name in REQUIRED or not _is_word(value)}
     return {
         "non_finite_metrics": sorted(numbers.keys() - finite(numbers).keys()),
-        "max_gradient_norm": metrics.get("max_gradient_norm"),
+        "max_gradient_norm": _number(metrics.get("max_gradient_norm")),
     }
+
+
+def _is_word(value: Any) -> bool:
+    """Whether this is text that no reader could take for a number: "0.5" and "nan" are numbers in disguise."""
+    try:
+        float(value) if isinstance(value, str) else None
+    except ValueError:
+        return True
+    return False
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 class Measurer:

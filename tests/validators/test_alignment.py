@@ -262,6 +262,13 @@ def test_the_loss_before_the_first_step(run, aligned, step, start_loss, status):
     assert statuses(run(aligned, step=cheap, start_loss=start_loss))["start_loss_deviation"] == status
 
 
+@pytest.mark.parametrize("text", ["0.6931", "ln 2", True, [0.6931]])
+def test_a_start_loss_that_is_no_number_is_refused(text, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"start_loss": text}))
+    with pytest.raises(ValueError, match=r"metrics\.json: start_loss is '.*', not a number: train again"):
+        gate.read_training(str(tmp_path / "metrics.json"))
+
+
 def test_a_training_that_does_not_say_where_it_began(run, aligned, step):
     cheap = limited(step, custom_checks=[], num_generated_answers=1)
     found = statuses(run(aligned, step=cheap, start_loss=None))

@@ -280,3 +280,41 @@ def test_parts_may_measure_one_model_together_and_are_read_as_the_numbers_of_a_g
         measured = Measured({"model": {"size": None}, "other": None}) | way(parts, Timeouts(10))
         assert measured.numbers == {"model": {"size": None, "loss": 1.0, "answers": {"a": ["x"]}}, "other": None}
         assert measured.read(Example) == Example({"size": None, "loss": 1.0, "answers": {"a": ["x"]}}, missing=None)
+
+
+def to_every_pipe(data: bytes) -> None:
+    """Writes where a check finds a pipe to write to, as a hostile one might."""
+    for link in list(Path("/proc/self/fd").iterdir()):
+        try:
+            if int(link.name) > 2 and str(link.readlink()).startswith("pipe:"):
+                os.write(int(link.name), data)
+        except OSError:
+            continue
+
+
+def test_a_message_without_its_end_outlives_no_time_limit():
+    def partial() -> dict:
+        to_every_pipe(b'{"numbers"')
+        time.sleep(60)
+
+    started = time.monotonic()
+    found = in_order({"partial": partial}, LATE)
+    assert statuses(found.failures) == {"partial": "timed out"}
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\x00garbage\n", b"[1]\n", b'{"passed": true}\n', b"[" * 100_000 + b"\n"])
+def test_garbage_in_the_pipe_fails_its_check_and_hides_no_other(garbage):
+    def forges() -> dict:
+        to_every_pipe(garbage)
+        return {}
+
+    found = side_by_side({"forges": forges, "loss": lambda: {"loss": 1.5}}, SOON)
+    assert statuses(found.failures) == {"forges": "failed"}
+    assert "sent something that is no result" in found.failures[0].detail
+    assert found.numbers == {"loss": 1.5}
+
+
+def test_a_long_result_arrives_whole():
+    rows = ["x" * 1000] * 5000
+    assert side_by_side({"rows": lambda: {"rows": rows}}, SOON).numbers == {"rows": rows}

@@ -147,6 +147,16 @@ def test_preference_rows_are_compared_on_the_chosen_answer(tiny_model):
     assert parity.token_sequences(tokenizer, [chosen]) == parity.token_sequences(tokenizer, rows(1))
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_ties_that_no_weights_account_for_are_a_change(is_tied, tmp_path, tiny_model, tiny_adapter):
+    base = build_tiny_model(tmp_path / "tied", tie_word_embeddings=True) if is_tied else tiny_model
+    merge(base, tiny_adapter, tmp_path / "merged")
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert gate.compare_files(base, tmp_path / "merged")["changed_config"] == []
+    (tmp_path / "merged" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": not is_tied}))
+    assert gate.compare_files(base, tmp_path / "merged")["changed_config"] == ["tie_word_embeddings"]
+
+
 def test_base_unchanged_fails(tiny_model, tiny_adapter):
     numbers = GOOD | gate.compare_weights(tiny_model, tiny_adapter, tiny_model)
     numbers["wrong_updates"] = parity.compare_updates(parity.load_adapted(tiny_model, tiny_adapter), tiny_model)

@@ -156,6 +156,15 @@ def test_a_training_that_wrote_no_number_is_stopped(training, text):
     assert judged(replace(GOOD, **measured)) == {"finite_metrics": "failed", "gradient_norm": "not run"}
 
 
+@pytest.mark.parametrize("number", ["0.5", "nan", "-inf", "1e3", "low", True])
+def test_a_number_as_text_is_no_number(training, number):
+    training.write_text(json.dumps({"final_loss": 1.0, "backend": "peft", "max_gradient_norm": number}))
+    measured = gate.read_metrics(training)
+    assert measured == {"non_finite_metrics": ["max_gradient_norm"], "max_gradient_norm": None}
+    training.write_text(json.dumps({"final_loss": "1.0", "eval_loss": "0.1"}))
+    assert gate.read_metrics(training)["non_finite_metrics"] == ["eval_loss", "final_loss"]
+
+
 def test_metrics_of_something_else_are_refused(training):
     training.write_text('{"size_gb": 1}')
     with pytest.raises(ValueError, match="has no final_loss"):
