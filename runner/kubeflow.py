@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import kfp
 from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, TokenCredentialsBase
@@ -82,6 +83,8 @@ class Client(kfp.Client):
             raise ValueError(f"--endpoint {url!r} is not a URL; give one like https://kubeflow.example.org/pipeline")
         self.url = url.rstrip("/")
         self.token_file = token_file or os.environ.get(KF_PIPELINES_SA_TOKEN_ENV)
+        if self.token_file and url.startswith("http://") and urlsplit(url).hostname not in ("localhost", "127.0.0.1"):
+            logger.warning("--endpoint %s: the token is sent unencrypted, for anybody on the way: use https://", url)
         self.namespace = namespace
         self.patience_seconds = SUBMIT_PATIENCE_SECONDS
         logging.getLogger("urllib3.connectionpool").setLevel(

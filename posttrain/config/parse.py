@@ -118,7 +118,7 @@ def validate(section: type[S], raw: Any, *, source: str) -> S:
 def _json_object(text: str, source: str) -> dict:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: {text[:80]!r} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{source}: {text[:80]!r} is not a JSON object")

@@ -137,6 +137,8 @@ def _read_json(path: Path, *, name: str) -> list[dict]:
             f"{name}: line {error.lineno}: not valid JSON, {error.msg} at column {error.colno}: repair the file; "
             "is it cut off, or JSON Lines under the name .json?"
         ) from None
+    except RecursionError:
+        raise ValueError(f"{name}: JSON that is nested too deep: flatten the rows") from None
     if not isinstance(rows, list):
         raise ValueError(f"{name}: holds {shown(rows)}: give a JSON list of rows")
     return rows

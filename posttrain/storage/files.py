@@ -128,18 +128,34 @@ def remove(uri: Uri) -> None:
 
 
 def check_writable(uri: Uri) -> None:
-    """Writes, reads and removes a small file below `uri`; raises `ValueError` if one of the three fails."""
+    """Writes, reads and removes a small file below `uri`; raises `ValueError` if one of the three fails.
+
+    It also raises one if a second writer of that file is not refused: records, claims and results rely on that.
+    """
     data = uuid.uuid4().hex.encode()
     probe = join(uri, f".write-check-{data.decode()}")
     try:
         write_bytes(probe, data, if_absent=True)
+        is_exclusive = _is_refused(probe)
         read = read_bytes(probe)
         remove(probe)
     except OSError as error:
         message = f"{uri}: cannot write, read and remove files there: {error}"
         raise ValueError(f"{message}; grant that or choose another place") from error
+    if not is_exclusive:
+        reason = "of two writers of one file both win (conditional writes, If-None-Match, are ignored)"
+        raise ValueError(f"{uri}: {reason}; choose a storage that has them, or a newer version of this server")
     if read != data:
         raise ValueError(f"{uri}: a file read back differs from what was written; choose another place")
+
+
+def _is_refused(uri: str) -> bool:
+    """Tells whether the store refuses to write a file that is there, where it is asked to."""
+    try:
+        write_bytes(uri, b"of a second writer", if_absent=True)
+    except FileExistsError:
+        return True
+    return False
 
 
 def _store(uri: Uri) -> tuple[Store, str]:

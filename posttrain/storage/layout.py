@@ -12,6 +12,7 @@ sweeps/<fingerprint>/                settings and results of the trials of a swe
 from posttrain.storage.address import Uri, join
 
 RUNS, RESULTS, CHECKPOINTS, PUBLISHED, SWEEPS = "runs", "results", "checkpoints", "published", "sweeps"
+FOLDERS = (RUNS, RESULTS, CHECKPOINTS, PUBLISHED, SWEEPS)
 CURRENT, PROMOTIONS = "CURRENT", "promotions"  # beside the versions of a published model
 
 

@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from posttrain.storage import hashing, transfer
@@ -55,6 +57,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def naming(uri: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the file in an error that does not: of a disk that is full, Python says only that it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(uri)) from None
+
+
 class Local:
     """The store of local files. It repeats nothing and checks no checksums: a disk reports its own failures."""
 
@@ -68,7 +81,8 @@ class Local:
         target.parent.mkdir(parents=True, exist_ok=True)
         stage = temporary(target.parent)
         try:
-            stage.write_bytes(data)
+            with naming(uri):
+                stage.write_bytes(data)
             sync(stage)
             # A link, unlike a rename, fails where the name is taken.
             target.hardlink_to(stage) if if_absent else stage.replace(target)
@@ -105,7 +119,8 @@ class Local:
             target.parent.mkdir(parents=True, exist_ok=True)
             stage = temporary(target.parent)
             try:
-                sha256 = hashing.copy(path, stage)
+                with naming(file[1]):
+                    sha256 = hashing.copy(path, stage)
                 sync(stage)
                 stage.replace(target)
                 sync(target.parent)
@@ -116,7 +131,11 @@ class Local:
         return transfer.in_parallel(copy, files)
 
     def get(self, files: list[tuple[str, Path, int]]) -> list[str]:
-        return transfer.in_parallel(lambda file: hashing.copy(local_path(file[0]), file[1]), files)
+        def copy(file: tuple[str, Path, int]) -> str:
+            with naming(file[1]):
+                return hashing.copy(local_path(file[0]), file[1])
+
+        return transfer.in_parallel(copy, files)
 
     def remove(self, uri: str) -> None:
         path = local_path(uri)

@@ -33,6 +33,7 @@ PART_BYTES = 16 << 20  # S3 takes at most 10,000 parts: files up to 160 GB
 # botocore sends each request up to 5 times, within 7.5 s on average; s3fs waits 0.1 to 15 s and starts over. This many
 # rounds take about PATIENCE_SECONDS.
 NUM_ROUNDS = 20
+EXPIRED = ("ExpiredToken", "RequestExpired", "TokenRefreshRequired", "provided token has expired")
 
 
 class S3:
@@ -175,6 +176,9 @@ def _error(error: Exception, uri: str) -> OSError:
         return FileNotFoundError(f"{uri}: no such object or bucket")
     if isinstance(error, FileExistsError) or code == "PreconditionFailed":
         return FileExistsError(f"{uri}: exists already")
+    if code in EXPIRED or any(word in str(error) for word in EXPIRED):
+        remedy = "renew the credentials of who runs this, and run again: what is finished is reused"
+        return PermissionError(f"{uri}: the credentials have expired: {transfer.one_line(error)}; {remedy}")
     if isinstance(error, PermissionError | NoCredentialsError | PartialCredentialsError):
         remedy = f"allow s3:GetObject, PutObject, DeleteObject, ListBucket on {split(uri)[0]} to who runs this"
         return PermissionError(f"{uri}: access refused: {transfer.one_line(error)}; {remedy}")

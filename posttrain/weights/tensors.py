@@ -24,6 +24,7 @@ DTYPE_BYTES = FLOAT_BYTES | {
 }
 # The limit of safetensors itself: a longer header is an attack or garbage.
 MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 64  # as many as PyTorch allows
 EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 
 
@@ -129,10 +130,10 @@ def read_weight_map(index: Path) -> dict[str, str]:
 def read_json(path: Path) -> dict:
     """Reads a JSON object; raises ValueError if the file is missing or holds anything else."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))  # from bytes, json would take UTF-16 as well
     except FileNotFoundError:
         raise ValueError(f"{path}: is missing; the folder is incomplete") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); copy the file again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
@@ -187,8 +188,8 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict, int]:
             f"{path}: header of {length} bytes in a file of {num_bytes}; truncated or not safetensors, copy it again"
         )
     try:
-        header = json.loads(file.read(length), object_pairs_hook=_unique)
-    except ValueError as error:
+        header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: header is not valid JSON ({error}); copy the file again") from None
     if not isinstance(header, dict):
         raise ValueError(f"{path}: header is not a JSON object; copy the file again")
@@ -205,6 +206,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
 def _tensor(path: Path, name: str, entry: object, data_start: int) -> Tensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        _check_shape(shape)
         sane = all(type(number) is int and number >= 0 for number in (*shape, begin, end)) and begin <= end
         expected = math.prod(shape) * DTYPE_BYTES[dtype]
     except (KeyError, TypeError, ValueError):
@@ -214,6 +216,12 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> Tensor:
             f"{path}: {name} ({dtype} {list(shape)}) cannot lie at bytes [{begin}, {end}]; copy the file again"
         )
     return Tensor(name, dtype, shape, data_start + begin, data_start + end)
+
+
+def _check_shape(shape: tuple) -> None:
+    """Refuses shapes of no tensor before they are multiplied: thousands of long numbers take minutes."""
+    if len(shape) > MAX_DIMENSIONS or any(type(number) is not int or number >= 1 << 63 for number in shape):
+        raise ValueError("shape")
 
 
 def _check_layout(path: Path, tensors: list[Tensor], data_start: int) -> None:

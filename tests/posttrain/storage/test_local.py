@@ -54,3 +54,16 @@ def test_what_has_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
     assert (weights.name, weights.parent) == ("weights", stage)
     assert stage.suffix == ".part"
     assert set(named) == {tmp_path / "kept" / "model", tmp_path / "kept"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posttrain.storage.local.temporary", lambda folder: Path("/dev/full"))
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    (tmp_path / "weights").write_bytes(b"w")
+    for write in (
+        lambda: storage.write_bytes(tmp_path / "record.json", b"{}"),
+        lambda: storage.upload_file(tmp_path / "weights", tmp_path / "record.json"),
+    ):
+        with pytest.raises(OSError, match=r"No space left on device: '.*record\.json'"):
+            write()

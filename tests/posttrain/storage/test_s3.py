@@ -4,10 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from posttrain import storage
 from posttrain.step import digests
 from posttrain.storage import s3
+from tests.posttrain.storage import faults
 from tests.posttrain.storage.faults import Fault, Proxy, every_third, nth
 
 pytestmark = [
@@ -91,3 +93,24 @@ def test_without_s3fs_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delitem(sys.modules, "posttrain.storage.s3")
     with pytest.raises(ModuleNotFoundError, match="pip install s3fs"):
         storage.read_bytes("s3://bucket/a")
+
+
+def test_a_server_that_ignores_conditional_writes_is_refused(s3_proxy: Proxy, s3_root: str, monkeypatch) -> None:
+    storage.check_writable(s3_root)
+    forward = faults._Handler._forward
+
+    def without_condition(self, body):
+        del self.headers["If-None-Match"]
+        return forward(self, body)
+
+    monkeypatch.setattr(faults._Handler, "_forward", without_condition)
+    with pytest.raises(ValueError, match="of two writers of one file both win .*; choose a storage that has them"):
+        storage.check_writable(s3_root)
+
+
+def test_credentials_that_have_expired_are_told_as_that() -> None:
+    answer = {"Error": {"Code": "ExpiredToken", "Message": "The provided token has expired."}}
+    error = s3._error(ClientError(answer, "PutObject"), "s3://b/a")
+    assert str(error).startswith("s3://b/a: the credentials have expired: ") and "renew" in str(error)
+    error = s3._error(PermissionError("The provided token has expired."), "s3://b/a")
+    assert "allow s3:GetObject" not in str(error) and "renew" in str(error)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from posttrain.weights import tensors
 from posttrain.weights.tensors import Tensor, check_unquantised, first_non_finite, read_weight_file, read_weights
 
 
@@ -138,3 +139,33 @@ def test_first_non_finite_value_is_found(value, dtype, path):
     save_file({"a": array}, path)
     with open(path, "rb") as file:
         assert first_non_finite(file, tensor) == 2_500_000
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le"])
+def test_a_header_or_a_configuration_in_another_encoding_is_refused(encoding, tmp_path):
+    header = "{}".encode(encoding)
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="header is not valid JSON"):
+        tensors.read_weight_file(tmp_path / "a.safetensors")
+    (tmp_path / "config.json").write_bytes(header)
+    with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
+        tensors.read_json(tmp_path / "config.json")
+
+
+def test_json_that_is_nested_too_deep_is_an_error_on_one_line(tmp_path):
+    deep = b'{"a":' * 100_000
+    (tmp_path / "config.json").write_bytes(deep)
+    (tmp_path / "a.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep)
+    for read in (tensors.read_json, tensors.read_weight_file):
+        for file in tmp_path.iterdir():
+            with pytest.raises(ValueError, match="not valid JSON|header"):
+                read(file)
+
+
+@pytest.mark.timeout(20)
+def test_a_shape_of_thousands_of_long_numbers_is_refused_at_once(tmp_path):
+    entry = {"dtype": "F32", "shape": [int("9" * 4000)] * 5000, "data_offsets": [0, 4]}
+    header = json.dumps({"w": entry}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
+    with pytest.raises(ValueError, match="header entry of w is not understood"):
+        tensors.read_weight_file(tmp_path / "a.safetensors")
