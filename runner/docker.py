@@ -22,6 +22,7 @@ from typing import Any
 
 from posttrain.config.placement import num_bytes
 from posttrain.step.parent import tie_to_parent
+from posttrain.storage import layout
 from posttrain.storage.local import hub_blobs
 from runner.local import ALLOCATOR, HINT, Process, Step, popen
 from runner.places import Places
@@ -72,7 +73,9 @@ class Docker:
         user, places = _user(), self.places_of(step.arguments)
         for folder in (step.folder, self.cache, *places.written):
             folder.mkdir(parents=True, exist_ok=True)
-            _give(folder, user)
+        for folder in (step.folder, self.cache, *_ours(places.written, step.arguments)):
+            _give([folder, *folder.rglob("*")], user)
+        _give(places.written, user)
         options = [
             *CONFINED,
             f"--name={_name(step)}",
@@ -149,11 +152,17 @@ def _user() -> tuple[int, int]:
     return (os.getuid(), os.getgid()) if os.getuid() else IMAGE_USER
 
 
-def _give(folder: Path, user: tuple[int, int]) -> None:
+def _ours(written: Iterable[Path], arguments: dict[str, Any]) -> list[Path]:
+    """Returns the folders below a storage root or publish root that runs write; what else is there is not theirs."""
+    names = [*layout.FOLDERS, *filter(None, [arguments.get("model_name")])]
+    return [folder / name for folder in written for name in names if (folder / name).is_dir()]
+
+
+def _give(paths: Iterable[Path], user: tuple[int, int]) -> None:
     """Lets the container's user write to what root created."""
     if os.getuid():
         return
-    for path in (folder, *folder.rglob("*")):
+    for path in paths:
         with suppress(FileNotFoundError):  # another run has removed it
             if path.lstat().st_uid == 0:
                 os.chown(path, *user, follow_symlinks=False)

@@ -65,12 +65,14 @@ def test_a_container_never_runs_as_root(docker, step, monkeypatch):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
 def test_the_container_may_write_what_root_made_and_nothing_else_changes_hands(docker, step, tmp_path):
-    for name, owner in (("ours", 0), ("theirs", 4321)):
+    (tmp_path / "root" / "runs").mkdir(parents=True)
+    for name, owner in (("runs/ours", 0), ("runs/theirs", 4321), ("id_rsa", 0)):
         (tmp_path / "root" / name).touch()
         os.chown(tmp_path / "root" / name, owner, owner)
     docker.command(step)
-    owners = {name: (tmp_path / name).stat().st_uid for name in ("root", "root/ours", "root/theirs", "model")}
-    assert owners == {"root": 10001, "root/ours": 10001, "root/theirs": 4321, "model": 0}
+    names = ("root", "root/runs", "root/runs/ours", "root/runs/theirs", "root/id_rsa", "model")
+    owners = [(tmp_path / name).stat().st_uid for name in names]
+    assert owners == [10001, 10001, 10001, 4321, 0, 0]
 
 
 @pytest.mark.parametrize(
