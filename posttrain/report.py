@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, computed_field
 
 from posttrain import config, promote, storage
-from posttrain.config import ReportStep, Stages, line
+from posttrain.config import ReportStep, Stages, line, masking
 from posttrain.pages import abilities, defaults, wording
 from posttrain.pages.answers import ANSWERS, AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
@@ -329,6 +329,7 @@ def read_answers(storage_root: str, run_id: str) -> list[AnsweredPrompt]:
 def publish_report(storage_root: str, result: PipelineResult) -> None:
     """Writes result, report, verdicts and curves below `<storage_root>/runs/<run id>/`."""
     folder = layout.runs(storage_root, result.run_id)
+    result = result.model_copy(update={"errors": [masking.mask(error) for error in result.errors]})
     for gate, verdict in result.gates.items():
         storage.write_bytes(storage.join(folder, gate, "verdict.json"), verdict.model_dump_json(indent=2).encode())
     pages = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from posttrain.config.line import is_gate
+from posttrain.config.masking import mask
 from posttrain.pages import wording
 from posttrain.report import PipelineResult, StepResult, headline
 from posttrain.verdict import Check, Verdict
@@ -102,13 +103,13 @@ def _case(suite: ElementTree.Element, name: str, seconds: float = 0.0) -> Elemen
 
 
 def _add_problem(case: ElementTree.Element, element: str, kind: str, message: str, text: str = "") -> None:
-    _add(case, element, text or message).attrib.update(type=kind, message=wording.line(message))
+    _add(case, element, text or message).attrib.update(type=kind, message=wording.line(mask(message)))
 
 
 def _add(case: ElementTree.Element, element: str, text: str) -> ElementTree.Element:
     """Adds an element with this text. XML allows no control characters, escaped or not: they are spelled out."""
     added = ElementTree.SubElement(case, element)
-    added.text = wording.visible(text)
+    added.text = wording.visible(mask(text))
     return added
 
 

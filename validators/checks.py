@@ -27,12 +27,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from posttrain.config import Limits
+from posttrain.config import Limits, masking
 from posttrain.pages import answers
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.step import frame
 from posttrain.step.running import Running
-from posttrain.verdict import Verdict
+from posttrain.verdict import Check, Verdict
 from validators import measuring, page, summary
 
 OUTPUTS = ("verdict", "report", "summary", "metrics")  # files that every gate writes, beside `passed`
@@ -80,7 +80,7 @@ def run_gate(
     outputs = {name: getattr(args, name) for name in names} | (outputs or {})
 
     def judge(running: Running) -> dict[str, bool | float]:
-        verdict = work(running)
+        verdict = without_secrets(work(running))
         measured = {**verdict.numbers, "passed": verdict.passed}
         _write(args.verdict, verdict.model_dump_json(indent=2))
         _write(args.report, page.html(verdict, answers=verdict.answers))
@@ -97,6 +97,15 @@ def run_gate(
     for check in verdict.checks:
         logger.log(logging.INFO if check.status == "passed" else logging.ERROR, "%s: %s", check.status, check.sentence)
     _write(args.passed, json.dumps(verdict.passed))
+
+
+def without_secrets(verdict: GateVerdict) -> GateVerdict:
+    """Masks what checks say: a check of the user's may put a variable's value into its detail or its error."""
+
+    def masked(check: Check) -> Check:
+        return check.model_copy(update={key: masking.mask(getattr(check, key)) for key in ("detail", "remedy")})
+
+    return verdict.model_copy(update={"checks": tuple(map(masked, verdict.checks))})
 
 
 def timeouts(limits: Limits) -> measuring.Timeouts:

@@ -16,25 +16,42 @@ from typing import Any, TextIO
 MASK = "***"
 NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 MIN_CHARS = 8  # length of a value: shorter ones would mask ordinary words
+ADDRESS = r"(?<=://)[^/\s:@]{0,256}:[^\s@]{1,256}(?=@)"  # user:password@ in an address; AWS's secrets have slashes
 TOKENS = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}"  # the Hub
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"  # AWS
     r"|\bya29\.[\w.-]{20,}"  # Google, valid for an hour
-    r"|\bgh[pousr]_[A-Za-z0-9]{36,}"  # GitHub
-    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+"  # a JSON web token
+    r"|\bAIza[\w-]{35}|\bGOCSPX-[\w-]{20,}"  # Google, API keys and OAuth secrets
+    r"|\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_\w{36,}"  # GitHub
+    r"|\bglpat-[\w-]{20,}"  # GitLab
+    r"|\bsk-[\w-]{20,}"  # OpenAI, Anthropic
+    r"|\bxox[abeoprs]-[\w-]{10,}"  # Slack
+    r"|\b(?:npm|dckr_pat|pypi|api_org)[_-][\w-]{20,}"  # registries, organisations of the Hub
+    r"|(?<![\w-])eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+"  # a JSON web token
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)",  # user:password@ in an address
+    rf"|{ADDRESS}",
     re.DOTALL,
 )
+IN_ADDRESS = re.compile(ADDRESS)
 AUTHORIZATION = re.compile(r"(?i:(?<=bearer ))[\w.~+/=-]{8,}")  # may be a word in prose: masked, but no proof
 
 
 def mask(text: str) -> str:
     """Returns the text without secrets."""
+    text = IN_ADDRESS.sub(MASK, text)  # first: the rules below would mask a part of it, and hide the rest from it
     values = _values(tuple(sorted((name, value) for name, value in os.environ.items() if NAMES.search(name))))
     if values:
         text = values.sub(MASK, text)
     return AUTHORIZATION.sub(MASK, TOKENS.sub(MASK, text))
+
+
+def masked(value: Any) -> Any:
+    """Returns a JSON value without secrets in its texts; keys stay."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {key: masked(inner) for key, inner in value.items()}
+    return [masked(inner) for inner in value] if isinstance(value, list) else value
 
 
 @cache

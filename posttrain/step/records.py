@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from posttrain import storage
+from posttrain.config import masking
 from posttrain.step.code import Code
 from posttrain.step.progress import LEASE_SECONDS, Progress
 from posttrain.storage import layout
@@ -64,6 +65,7 @@ class StepRecord(BaseModel):
 
 def write_record(storage_root: str, record: StepRecord) -> StepRecord:
     """Writes a record under the next free attempt number and returns it; no earlier attempt is overwritten."""
+    record = _masked(record)
     while True:
         try:
             storage.write_bytes(_name(storage_root, record), record.model_dump_json(indent=2).encode(), if_absent=True)
@@ -74,7 +76,13 @@ def write_record(storage_root: str, record: StepRecord) -> StepRecord:
 
 def replace_record(storage_root: str, record: StepRecord) -> None:
     """Overwrites the record of an attempt."""
-    storage.write_bytes(_name(storage_root, record), record.model_dump_json(indent=2).encode())
+    storage.write_bytes(_name(storage_root, record), _masked(record).model_dump_json(indent=2).encode())
+
+
+def _masked(record: StepRecord) -> StepRecord:
+    """Takes secrets out of an error's text and of what was measured. The rest is bound by digests, and holds none."""
+    error = record.error and masking.mask(record.error)
+    return record.model_copy(update={"error": error, "measured": masking.masked(record.measured)})
 
 
 def _name(storage_root: str, record: StepRecord) -> str:

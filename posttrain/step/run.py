@@ -11,10 +11,22 @@ from posttrain.step import progress
 def configure_logging() -> None:
     """One log format for every step: plain lines on stderr, without secrets."""
     masking.mask_output()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("httpx", "urllib3", "google", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     progress.follow()  # in a rank
+
+
+class OneLine(logging.Formatter):
+    """Formats a message as one line of visible characters: ids of rows and names of files may hold anything."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text = super().formatMessage(record)
+        if text.isprintable():
+            return text
+        return "".join(char if char.isprintable() else f"\\u{{{ord(char):x}}}" for char in text)
 
 
 def run_id() -> str:

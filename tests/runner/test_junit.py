@@ -136,3 +136,8 @@ def test_no_character_breaks_the_file(char):
         assert char not in text
         ElementTree.fromstring(text.encode())
         assert not list(ElementTree.fromstring(text).iter("b"))
+
+
+def test_an_error_at_the_start_holds_no_secret():
+    xml = junit.of_error("401 for hf_" + "a1" * 17)
+    assert "hf_" not in xml and "401 for ***" in xml

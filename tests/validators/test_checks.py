@@ -198,3 +198,12 @@ def test_kubeflow_gets_passed_as_a_parameter(args, tmp_path):
     written = json.loads((tmp_path / "out" / "executor.json").read_text())
     assert written["parameterValues"] == {"passed": True}
     assert written["artifacts"]["metrics"]["artifacts"][0]["metadata"]["held_out_loss"] == 1.0
+
+
+def test_a_secret_in_the_words_of_a_check_is_in_no_file(tmp_path, monkeypatch):
+    secret = "hf_" + "a1" * 17
+    monkeypatch.setenv("TRACKING_API_KEY", "looks like words")
+    check = holds("mine", False, detail=f"refused: {secret}", remedy="tell looks like words")
+    verdict = checks.GateVerdict(gate="check_sft", subject={"eval": "a" * 64}, checks=(check,))
+    (masked,) = checks.without_secrets(verdict).checks
+    assert (masked.detail, masked.remedy, masked.status) == ("refused: ***", "tell ***", "failed")

@@ -19,6 +19,10 @@ HUB_TOKEN = "hf_" + "aB3" * 11
         ("AKIA" + "Q" * 16, "***"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY----- rest", "*** rest"),
         ("-----BEGIN PRIVATE KEY-----\nMIIE cut off", "***"),
+        ("s3://AKIA" + "Q" * 16 + ":se/cr+et=@bucket/key", "s3://***@bucket/key"),
+        ("github_pat_" + "a1" * 41, "***"),
+        ("glpat-" + "a1" * 10 + " sk-ant-" + "a1" * 12, "*** ***"),
+        ("AIza" + "a1_-5" * 7 + " xoxb-1234567890-abc", "*** ***"),
         ("gs://bucket/hf_models and s3://a:b", "gs://bucket/hf_models and s3://a:b"),
         ("2026-11-24 10:00:00,000 INFO step 3/9 loss 0.5", "2026-11-24 10:00:00,000 INFO step 3/9 loss 0.5"),
     ],
@@ -64,3 +68,8 @@ def test_a_traceback_and_a_log_line_hold_no_planted_secret(is_on):
     assert result.returncode == 1
     assert ("planted-secret" in result.stdout + result.stderr) is not is_on
     assert result.stderr.count(masking.MASK) == (2 if is_on else 0)
+
+
+def test_texts_of_a_json_value_are_masked_and_keys_stay():
+    value = {"HF_TOKEN": [HUB_TOKEN, {"a": f"is {HUB_TOKEN}"}], "loss": 0.5, "none": None}
+    assert masking.masked(value) == {"HF_TOKEN": ["***", {"a": "is ***"}], "loss": 0.5, "none": None}

@@ -48,3 +48,9 @@ def test_attempts_are_in_the_order_of_their_numbers_whatever_the_clocks_say(tmp_
     for order in (records, records[::-1]):
         (gate,) = (link for link in trace(order, run_id="r", end=END).links if link.verdict)
         assert gate.verdict == {"passed": False}
+
+
+def test_a_record_holds_no_secret(tmp_path):
+    secret = "hf_" + "a1" * 17
+    record(tmp_path, error=f"401 for {secret}", measured={"source": f"https://me:{secret}@host"})
+    assert secret not in Path(tmp_path, "runs/r/check_merge.1.json").read_text()
