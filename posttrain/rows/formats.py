@@ -62,6 +62,8 @@ def _json_object(line: str, *, name: str, number: int) -> dict:
             f"{name}: line {number}: not valid JSON, {error.msg} at column {error.colno}: {shown(line[-60:])}: "
             "repair the line; is the file cut off?"
         ) from None
+    except RecursionError:
+        raise ValueError(f"{name}: line {number}: JSON that is nested too deep: flatten the row") from None
     if not isinstance(row, dict):
         raise ValueError(f"{name}: line {number}: is {shown(row)}, not a JSON object: write one object a line")
     return row

@@ -1,5 +1,6 @@
 import pytest
 
+from posttrain.config import masking
 from validators import personal_data
 
 # Put together here, so that nobody takes this file for one that leaks something.
@@ -53,3 +54,12 @@ def test_every_pattern_is_tried_here():
 @pytest.mark.parametrize("piece", ["a", "1", "1 ", "+1 ", "1-", "a.", "A1", "@a.", "eyJaaaaaaaaa.", "- ", "4111 "])
 def test_a_long_text_takes_no_long_time(piece):
     personal_data.found_in(piece * 40_000 + "@")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text", ["eyJ" * 200_000, "-eyJaaaaaaaaaaa" * 50_000, "://a:" + "b" * 600_000, "://a:b" * 100_000]
+)
+def test_crafted_text_takes_no_more_time_than_other_text(text):
+    personal_data.found_in(text)
+    masking.mask(text)

@@ -1,5 +1,6 @@
 import pytest
 
+from posttrain.rows import formats
 from posttrain.rows.formats import (
     as_seen,
     check_row,
@@ -11,6 +12,7 @@ from posttrain.rows.formats import (
     references_of,
     write_jsonl,
 )
+from posttrain.rows.skeleton import skeleton
 
 USER = {"role": "user", "content": "Add a task."}
 ANSWER = {"role": "assistant", "content": "Done."}
@@ -215,3 +217,20 @@ def test_accepted_answers_that_are_none_are_refused(references):
 def test_rows_that_differ_in_accepted_answers_alone_are_duplicates():
     rows = [one(PLAIN), one(PLAIN | {"references": ["Yes."]})]
     assert len(set(map(content_key, rows))) == 1
+
+
+def test_rows_that_are_nested_too_deep_are_an_error_on_one_line(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match=r"rows\.jsonl: line 1: JSON that is nested too deep"):
+        formats.read_jsonl(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["a" + "\u0300\u0316" * 400_000, "\ufdfa" * 50_000, "e\u0301 " * 100_000])
+def test_crafted_text_takes_no_more_time_than_other_text(text):
+    assert formats.normalise(text) and skeleton(text)
+
+
+def test_marks_that_people_write_stay():
+    assert formats.normalise("Cafe\u0301") == "caf\u00e9"
+    assert formats.normalise("a" + "\u0316" * 30) == "a" + "\u0316" * 30
