@@ -96,24 +96,26 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         if args.stop:
             return stop(cluster, args.stop)
         run_id = args.run_id or cluster.submit(args.experiment)
-        for number in range(1, args.attempts + 1):
-            artifacts = cluster.pipeline_root or SMALL_ROOT
-            print_start(request, run_id, logs=cluster.client.page(run_id), artifacts=artifacts)
-            if args.detach:
-                print_pairs(cluster.places(run_id))
-                return PROMOTED
-            ended = follow_to_end(cluster, run_id)
-            junit.write(args.junit, junit.of_run(ended.result))
-            exit_code = report_result(ended.result, request)
-            cause = ended.fault if exit_code == ERROR else None
-            if not cause or number == args.attempts:
-                break
-            run_id = cluster.submit(args.experiment)
-            print(
-                f"\nSubmitted again, run {number + 1} of {args.attempts}, which goes on from there: {cause}\n",
-                flush=True,
-            )
-        return exit_code
+        artifacts = None if args.run_id else cluster.pipeline_root or SMALL_ROOT
+        print_start(request, run_id, logs=cluster.client.page(run_id), artifacts=artifacts)
+        if args.detach:
+            print_pairs(cluster.places(run_id))
+            return PROMOTED
+        return run_to_end(cluster, run_id, args)
+
+
+def run_to_end(cluster: Cluster, run_id: str, args: argparse.Namespace) -> int:
+    """Follows and reports a run, and submits it again if it fails by a fault; returns the last exit code."""
+    for number in range(1, args.attempts + 1):
+        ended = follow_to_end(cluster, run_id)
+        junit.write(args.junit, junit.of_run(ended.result))
+        exit_code = report_result(ended.result, cluster.request)
+        if exit_code != ERROR or not ended.fault or number == args.attempts:
+            break
+        run_id = cluster.submit(args.experiment)
+        print(f"\nSubmitted again, run {number + 1} of {args.attempts}, which goes on from there: {ended.fault}\n")
+        print_start(cluster.request, run_id, logs=cluster.client.page(run_id))
+    return exit_code
 
 
 @contextmanager

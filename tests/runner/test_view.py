@@ -70,6 +70,23 @@ def test_a_gate_shows_its_progress_where_a_training_does():
     ]  # fmt: skip
 
 
+def test_a_further_attempt_and_a_word_about_the_whole_run():
+    out = io.StringIO()
+    plain = PlainView(["train_sft"], out)
+    plain.started("train_sft", "attempt 2 of 3, from step 1734")
+    plain.note("Kubeflow says CANCELING")
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d  train_sft   attempt 2 of 3, from step 1734\nKubeflow says CANCELING\n", out.getvalue()
+    )
+    live = LiveView(["train_sft"], out)
+    live.started("train_sft", "attempt 2 of 3, from step 1734")
+    assert "attempt 2 of 3, from step 1734" in shown(live)
+    live.progress("train_sft", 1800, 4000, "loss 0.5, attempt 2 of 3")
+    assert "1800/4000 loss 0.5, attempt 2 of 3" in shown(live)
+    live.note("Kubeflow says CANCELING [/bold]")
+    assert out.getvalue().endswith("Kubeflow says CANCELING [/bold]\n")
+
+
 def test_a_step_that_was_not_announced_gets_its_row():
     view = LiveView(["fetch_model"], io.StringIO())
     view.started("reject_data")
