@@ -22,7 +22,7 @@ import yaml
 
 from pipelines.package import Package, Task
 from posttrain.config.line import find_step
-from runner.fork_server import WITH_MODEL
+from runner.fork_server import WITH_MODEL, ForkServer
 from runner.forking import ForkingRunner
 from runner.local import GraphRun, Process, Step, run_graph
 from runner.walk import GraphError
@@ -89,6 +89,8 @@ class Pods(ForkingRunner):
     def start(self, step: Step, directory: Path, environment: dict[str, str], stdout: int) -> Process:
         if cause := self.refusal(step.name):
             raise GraphError(f"{step.name}: driver: {cause}")
+        for server in self.servers.values():  # whatever run it was started for: what it has imported is the same
+            server.environment = environment
         pod = Pod(super().start(step, directory, environment, stdout), self.behaviour)
         self.running.append(pod)
         return pod
@@ -123,6 +125,7 @@ class Execution:
     run_id: str
     behaviour: Behaviour
     pool: ThreadPoolExecutor
+    servers: dict[bool, dict[str, ForkServer]]  # whether the graph loads a model -> those that fork its steps
     tasks: dict[str, str] = field(default_factory=dict)  # name -> state, in the order in which they started
     num_attempts: dict[str, int] = field(default_factory=dict)  # by task
 
@@ -172,15 +175,13 @@ class Execution:
 
     def _pods(self) -> Pods:
         loads_model = any(step.runs(module) for step in self.package.steps for module in WITH_MODEL)
-        return Pods(loads_model, (), behaviour=self.behaviour, conflicts=conflicts(self.package))
+        servers = self.servers.setdefault(loads_model, {})
+        return Pods(loads_model, (), servers, self.behaviour, conflicts(self.package))
 
     def _run(self) -> bool:
         folder = self.graph.parent
         run = GraphRun(self.run_id, folder / "artifacts", folder / "logs", self, self.pods)
-        try:
-            succeeded = run_graph(self.graph, self.parameters, run)
-        finally:
-            self.pods.close()
+        succeeded = run_graph(self.graph, self.parameters, run)
         for error in run.errors:
             print(f"{self.run_id}: {error}", file=sys.stderr)
         self.tasks |= {name: "FAILED" for name, state in self.tasks.items() if state == "RUNNING"}
@@ -225,7 +226,9 @@ def _made(package: Package, task: Task, output: str) -> tuple[Any, ...]:
     return _made(package, inner, selector["outputArtifactKey"])
 
 
-def executor(folder: Path, behaviour: Behaviour) -> Callable[[api.V2beta1Run], Execution]:
+def executor(
+    folder: Path, behaviour: Behaviour, servers: dict[bool, dict[str, ForkServer]]
+) -> Callable[[api.V2beta1Run], Execution]:
     """Returns what executes a submitted run, below a folder of its own."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="run")  # `run_graph` changes kfp while it runs
 
@@ -236,7 +239,7 @@ def executor(folder: Path, behaviour: Behaviour) -> Callable[[api.V2beta1Run], E
         documents = [spec["pipeline_spec"], spec["platform_spec"]] if "pipeline_spec" in spec else [spec]
         _retry_errors(documents[0]) if behaviour.retries_errors else None
         graph.write_text(yaml.safe_dump_all(documents), encoding="utf-8")
-        return Execution(graph, run.runtime_config.parameters or {}, run.run_id, behaviour, pool)
+        return Execution(graph, run.runtime_config.parameters or {}, run.run_id, behaviour, pool, servers)
 
     return execute
 
@@ -253,8 +256,13 @@ def serve_cluster(folder: Path, behaviour: Behaviour) -> Iterator[Kubeflow]:
     """Serves a Kubeflow that executes its runs."""
     with serve() as kubeflow:
         kubeflow.behaviour = behaviour
-        kubeflow.execute = executor(folder, behaviour)
-        yield kubeflow
+        servers: dict[bool, dict[str, ForkServer]] = {}
+        kubeflow.execute = executor(folder, behaviour, servers)
+        try:
+            yield kubeflow
+        finally:
+            for server in [server for own in servers.values() for server in own.values()]:
+                server.close()
 
 
 def main() -> None:
