@@ -303,6 +303,11 @@ def test_names_cannot_leave_the_publish_root(line, place):
     refused(line, place, "version: '../x' is not a name", version="../x")
 
 
+@pytest.mark.parametrize("version", ["v1/x", "v1\n", "v1 ", ".v1", "a" * 97])
+def test_a_version_is_a_name_from_its_first_sign_to_its_last(version, line, place):
+    refused(line, place, r"^version: '.*' is not a name", version=version)
+
+
 def test_hub_upload_without_token_is_refused_before_anything_is_published(line, place, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     refused(line, place, "HF_TOKEN", upload_to_hub=True, hub_repo_id="o/m")
@@ -355,6 +360,19 @@ def test_a_file_that_changes_while_it_is_published_is_not_published(line, place,
 
     monkeypatch.setattr(publish, "_claim", meanwhile)
     with pytest.raises(ValueError, match=r"model\.safetensors: is not the file that was judged"):
+        line.publish(place, version="v0")
+    assert publish.read_manifest(storage.join(place, "m", "v0")) is None
+
+
+def test_a_file_that_goes_while_it_is_published_is_not_published(line, place, monkeypatch):
+    claim = publish._claim
+
+    def meanwhile(*arguments) -> publish.Claim:
+        (line.model / "tokenizer.json").unlink()
+        return claim(*arguments)
+
+    monkeypatch.setattr(publish, "_claim", meanwhile)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: is not the file that was judged"):
         line.publish(place, version="v0")
     assert publish.read_manifest(storage.join(place, "m", "v0")) is None
 

@@ -195,3 +195,9 @@ def test_a_sentence_says_value_limit_and_remedy():
 
 def test_only_finite_numbers_are_kept():
     assert finite({"a": 1, "b": math.nan, "c": None, "d": math.inf}) == {"a": 1.0}
+
+
+@pytest.mark.parametrize("numbers", [{"value": 3.0, "interval": (0.5, 1.0)}, {"value": 1.0, "interval": (0.5, 3.0)}])
+def test_neither_the_value_nor_a_part_of_its_interval_may_break_the_limit_of_what_passed(numbers):
+    with pytest.raises(ValueError, match="is not <= 2.0, so it has not passed"):
+        Check(name="loss", status="passed", limit=2.0, relation="<=", **numbers)

@@ -207,3 +207,12 @@ def test_a_secret_in_the_words_of_a_check_is_in_no_file(tmp_path, monkeypatch):
     verdict = checks.GateVerdict(gate="check_sft", subject={"eval": "a" * 64}, checks=(check,))
     (masked,) = checks.without_secrets(verdict).checks
     assert (masked.detail, masked.remedy, masked.status) == ("refused: ***", "tell ***", "failed")
+
+
+def test_a_verdict_that_says_otherwise_than_its_record_is_refused(args):
+    run(args, below("loss", 1.5, 2.0))
+    (receipt,) = Path(args.storage_root).glob("results/*/*/COMPLETE.json")
+    stored = json.loads(receipt.read_text())
+    receipt.write_text(json.dumps(stored | {"measured": stored["measured"] | {"passed": False}}))
+    with pytest.raises(ValueError, match="says passed = True, its record says otherwise"):
+        run(args, below("loss", 1.5, 2.0))

@@ -627,3 +627,11 @@ def test_a_few_pairs_whose_rejected_answer_is_the_better_one_are_slips():
     assert data._preferred(few, 0.95).status == "passed"
     assert data._preferred(few | {"preference_train": data.Compared(100, ["b"] * 50)}, 0.95).status == "failed"
     assert data._preferred(few | {"preference_train": None}, 0.95).status == "not run"
+
+
+def test_a_file_that_could_not_be_measured_may_have_fewer_rows_than_the_others(tokenizer, files):
+    whole = measured(tokenizer, files)
+    border = replace(whole.files["preference_train"], num_rows=LIMITS.min_train_rows)
+    numbers = replace(whole, files={**whole.files, "preference_train": border, "sft_train": None})
+    statuses = {check.name: check.status for check in data.judge(numbers, LIMITS, NO_NEEDS)}
+    assert statuses["train_rows"] == "not run"

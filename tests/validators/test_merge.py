@@ -402,3 +402,35 @@ def test_command_writes_a_passed_verdict(tiny_model, tiny_adapter, merged, tmp_p
     assert verdict.passed, [check.sentence for check in verdict.failed_checks]
     assert (tmp_path / "passed").read_text() == "true"
     assert set(verdict.subject) == {"base", "adapter", "model", "eval"}
+
+
+def test_a_module_to_save_is_named_whole(tiny_adapter, tmp_path):
+    adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file(tensors | {"base_model.model.lm_head.weight": torch.ones(2, 2)}, adapter / "adapter_model.safetensors")
+    for saved, may_change in (("head", False), ("lm_head", True)):
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": [saved]}))
+        assert ("lm_head.weight" in gate.targets(adapter)[1]) is may_change
+
+
+@pytest.mark.parametrize(("dtype", "off"), [("BF16", 2**-6), ("F16", 2**-9), ("F32", 2**-18)])
+def test_what_is_stored_is_the_expected_value_up_to_the_rounding_of_its_dtype(dtype, off, tmp_path):
+    kind = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[dtype]
+    expected = torch.linspace(1, 2, 64)
+    for share, is_same in ((0.0, True), (off, False)):
+        save_file({"w": (expected.double() * (1 + share)).to(kind)}, tmp_path / "w.safetensors")
+        (tensor,) = read_weight_file(tmp_path / "w.safetensors").tensors.values()
+        assert parity._is_rounded((tmp_path / "w.safetensors", tensor), expected) is is_same
+
+
+def test_tensors_of_another_shape_are_not_loaded(tiny_model, monkeypatch):
+    load = parity.load
+
+    def with_mismatch(*arguments, **options):
+        model, loading = load(*arguments, **options)
+        return model, loading | {"mismatched_keys": [("lm_head.weight", (2, 2), (4, 4))]}
+
+    monkeypatch.setattr(parity, "load", with_mismatch)
+    monkeypatch.setattr(parity.sys, "modules", dict(parity.sys.modules))
+    assert parity.load_without_peft(tiny_model, rows(1))["not_loaded"] == ["('lm_head.weight', (2, 2), (4, 4))"]

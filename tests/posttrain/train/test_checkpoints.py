@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import storage
-from posttrain.train.checkpoints import COMPLETE, Checkpoints, Diverged, remove_run
+from posttrain.train.checkpoints import COMPLETE, Checkpoints, Diverged, remove_run, step_of
 
 
 @pytest.fixture
@@ -181,3 +181,30 @@ def test_a_run_removes_its_own_checkpoints_and_no_others(root, tmp_path):
     left = {name.split("/")[3] for name in storage.list_files(storage.join(root, "checkpoints"))}
     assert len(left) == 1
     assert left.pop().startswith("run-10-")
+
+
+def test_a_run_takes_and_removes_its_own_checkpoints_only(tmp_path, local):
+    for run_id, step in (("run-1", 1), ("run-10", 2), ("a-run-1", 3), ("run-1-0123abcd", 4)):
+        checkpoints(tmp_path, run_id=run_id, limit=9).publish(local, step=step)
+    fresh = Checkpoints(str(tmp_path / "store"), "train_sft", "f" * 64, run_id="run-1", limit=9, is_fresh=True)
+    assert step_of(fresh.fetch_newest(tmp_path / "resumed")) == 1
+    remove_run(str(tmp_path / "store"), "run-1")
+    assert steps(fresh) == ["step-00000002", "step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_reference_log_probabilities_of_fewer_or_more_rows_are_not_read(num_rows, tmp_path):
+    kept = checkpoints(tmp_path)
+    kept.write_reference("train", [(-1.0, -2.0)] * 2)
+    assert kept.read_reference("train", num_rows=2) == [(-1.0, -2.0)] * 2
+    assert kept.read_reference("train", num_rows=num_rows) is None
+
+
+@pytest.mark.parametrize("fingerprint", ["a" * 64, "z" * 64])
+def test_a_manifest_of_another_fingerprint_is_foreign(fingerprint, tmp_path, local, caplog):
+    kept = checkpoints(tmp_path)
+    kept.publish(local, step=1)
+    complete = published(kept, 1) / COMPLETE
+    complete.write_text(complete.read_text().replace("f" * 64, fingerprint))
+    assert kept.fetch_newest(tmp_path / "resumed") is None
+    assert f"foreign: its fingerprint is {fingerprint}" in caplog.text
