@@ -7,7 +7,7 @@ DOCKER ?= docker
 export DOCKER_BUILDKIT = 1
 
 .PHONY: install run test lint compile golden lock image image-cpu image-train push engine test-docker test-unsloth \
-  test-gpu test-cluster chaos bench clean
+  test-gpu test-cluster chaos mutants bench clean
 
 install: $(VENV)/installed
 
@@ -94,6 +94,9 @@ chaos: install  ## kills the line at random moments and compares the weights: ma
 
 # judge_agreement needs a judge of the user's own, and stays apart.
 BENCHMARKS = checkpointing cold_start dpo gate_checks generation growth line merge sft storage sweep
+
+mutants: install  ## changes the code that judges, place by place, to see a test fail: make mutants ONLY=verdict SAMPLE=50
+	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE)) --seed $(or $(SEED),0)
 
 bench: install  ## every figure against its peers, and benchmarks/README.md; one that fails does not keep the others back
 	$(MAKE) --keep-going $(addprefix bench-,$(BENCHMARKS)) table

@@ -1,0 +1,84 @@
+"""The changes that make mutants: another comparison, a condition reversed, a border moved, a check left out.
+
+source of a module -> one `Mutant` for each place and change
+"""
+
+import ast
+import copy
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+COMPARISONS = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr}
+CALLS = {"fullmatch": "match", "all": "any", "any": "all", "min": "max", "max": "min"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module with one change."""
+
+    module: str  # its path
+    source: str  # changed
+    change: str  # the line, before and after
+
+    @property
+    def key(self) -> str:
+        """Says what was changed; the same however the lines above it change."""
+        return f"{self.module}: {self.change}"
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(f"{self.module}\n{self.source}".encode()).hexdigest()
+
+
+def mutants_of(root: Path, module: str) -> Iterator[Mutant]:
+    """Yields every mutant of a module."""
+    tree = ast.parse((root / module).read_text(encoding="utf-8"))
+    seen = set()
+    for number, node in enumerate(ast.walk(tree)):
+        for change in range(len(list(changes_of(node)))):
+            changed = copy.deepcopy(tree)
+            place = next(other for at, other in enumerate(ast.walk(changed)) if at == number)
+            before = ast.unparse(place)
+            apply = list(changes_of(place))[change]
+            apply()
+            mutant = Mutant(
+                module, ast.unparse(ast.fix_missing_locations(changed)), f"{before} -> {ast.unparse(place)}"
+            )
+            if mutant.id not in seen:
+                seen.add(mutant.id)
+                yield mutant
+
+
+def changes_of(node: ast.AST) -> Iterator:
+    """Yields functions that each change this node in one way."""
+    if isinstance(node, ast.Compare):
+        for at, operator in enumerate(node.ops):
+            yield lambda at=at, operator=operator: node.ops.__setitem__(at, COMPARISONS[type(operator)]())
+    if isinstance(node, ast.BoolOp):
+        yield lambda: setattr(node, "op", ast.Or() if isinstance(node.op, ast.And) else ast.And())
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        yield lambda: setattr(node, "op", OPERATORS[type(node.op)]())
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield lambda: setattr(node, "operand", ast.UnaryOp(ast.Not(), node.operand))
+    if isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
+        yield lambda: setattr(node, "value", not node.value if isinstance(node.value, bool) else node.value + 1)
+    if isinstance(node, ast.Call):
+        yield from _calls(node)
+    if isinstance(node, ast.comprehension):
+        for at in range(len(node.ifs)):
+            yield lambda at=at: node.ifs.pop(at)
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield lambda: setattr(node, "value", ast.Constant(None))
+
+
+def _calls(node: ast.Call) -> Iterator:
+    if isinstance(node.func, ast.Attribute) and node.func.attr in CALLS:
+        yield lambda: setattr(node.func, "attr", CALLS[node.func.attr])
+    if isinstance(node.func, ast.Name) and node.func.id in CALLS:
+        yield lambda: setattr(node.func, "id", CALLS[node.func.id])
