@@ -63,7 +63,8 @@ def at_best(settings: Settings) -> dict[str, One]:
 
 def parts() -> dict[str, Part]:
     full = "Rows of 4,096 tokens, 2 at once, 16 times for an optimizer step. Public bar on one H100, NeMo AutoModel:"
-    packed = replace(SHORT, max_length=4096, batch_size=2, packing=True, liger=True)
+    num_rows = SHORT.batch_size * SHORT.steps
+    packed = replace(SHORT, max_length=4096, batch_size=2, packing=True, liger=True, num_rows=num_rows)
     saved = {"none": One("ours", SAVING), "at every step": One("ours", replace(SAVING, save_steps=1))}
     plain = {"trl": One("trl", SFT)}
     return {

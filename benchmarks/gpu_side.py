@@ -42,13 +42,15 @@ class Settings:
     save_steps: int = NEVER
     packing: bool = False  # trl's; its attention is then flex_attention
     liger: bool = False  # trl's use_liger_kernel
+    num_rows: int = 0  # 0: as many as the steps take; packed, a sequence takes many
 
     @property
     def row_kind(self) -> str:
         return "sft" if self.kind == "sft" else "preference"
 
     def rows(self) -> dict[str, list[dict]]:
-        sizes = {"train": self.batch_size * self.accumulation * self.steps, "eval": NUM_EVAL_ROWS}
+        num_rows = self.num_rows or self.batch_size * self.accumulation * self.steps
+        sizes = {"train": num_rows, "eval": NUM_EVAL_ROWS}
         return {
             part: gpu_rows.make_rows(self.row_kind, self.lengths, size, max_length=self.max_length, seed=seed)
             for seed, (part, size) in enumerate(sizes.items())
