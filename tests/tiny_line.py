@@ -18,7 +18,7 @@ def write_line(folder: Path, model: Path, **changes) -> Path:
         "sft_dataset": str(folder / "sft.jsonl"),
         "preference_dataset": str(folder / "preferences.jsonl"),
         "storage_root": str(folder / "root"),
-        "sft": TRAINING | {"epochs": 3, "max_seq_length": 160},
+        "sft": TRAINING | {"epochs": 4, "max_seq_length": 160},
         "dpo": TRAINING | {"epochs": 1, "max_seq_length": 160, "learning_rate": 1e-3, "target_modules": "all-linear"},
         "data": {"eval_fraction": 0.15},
         "validation": {
