@@ -24,7 +24,7 @@ class Mutant:
 
     module: str  # its path
     source: str  # changed
-    change: str  # the line, before and after
+    change: str  # function, and the expression before and after
 
     @property
     def key(self) -> str:
@@ -39,20 +39,40 @@ class Mutant:
 def mutants_of(root: Path, module: str) -> Iterator[Mutant]:
     """Yields every mutant of a module."""
     tree = ast.parse((root / module).read_text(encoding="utf-8"))
-    seen = set()
+    seen, left_out, names = set(), set(map(id, unseen(tree))), functions(tree)
     for number, node in enumerate(ast.walk(tree)):
+        if id(node) in left_out:
+            continue
         for change in range(len(list(changes_of(node)))):
             changed = copy.deepcopy(tree)
             place = next(other for at, other in enumerate(ast.walk(changed)) if at == number)
             before = ast.unparse(place)
             apply = list(changes_of(place))[change]
             apply()
-            mutant = Mutant(
-                module, ast.unparse(ast.fix_missing_locations(changed)), f"{before} -> {ast.unparse(place)}"
-            )
+            what = f"{names[id(node)]}: {before} -> {ast.unparse(place)}"
+            mutant = Mutant(module, ast.unparse(ast.fix_missing_locations(changed)), what)
             if mutant.id not in seen:
                 seen.add(mutant.id)
                 yield mutant
+
+
+def unseen(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yields what no test can see changed: annotations, and that a class or model is frozen."""
+    for node in ast.walk(tree):
+        parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        if isinstance(node, ast.keyword) and node.arg in ("frozen", "slots"):
+            parts.append(node.value)
+        for part in filter(None, parts):
+            yield from ast.walk(part)
+
+
+def functions(tree: ast.AST) -> dict[int, str]:
+    """Maps each node to the name of the function or class that it is in."""
+    names = dict.fromkeys(map(id, ast.walk(tree)), "module")
+    for node in ast.walk(tree):  # inner ones come later
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names |= dict.fromkeys(map(id, ast.walk(node)), node.name)
+    return names
 
 
 def changes_of(node: ast.AST) -> Iterator:

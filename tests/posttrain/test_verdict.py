@@ -4,7 +4,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from posttrain.verdict import Check, Verdict, above, at_least, at_most, below, finite, holds, none_wrong
+from posttrain.verdict import Check, Verdict, above, at_least, at_most, below, finite, holds, none_wrong, rows_more
 
 SUBJECT = {"model": "0" * 64}
 
@@ -201,3 +201,28 @@ def test_only_finite_numbers_are_kept():
 def test_neither_the_value_nor_a_part_of_its_interval_may_break_the_limit_of_what_passed(numbers):
     with pytest.raises(ValueError, match="is not <= 2.0, so it has not passed"):
         Check(name="loss", status="passed", limit=2.0, relation="<=", **numbers)
+
+
+@pytest.mark.parametrize(("answer_match", "is_unjudged"), [("none", True), ("exact", False), (None, False)])
+def test_content_is_unjudged_where_nothing_compared_the_answers(answer_match, is_unjudged):
+    verdict = Verdict(gate="check_sft", subject={}, checks=(below("loss", 1.0, 2.0),), answer_match=answer_match)
+    assert verdict.content_is_unjudged is is_unjudged
+    assert (verdict.schema_version, verdict.confidence) == (1, 0.95)
+
+
+def test_an_undecided_check_without_an_interval_has_a_sentence_too():
+    assert Check(name="loss", status="undecided", value=1.0, limit=2.0, relation="<").sentence == "loss: 1 < 2"
+    passed = Check(name="loss", status="passed", value=1.0, limit=2.0, relation="<", interval=(0.5, 1.5))
+    assert passed.sentence == "loss: 1 < 2"
+
+
+def test_missing_rows_are_counted_in_words():
+    assert [rows_more(number) for number in (1, 2, 1200)] == ["1 more row", "2 more rows", "1,200 more rows"]
+
+
+@pytest.mark.parametrize("name", ["Verdict", "Check"])
+def test_a_word_that_nobody_knows_is_refused(name):
+    values = {"Verdict": {"gate": "g", "subject": {}, "checks": [below("a", 1.0, 2.0)]}, "Check": {"name": "a"}}
+    kinds = {"Verdict": Verdict, "Check": Check}
+    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+        kinds[name](**values[name], status="passed", more="words")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.step.provenance import trace
-from posttrain.step.records import StepRecord, read_records, write_record
+from posttrain.step.records import StepRecord, read_records, replace_record, write_record
 from tests.posttrain.step.test_provenance import END
 
 
@@ -54,3 +54,25 @@ def test_a_record_holds_no_secret(tmp_path):
     secret = "hf_" + "a1" * 17
     record(tmp_path, error=f"401 for {secret}", measured={"source": f"https://me:{secret}@host"})
     assert secret not in Path(tmp_path, "runs/r/check_merge.1.json").read_text()
+
+
+def test_only_records_of_the_steps_that_are_asked_for_are_read(tmp_path):
+    for step in ("merge", "check_merge"):
+        record(tmp_path, step=step)
+    Path(tmp_path, "runs/r/check_merge.1.json.bak").write_text("kept by somebody")
+    assert [done.step for done in read_records(str(tmp_path), "r", of={"merge"}, is_proof=True)] == ["merge"]
+    assert read_records(str(tmp_path), "r", of=set()) == []
+    assert {done.step for done in read_records(str(tmp_path), "r", is_proof=True)} == {"merge", "check_merge"}
+
+
+def test_a_record_is_replaced_whole_and_without_secrets(tmp_path):
+    first = record(tmp_path)
+    replace_record(str(tmp_path), first.model_copy(update={"status": "failed", "error": "no hf_" + "a1" * 17}))
+    (last,) = read_records(str(tmp_path), "r", is_proof=True)
+    assert (last.status, last.error, last.work_seconds, last.cpu_seconds, last.peak_memory) == (
+        "failed",
+        "no ***",
+        0,
+        0,
+        0,
+    )
