@@ -93,8 +93,12 @@ def changes_of(node: ast.AST) -> Iterator:
     if isinstance(node, ast.comprehension):
         for at in range(len(node.ifs)):
             yield lambda at=at: node.ifs.pop(at)
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and not _is_a_line_of_the_log(node.value):
         yield lambda: setattr(node, "value", ast.Constant(None))
+
+
+def _is_a_line_of_the_log(call: ast.Call) -> bool:
+    return ast.unparse(call.func).startswith("logger.")
 
 
 def _calls(node: ast.Call) -> Iterator:

@@ -226,3 +226,23 @@ def test_a_word_that_nobody_knows_is_refused(name):
     kinds = {"Verdict": Verdict, "Check": Check}
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
         kinds[name](**values[name], status="passed", more="words")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_of_a_verdict_are_finite(number):
+    with pytest.raises(ValueError, match="finite number"):
+        Check(name="loss", status="failed", value=number)
+    with pytest.raises(ValueError, match="finite number"):
+        Verdict(gate="check_sft", subject={}, checks=(below("loss", 1.0, 2.0),), numbers={"loss": number})
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 1.5])
+def test_a_confidence_is_between_0_and_1(confidence):
+    with pytest.raises(ValueError, match="confidence"):
+        Verdict(gate="check_sft", subject={}, checks=(below("loss", 1.0, 2.0),), confidence=confidence)
+
+
+def test_an_undecided_share_says_how_many_of_how_many():
+    check = at_least("rate", 2 / 3, 0.5, detail="2 of 3; a, b", interval=(0.2, 0.94), more_rows=9, num_rows=2)
+    assert check.sentence.startswith("rate: 2 of 3 (66.7 %), limit >= 50 %: the interval 20 to 94 % crosses the limit")
+    assert "2 rows cannot decide; about 11 would" in check.sentence
