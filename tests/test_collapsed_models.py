@@ -162,7 +162,7 @@ def run_line(folder: Path, base: Path, adapter: Path, rows: list[dict]) -> int:
         "output_format": {"kind": "json_schema", "json_schema": schema, "declines_with": DECLINE},
         "custom_checks": [],  # neither form nor harm: the content alone is to give it away
         "max_unmatched_share": 1.0, "max_duplicate_share": 1.0, "max_near_duplicate_share": 1.0,
-        "num_generated_answers": 24, "max_new_tokens": 64,
+        "num_generated_answers": 24, "max_drop_from_published": 0.2, "max_new_tokens": 64,
         "min_stopped_rate": 0.7,  # 23 of 24 would be undecided by the default
     }  # fmt: skip
     config = PipelineConfig(
@@ -230,6 +230,6 @@ def test_a_model_that_has_learned_the_task_is_published(base, rows, tmp_path):
     taught = [answered(row, row["references"][0]) for row in rows]
     adapter = teach(base, split(taught, EVAL_FRACTION)[1], tmp_path / "adapter")
     assert run_line(tmp_path, base, adapter, taught) == 0, statuses(tmp_path)
-    assert (tmp_path / "root" / "published" / "collapsed").is_dir()
+    assert (tmp_path / "root" / "published" / "collapsed" / "CURRENT").is_file()
     assert [*(tmp_path / "root" / "runs" / "r1").glob("publish_model*")]
     assert set(statuses(tmp_path).values()) == {"passed"}
