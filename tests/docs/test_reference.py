@@ -86,7 +86,7 @@ def test_a_setting_without_a_comment_is_refused():
         ("sft_dataset", "preflight, prepare_sft_data"),
         ("validation.confidence", "every gate"),
         ("validation.max_merge_kl", "check_sft_merge, check_dpo_merge"),
-        ("dpo.beta", "check_data, train_dpo, check_alignment, check_champion"),
+        ("dpo.beta", "preflight, check_data, train_dpo, check_alignment, check_champion"),
         ("checkpoint_every_n_steps", "train_sft, train_dpo"),
         ("placement.cpu.memory", "the graph"),
         ("validation.timeout_minutes", "the graph"),
