@@ -44,9 +44,9 @@ def judged_answers(gates: dict[str, Verdict]) -> Verdict | None:
 
 
 def titles(verdict: Verdict) -> dict[str, str]:
-    """Names of the models on a page: `base` is the base, the others are named after their training."""
+    """Short names of the models on a page: base and trainings, or the version that is current and the new one."""
     if verdict.gate == CHAMPION:
-        return {"base": "Current version", "before": "Current version", "model": "This version"}
+        return {"base": "Current", "before": "Current", "model": "New"}
     is_sft = verdict.gate in ("check_sft", "check_safety")
     return {"base": "Base", "before": "SFT", "model": "SFT" if is_sft else "Aligned"}
 
