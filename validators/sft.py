@@ -117,7 +117,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     metrics = json.loads(path.read_text(encoding="utf-8"))
     if "final_loss" not in metrics:
         raise ValueError(f"{path}: has no final_loss: pass the metrics.json of an SFT training")
-    numbers = {name: value for name, value in metrics.items() if name in REQUIRED or not _is_word(value)}
+    numbers = {name: _number(value) for name, value in metrics.items() if name in REQUIRED or not _is_word(value)}
     return {
         "non_finite_metrics": sorted(numbers.keys() - finite(numbers).keys()),
         "max_gradient_norm": _number(metrics.get("max_gradient_norm")),

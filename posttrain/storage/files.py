@@ -237,13 +237,13 @@ def _staged_folder(target: Path, *, is_kept: bool) -> Iterator[Path]:
     stage.mkdir(parents=True)
     try:
         yield stage
-        if is_kept:
-            for path in (*stage.rglob("*"), stage):
-                sync(path)
+        paths = [*stage.rglob("*"), stage] if is_kept else []
+        folders = [target / path.relative_to(stage) for path in paths if path.is_dir()]
+        for path in paths:
+            sync(path)
         _move(stage, target)
-        if is_kept:
-            for folder in {target, target.parent, *(path for path in target.rglob("*") if path.is_dir())}:
-                sync(folder)
+        for folder in (*folders, target.parent) if is_kept else ():
+            sync(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -9,9 +9,10 @@ Temporary names (`.<32 hex digits>.part`), which a killed process may leave behi
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from posttrain.storage import hashing, transfer
@@ -109,8 +110,10 @@ class Local:
         for folder, folders, names in os.walk(root, onerror=refuse):
             folders[:] = [name for name in folders if not TEMPORARY_NAME.fullmatch(name)]
             for path in (Path(folder, name) for name in names if not TEMPORARY_NAME.fullmatch(name)):
-                if path.is_file():
-                    sizes[path.relative_to(root).as_posix()] = path.stat().st_size
+                with suppress(FileNotFoundError):  # removed since it was listed, as a publisher does with its claim
+                    status = path.stat()
+                    if stat.S_ISREG(status.st_mode):
+                        sizes[path.relative_to(root).as_posix()] = status.st_size
         return sizes
 
     def put(self, files: list[tuple[Path, str]]) -> list[str]:

@@ -408,7 +408,9 @@ def wait_for(condition: Callable[[], bool], racing: list[subprocess.Popen]) -> N
     is_racing = True
     while not condition():
         assert is_racing, [process.communicate() for process in racing]
-        is_racing = any(process.poll() is None for process in racing)
+        codes = [process.poll() for process in racing]
+        assert not any(codes), [process.communicate() for process in racing if process.poll()]
+        is_racing = None in codes
 
 
 def test_two_publishers_of_the_same_model_both_succeed(root, publisher, tmp_path):

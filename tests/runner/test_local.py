@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -339,11 +340,13 @@ def test_one_of_them_that_fails_leaves_the_others_to_their_end(play):
 
 
 def test_an_interrupt_ends_steps_that_run_side_by_side(play):
+    together = threading.Barrier(3, action=lambda: os.kill(os.getpid(), signal.SIGINT))
+
     class Impatient(Heard):
         def started(self, step):
             super().started(step)
-            if {"fetch_model", "prepare_sft_data", "prepare_preferences"} <= set(self.started_steps):
-                os.kill(os.getpid(), signal.SIGINT)
+            if step in ("fetch_model", "prepare_sft_data", "prepare_preferences"):
+                together.wait()
 
     heard = Impatient()
     with pytest.raises(KeyboardInterrupt):

@@ -201,7 +201,11 @@ def test_poisoned_truncated_weights(tiny_model, tiny_adapter, copy):
     with open(copy / WEIGHTS, "r+b") as file:
         file.truncate(5000)
     stopped = found(tiny_model, tiny_adapter, copy)
-    assert {name for name, status in stopped.items() if status == "failed"} == {"weights_compared", "size_compared"}
+    assert {name for name, status in stopped.items() if status == "failed"} == {
+        "weights_compared",
+        "size_compared",
+        "files_compared",
+    }
     assert stopped.items() >= dict.fromkeys((*MODEL_PARTS, "merge_kl", "loads_whole"), "not run").items()
 
 
