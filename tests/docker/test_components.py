@@ -21,6 +21,7 @@ from tests.tiny_line import write_line
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
 
 INPUT = re.compile(r"\{\{\$\.inputs\.(?:parameters|artifacts)\['(\w+)'\](?:\.path)?\}\}")
+SWEEPS = re.compile(r"run_\w*trials?|judge_\w*winner")
 OUTPUT = re.compile(r"\{\{\$\.outputs\.(?:parameters|artifacts)\['(\w+)'\]\.(?:path|output_file)\}\}")
 
 # Step -> component, and for each input the step and the output that it comes from.
@@ -95,7 +96,8 @@ class Containers:
     def _parameters(self, step: str, component: str) -> dict[str, str]:
         """Arguments that the graph passes in: the run's parameters, and the component's part of the configuration."""
         steps = Steps(self.config)
-        steps.names = step_names(self.config)
+        names = step_names(self.config)
+        steps.names = names[: names.index(step)] if step in names else names  # publishing asks for the gates before it
         is_pairs = step == "prepare_preferences"
         return {
             "step": step, "storage_root": self.config.storage_root, "overrides": "{}", "model_name": "tiny",
@@ -169,7 +171,7 @@ def test_a_component_runs_in_its_container(containers, step):
 def test_every_component_of_the_full_graph_is_run():
     other_shapes = {"check_sft_data", "check_preference_data", "check_preference_alignment", "check_safety"}
     other_shapes |= {"check_adapter_champion", "check_preference_champion", "check_sft_champion"}
-    of_sweeps = {"hold_out", "run_trial", "run_sft_trial", "run_preference_trial", "compare_trials"}
+    of_sweeps = {"hold_out", "compare_trials"} | {name for name in components.__all__ if SWEEPS.fullmatch(name)}
     assert {component for component, _ in STEPS.values()} == set(components.__all__) - other_shapes - of_sweeps
 
 
