@@ -18,7 +18,7 @@ def write_line(folder: Path, model: Path, **changes) -> Path:
         "sft_dataset": str(folder / "sft.jsonl"),
         "preference_dataset": str(folder / "preferences.jsonl"),
         "storage_root": str(folder / "root"),
-        "sft": TRAINING | {"epochs": 4, "max_seq_length": 160},
+        "sft": TRAINING | {"epochs": 5, "max_seq_length": 160},
         "dpo": TRAINING | {"epochs": 1, "max_seq_length": 160, "learning_rate": 1e-3, "target_modules": "all-linear"},
         "data": {"eval_fraction": 0.15},
         "validation": {
@@ -34,7 +34,7 @@ def write_line(folder: Path, model: Path, **changes) -> Path:
             "skills": False,  # a tiny model has none
             "num_generated_answers": 16,
             "max_new_tokens": 64,
-            "min_format_valid_rate": 0.5,
+            "min_format_valid_rate": 0.4,
             "max_format_drop": 0.3,
             "min_harmless_rate": 0.0,
             "max_harmless_drop": 1.0,
