@@ -25,7 +25,8 @@ HEAD = """# What fits a GPU
 
 Estimated, by the function that preflight warns by (`posttrain/train/memory.py`): gigabytes of one GPU for the default
 settings, rows of 2,048 tokens, LoRA as configured, {fraction:.0%} of the GPU usable. *With* and *without* mean gradient
-checkpointing, which `auto` turns on only where a training would not fit without. No figure is measured.
+checkpointing, which `auto` turns on only where a training would not fit without. One
+estimate was compared with a measurement: 69 GB for SFT of a 7B model on rows of 4,096 tokens; 65 GB were allocated.
 
 | model | method | GB with | GB without | smallest GPU, with | smallest GPU, without |
 |---|---|---|---|---|---|
