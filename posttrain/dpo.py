@@ -8,6 +8,7 @@ The method is arXiv:2305.18290.
 import argparse
 import math
 import sys
+from typing import Any
 
 from posttrain.config import DpoConfig, DpoStep, parse_step
 from posttrain.rows import chat
@@ -63,12 +64,7 @@ def train(
                 model=model,
                 ref_model=None,  # the model with its adapter off
                 args=DPOConfig(
-                    beta=config.beta,
-                    loss_type=config.loss_type,
-                    loss_weights=config.loss_weights,
-                    disable_dropout=False,  # lora_dropout is the setting for it
-                    # A model that FSDP will shard is not on any GPU yet.
-                    precompute_ref_log_probs=not backend.is_sharded(config),
+                    **loss_args(config),
                     **stage.training_args(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
                     **tracking_args,
                 ),
@@ -77,21 +73,28 @@ def train(
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
+            checks = [CheckReference(config).on_log]
             evaluation = stage.run(
-                trainer,
-                training=step.training,
-                checkpoints=checkpoints,
-                rows=rows["train"],
-                checks=[CheckReference(config).on_log],
+                trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"], checks=checks
             )
-        metrics = {
-            **stage.summary(trainer.state, rows=rows, num_left_out=num_left_out),
-            **reward_metrics(trainer.state.log_history, evaluation, config),
-        }
+        metrics = stage.summary(trainer.state, rows=rows, num_left_out=num_left_out)
+        metrics |= reward_metrics(trainer.state.log_history, evaluation, config)
         stage.write_results(trainer, config, outputs, metrics=metrics, title="Direct preference optimization")
         return metrics
 
     return stage.halving_batches(fit, config, base=base)
+
+
+def loss_args(config: DpoConfig) -> dict[str, Any]:
+    """Returns trl's arguments of the loss and its reference."""
+    return {
+        "beta": config.beta,
+        "loss_type": config.loss_type,
+        "loss_weights": config.loss_weights,
+        "disable_dropout": False,  # lora_dropout is the setting for it
+        # A model that FSDP will shard is not on any GPU yet.
+        "precompute_ref_log_probs": not backend.is_sharded(config),
+    }
 
 
 def reward_metrics(log_history: list[dict], evaluation: dict[str, float], config: DpoConfig) -> dict[str, float]:
