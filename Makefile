@@ -20,7 +20,7 @@ run: install  ## the whole pipeline on SmolLM2-135M-Instruct, on a CPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.function_calling.run
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 	$(BIN)/python compile.py --check
 
 lint: install

@@ -9,7 +9,7 @@ guessed. kfp.local would run two at once whatever they need, and could not be in
 import os
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,10 @@ def side_by_side(calls: dict[str, Iteration], num: int, end_running: Callable[[]
                 break
         return ended
     with ThreadPoolExecutor(max(1, num), thread_name_prefix="task") as pool:
-        futures = {pool.submit(call): name for name, call in calls.items()}
+        futures: dict[Future, str] = {}
         try:
+            for name, call in calls.items():  # which may be interrupted too: a call runs as soon as it is submitted
+                futures[pool.submit(call)] = name
             for future in as_completed(futures):
                 if not future.cancelled():
                     ended[futures[future]] = future.result()

@@ -76,6 +76,21 @@ def test_an_interrupt_ends_what_runs_and_begins_nothing_more():
     assert time.monotonic() - started < 5 and len(begun) <= 2
 
 
+def test_an_interrupt_while_the_calls_are_begun_ends_those_that_run(monkeypatch):
+    has_ended = threading.Event()
+    begin = loops.ThreadPoolExecutor.submit
+
+    def interrupted(pool, call):
+        begin(pool, call)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loops.ThreadPoolExecutor, "submit", interrupted)
+    running = {name: lambda: ({}, Status.SUCCESS if has_ended.wait(20) else Status.FAILURE) for name in "ab"}
+    with pytest.raises(KeyboardInterrupt):
+        loops.side_by_side(running, 2, has_ended.set)
+    assert has_ended.is_set()
+
+
 def test_what_fits_is_what_the_memory_holds(tmp_path, monkeypatch):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 99999999 kB\nMemAvailable:    10000000 kB\n")
