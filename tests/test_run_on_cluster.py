@@ -79,10 +79,8 @@ def kubeflow(tmp_path, monkeypatch, gs_root):
     monkeypatch.setattr(client, "MAX_WAIT_SECONDS", 0.01)
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
     with serve() as server:
         yield server
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

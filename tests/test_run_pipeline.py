@@ -102,9 +102,7 @@ def project(tmp_path, monkeypatch) -> Path:
     in_its_folder = functools.partial(GraphRun, working_directory=tmp_path / "code")
     monkeypatch.setattr(here, "GraphRun", in_its_folder)
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-    yield tmp_path
-    signal.signal(signal.SIGTERM, before)
+    return tmp_path
 
 
 def start(*more: str) -> int:
