@@ -35,6 +35,8 @@ from runner.request import RunRequest
 from tests.fail_closed import runs
 from validators.inference import token_row
 
+pytestmark = pytest.mark.lines
+
 EVAL_FRACTION = 0.4
 LORA = {"lora_r": 32, "lora_alpha": 64, "lora_dropout": 0.0, "target_modules": "all-linear", "max_seq_length": 256}
 CONSTANT = '{"operation": "list_tasks", "arguments": {"status": "open"}}'
