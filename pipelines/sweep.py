@@ -148,8 +148,8 @@ class Trials:
     def loop(self, rung: Rung, inputs: Inputs, *, after: dsl.PipelineTask | None) -> dsl.Collected:
         """Adds the trials of a rung, after the comparison of the rung before; returns URIs of results."""
         steps = self.settings.slots(rung) if self.by_trial else self.settings.workers(rung)
-        # A worker takes another trial at most until all of them have been taken.
-        num_trials = 1 if self.by_trial else math.ceil(rung.num_trials / len(steps)) + 1
+        # A worker takes another trial at most until all of them have been taken, and perhaps that of one that was lost.
+        num_trials = 1 if self.by_trial else math.ceil(rung.num_trials / len(steps)) + 2
         with dsl.ParallelFor(steps, name=f"rung-{rung.number + 1}", parallelism=self.settings.parallelism) as step:
             trials = self.run(f"trials_of_rung_{rung.number + 1}", inputs, step=step, num_trials=num_trials)
             if after:

@@ -2,8 +2,8 @@
 
 base, training rows, rows to judge on -> a candidate in the sweep's study, its URI as output, a page as Markdown
 
-On a cluster a step is a worker, which takes the next trial of its rung until none is left. Who has taken which is noted
-in the folder of the run, so that a worker which starts again goes on with its own.
+On a cluster a step is a worker, which takes the next trial of its rung until none is left, then those of workers that
+are lost. Who has taken which is noted in the folder of the run: a worker which starts again goes on with its own.
 
 Each step is a child process, recorded as a step of a run of its own, `<run id>.<trial>`. A failure of
 one becomes the candidate's status and never fails this step: in Kubeflow a failed iteration of a loop cancels its
@@ -20,12 +20,13 @@ import logging
 import math
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from posttrain import config, dpo, storage
+from posttrain import config, dpo
 from posttrain.config import merged
 from posttrain.config.sweep import Command, Constraint, Rung, SweepConfig, TrialStep, nested
 from posttrain.pages import wording
@@ -35,6 +36,7 @@ from posttrain.step.running import Running
 from posttrain.storage import layout
 from posttrain.sweep import children, table
 from posttrain.sweep.children import IS_FINAL, NO_TIME, Ended, Trial
+from posttrain.sweep.claims import Claims
 from posttrain.sweep.ranking import GATE_FAILED, QUALIFIED, Candidate, measures_of
 from posttrain.sweep.study import Study
 from posttrain.train.checkpoints import Checkpoints
@@ -90,9 +92,7 @@ def run_trials(args: argparse.Namespace, step: TrialStep) -> None:
     slots = step.sweep.shared_slots(args.step)
     results, pages = [], []
     with tempfile.TemporaryDirectory(dir=kfp_io.output_folder(args.executor_input)) as folder:
-        for slot in slots or [args.step]:
-            if slots and not has_claimed(args, slot):
-                continue
+        for slot in claimed(args, slots) if slots else [args.step]:
             logger.info("%s begins", slot)
             one = in_slot(args, slot, Path(folder, slot))
             results.append(run_trial(one, step))
@@ -105,14 +105,12 @@ def run_trials(args: argparse.Namespace, step: TrialStep) -> None:
     kfp_io.write_outputs(args.executor_input, parameters={"rows": rows}, metadata={"metrics": numbers})
 
 
-def has_claimed(args: argparse.Namespace, slot: str) -> bool:
-    """Takes a slot for this worker, unless another has; one that it took in an earlier attempt is its own."""
-    uri = layout.runs(args.storage_root, run.run_id(), "claims", f"{slot}.json")
-    try:
-        storage.write_bytes(uri, json.dumps({"worker": args.step}).encode(), if_absent=True)
-    except FileExistsError:
-        return json.loads(storage.read_bytes(uri))["worker"] == args.step
-    return True
+def claimed(args: argparse.Namespace, slots: list[str]) -> Iterator[str]:
+    """Yields the slots that this worker has claimed; the claim on each is renewed until the next is asked for."""
+    claims = Claims(layout.runs(args.storage_root, run.run_id(), "claims"), worker=args.step)
+    for claim in claims.taken(slots):
+        with claims.renewed(claim):
+            yield claim.slot
 
 
 def in_slot(args: argparse.Namespace, slot: str, folder: Path) -> argparse.Namespace:

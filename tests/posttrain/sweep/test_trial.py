@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from posttrain.config import RUN_ID_ENV
 from posttrain.config.sweep import Command, SweepConfig, TrialStep
 from posttrain.step import records
 from posttrain.sweep import children, trial
+from posttrain.sweep.claims import Claims
 from posttrain.sweep.ranking import Candidate, Cost
 from posttrain.train import ends
 from posttrain.train.checkpoints import Checkpoints
@@ -222,7 +224,7 @@ def work_off(tmp_path, monkeypatch):
 def test_workers_share_the_trials_of_a_rung(work_off, tmp_path):
     claims = tmp_path / "root" / "runs" / "r" / "claims"
     claims.mkdir(parents=True)
-    (claims / "trial_2.json").write_text('{"worker": "rung_1_worker_2"}')
+    (claims / "trial_2.1.json").write_text('{"worker": "rung_1_worker_2", "beat": 7, "is_done": true}')
     assert work_off("rung_1_worker_1", 0.3, 0.4, 0.35) == ["trial_1", "trial_3"]
     assert work_off("rung_1_worker_2", 0.3, 0.4, 0.35) == ["trial_2"]  # which it had taken before it was lost
     assert work_off("rung_1_worker_1", 0.3, 0.4, 0.35) == ["trial_1", "trial_3"]
@@ -232,6 +234,15 @@ def test_workers_share_the_trials_of_a_rung(work_off, tmp_path):
         ("trial_3", "reused"),
     ]  # fmt: skip
     assert "trial\\_3" in (tmp_path / "rung_1_worker_1" / "summary.md").read_text()
+
+
+def test_a_worker_works_off_the_trial_of_one_that_is_lost(work_off, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "Claims", partial(Claims, lease_seconds=0.2, beat_seconds=0.05))
+    claims = tmp_path / "root" / "runs" / "r" / "claims"
+    claims.mkdir(parents=True)
+    (claims / "trial_1.1.json").write_text('{"worker": "rung_1_worker_2", "beat": 7, "is_done": false}')
+    assert work_off("rung_1_worker_1", 0.3, 0.4) == ["trial_2", "trial_1"]
+    assert work_off("rung_1_worker_2", 0.3, 0.4) == []
 
 
 def test_a_worker_that_comes_too_late_hands_on_nothing(work_off, tmp_path):
