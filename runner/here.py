@@ -87,6 +87,8 @@ def docker_runner(args: argparse.Namespace, request: RunRequest) -> Docker:
 
 def run_here(run: Run) -> int:
     """Runs the graph, prints what came of it and returns the exit code."""
+    if run.has_chosen_id:
+        lock.claim(run.request.storage_root, run.run_id)
     report_killed_runs(run)
     run.folder.mkdir(parents=True, exist_ok=True)
     graph = run.folder / "graph.yaml"
