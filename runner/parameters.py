@@ -31,7 +31,7 @@ def run_parameters(config: PipelineConfig, args: argparse.Namespace) -> dict[str
         parameters[name] = absolute(parameters[name])
     try:
         overrides = json.loads(args.overrides)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--overrides: {args.overrides[:80]!r} is not JSON: {error}") from error
     if not isinstance(overrides, dict):
         raise ValueError(f'--overrides: {args.overrides[:80]!r} is not a JSON object; give {{"sft": {{"epochs": 1}}}}')

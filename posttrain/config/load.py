@@ -90,7 +90,7 @@ def _embed_schema(raw: dict, folders: list[Path]) -> None:
     file = _find(output_format["schema_path"], folders, key="validation.output_format.schema_path")
     try:
         output_format["json_schema"] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not a JSON Schema: {error}") from error
 
 
@@ -107,5 +107,5 @@ def _set(raw: dict, setting: str) -> None:
             raise ValueError(f"--set {setting!r}: {name!r} is a value, not a section")
     try:
         raw[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"--set {setting!r}: {value!r} is not a YAML value") from error

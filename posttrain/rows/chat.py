@@ -120,7 +120,7 @@ def _json(path: Path) -> dict:
         return {}
     try:
         return json.loads(read_text(path, name=str(path)))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON, {error}: fetch the tokenizer again") from None
 
 

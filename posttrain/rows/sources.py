@@ -169,7 +169,7 @@ def _cell(text: str) -> str | list | None:
         return text or None
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return text
 
 

@@ -75,6 +75,7 @@ def test_set_wins_over_files(files):
         ("sft=5", "sft = '5'"),
         ("stages.sft=5", "stages.sft = '5'"),
         ("pipeline_id.x=1", "'pipeline_id' is a value, not a section"),
+        ("sft=" + "[" * 700, "is not a YAML value"),
     ],
 )
 def test_bad_values_are_one_line_with_file_and_key(files, setting, words):
@@ -91,8 +92,10 @@ def test_an_empty_file_is_called_empty(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- a list", "a: [unclosed", "stages: [{enabled: true}]", "stages: [{name: sft}, {name: sft}]"]
-)
+    "text",
+    ["", "- a list", "a: [unclosed", "a: " + "[" * 700, "stages: [{enabled: true}]",
+     "stages: [{name: sft}, {name: sft}]"],
+)  # fmt: skip
 def test_bad_files_are_named(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"c\.yaml"):
@@ -108,6 +111,7 @@ def test_a_schema_file_is_read_into_the_configuration(files):
     (files / "schema.json").write_text('{"type": "object"}')
     settings = ["validation.output_format.kind=json_schema", "validation.output_format.schema_path=schema.json"]
     assert load_config(files / "pipeline.yaml", settings).validation.output_format.json_schema == {"type": "object"}
-    (files / "schema.json").write_text("{")
-    with pytest.raises(ValueError, match=r"schema\.json: not a JSON Schema"):
-        load_config(files / "pipeline.yaml", settings)
+    for damaged in ("{", '{"a":' * 100_000):
+        (files / "schema.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"schema\.json: not a JSON Schema"):
+            load_config(files / "pipeline.yaml", settings)

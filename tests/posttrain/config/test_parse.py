@@ -20,6 +20,12 @@ def test_numbers_survive_kubeflow_which_turns_integers_into_floats():
     assert isinstance(parse_step(SftStep, json.dumps(compiled)).sft.lora_r, int)
 
 
+def test_json_that_is_nested_too_deep_is_an_error_on_one_line():
+    for arguments in (('{"a":' * 100_000,), ("{}", '{"a":' * 100_000)):
+        with pytest.raises(ValueError, match="is not JSON: maximum recursion depth"):
+            parse_step(SftStep, *arguments)
+
+
 def test_overrides_change_the_stage_and_nothing_else():
     step = parse_step(SftStep, json.dumps({"sft": {"lora_r": 8}}), '{"sft": {"epochs": 1}, "dpo": {"beta": 0.3}}')
     assert (step.sft.lora_r, step.sft.epochs) == (8, 1)

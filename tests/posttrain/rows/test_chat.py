@@ -175,9 +175,10 @@ def test_a_tokenizer_that_cannot_render_is_refused(folder, load):
 
 
 def test_damaged_files_are_named(folder):
-    (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tokenizer_config.json: not valid JSON"):
-        chat.ChatTokenizer(folder)
+    for damaged in ("{", '{"a":' * 100_000):
+        (folder / "tokenizer_config.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"tokenizer_config.json: not valid JSON"):
+            chat.ChatTokenizer(folder)
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer.json: not a readable tokenizer"):

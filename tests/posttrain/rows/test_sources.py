@@ -153,6 +153,7 @@ def test_a_missing_relative_file_is_not_sought_on_the_hub():
         ("list.jsonl", "[1, 2]\n", "line 1: is [1, 2], not a JSON object"),
         ("empty.jsonl", "\n\n", "holds no rows"),
         ("cut.json", '[{"prompt": "a"},\n {"pro', "line 2: not valid JSON"),
+        ("deep.json", "[" * 100_000, "JSON that is nested too deep: flatten the rows"),
         ("object.json", '{"data": []}', "holds {'data': []}: give a JSON list"),
         ("header.csv", "prompt,completion\n", "holds no rows"),
         ("short.csv", "prompt,completion\na,b\nc\n", "row 2: does not have as many cells as the header (2)"),
@@ -170,6 +171,12 @@ def test_a_bad_file_is_refused_on_one_line(tmp_path, name, content, expected):
     assert message.startswith(f"{path}: ")
     assert expected in message
     assert "\n" not in message
+
+
+def test_a_cell_that_is_nested_too_deep_is_a_text(tmp_path):
+    deep = "[{" + "[" * 100_000
+    (tmp_path / "rows.csv").write_text(f'prompt,completion\na,"{deep}"\n')
+    assert read_rows(str(tmp_path / "rows.csv")) == [{"prompt": "a", "completion": deep}]
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
