@@ -372,3 +372,12 @@ def test_limits_weaker_than_the_defaults_are_a_warning_on_the_report(tmp_path, k
     assert '<span class="weaker">weaker than &lt; 2</span>' in text
     keep("check_sft", checks=[GOOD], root=tmp_path / "other")
     assert "weaker than" not in report.to_html(report.collect(str(tmp_path / "other"), "r1", SETTINGS))
+
+
+def test_an_error_at_the_start_is_in_no_file_with_its_secret(tmp_path, keep):
+    keep("fetch_model")
+    result = collect(tmp_path)
+    secret = "hf_" + "a1" * 17
+    report.publish_report(str(tmp_path), result.model_copy(update={"errors": [f"preflight: 401 for {secret}"]}))
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and secret in file.read_text()]
+    assert "401 for ***" in (tmp_path / "runs" / "r1" / report.RESULT).read_text()

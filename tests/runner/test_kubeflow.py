@@ -280,6 +280,19 @@ def test_a_token_that_is_not_accepted_is_not_shown(kubeflow, tmp_path, caplog):
     assert "s3cret" not in str(caught.value) + caplog.text
 
 
+@pytest.mark.parametrize(
+    ("host", "has_token", "is_warned"), [("127.0.0.1", True, False), ("127.1", True, True), ("127.1", False, False)]
+)
+def test_a_token_that_leaves_this_machine_unencrypted_is_a_warning(
+    kubeflow, tmp_path, caplog, host, has_token, is_warned
+):
+    (tmp_path / "token").write_text("s3cret")
+    url = kubeflow.url.replace("127.0.0.1", host)  # 127.1 is the same machine under a name that nobody has listed
+    Client(url, token_file=str(tmp_path / "token") if has_token else None)
+    warning = f"--endpoint {url}: the token is sent unencrypted, for anybody on the way: use https://"
+    assert [record.getMessage() for record in caplog.records] == [warning] * is_warned
+
+
 @pytest.mark.parametrize("content", ["", " \n", "two words", "two\nlines", "s3cret\x07", "s3cret\xff"])
 def test_a_file_that_holds_no_token(kubeflow, tmp_path, content):
     file = tmp_path / "token"

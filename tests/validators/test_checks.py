@@ -200,13 +200,14 @@ def test_kubeflow_gets_passed_as_a_parameter(args, tmp_path):
     assert written["artifacts"]["metrics"]["artifacts"][0]["metadata"]["held_out_loss"] == 1.0
 
 
-def test_a_secret_in_the_words_of_a_check_is_in_no_file(tmp_path, monkeypatch):
+def test_a_secret_in_the_words_of_a_check_is_in_no_file(args, tmp_path, monkeypatch):
     secret = "hf_" + "a1" * 17
     monkeypatch.setenv("TRACKING_API_KEY", "looks like words")
-    check = holds("mine", False, detail=f"refused: {secret}", remedy="tell looks like words")
-    verdict = checks.GateVerdict(gate="check_sft", subject={"eval": "a" * 64}, checks=(check,))
-    (masked,) = checks.without_secrets(verdict).checks
+    run(args, holds("mine", False, detail=f"refused: {secret}", remedy="tell looks like words"))
+    (masked,) = Verdict.read(Path(args.verdict).read_bytes()).checks
     assert (masked.detail, masked.remedy, masked.status) == ("refused: ***", "tell ***", "failed")
+    written = "".join(file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+    assert "refused: ***" in written and secret not in written and "looks like words" not in written
 
 
 def test_a_verdict_that_says_otherwise_than_its_record_is_refused(args):

@@ -23,6 +23,8 @@ HUB_TOKEN = "hf_" + "aB3" * 11
         ("github_pat_" + "a1" * 41, "***"),
         ("glpat-" + "a1" * 10 + " sk-ant-" + "a1" * 12, "*** ***"),
         ("AIza" + "a1_-5" * 7 + " xoxb-1234567890-abc", "*** ***"),
+        ("GOCSPX-" + "a1_-" * 7 + " sk-proj-" + "a1" * 20, "*** ***"),
+        ("npm_{0} dckr_pat_{0} pypi-{0} api_org_{0}".format("a1" * 18), "*** *** *** ***"),
         ("gs://bucket/hf_models and s3://a:b", "gs://bucket/hf_models and s3://a:b"),
         ("2026-11-24 10:00:00,000 INFO step 3/9 loss 0.5", "2026-11-24 10:00:00,000 INFO step 3/9 loss 0.5"),
     ],

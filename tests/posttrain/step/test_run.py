@@ -1,4 +1,8 @@
+"""The log of a step: whatever a message holds, one visible line."""
+
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -17,3 +21,9 @@ from posttrain.step.run import OneLine
 def test_a_log_line_is_one_line_of_visible_characters(row_id, shown):
     record = logging.LogRecord("posttrain", logging.INFO, "", 0, "row %s is empty", (row_id,), None)
     assert OneLine("%(levelname)s %(message)s").format(record) == f"INFO row {shown} is empty"
+
+
+def test_the_log_of_a_step_is_written_in_such_lines():
+    code = "from posttrain.step import run; run.configure_logging(); run.logging.warning('row %s', 'a\\nERROR forged')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.endswith("row a\\u{a}ERROR forged\n") and result.stderr.count("\n") == 1

@@ -67,3 +67,6 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.M
     ):
         with pytest.raises(OSError, match=r"No space left on device: '.*record\.json'"):
             write()
+    monkeypatch.setattr("posttrain.storage.files.temporary", lambda folder: Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        storage.download_file(tmp_path / "weights", tmp_path / "copy")
