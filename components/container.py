@@ -6,6 +6,8 @@ from pathlib import Path
 import yaml
 from kfp import dsl
 
+from posttrain.config.parse import read_yaml
+
 ATTEMPTS_MODULE = "posttrain.step.attempts"  # starts a step in its container: `python -m <this> <module> <flags>`
 IMAGES = Path(__file__).parents[1] / "images" / "digests.yaml"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # as a registry gives it
@@ -36,7 +38,7 @@ def check_digests() -> None:
 
     `image_reference` does not check: kfp calls it while the components are imported, where nobody could catch an error.
     """
-    for name, image in yaml.safe_load(IMAGES.read_text(encoding="utf-8")).items():
+    for name, image in read_yaml(IMAGES).items():
         if image["digest"] and not DIGEST.fullmatch(str(image["digest"])):
             raise ValueError(
                 f"images/digests.yaml: {name}.digest {image['digest']!r} is not sha256: and 64 hex digits; "

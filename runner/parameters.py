@@ -1,7 +1,6 @@
 """Takes run parameters from the command line and the configuration, and makes their paths absolute."""
 
 import argparse
-import json
 import re
 import uuid
 from datetime import datetime
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import storage
-from posttrain.config import PipelineConfig, check_overrides, check_run_parameters
+from posttrain.config import PipelineConfig, check_run_parameters, parse_overrides
 from posttrain.rows import prompts, sources
 from posttrain.storage import layout
 
@@ -29,13 +28,7 @@ def run_parameters(config: PipelineConfig, args: argparse.Namespace) -> dict[str
     parameters["storage_root"] = absolute_path(parameters["storage_root"])
     for name in ("base_model", "sft_dataset", "preference_dataset"):
         parameters[name] = absolute(parameters[name])
-    try:
-        overrides = json.loads(args.overrides)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--overrides: {args.overrides[:80]!r} is not JSON: {error}") from error
-    if not isinstance(overrides, dict):
-        raise ValueError(f'--overrides: {args.overrides[:80]!r} is not a JSON object; give {{"sft": {{"epochs": 1}}}}')
-    parameters["overrides"] = check_overrides(overrides)
+    parameters["overrides"] = parse_overrides(args.overrides)
     check_run_parameters(parameters)
     return parameters
 

@@ -30,6 +30,7 @@ from posttrain.config.parse import (
     check_overrides,
     check_run_parameters,
     merged,
+    parse_overrides,
     parse_step,
     read_section,
 )
@@ -134,6 +135,7 @@ __all__ = [
     "check_run_parameters",
     "load_config",
     "merged",
+    "parse_overrides",
     "parse_step",
     "read_section",
 ]

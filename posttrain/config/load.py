@@ -1,10 +1,10 @@
 """Loads the configuration of a pipeline: YAML files on top of each other, `--set`, and the files that they name."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from posttrain.config.documents import parse_json, parse_yaml
 from posttrain.config.parse import OVERRIDABLE, merged, read_yaml, validate
 from posttrain.config.pipeline import PipelineConfig
 
@@ -89,14 +89,12 @@ def _embed_schema(raw: dict, folders: list[Path]) -> None:
         return
     file = _find(output_format["schema_path"], folders, key="validation.output_format.schema_path")
     try:
-        output_format["json_schema"] = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        output_format["json_schema"] = parse_json(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         raise ValueError(f"{file}: not a JSON Schema: {error}") from error
 
 
 def _set(raw: dict, setting: str) -> None:
-    import yaml
-
     path, equals, value = setting.partition("=")
     *parents, key = OTHER_NAMES.get(path, path).split(".")
     if not equals or not all((*parents, key)):
@@ -106,6 +104,6 @@ def _set(raw: dict, setting: str) -> None:
         if not isinstance(raw, dict):
             raise ValueError(f"--set {setting!r}: {name!r} is a value, not a section")
     try:
-        raw[key] = yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"--set {setting!r}: {value!r} is not a YAML value") from error
+        raw[key] = parse_yaml(value)
+    except ValueError as error:
+        raise ValueError(f"--set {setting!r}: {error}") from error

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from posttrain.config.documents import parse_json, parse_yaml
 from posttrain.config.masking import mask
 from posttrain.config.section import Section
 from posttrain.config.stages import DpoConfig, SftConfig
@@ -30,6 +31,11 @@ def read_section(section: type[S], path: str | Path) -> S:
         ValueError: the file is missing or not a YAML mapping, a key is unknown, a value is out of range.
     """
     return validate(section, read_yaml(Path(path)), source=str(path))
+
+
+def parse_overrides(text: str) -> dict:
+    """Parses the overrides of a run, as `run_pipeline.py --overrides` takes them."""
+    return check_overrides(_json_object(text, "--overrides"))
 
 
 def parse_step(step: type[S], config: str, overrides: str = "{}") -> S:
@@ -87,16 +93,16 @@ def read_yaml(path: Path) -> dict:
     """Reads a YAML mapping.
 
     Raises:
-        ValueError: the file is missing, not YAML, or holds something else.
+        ValueError: the file is missing, not YAML, has a key twice, or holds something else.
     """
-    import yaml  # only where the files are: a step is given JSON
-
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}: give the path of a readable YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not YAML: not UTF-8 at byte {error.start}: convert the file to UTF-8") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
         problem = "is empty" if raw is None else f"is a {type(raw).__name__}"
         raise ValueError(f"{path}: {problem}: give a mapping of keys to values")
@@ -117,11 +123,13 @@ def validate(section: type[S], raw: Any, *, source: str) -> S:
 
 def _json_object(text: str, source: str) -> dict:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except json.JSONDecodeError as error:
         raise ValueError(f"{source}: {text[:80]!r} is not JSON: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{source}: {text[:80]!r} is not a JSON object")
+        raise ValueError(f'{source}: {text[:80]!r} is not a JSON object; give {{"sft": {{"epochs": 1}}}}')
     return value
 
 

@@ -102,6 +102,32 @@ def test_bad_files_are_named(tmp_path, text):
         load_config(tmp_path / "c.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("validation:\n  max_loss: 1\nsft: {}\nvalidation:\n  max_loss: 9\n", "line 4: 'validation' stands twice"),
+        ("placement: {gpu: {cpu: 1, cpu: 8}}", "line 1: 'cpu' stands twice"),
+        ("stages:\n- name: sft\n  name: dpo\n", "line 3: 'name' stands twice, first in line 2"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_in_every_file(files, tmp_path, text, message):
+    (tmp_path / "cluster.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"cluster.yaml: {message}"):
+        load_config([files / "pipeline.yaml", tmp_path / "cluster.yaml"])
+
+
+def test_a_key_that_stands_twice_is_refused_in_what_the_configuration_names(files):
+    (files / "stage.yaml").write_text("lora_r: 8\nlora_r: 64\n")
+    with pytest.raises(ValueError, match="stage.yaml: line 2: 'lora_r' stands twice, first in line 1"):
+        load_config(files / "pipeline.yaml", ["stages.sft.config_path=stage.yaml"])
+    (files / "schema.json").write_text('{"type": "object", "type": "array"}')
+    settings = ["validation.output_format.kind=json_schema", "validation.output_format.schema_path=schema.json"]
+    with pytest.raises(ValueError, match="schema.json: not a JSON Schema: 'type' stands twice"):
+        load_config(files / "pipeline.yaml", settings)
+    with pytest.raises(ValueError, match="--set 'sft={epochs: 1, epochs: 2}': line 1: 'epochs' stands twice"):
+        load_config(files / "pipeline.yaml", ["sft={epochs: 1, epochs: 2}"])
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="gone.yaml: No such file"):
         load_config(tmp_path / "gone.yaml")
