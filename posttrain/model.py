@@ -107,7 +107,10 @@ def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
 def read_config(base_model: str) -> dict[str, Any]:
     """Returns the content of the model's config.json, wherever the model is."""
     if storage.kind(base_model) != "hub":
-        return json.loads(storage.read_bytes(storage.join(base_model, "config.json")))
+        try:
+            return json.loads(storage.read_bytes(storage.join(base_model, "config.json")))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"base_model: {base_model}/config.json: not valid JSON ({error}); copy it again") from None
     with hub.errors("base_model", base_model, otherwise="folder"), tempfile.TemporaryDirectory() as temporary:
         _find_repo(base_model, Path(temporary)).download(["config.json"], Path(temporary))
         return read_json(Path(temporary, "config.json"))

@@ -74,7 +74,7 @@ def absolute(uri: str) -> str:
     """Makes a local path absolute; leaves Hub ids and remote URIs. `data/rows.jsonl` is a path, there or not."""
     if not uri or storage.is_remote(uri):
         return uri
-    is_path = Path(uri).suffix in sources.SUFFIXES or storage.kind(uri) == "local"
+    is_path = sources.suffix_of(uri) in sources.SUFFIXES or storage.kind(uri) == "local"
     return absolute_path(uri) if is_path else uri
 
 

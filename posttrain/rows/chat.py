@@ -12,7 +12,7 @@ from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
-from posttrain.rows.formats import read_text
+from posttrain.rows.files import read_text
 
 # The names that a chat template may use; their values come from the tokenizer's configuration.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

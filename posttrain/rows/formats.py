@@ -11,7 +11,6 @@ answers that count as right, texts or other JSON values, for the gates to compar
 the completion, or the chosen answer, is the one that counts. They are no part of what is trained on.
 """
 
-import codecs
 import hashlib
 import json
 import re
@@ -21,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from posttrain.config.documents import parse_json
+from posttrain.rows.files import lines_of
 from posttrain.rows.skeleton import plain, skeleton
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -56,45 +57,17 @@ def read_jsonl(path: str | Path) -> list[dict]:
 
 def _json_object(line: str, *, name: str, number: int) -> dict:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{name}: line {number}: not valid JSON, {error.msg} at column {error.colno}: {shown(line[-60:])}: "
             "repair the line; is the file cut off?"
         ) from None
-    except RecursionError:
-        raise ValueError(f"{name}: line {number}: JSON that is nested too deep: flatten the row") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: line {number}: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{name}: line {number}: is {shown(row)}, not a JSON object: write one object a line")
     return row
-
-
-def read_text(path: str | Path, *, name: str) -> str:
-    return "".join(lines_of(path, name=name))
-
-
-def lines_of(path: str | Path, *, name: str) -> Iterator[str]:
-    """Yields the lines of a UTF-8 file with their line feeds; ValueError, naming the file, if it cannot be read so."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            yield from file
-    except OSError as error:
-        raise ValueError(f"{name}: cannot be read, {error.strerror}: check the path") from error
-    except UnicodeDecodeError:
-        raise ValueError(f"{name}: not UTF-8 at byte {_bad_byte(path)}: convert the file to UTF-8") from None
-
-
-def _bad_byte(path: str | Path) -> int:
-    """Returns the position of the first byte that is not UTF-8."""
-    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
-    with open(path, "rb") as file:
-        while True:
-            block, held_back = file.read(1 << 20), len(decoder.getstate()[0])
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                return position - held_back + error.start
-            position += len(block)
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:

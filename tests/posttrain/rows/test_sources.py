@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import storage
-from posttrain.rows.sources import open_data_set, read_rows
+from posttrain.rows.sources import open_data_set, read_rows, suffix_of
 from posttrain.step import digests
 
 TEXT = [{"prompt": 'say "hi",\nplease', "completion": "héllo"}, {"prompt": "x", "completion": "y"}]
@@ -156,8 +156,8 @@ def test_a_missing_relative_file_is_not_sought_on_the_hub():
         ("deep.json", "[" * 100_000, "JSON that is nested too deep: flatten the rows"),
         ("object.json", '{"data": []}', "holds {'data': []}: give a JSON list"),
         ("header.csv", "prompt,completion\n", "holds no rows"),
-        ("short.csv", "prompt,completion\na,b\nc\n", "row 2: does not have as many cells as the header (2)"),
-        ("quote.csv", 'prompt,completion\na,b\n"c,d\n', "row 2: unexpected end of data"),
+        ("short.csv", "prompt,completion\na,b\nc\n", "line 3, row 2: does not have as many cells as the header (2)"),
+        ("quote.csv", 'prompt,completion\na,b\n"c,d\n', "row 2: the quote that opens in line 3 is never closed"),
         ("cut.parquet", "PAR1", "not a readable Parquet file"),
         ("rows.txt", "a", "unknown file format '.txt': use one of .jsonl"),
     ],
@@ -182,7 +182,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     for before, bad, at in ((b"", b"\xff", 12), (b"x" * 3_000_000, b"\xff", 3_000_012), (b"", b"\xe2\x82", 12)):
         path.write_bytes(b'{"prompt": "' + before + bad + b'"}\n')
-        with pytest.raises(ValueError, match=rf"rows.jsonl: not UTF-8 at byte {at}: convert"):
+        with pytest.raises(ValueError, match=rf"rows.jsonl: line 1: not UTF-8 at byte {at}: convert"):
             read_rows(str(path))
 
 
@@ -199,3 +199,160 @@ def test_an_object_is_downloaded_and_called_by_its_uri(monkeypatch, tmp_path):
         assert ([*found.rows], found.digest) == (TEXT, digests.digest(save(tmp_path / "rows.parquet", TEXT)))
     with pytest.raises(ValueError, match="gs://bucket/rows.txt"):
         read_rows("gs://bucket/rows.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("twice.jsonl", '{"prompt": "a"}\n\n{"prompt": "a", "prompt": "b"}', "line 3: 'prompt' stands twice, and only"),
+        ("deep.jsonl", '{"messages": [{"role": "user", "role": "user"}]}', "line 1: 'messages[0].role' stands twice"),
+        ("twice.json", '[{"a": 1},\n{"b": 1, "b": 2}]', "row 2: 'b' stands twice"),
+        ("big.json", '[{"id": ' + "9" * 5000 + "}]", "row 1: 'id' is a number of 5000 digits"),
+        ("nan.json", '[{}, {}, {"a": NaN}]', "row 3: 'a' is NaN"),
+        ("nan.jsonl", '{}\n{"a": [-Infinity]}', "line 2: 'a[0]' is -Infinity"),
+        ("brackets.jsonl", '{"a": ' + "[" * 990 + "]" * 990 + "}", "line 1: "),
+        ("brackets.json", "[" * 100_000, ": JSON with more than 200 lists and objects in each other: flatten it"),
+        ("half.jsonl", r'{"prompt": "half an emoji \ud83d"}', "line 1: 'prompt' has an unpaired UTF-16 surrogate"),
+        ("half.json", r'[{"id": "\udc00"}]', "row 1: 'id' has an unpaired UTF-16 surrogate"),
+        ("texts.json", '["how?", "why?"]', "row 1: is 'how?': give an object with keys and values"),
+        ("twice.csv", "prompt,completion,prompt\na,b,c\n", "the column 'prompt' stands twice"),
+        ("unnamed.csv", "prompt,,completion,\na,,b,\n", "the column '' stands twice"),
+        ("open.csv", 'prompt,completion\nq 1,"a\nq 0,a 0\nq 1,a 1\n', "row 1: the quote that opens in line 2 is never"),
+        (
+            "later.csv",
+            'a,b\n"x\ny","say ""it"""\n\nq," a\n "" b\n"\nz,"\n1,2',
+            "row 3: the quote that opens in line 8 is",
+        ),
+        ("header.csv", 'prompt,"completion\na,b\n', "header.csv: the quote that opens in line 1 is never closed"),
+        ("after.csv", 'a,b\n1,"2" 3\n', "row 1: ',' expected after '\"': check quotes and commas"),
+        ("many.csv", "a,b\n\n1,2\n\n1,2,3\n", "line 5, row 2: does not have as many cells as the header (2)"),
+        ("cell.csv", 'a,b\n1,"[{""role"": 1, ""role"": 2}]"\n', "line 2, row 1, 'b': '[0].role' stands twice"),
+        ("cell.csv", 'a,b\n"[{""a"": ' + "[" * 9999 + '",2\n', "line 2, row 1, 'a': JSON with more than 200 lists"),
+    ],
+)
+def test_a_value_that_would_be_lost_or_ends_a_reader_is_refused_by_place_and_key(tmp_path, name, content, expected):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError) as caught:
+        read_rows(str(tmp_path / name))
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert expected in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def packed(data: bytes, codec: str) -> bytes:
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, codec) as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv.gz", ".json"])
+def test_a_file_is_unpacked_by_what_it_is_and_not_by_its_name(tmp_path, codec, suffix):
+    plain = Path(save(tmp_path / f"rows{suffix_of(f'rows{suffix}')}", TEXT))
+    halves = plain.read_bytes()[:30], plain.read_bytes()[30:]
+    path = tmp_path / f"packed{suffix}"
+    path.write_bytes(b"".join(packed(half, codec) for half in halves))  # as tools that pack side by side write them
+    assert read_rows(str(path)) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (packed(b'{"prompt": "a"}\n' * 500, "gzip")[:-9], "rows.jsonl: cannot be unpacked, .*: is it cut off"),
+        (packed(b'{"prompt": "a"}\n' * 500, "zstd")[:-9], "rows.jsonl: cannot be unpacked, .*: is it cut off"),
+        (packed(b"{}\n{}\n\xff", "gzip"), "rows.jsonl: line 3: not UTF-8 at byte 6: convert"),
+        (packed(b'{"a": 1}\n{"a', "zstd"), "rows.jsonl: line 2: not valid JSON"),
+        (b"PK\x03\x04...", "rows.jsonl: is a zip archive, not text: unpack it"),
+        (b"PAR1...", "rows.jsonl: is Parquet, not text: name it .parquet"),
+        ('{"a": 1}'.encode("utf-16"), "rows.jsonl: is UTF-16, not text: convert the file to UTF-8"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "rows.jsonl: is a pointer of Git LFS, not text: fetch the file",
+        ),
+    ],
+)
+def test_bytes_that_are_no_jsonl_are_called_what_they_are(tmp_path, content, expected):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=expected):
+        read_rows(str(tmp_path / "rows.jsonl"))
+
+
+FAR = 9_223_372_036_854_775_807 // 1000  # microseconds: in the year 294,247
+
+
+def table(**columns):
+    import pyarrow
+
+    text = {"prompt": ["a", "b"], "completion": ["c", "d"]}
+    arrays = {
+        name: value if isinstance(value, pyarrow.Array) else pyarrow.array(value) for name, value in columns.items()
+    }
+    return pyarrow.table(text | arrays)
+
+
+def no_utf8():
+    import pyarrow
+
+    return pyarrow.Array.from_buffers(pyarrow.string(), 2, pyarrow.array([b"a", b"\xff"]).buffers())
+
+
+def far():
+    import pyarrow
+
+    return pyarrow.array([0, FAR * 1000], pyarrow.timestamp("us"))
+
+
+@pytest.mark.parametrize("bad", [far, no_utf8])
+def test_a_column_that_no_format_asks_for_is_not_read(tmp_path, bad, monkeypatch):
+    import datasets
+    from pyarrow import parquet
+
+    parquet.write_table(table(created=bad(), score=[1.0, 2.0], nothing=[None, None]), tmp_path / "rows.parquet")
+    rows = read_rows(str(tmp_path / "rows.parquet"))
+    assert [(row["prompt"], row["completion"]) for row in rows] == [("a", "c"), ("b", "d")]
+    assert [*rows[0]] == ["prompt", "completion", "created", "score", "nothing"]
+    assert [str(rows[0][key]) for key in ("created", "score")] == ["(a column that is not read)"] * 2
+    assert rows[0]["nothing"] is None  # as a null of any other format
+    dataset = datasets.Dataset(table(created=bad(), nothing=[None, None]))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
+    from_hub = read_rows("acme/rows")
+    assert [(row["prompt"], str(row["created"]), row["nothing"]) for row in from_hub] == [
+        (prompt, "(a column that is not read)", None) for prompt in "ab"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"id": no_utf8}, "rows.parquet: row 2: 'id' cannot be read, 'utf-8' codec"),
+        ({"label": far}, "rows.parquet: row 2: 'label' cannot be read, .*: repair it"),
+    ],
+)
+def test_a_bad_value_of_a_parquet_column_is_named_by_its_row(tmp_path, columns, expected, monkeypatch):
+    import datasets
+    from pyarrow import parquet
+
+    made = table(**{name: make() for name, make in columns.items()})
+    parquet.write_table(made, tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=expected):
+        read_rows(str(tmp_path / "rows.parquet"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset(made))
+    with pytest.raises(ValueError, match="acme/rows: row 2: cannot be read, .*: repair the data set"):
+        read_rows("acme/rows")
+
+
+def test_parquet_that_is_packed_or_has_a_column_twice_is_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(table(), tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet.gz").write_bytes(packed((tmp_path / "rows.parquet").read_bytes(), "gzip"))
+    with pytest.raises(ValueError, match="rows.parquet.gz: is packed: unpack it"):
+        read_rows(str(tmp_path / "rows.parquet.gz"))
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["prompt", "prompt"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="twice.parquet: the column 'prompt' stands twice"):
+        read_rows(str(tmp_path / "twice.parquet"))
