@@ -29,7 +29,6 @@ from posttrain.weights.tensors import (
     read_json,
     read_places,
     read_weight_file,
-    read_weights,
     weight_file_names,
 )
 from validators import checks, measuring, parity
@@ -43,6 +42,7 @@ EMPTY = "The adapter is empty, or too small for the base's precision: raise epoc
 
 Names = list[str] | None  # of what is wrong; None: could not be measured
 TIES = "tie_word_embeddings"
+HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,8 @@ class Numbers:
     changed_eos: Names = None
     strange_files: Names = None
     num_bytes: int | None = None  # of the weights
-    implied_bytes: int | None = None  # by the configuration
-    size_deviation: float | None = None  # share of implied_bytes
+    base_bytes: int | None = None  # of the base's weights, and of a head that the merge had to add
+    size_deviation: float | None = None  # share of base_bytes
     kl_of_rows: list[float] | None = None  # nats, sum over the positions of each row
     num_agreeing_of_rows: list[int] | None = None
     loss_difference_of_rows: list[float] | None = None
@@ -87,7 +87,7 @@ def measure(
         {
             "weights_compared": lambda: compare_weights(base, adapter, model),
             "files_compared": lambda: compare_files(base, model),
-            "size_compared": lambda: compare_size(model),
+            "size_compared": lambda: compare_size(base, model),
         },
         timeouts,
     )
@@ -116,7 +116,7 @@ def judge_weights(numbers: Numbers, limits: config.MergeLimits) -> list[Check]:
             "size_deviation",
             numbers.size_deviation,
             limits.max_size_deviation,
-            detail=_pair(numbers.num_bytes, "bytes, configuration implies", numbers.implied_bytes),
+            detail=_pair(numbers.num_bytes, "bytes, the base has", numbers.base_bytes),
             remedy=MERGE_AGAIN,
         ),
         at_least(
@@ -185,9 +185,8 @@ def compare_weights(base: Path, adapter: Path, model: Path) -> dict[str, Any]:
     """Names, shapes, dtypes, finiteness, and which tensors changed."""
     old, new = read_places(base), read_places(model)
     moving, may_change = targets(adapter)
-    head = "lm_head.weight"
-    untied = head not in old and any(name == head or "embed" in name or "wte" in name for name in may_change)
-    expected = old.keys() | ({head} if untied else set())
+    untied = HEAD not in old and any(name == HEAD or "embed" in name or "wte" in name for name in may_change)
+    expected = old.keys() | ({HEAD} if untied else set())
     shared = sorted(old.keys() & new.keys())
     same_form = [name for name in shared if old[name][1].num_bytes == new[name][1].num_bytes]
     changed = {name for name in same_form if _differ(old[name], new[name])} | (set(shared) - set(same_form))
@@ -245,7 +244,7 @@ def compare_files(base: Path, model: Path) -> dict[str, list[str]]:
 
 def _is_untied(ours: dict, theirs: dict, model: Path) -> bool:
     """Whether embedding and head share no weights any more, and the model has a head of its own to show for it."""
-    has_head = any(name.endswith("lm_head.weight") for name in read_places(model))
+    has_head = any(name.endswith(HEAD) for name in read_places(model))
     return theirs.get(TIES) is not False and ours.get(TIES) is False and has_head
 
 
@@ -258,20 +257,16 @@ def strange_files(base: Path, model: Path) -> list[str]:
     return sorted(strangers.union(_changed(base, model, theirs - compared)))
 
 
-def compare_size(model: Path) -> dict[str, float]:
-    """Compares the bytes of the weights with those of an empty model of this configuration and dtype."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def compare_size(base: Path, model: Path) -> dict[str, float]:
+    """Compares the bytes of the weights with those of the base, which may hold more than its configuration implies.
 
-    settings = AutoConfig.from_pretrained(model, local_files_only=True)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(settings, dtype=settings.dtype or torch.float32)
-    empty.tie_weights()
-    stored = empty.state_dict().keys()
-    tensors = [*empty.parameters(), *(buffer for name, buffer in empty.named_buffers() if name in stored)]
-    implied = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    num_bytes = sum(file.num_bytes for file in read_weights(model))
-    return {"num_bytes": num_bytes, "implied_bytes": implied, "size_deviation": abs(num_bytes - implied) / implied}
+    A tied base has no head of its own; where the adapter unties them the model has one, as large as the embedding.
+    """
+    old, new = read_places(base), read_places(model)
+    added = [new[name][1].num_bytes for name in (HEAD,) if name in new and name not in old]
+    expected = sum(tensor.num_bytes for _, tensor in old.values()) + sum(added)
+    num_bytes = sum(tensor.num_bytes for _, tensor in new.values())
+    return {"num_bytes": num_bytes, "base_bytes": expected, "size_deviation": abs(num_bytes - expected) / expected}
 
 
 def _differ(old: Place, new: Place) -> bool:

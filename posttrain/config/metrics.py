@@ -61,7 +61,7 @@ METRICS = (
     Metrics(SFT + LAST, "num_answers format_valid_rate stopped_rate mean_answer_tokens incoherent_rate answers_stop"),
     Metrics(SFT + LAST, "output_format_valid", _judges_form),
     Metrics(SFT + LAST, "noise_floor_format_valid", lambda _, validation: validation.noise_floor),
-    Metrics(MERGE, "size_deviation num_bytes implied_bytes num_changed_targets num_targets"),
+    Metrics(MERGE, "size_deviation num_bytes base_bytes num_changed_targets num_targets"),
     Metrics(MERGE, "merge_kl merge_agreement merge_loss_difference num_positions adapter_loss merged_loss"),
     Metrics(ALIGNMENT, "start_loss start_loss_deviation start_kl length_ratio length_ratio_shorter chosen_drop"),
     Metrics(ALIGNMENT, "reward_accuracy reward_accuracy_above_chance reward_margin preference_shift"),

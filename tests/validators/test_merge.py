@@ -38,7 +38,7 @@ GOOD = {
     "changed_eos": [],
     "strange_files": [],
     "num_bytes": 100,
-    "implied_bytes": 100,
+    "base_bytes": 100,
     "size_deviation": 0.0,
     "kl_of_rows": [0.01, 0.02] * 3,
     "num_agreeing_of_rows": [500, 498] * 3,
@@ -189,12 +189,25 @@ def test_other_dtype_and_missing_tensor_fail(tiny_model, tiny_adapter, copy):
     assert failed(numbers) == ["tensor_names", "tensor_shapes", "tensor_dtypes"]
 
 
-def test_weights_of_twice_the_size_fail(copy):
+def test_weights_of_twice_the_size_fail(tiny_model, copy):
     wide = {name: tensor.to(torch.float32) for name, tensor in load_file(copy / WEIGHTS).items()}
     save_file(wide, copy / WEIGHTS, metadata={"format": "pt"})
-    numbers = GOOD | gate.compare_size(copy)
+    numbers = GOOD | gate.compare_size(tiny_model, copy)
     assert numbers["size_deviation"] == 1
     assert failed(numbers) == ["size_deviation"]
+
+
+def test_a_tied_base_that_stores_its_head_is_the_measure(tiny_model, copy, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    for folder in (base, copy):
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": True}))
+    assert gate.compare_size(base, copy)["size_deviation"] == 0
+    tensors = load_file(base / WEIGHTS)
+    del tensors["lm_head.weight"]
+    save_file(tensors, base / WEIGHTS, metadata={"format": "pt"})
+    assert gate.compare_size(base, copy)["size_deviation"] == 0  # the adapter has untied them
 
 
 def test_poisoned_truncated_weights(tiny_model, tiny_adapter, copy):
