@@ -21,6 +21,7 @@ from posttrain.rows.formats import read_jsonl
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, at_most, finite, none_wrong
+from posttrain.weights.targets import Layout, resolve
 from validators import answers, checks, content, custom, inference, measuring
 from validators.answers import JudgedAnswer
 from validators.intervals import ratio
@@ -98,7 +99,8 @@ def expected_shapes(base: Path, sft: config.SftConfig) -> Shapes:
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    lora = LoraConfig(r=sft.lora_r, target_modules=sft.target_modules, task_type="CAUSAL_LM")
+    targets = resolve(Layout.of(base), sft.target_modules, setting="sft.target_modules")
+    lora = LoraConfig(r=sft.lora_r, target_modules=targets.modules, task_type="CAUSAL_LM")
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
         tensors = get_peft_model_state_dict(get_peft_model(empty, lora), save_embedding_layers=False)

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from posttrain.config.section import Count, Positive, Section
 
-ALL_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TargetModules = list[str] | Literal["auto", "attention", "all-linear"]
 
 
 class LoraTraining(Section):
@@ -16,7 +16,8 @@ class LoraTraining(Section):
     lora_r: Count  # rank of the adapter
     lora_alpha: Count  # the adapter is scaled by lora_alpha / lora_r
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]  # probability of dropout in the adapter
-    target_modules: list[str] | Literal["all-linear"]  # names of the linear layers that get an adapter
+    # linear layers that get an adapter, by name; auto: all of each layer, with fused experts those of attention
+    target_modules: TargetModules
     epochs: Positive  # passes over the training rows
     batch_size: Count  # rows per device and micro-batch
     gradient_accumulation: Count  # micro-batches per optimizer step, shared by the GPUs: a multiple of their number
@@ -39,7 +40,7 @@ class SftConfig(LoraTraining):
     lora_r: Count = 16
     lora_alpha: Count = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    target_modules: list[str] | Literal["all-linear"] = ALL_PROJECTIONS
+    target_modules: TargetModules = "auto"
     epochs: Positive = 3
     batch_size: Count = 4
     gradient_accumulation: Count = 4
@@ -59,7 +60,7 @@ class DpoConfig(LoraTraining):
     lora_r: Count = 8
     lora_alpha: Count = 16
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    target_modules: list[str] | Literal["all-linear"] = ["q_proj", "v_proj"]
+    target_modules: TargetModules = "attention"
     epochs: Positive = 1
     batch_size: Count = 2
     gradient_accumulation: Count = 8

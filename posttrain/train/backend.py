@@ -20,6 +20,7 @@ from posttrain.config import LoraTraining, SftConfig
 from posttrain.config.placement import BACKEND_ENV
 from posttrain.step import usage
 from posttrain.train import memory, ranks
+from posttrain.weights.targets import Layout, Targets, resolve
 
 T = TypeVar("T", bound=LoraTraining)
 
@@ -125,15 +126,27 @@ def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any 
         return _load_with_unsloth(path, config), None
     from peft import LoraConfig
 
+    targets = targets_of(path, config)
+    logger.info("adapters on %s", targets)
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         bias="none",
-        target_modules=config.target_modules,
+        target_modules=targets.modules,
         task_type="CAUSAL_LM",
     )
     return _load(path, **_at_load(config)), lora
+
+
+def targets_of(path: str | Path, config: LoraTraining) -> Targets:
+    """Returns what a training with these settings changes of the model at `path`.
+
+    Raises:
+        ValueError: the model lacks something of it, or it could not be merged.
+    """
+    section = "sft" if isinstance(config, SftConfig) else "dpo"
+    return resolve(Layout.of(path), config.target_modules, setting=f"{section}.target_modules")
 
 
 def leaves_trainer_alone(config: LoraTraining) -> bool:
@@ -275,6 +288,8 @@ def _load_with_unsloth(path: str | Path, config: LoraTraining) -> Any:
     import torch
     from unsloth import FastLanguageModel
 
+    targets = targets_of(path, config)
+    logger.info("adapters on %s", targets)
     model, _ = FastLanguageModel.from_pretrained(
         str(path),
         max_seq_length=config.max_seq_length,
@@ -289,7 +304,7 @@ def _load_with_unsloth(path: str | Path, config: LoraTraining) -> Any:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         bias="none",
-        target_modules=config.target_modules,
+        target_modules=targets.modules,
         random_state=config.seed,
         use_gradient_checkpointing="unsloth" if _checkpoints_gradients(config) else False,
     )

@@ -18,6 +18,8 @@ TRAINED = 4 * SINGLE  # bytes of a trained parameter: itself, its gradient, two 
 CONTEXT = 1.0e9  # bytes of CUDA's context, libraries and workspaces
 USABLE = 0.95  # share of a GPU's memory that a training whose estimate fits may take
 FRAGMENTED = 1.05  # memory that the allocator reserves, as a multiple of what is used
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+FUSED = {"qkv_proj": ATTENTION[:3], "gate_up_proj": ("gate_proj", "up_proj")}  # of Phi-3
 SFT_CHUNK = 256  # tokens whose logits trl's loss computes at once
 DPO_CHUNK = (2048, 8192)  # tokens and entries of the vocabulary whose logits trl's DPO computes at once
 
@@ -113,7 +115,9 @@ def _block(shape: Shape) -> float:
 
 
 def _adapted(shape: Shape, config: LoraTraining) -> dict[str, tuple[int, int]]:
-    names = shape.linear if config.target_modules == "all-linear" else config.target_modules
+    named = {"auto": shape.linear, "all-linear": shape.linear, "attention": ATTENTION}
+    names = config.target_modules if isinstance(config.target_modules, list) else named[config.target_modules]
+    names = {part for name in names for part in FUSED.get(name, [name])}
     return {name: widths for name, widths in shape.linear.items() if name in names}
 
 

@@ -80,7 +80,7 @@ def _adapts_head(model: Any, config: LoraTraining) -> bool:
     """Tells whether the adapter changes the head: losses that keep no logits read its weights without the adapter."""
     head = model.get_output_embeddings()
     names = [name.rpartition(".")[2] for name, module in model.named_modules() if module is head]
-    return config.target_modules != "all-linear" and any(name in config.target_modules for name in names)
+    return isinstance(config.target_modules, list) and any(name in config.target_modules for name in names)
 
 
 def sparing_logits(trainer_class: type) -> type:

@@ -138,13 +138,13 @@ def test_what_cannot_quantise_says_so(monkeypatch, dtype, installed, words):
         backend.quantises(SftConfig(load_in_4bit=True))
 
 
-def test_peft_is_given_nf4_on_this_rank_s_gpu(monkeypatch):
+def test_peft_is_given_nf4_on_this_rank_s_gpu(monkeypatch, tiny_model):
     load_args = {}
     decide(monkeypatch)
     install(monkeypatch, "bitsandbytes")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda path, **how: load_args.update(how))
-    backend.load_for_training("model", SftConfig(load_in_4bit=True))
+    backend.load_for_training(tiny_model, SftConfig(load_in_4bit=True))
     settings = load_args["quantization_config"]
     assert settings.load_in_4bit and settings.bnb_4bit_quant_type == "nf4" and settings.bnb_4bit_use_double_quant
     assert settings.bnb_4bit_compute_dtype == load_args["dtype"] == torch.bfloat16 and load_args["device_map"] == {
@@ -152,25 +152,27 @@ def test_peft_is_given_nf4_on_this_rank_s_gpu(monkeypatch):
     }
 
 
-def test_a_model_of_one_rank_is_loaded_to_its_gpu(monkeypatch):
+def test_a_model_of_one_rank_is_loaded_to_its_gpu(monkeypatch, tiny_model):
     decide(monkeypatch)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     model_class = transformers.AutoModelForCausalLM
     monkeypatch.setattr(model_class, "from_pretrained", lambda path, **how: how.get("device_map"))
-    assert backend.load_for_training("model", DpoConfig())[0] == {"": 3}
+    assert backend.load_for_training(tiny_model, DpoConfig())[0] == {"": 3}
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert backend.load_for_training("model", DpoConfig())[0] == {"": 3}
-    assert backend.load_for_training("model", DpoConfig(parallelism="fsdp"))[0] is None  # sharded first
+    assert backend.load_for_training(tiny_model, DpoConfig())[0] == {"": 3}
+    assert backend.load_for_training(tiny_model, DpoConfig(parallelism="fsdp"))[0] is None  # sharded first
 
 
 @pytest.mark.parametrize("config", [SftConfig(load_in_4bit=True), SftConfig(), DpoConfig()])
-def test_unsloth_quantises_only_if_asked(monkeypatch, config):
-    load_args = {}
+def test_unsloth_quantises_only_if_asked(monkeypatch, tiny_model, config):
+    load_args, adapter_args = {}, {}
     library = SimpleNamespace(
-        from_pretrained=lambda path, **how: (load_args.update(how), None), get_peft_model=lambda model, **how: model
+        from_pretrained=lambda path, **how: (load_args.update(how), None),
+        get_peft_model=lambda model, **how: adapter_args.update(how),
     )
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=library))
     decide(monkeypatch, library="unsloth")
     install(monkeypatch, "bitsandbytes")
-    backend.load_for_training("model", config)
+    backend.load_for_training(tiny_model, config)
+    assert {"q_proj", "v_proj", "o_proj"} < set(adapter_args["target_modules"])
     assert load_args["load_in_4bit"] == (config == SftConfig(load_in_4bit=True))
