@@ -11,8 +11,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,8 @@ from posttrain.weights.folder import (
     check_model_folder,
     weights_size,
 )
-from posttrain.weights.tensors import INDEX, SINGLE, read_json, read_weight_map
+from posttrain.weights.targets import Layout
+from posttrain.weights.tensors import INDEX, SINGLE, read_json, read_shapes, read_weight_map
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,8 @@ SHAPE_KEYS = (
     "num_attention_heads",
     "num_key_value_heads",
 )
+NUM_HEADERS_AT_ONCE = 8  # requests for the headers of shards
+Shapes = dict[str, tuple[int, ...]]  # by the tensor's name
 Digests = dict[str, str]  # relative name of a written file -> SHA-256
 Download = Callable[[list[str], Path], Digests]  # relative names, local folder -> digests
 
@@ -76,15 +82,15 @@ def fetch(
     if allowed_prefixes is not None:
         storage.check_allowed(base_model, allowed_prefixes, name="base_model")
     from_hub = storage.kind(base_model) == "hub"
-    partial = model.with_name(model.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    unfinished = model.with_name(model.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     try:
-        source, commit, files = _from_hub(base_model, partial) if from_hub else _from_storage(base_model, partial)
-        check_model_folder(partial)
-        partial.replace(model)
+        source, commit, files = _from_hub(base_model, unfinished) if from_hub else _from_storage(base_model, unfinished)
+        check_model_folder(unfinished)
+        unfinished.replace(model)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     _copy_files(model, tokenizer, (*TOKENIZER_FILES, *CONFIG_FILES))
     return {"source": source, "commit": commit, "digest": folder_digest(files)}
 
@@ -114,6 +120,59 @@ def read_config(base_model: str) -> dict[str, Any]:
     with hub.errors("base_model", base_model, otherwise="folder"), tempfile.TemporaryDirectory() as temporary:
         _find_repo(base_model, Path(temporary)).download(["config.json"], Path(temporary))
         return read_json(Path(temporary, "config.json"))
+
+
+@contextmanager
+def described(base_model: str) -> Iterator[tuple[Path, Layout]]:
+    """Yields a folder with the small files of a model, and its layout, wherever it is; its weights stay there."""
+    if storage.kind(base_model) == "local":
+        folder = storage.local_path(base_model)
+        yield folder, Layout.of(folder)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shapes = _shapes_on_hub if storage.kind(base_model) == "hub" else _shapes_in_storage
+        yield folder, Layout(base_model, shapes=shapes(base_model, folder), config=read_json(folder / "config.json"))
+
+
+def _shapes_on_hub(base_model: str, folder: Path) -> Shapes:
+    """Returns the shapes of all tensors, and downloads the small files to `folder`."""
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    with hub.errors("base_model", base_model, otherwise="folder"):
+        repo = _find_repo(base_model, folder)
+        repo.download(_select(repo.sizes, (*TOKENIZER_FILES, *CONFIG_FILES, INDEX)), folder)
+
+        def read(shard: str) -> Shapes:
+            try:
+                metadata = hub.client().parse_safetensors_file_metadata(repo.name, shard, revision=repo.commit)
+            except SafetensorsParsingError as error:
+                raise ValueError(f"base_model: {base_model!r}: {shard}: {error}; upload it again") from None
+            return {name: tuple(tensor.shape) for name, tensor in metadata.tensors.items()}
+
+        return _of_shards(folder, read)
+
+
+def _shapes_in_storage(base_model: str, folder: Path) -> Shapes:
+    """Returns the shapes of all tensors, and downloads the small files to `folder`."""
+    for name in _select(storage.list_files(base_model), (*TOKENIZER_FILES, *CONFIG_FILES, INDEX)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        storage.download_file(storage.join(base_model, name), folder / name)
+
+    def read(shard: str) -> Shapes:
+        uri = storage.join(base_model, shard)
+        return read_shapes(partial(storage.read_start, uri), source=uri)
+
+    return _of_shards(folder, read)
+
+
+def _of_shards(folder: Path, read: Callable[[str], Shapes]) -> Shapes:
+    """Reads the headers of all shards that the index in `folder` names, or of the one file without an index."""
+    index = folder / INDEX
+    shards = sorted(set(read_weight_map(index).values())) if index.is_file() else [SINGLE]
+    with ThreadPoolExecutor(NUM_HEADERS_AT_ONCE) as pool:
+        parts = pool.map(read, shards)
+        return {name: shape for part in parts for name, shape in part.items()}
 
 
 def _from_storage(uri: str, folder: Path) -> tuple[str, str, Digests]:

@@ -30,6 +30,8 @@ from posttrain.step.running import Running
 from posttrain.storage import hub
 from posttrain.train import memory
 from posttrain.weights.folder import check_model_folder, weights_size
+from posttrain.weights.targets import Layout, Targets, check_trainable, resolve
+from posttrain.weights.tokens import check_tokens
 
 SMALL_STORE = "minio://"  # the object store that an installation brings along
 DATASETS = {"sft_dataset": "sft", "preference_dataset": "preference"}  # parameter -> kind of rows
@@ -41,10 +43,17 @@ Config = PipelineConfig | PreflightStep
 
 @dataclass
 class Counted:
-    """Row and prompt counts of local data, from which preflight tells whether the gates can decide on it."""
+    """What the checks learn: row and prompt counts of local data, by which the gates can decide, and the model."""
 
     data_sets: dict[str, Prompts | None]  # by kind; None: remote, unread or unreadable
     asked: dict[str, int] = field(default_factory=dict)  # different prompts by the key of their file
+    layout: Layout | None = None  # of the base model; None: unreadable
+    warning: str | None = None  # of the base model
+
+    @classmethod
+    def of(cls, config: Config) -> "Counted":
+        """Makes the counts of a configuration, with nothing read yet."""
+        return cls(dict.fromkeys(DATASETS[name] for name in datasets(config)))
 
     def shortages(self, config: Config) -> list[str]:
         """Lists the kinds of rows that are too few, with a remedy, one line each."""
@@ -86,9 +95,12 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
     storage.check_storage_root(parameters["storage_root"], config.storage_roots, name="storage_root")
 
 
-def findings(config: Config, parameters: dict[str, Any], *, disk: Path) -> list[str]:
-    """Lists everything that would end the run later, one line each; prints them if there are several."""
-    problems, counted = [], Counted(dict.fromkeys(DATASETS[name] for name in datasets(config)))
+def findings(config: Config, parameters: dict[str, Any], *, disk: Path, counted: Counted | None = None) -> list[str]:
+    """Lists everything that would end the run later, one line each; prints them if there are several.
+
+    What it learns about data and model it notes in `counted`.
+    """
+    problems, counted = [], counted or Counted.of(config)
     for look in _looks(config, parameters, disk, counted):
         try:
             look()
@@ -113,7 +125,8 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Coun
     looks += [partial(check_source, source, variable) for variable, source in sources.items()]
     if config.publish_root:
         looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
-    looks.append(partial(check_base_model, parameters["base_model"], config, disk=disk))
+    looks.append(partial(check_base_model, parameters["base_model"], config, counted, disk=disk))
+    looks += [partial(check_targets, counted, config, stage) for stage in trained(config)]
     if config.upload_to_hub:
         looks.append(partial(hub.check_upload, config.hub_repo_id, name="hub_repo_id"))
     looks += [partial(check_dataset, parameters[name], config, counted, name=name) for name in datasets(config)]
@@ -157,8 +170,24 @@ def check_storage(uri: str, config: Config, *, name: str) -> None:
     storage.check_writable(uri)
 
 
-def check_base_model(uri: str, config: Config, *, disk: Path) -> None:
+def trained(config: Config) -> list[str]:
+    """Lists the stages that train."""
+    return [stage for stage in TRAININGS.values() if getattr(config.stages, stage).enabled]
+
+
+def check_targets(counted: Counted, config: Config, stage: str) -> Targets | None:
+    """Checks that what a stage is to train is in the base model and can be merged; None if that could not be read."""
+    if counted.layout is None:
+        return None
+    return resolve(counted.layout, getattr(config, stage).target_modules, setting=f"{stage}.target_modules")
+
+
+def check_base_model(uri: str, config: Config, counted: Counted, *, disk: Path) -> None:
     num_bytes = check_model(uri, config, name="base_model")
+    with model.described(uri) as (folder, layout):
+        check_trainable(layout)
+        counted.warning = check_tokens(folder, layout)
+    counted.layout = layout
     num_copies = 1 + (config.stages.sft.enabled and config.stages.merge.enabled) + config.stages.dpo.enabled
     check_disk(disk, num_bytes, num_copies=num_copies)
 
@@ -256,13 +285,18 @@ def main(argv: list[str] | None = None) -> None:
     run.configure_logging()
     root = kfp_io.artifacts_root(args.executor_input)
     # Before the record is begun: if the storage is not writable, nothing else would be reported.
-    problems = findings(step, vars(args), disk=kfp_io.output_folder(args.executor_input))
+    counted = Counted.of(step)
+    problems = findings(step, vars(args), disk=kfp_io.output_folder(args.executor_input), counted=counted)
+    targets = [] if problems else target_lines(step, counted)
+    for line in targets:
+        logger.info("%s", line)
     warnings = [
         f"{name}: its placement has no GPU, so it will run on the CPU"
         for name, num_gpus in step.num_gpus.items()
         if not num_gpus
     ]
     warnings += [] if problems else memory_warnings(step, args.base_model)
+    warnings += [counted.warning] if counted.warning else []
     warnings += artifact_warnings(root)
     for warning in warnings:
         logger.warning("%s", warning)
@@ -270,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
     def work(_: Running) -> dict[str, Any]:
         refuse(problems)
         if args.notes:
-            Path(args.notes).write_text(notes(root, warnings), encoding="utf-8")
+            Path(args.notes).write_text(notes(root, warnings, targets), encoding="utf-8")
         return {"artifacts": root} if root else {}
 
     outputs = {"notes": args.notes} if args.notes else {}
@@ -287,9 +321,16 @@ def artifact_warnings(root: str | None) -> list[str]:
     ]
 
 
-def notes(root: str | None, warnings: list[str]) -> str:
+def target_lines(config: Config, counted: Counted) -> list[str]:
+    """Lists the layers that each training will adapt."""
+    lines = {stage: check_targets(counted, config, stage) for stage in trained(config)}
+    return [f"{stage} trains adapters on {targets}" for stage, targets in lines.items() if targets]
+
+
+def notes(root: str | None, warnings: list[str], targets: list[str]) -> str:
     """Renders what preflight has to say of a run that can start."""
     lines = [f"Artifacts go to {root}."] if root else []
+    lines += [f"{line}." for line in targets]
     lines += [f"Warning: {warning}" for warning in warnings]
     return "\n\n".join(map(wording.markdown, lines or ["Nothing was found that would end the run."])) + "\n"
 

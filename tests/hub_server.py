@@ -23,6 +23,7 @@ class Hub(BaseHTTPRequestHandler):
     writable: set[str] = set()  # repositories that any account may write to
     gated: set[str] = set()  # whose files are sent to accounts alone
     requests: list[tuple[str, str | None]] = []  # path, Authorization
+    ranges: list[tuple[str, int]] = []  # name of a file of which a part was asked for, its last byte
 
     def do_GET(self):
         self.requests.append((self.path, self.headers.get("Authorization")))
@@ -88,10 +89,14 @@ class Hub(BaseHTTPRequestHandler):
             self.refuse(401, "GatedRepo")
             return
         body = (self.repos[repo] / name).read_bytes()
+        if part := re.fullmatch(r"bytes=0-(\d+)", self.headers.get("Range", "")):
+            self.ranges.append((name, int(part[1])))
+            self.reply(body[: int(part[1]) + 1], {}, status=206)
+            return
         self.reply(body, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(body).hexdigest()}"'})
 
-    def reply(self, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(200)
+    def reply(self, body: bytes, headers: dict[str, str], *, status: int = 200) -> None:
+        self.send_response(status)
         for name, value in (headers | {"Content-Length": str(len(body))}).items():
             self.send_header(name, value)
         self.end_headers()
@@ -118,7 +123,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
     """The server, empty, with a cache of downloads of its own and no token."""
     from huggingface_hub import constants
 
-    Hub.repos, Hub.accounts, Hub.requests = {}, {}, []
+    Hub.repos, Hub.accounts, Hub.requests, Hub.ranges = {}, {}, [], []
     Hub.datasets, Hub.writable, Hub.gated = set(), set(), set()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))

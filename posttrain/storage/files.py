@@ -35,6 +35,12 @@ def read_bytes(uri: Uri) -> bytes:
     return store.read(uri)
 
 
+def read_start(uri: Uri, num_bytes: int) -> bytes:
+    """Returns the first bytes of one file, or all of a shorter one."""
+    store, uri = _store(uri)
+    return store.read_start(uri, num_bytes)
+
+
 def write_bytes(uri: Uri, data: bytes, *, if_absent: bool = False) -> None:
     """Writes one file; with `if_absent` exactly one of several writers wins and the others get `FileExistsError`.
 

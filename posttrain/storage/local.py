@@ -77,6 +77,10 @@ class Local:
     def read(self, uri: str) -> bytes:
         return local_path(uri).read_bytes()
 
+    def read_start(self, uri: str, num_bytes: int) -> bytes:
+        with open(local_path(uri), "rb") as file:
+            return file.read(num_bytes)
+
     def write(self, uri: str, data: bytes, *, if_absent: bool) -> None:
         target = local_path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,10 @@ class S3:
         with _errors(uri):
             return self._fs.cat_file("/".join(split_file(uri)))
 
+    def read_start(self, uri: str, num_bytes: int) -> bytes:
+        with _errors(uri):
+            return self._fs.cat_file("/".join(split_file(uri)), start=0, end=num_bytes)
+
     def write(self, uri: str, data: bytes, *, if_absent: bool) -> None:
         mode, metadata = ("create", {"writer": uuid.uuid4().hex}) if if_absent else ("overwrite", {})
         content_type = mimetypes.guess_type(uri)[0] or "application/octet-stream"

@@ -16,6 +16,9 @@ class Store(Protocol):
 
     def read(self, uri: str) -> bytes: ...
 
+    def read_start(self, uri: str, num_bytes: int) -> bytes:
+        """Returns the first bytes of a file, or all of a shorter one."""
+
     def write(self, uri: str, data: bytes, *, if_absent: bool) -> None:
         """With `if_absent` one of several writers wins; the others get `FileExistsError`."""
 

@@ -7,7 +7,7 @@ The format: https://github.com/huggingface/safetensors#format
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +24,7 @@ DTYPE_BYTES = FLOAT_BYTES | {
 }
 # The limit of safetensors itself: a longer header is an attack or garbage.
 MAX_HEADER_BYTES = 100_000_000
+FIRST_BYTES = 100_000  # hold the header of most files
 MAX_DIMENSIONS = 64  # as many as PyTorch allows
 EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 
@@ -69,6 +70,24 @@ def read_weight_file(path: Path) -> WeightFile:
     tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
     _check_layout(path, tensors, data_start)
     return WeightFile(path, {tensor.name: tensor for tensor in tensors}, metadata, data_start)
+
+
+def read_shapes(read_start: Callable[[int], bytes], *, source: str) -> dict[str, tuple[int, ...]]:
+    """Reads the shapes of a file's tensors from its first bytes alone, by tensor name.
+
+    Args:
+        read_start: returns as many of the file's first bytes as it is asked for.
+    """
+    start = read_start(FIRST_BYTES)
+    length = int.from_bytes(start[:8], "little")
+    if not 2 <= length <= MAX_HEADER_BYTES:
+        raise ValueError(f"{source}: header of {length} bytes: not safetensors, or damaged; copy it again")
+    start = start if len(start) >= 8 + length else read_start(8 + length)
+    try:
+        header = json.loads(start[8 : 8 + length])
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{source}: its header is not that of safetensors ({error!r}); copy it again") from None
 
 
 def weight_file_names(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from posttrain import preflight
+from posttrain import preflight, storage
 from posttrain.config import PipelineConfig, PreflightStep
 from posttrain.step import records
 
@@ -28,7 +28,8 @@ def given(tmp_path):
     (model / "config.json").write_text('{"model_type": "llama"}')
     (model / "tokenizer.json").write_text("{}")
     (model / "chat_template.jinja").write_text("{{ messages }}")
-    save_file({"lm_head.weight": np.zeros((2, 2), np.float32)}, model / "model.safetensors")
+    tensors = ["lm_head", "model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"]
+    save_file({f"{name}.weight": np.zeros((2, 2), np.float32) for name in tensors}, model / "model.safetensors")
     for name, rows in (("sft.jsonl", ROWS), ("pairs.jsonl", PAIRS)):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
@@ -237,7 +238,8 @@ def on_hub(given, hub) -> dict:
 def test_a_model_on_the_hub_is_looked_at_without_its_weights(on_hub, hub):
     check(on_hub)
     fetched = {path.rpartition("/")[2] for path, _ in hub.requests if "/resolve/" in path}
-    assert fetched == {"config.json", "tokenizer.json", "chat_template.jinja"}
+    assert fetched == {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
+    assert hub.ranges == [("model.safetensors", 100_000)]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +287,88 @@ def test_a_hub_that_does_not_answer_is_a_problem_too(given, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match="'org/tiny' is not a folder, and the Hub does not answer"):
         check(given | {"base_model": "org/tiny"})
+
+
+def save(model: str | Path, tensors: dict[str, tuple], **files: str) -> Path:
+    """Writes weights of zeros with these shapes, and other files of the model."""
+    save_file({name: np.zeros(shape, np.float32) for name, shape in tensors.items()}, Path(model, "model.safetensors"))
+    for name, content in files.items():
+        Path(model, f"{name}.json").write_text(content)
+    return Path(model)
+
+
+PHI3 = {
+    "lm_head.weight": (2, 2), "model.embed_tokens.weight": (2, 2), "model.layers.0.self_attn.qkv_proj.weight": (6, 2),
+    "model.layers.0.self_attn.o_proj.weight": (2, 2),
+}  # fmt: skip
+OLD_DEFAULTS = {
+    "sft": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]},
+    "dpo": {"target_modules": ["q_proj", "v_proj"]},
+}
+
+
+def test_layers_that_the_model_lacks_are_named_for_each_stage(given, capsys):
+    save(given["base_model"], PHI3, config='{"model_type": "phi3"}')
+    check(given)
+    with pytest.raises(ValueError, match="^2 problems: sft.target_modules: q_proj, k_proj, v_proj, gate_"):
+        check(given, **OLD_DEFAULTS)
+    told = capsys.readouterr().err.splitlines()
+    assert told[1].startswith("problem: dpo.target_modules: q_proj, v_proj: no linear layer has this name.")
+    assert all("(phi3) has o_proj, qkv_proj; name some of these, or set it to auto" in line for line in told)
+    check(given, **OLD_DEFAULTS | {"sft": {}}, stages={"dpo": {"enabled": False}})
+
+
+@pytest.mark.parametrize("place", ["gs_root", "s3_root", "hub"])
+def test_layers_of_a_remote_model_are_looked_at_without_its_weights(given, request, place):
+    folder = save(given["base_model"], PHI3, config='{"model_type": "phi3"}')
+    root = request.getfixturevalue(place)
+    if place == "hub":
+        root.repos["org/phi"] = folder
+        uri = "org/phi"
+    else:
+        uri = f"{root}/phi"
+        storage.upload_folder(folder, uri)
+    remote = given | {"base_model": uri}
+    check(remote, allowed_prefixes=["/", "gs://", "s3://", "hf://"])
+    with pytest.raises(ValueError, match=f"^2 problems: sft.target_modules: .*{uri} .phi3. has o_proj, qkv_proj"):
+        check(remote, allowed_prefixes=["/", "gs://", "s3://", "hf://"], **OLD_DEFAULTS)
+
+
+def test_a_model_that_sees_is_refused(given):
+    save(given["base_model"], PHI3, config='{"model_type": "gemma3", "vision_config": {"hidden_size": 2}}')
+    with pytest.raises(ValueError, match="^base_model: .* .gemma3. has more than text .vision_config."):
+        check(given)
+
+
+WORDS = {"model": {"vocab": {"a": 0, "b": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "files", "message"),
+    [
+        ({"model": {"vocab": {"a": 0, "b": 2}}}, {}, "numbers its tokens up to 2 .'b'., the embedding has 2 rows"),
+        ({"model": {"vocab": [["a", 0.0], ["b", 0.0], ["c", 0.0]]}}, {}, "up to 2 .'c'."),
+        (WORDS | {"added_tokens": [{"id": 2, "content": "<pad>"}]}, {"tokenizer_config": '{"pad_token": "<pad>"}'},
+         "up to 2 .'<pad>'."),
+        (WORDS | {"added_tokens": [{"id": 7, "content": "messages"}]}, {}, "up to 7 .'messages'."),  # in the template
+        (WORDS, {"config": '{"model_type": "llama", "vocab_size": 3}'}, "vocab_size of config.json is 3, .* 2 rows"),
+    ],
+)  # fmt: skip
+def test_tokens_beyond_the_embedding_are_refused(given, tokenizer, files, message):
+    Path(given["base_model"], "tokenizer.json").write_text(json.dumps(tokenizer))
+    for name, content in files.items():
+        Path(given["base_model"], f"{name}.json").write_text(content)
+    with pytest.raises(ValueError, match=f"^base_model: .*{message}"):
+        check(given)
+
+
+def test_a_token_that_nothing_needs_is_a_warning(given, caplog):
+    """Gemma 3 has a token for images beyond the embedding of its text-only models."""
+    tokenizer = WORDS | {"added_tokens": [{"id": 2, "content": "<image_soft_token>"}]}
+    Path(given["base_model"], "tokenizer.json").write_text(json.dumps(tokenizer))
+    counted = preflight.Counted.of(PreflightStep())
+    assert not preflight.findings(PreflightStep(), given, disk=Path(given["storage_root"]), counted=counted)
+    assert "rows must not contain <image_soft_token>" in counted.warning
 
 
 def run_step(given: dict, config: dict) -> subprocess.CompletedProcess:
