@@ -60,7 +60,7 @@ def train(
         set_seed(config.seed)  # the adapter is initialised before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
         with ranks.shared_folder() as folder:
-            trainer = keeping_reference(dpo_trainer(model, config), checkpoints)(
+            trainer = keeping_reference(on_token_ids(dpo_trainer(model, config)), checkpoints)(
                 model=model,
                 ref_model=None,  # the model with its adapter off
                 args=DPOConfig(
@@ -68,8 +68,8 @@ def train(
                     **stage.training_args(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
                     **tracking_args,
                 ),
-                train_dataset=stage.dataset(rows["train"], kind=kind, folder=folder / "train"),
-                eval_dataset=stage.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
+                train_dataset=stage.dataset(rows["train"], tokenizer, kind=kind, folder=folder / "train"),
+                eval_dataset=stage.dataset(rows["eval"], tokenizer, kind=kind, folder=folder / "eval"),
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
@@ -109,6 +109,17 @@ def reward_metrics(log_history: list[dict], evaluation: dict[str, float], config
         "beta_used": config.beta,
         "learning_rate": config.learning_rate,
     }
+
+
+def on_token_ids(trainer_class: type) -> type:
+    """Extends `DPOTrainer` so that it trains on the token ids of `stage.dataset`: trl would tokenize rows itself."""
+
+    class OnTokenIds(trainer_class):
+        @overrides(trainer_class)
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+    return OnTokenIds
 
 
 def keeping_reference(trainer_class: type, checkpoints: Checkpoints) -> type:

@@ -60,8 +60,8 @@ def train(
                     **stage.training_args(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
                     **tracking_args,
                 ),
-                train_dataset=stage.dataset(rows["train"], kind=kind, folder=folder / "train"),
-                eval_dataset=stage.dataset(rows["eval"], kind=kind, folder=folder / "eval"),
+                train_dataset=stage.dataset(rows["train"], tokenizer, kind=kind, folder=folder / "train"),
+                eval_dataset=stage.dataset(rows["eval"], tokenizer, kind=kind, folder=folder / "eval"),
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )

@@ -22,6 +22,7 @@ from pathlib import Path
 from posttrain import config
 from posttrain.rows import prompts
 from posttrain.rows.formats import ANSWER_KEYS, prompt_key, read_jsonl
+from posttrain.rows.thoughts import said
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, finite
@@ -30,6 +31,7 @@ from validators.answers import JudgedAnswer
 from validators.inference import Answer
 from validators.observe import Observed, Questions
 from validators.safety import RedTeam
+from validators.session import within
 from validators.skills import leg
 
 INPUTS = ("base", "before", "model", "training", "preference_eval", "sft_eval")
@@ -61,9 +63,13 @@ def read_training(metrics: str) -> dict[str, float]:
     return {"start_loss": numbers["start_loss"]}
 
 
-def read_questions(inputs: dict[str, str | None], limits: config.AlignmentLimits) -> tuple[Questions, list[dict]]:
+def read_questions(inputs: dict[str, str | None], step: config.CheckAlignmentStep) -> tuple[Questions, list[dict]]:
     """Questions for the models, and the rows that their held-out prompts come from, in the same order."""
-    pairs, sft_rows = (read_jsonl(inputs[key]) if inputs[key] else [] for key in ("preference_eval", "sft_eval"))
+    limits, folder = step.validation, Path(inputs["model"])
+    lengths = {"preference_eval": step.dpo.max_seq_length, "sft_eval": step.sft.max_seq_length}
+    pairs, sft_rows = (
+        within(folder, read_jsonl(inputs[key]), length) if inputs[key] else [] for key, length in lengths.items()
+    )
     chosen = answers.choose_rows(pairs + sft_rows, limits.num_generated_answers)
     asked = {key: [row["prompt"] for row in read_jsonl(inputs[key])] if inputs.get(key) else [] for key in prompts.KEYS}
     questions = Questions(
@@ -163,7 +169,7 @@ def _gains(model: Observed, before: Observed) -> preferences.Gains | None:
 
 def _is_to_decline(row: dict, limits: config.AlignmentLimits) -> bool:
     key = "chosen" if "chosen" in row else ANSWER_KEYS["sft"][0]
-    return answers.declines(Answer(row[key][0]["content"], True, 0), limits.output_format.declines_with)
+    return answers.declines(Answer(said(row[key][0]["content"]), True, 0), limits.output_format.declines_with)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -213,7 +219,7 @@ def decide(
 ) -> checks.GateVerdict:
     """Measures and judges; writes the confusion matrix."""
     limits = step.validation
-    questions, rows = read_questions(inputs, limits)
+    questions, rows = read_questions(inputs, step)
     cheap = {"training_metrics": partial(read_training, inputs["training"])} if inputs["training"] else {}
     models = {name: Path(inputs[name]) for name in ("model", "before", "base") if inputs[name]}
     measured = measuring.side_by_side(cheap, checks.timeouts(limits)) | observe.observe(

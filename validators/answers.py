@@ -56,6 +56,8 @@ def judge_format(
             return JudgedAnswer(prompt, answer, None, declined=True)
         marker = next((marker for marker in markers if marker in answer.text), None)
         fault = f"contains the special token {marker}" if marker else find_fault(answer.text, prompt)
+        if answer.thoughts and is_blank(answer.text):
+            fault = "says nothing after its thoughts"
         return JudgedAnswer(prompt, answer, fault)
 
     return [judged(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]

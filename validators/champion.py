@@ -32,7 +32,7 @@ from posttrain.verdict import Check, finite, holds
 from validators import answers, checks, content, inference, intervals, measuring, paired
 from validators.answers import JudgedAnswer
 from validators.matching import pairwise
-from validators.session import NO_ROW_FITS, Session
+from validators.session import NO_ROW_FITS, Session, within
 
 Logprobs = dict[str, tuple[float, int]]  # by row, of its answer: sum in nats, number of tokens
 
@@ -249,8 +249,12 @@ def decide(inputs: dict[str, str], step: CheckChampionStep, folder: Path, runnin
 def compare(inputs: dict[str, str], step: CheckChampionStep, running: Running, *, version: str) -> checks.GateVerdict:
     """Asks both models, and judges; `version`: the champion's."""
     limits = step.validation
-    rows = {kind: read_jsonl(inputs[kind]) if kind in inputs else [] for kind in ("preference_eval", "sft_eval")}
     folders = {name: Path(inputs[name]) for name in ("base", "champion", "model") if name in inputs}
+    lengths = {"preference_eval": step.dpo.max_seq_length, "sft_eval": step.sft.max_seq_length}
+    rows = {
+        kind: within(folders.get("base", folders["model"]), read_jsonl(inputs[kind]), length) if kind in inputs else []
+        for kind, length in lengths.items()
+    }
     measurer = Measurer(folders, step, rows)
     measured = measuring.in_order(measurer.parts(), checks.timeouts(limits))
     numbers = measured.read(Numbers)

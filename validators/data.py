@@ -7,6 +7,7 @@ Each check covers every row of every file; its value is the worst file's, and it
 """
 
 import argparse
+import logging
 import re
 import tempfile
 from collections import Counter, defaultdict
@@ -24,6 +25,7 @@ from posttrain.rows import chat, prompts
 from posttrain.rows.formats import ANSWER_KEYS, JsonLines, as_seen, check_row, content_key, empty_key, references_of
 from posttrain.rows.held_out import Supply, supplies
 from posttrain.rows.skeleton import looks
+from posttrain.rows.thoughts import said
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, at_least, at_most, finite, holds
@@ -31,6 +33,8 @@ from validators import answers, checks, matching, measuring, overlap, personal_d
 from validators.overlap import Rows, kind_of
 
 FILES = ("sft_train", "sft_eval", "preference_train", "preference_eval")
+
+logger = logging.getLogger(__name__)
 
 # Which role may follow which; None is the start.
 FOLLOWERS = {
@@ -50,14 +54,19 @@ FORBIDDEN = (
     (
         "untrainable",
         "untrainable_rows",
-        "Shorten the prompts that fill max_seq_length, raise it, or check that the chat template renders the answer.",
+        "Check that the chat template renders the answer.",
     ),
-    ("endless", "rows_without_end_of_turn", "Use a chat template whose assistant turn ends with the eos_token."),
+    (
+        "endless",
+        "rows_without_end_of_turn",
+        "Use a chat template whose assistant turn ends with the eos_token, or add the id of the token that ends it to "
+        "eos_token_id in the model's generation_config.json.",
+    ),
 )
 
 DISTINCT = "Remove the rows that repeat others."
 UNEQUAL = "Remove these pairs: chosen and rejected are the same answer."
-SHORT = "Shorten or remove these rows, or raise max_seq_length of the stage that trains on them."
+SHORT = "Too many rows are left out: shorten or remove them, or raise max_seq_length of the stage that trains on them."
 DISJOINT = (
     "Split both data sets with the same data.eval_fraction; remove prompts that a gate asks from the training rows."
 )
@@ -72,8 +81,8 @@ class RowTokens:
     """A row as the model sees it."""
 
     num_tokens: int  # prompt and answer, in a preference row the longer one
-    num_trainable: int  # tokens of the answer within the length, in a preference row of the shorter one
-    ends: bool  # every answer ends with the end-of-turn token
+    num_trainable: int  # tokens of the answer, in a preference row of the shorter one
+    last: str | None  # what ends an answer instead of an end token; None: every answer ends with one
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,11 @@ class FileNumbers:
     untrainable: list[str]
     endless: list[str]  # without end of turn
     max_tokens: int
+
+    @property
+    def num_fitting(self) -> int:
+        """Rows that are not left out for their length."""
+        return self.num_rows - len(self.too_long)
 
 
 Files = dict[str, FileNumbers | None]  # None: could not be measured
@@ -150,6 +164,10 @@ def measure(
 
     def files() -> measuring.Parts:
         tokenizer = load_tokenizer()
+        if chat.asks_for_date(tokenizer.chat_template):
+            logger.warning(
+                "the chat template writes the date of the day: training and every gate take %s for it", chat.DATE
+            )
         return {name: partial(file, tokenizer, name) for name in rows}
 
     parts = {
@@ -204,15 +222,16 @@ def _token_faults(tokenizer, row: dict, *, kind: str, max_length: int) -> tuple[
     from jinja2 import TemplateError
 
     try:
-        tokens = row_tokens(tokenizer, row, kind=kind, max_length=max_length)
+        tokens = row_tokens(tokenizer, row, kind=kind)
     except TemplateError as error:
         return 0, [("unrenderable", " ".join(str(error).split()))]
+    is_long = tokens.num_tokens > max_length  # and left out: what is trained on is judged
     faults = {
-        "too_long": tokens.num_tokens > max_length and f"{tokens.num_tokens} tokens",
-        "untrainable": tokens.num_trainable == 0 and "",
-        "endless": not tokens.ends and "",
+        "too_long": is_long and f"{tokens.num_tokens} tokens",
+        "untrainable": not is_long and tokens.num_trainable == 0 and "",
+        "endless": tokens.last is not None and (tokens.last and f"ends with {tokens.last!r}"),
     }
-    return tokens.num_tokens, [(name, said) for name, said in faults.items() if said is not False]
+    return tokens.num_tokens, [(name, detail) for name, detail in faults.items() if detail is not False]
 
 
 def order_problem(prompt: list[dict]) -> str | None:
@@ -223,13 +242,13 @@ def order_problem(prompt: list[dict]) -> str | None:
     return None
 
 
-def row_tokens(tokenizer, row: dict, *, kind: str, max_length: int) -> RowTokens:
-    prompt = chat.render(tokenizer, row["prompt"])
-    wholes = [chat.render(tokenizer, row["prompt"], row[key]) for key in ANSWER_KEYS[kind]]
+def row_tokens(tokenizer, row: dict, *, kind: str) -> RowTokens:
+    parts = [chat.split(tokenizer, row["prompt"], row[key]) for key in ANSWER_KEYS[kind]]
+    ends = [_unended(tokenizer, answer) for _, answer in parts]
     return RowTokens(
-        num_tokens=max(map(len, wholes)),
-        num_trainable=min(chat.num_answer_tokens(prompt, whole, max_length) for whole in wholes),
-        ends=all(_ends(tokenizer, whole[len(whole) - _num_learned(prompt, whole) :]) for whole in wholes),
+        num_tokens=max(len(prompt) + len(answer) for prompt, answer in parts),
+        num_trainable=min(len(answer) for _, answer in parts),
+        last=next((last for last in ends if last is not None), None),
     )
 
 
@@ -250,7 +269,7 @@ def unmatched(rows: Iterable[dict], rule: config.Matching) -> list[str]:
     """
     entries = []
     for row in rows:
-        own = row["chosen" if "chosen" in row else "completion"][0]["content"]
+        own = said(row["chosen" if "chosen" in row else "completion"][0]["content"])
         try:
             scorers = [matching.scorer_of(rule, reference) for reference in references_of(row)]
         except ValueError as error:
@@ -266,7 +285,7 @@ def compare(rows: Iterable[dict], rule: config.Matching) -> Compared:
     find_fault = answers.fault_finder(rule.output_format)
     num_pairs, reversed_ = 0, []
     for row in rows:
-        chosen, rejected = (row[key][0]["content"] for key in ("chosen", "rejected"))
+        chosen, rejected = (said(row[key][0]["content"]) for key in ("chosen", "rejected"))
         better = _right(row, chosen, rule) - _right(row, rejected, rule)
         if not better:
             better = (find_fault(chosen, row["prompt"]) is None) - (find_fault(rejected, row["prompt"]) is None)
@@ -296,7 +315,7 @@ def judge(numbers: Numbers, limits: config.DataLimits, evidence: Evidence) -> li
         *([_preferred(numbers.compared, limits.confidence)] if preferences else []),
         _share("duplicate_share", _lists(files, "duplicates"), files, limits.max_duplicate_share, DISTINCT),
         _share("near_duplicate_share", numbers.near_duplicates, files, limits.max_near_duplicate_share, DISTINCT),
-        _share("too_long_share", _lists(files, "too_long"), files, limits.max_share_too_long, SHORT),
+        _too_long(files, limits.max_share_too_long),
         _count("shared_prompts", numbers.shared_prompts, DISJOINT),
         _count("answered_elsewhere", numbers.answered_elsewhere, UNANSWERED),
         _count("near_shared_prompts", numbers.near_shared_prompts, APART, limit=limits.max_near_shared_prompts),
@@ -345,15 +364,11 @@ def _problem(row: dict, kind: str) -> str | None:
     return None
 
 
-def _num_learned(prompt: list[int], whole: list[int]) -> int:
-    return chat.num_answer_tokens(prompt, whole, len(whole))
-
-
-def _ends(tokenizer, answer: list[int]) -> bool:
-    """Whether only white space follows the last end-of-turn token: one inside the text ends nothing."""
-    if tokenizer.eos_token_id not in answer:
-        return False
-    return not tokenizer.decode(answer[len(answer) - answer[::-1].index(tokenizer.eos_token_id) :]).strip()
+def _unended(tokenizer, answer: list[int]) -> str | None:
+    """The last token of an answer that is more than white space, or None if it ends the turn."""
+    said = (id_ for id_ in reversed(answer) if tokenizer.decode([id_]).strip())
+    last = next(said, None)
+    return None if last in tokenizer.end_token_ids else "" if last is None else tokenizer.decode([last])
 
 
 def _lists(files: Files, attribute: str) -> Lists:
@@ -381,6 +396,22 @@ def _share(name: str, lists: Lists | None, files: Files, limit: float, remedy: s
     shares = [len(rows) / max(1, files[file].num_rows) for file, rows in (lists or {}).items() if rows is not None]
     worst = max(shares, default=0.0)
     return at_most(name, _measured(worst, lists, limit), limit, detail=_examples(lists), remedy=remedy)
+
+
+def _too_long(files: Files, limit: float) -> Check:
+    """Checks the share of each data set: of the few rows that are held out, one alone may be more than the limit."""
+    lists, shares = _lists(files, "too_long"), []
+    for kind in {kind_of(name) for name in files}:
+        known = [file for name, file in files.items() if file and kind_of(name) == kind]
+        num_rows = sum(file.num_rows for file in known)
+        shares.append(sum(len(file.too_long) for file in known) / max(1, num_rows))
+    worst = max(shares, default=0.0)
+    return at_most("too_long_share", _measured(worst, lists, limit), limit, detail=_left_out(lists), remedy=SHORT)
+
+
+def _left_out(lists: Lists) -> str:
+    examples = _examples(lists)
+    return examples and f"left out, {examples}"
 
 
 def _unmatched(numbers: Numbers, limits: config.DataLimits) -> Check:
@@ -418,8 +449,8 @@ def _personal_data(by_file: dict[str, dict[str, list[str]]] | None, *, refuse: b
 
 
 def _size(name: str, files: Files, side: str, limit: int) -> Check:
-    """Checks the number of rows in the smallest file."""
-    sizes = {file: numbers and numbers.num_rows for file, numbers in files.items() if file.endswith(f"_{side}")}
+    """Checks the number of rows that are not left out in the smallest file."""
+    sizes = {file: numbers and numbers.num_fitting for file, numbers in files.items() if file.endswith(f"_{side}")}
     known = [size for size in sizes.values() if size is not None]
     least = min(known, default=None)
     value = None if None in sizes.values() and (least or 0) >= limit else least

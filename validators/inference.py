@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.rows import chat, thoughts
 from posttrain.rows.chat import render
 from validators.progress import Progress
 
@@ -17,12 +18,18 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Text that the model wrote, special tokens included, without the end token it stopped at."""
+    """What the model wrote, special tokens included, without the end token it stopped at."""
 
-    text: str
+    text: str  # without what the template writes before every answer, and without a block of thoughts
     stopped: bool  # by itself, at an end token; False: cut off at the limit
     num_tokens: int
-    tokens: tuple[int, ...] = ()  # ids of the text's tokens and of the end token
+    tokens: tuple[int, ...] = ()  # ids of all that was written, and of the end token
+    thoughts: str = ""  # what was written before the text
+
+    @property
+    def written(self) -> str:
+        """All that the model wrote."""
+        return self.thoughts + self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ def generate_from_tokens(
     """`generate` for prompts that the caller has rendered to token ids."""
     answers: list[Answer | None] = [None] * len(rendered)
     settings = _greedy(model, tokenizer, max_new_tokens)
+    parts = Parts(tokenizer)
     progress = Progress(name, "answered", len(rendered), "prompts")
     with _inference(model):
         for indices in _batches([len(ids) for ids in rendered], batch_size):
@@ -63,23 +71,20 @@ def generate_from_tokens(
             width = inputs["input_ids"].shape[1]
             written = model.generate(**inputs, generation_config=settings)[:, width:].tolist()
             for i, ids in zip(indices, written, strict=True):
-                answers[i] = answer_of(tokenizer, ids, settings.eos_token_id)
+                answers[i] = parts.answer(rendered[i], ids, settings.eos_token_id)
             progress.advance(len(indices))
     return answers
 
 
 def token_rows(tokenizer, rows: list[dict], key: str, *, max_length: int) -> list[TokenRow]:
     """The rows' prompts with their answer under `key`; rows that are too long are skipped, not cut, as in training."""
-    rendered = [token_row(tokenizer, row["prompt"], row[key]) for row in rows]
-    return [row for row in rendered if len(row) <= max_length]
+    fitting = [row for row in rows if chat.fits(tokenizer, row, max_length)]
+    return [token_row(tokenizer, row["prompt"], row[key]) for row in fitting]
 
 
 def token_row(tokenizer, prompt: list[Message], completion: list[Message]) -> TokenRow:
-    """Splits the rendered conversation where the answer begins."""
-    start, whole = render(tokenizer, prompt), render(tokenizer, prompt, completion)
-    differs = (i for i, (ours, theirs) in enumerate(zip(start, whole, strict=False)) if ours != theirs)
-    shared = next(differs, min(len(start), len(whole)))
-    return TokenRow(whole[:shared], whole[shared:])
+    """Splits the rendered conversation where the answer begins, as in training."""
+    return TokenRow(*chat.split(tokenizer, prompt, completion))
 
 
 def sequence_logprobs(
@@ -205,9 +210,7 @@ def _greedy(model, tokenizer, max_new_tokens: int):
 
 def end_token_ids(model, tokenizer) -> list[int]:
     """Tokens that end an answer, by the generation configuration or the tokenizer."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return sorted({id_ for id_ in (*ids, tokenizer.eos_token_id) if id_ is not None})
+    return chat.end_token_ids(getattr(model.generation_config, "eos_token_id", None), tokenizer)
 
 
 def _pad_id(tokenizer) -> int:
@@ -215,13 +218,26 @@ def _pad_id(tokenizer) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def answer_of(tokenizer, ids: list[int], ends: list[int]) -> Answer:
-    """The answer in generated tokens, which may go on after its end."""
-    end = next((at for at, id_ in enumerate(ids) if id_ in ends), None)
-    kept = ids[:end]
-    text = tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    tokens = tuple(ids if end is None else ids[: end + 1])
-    return Answer(text=text, stopped=end is not None, num_tokens=len(kept), tokens=tokens)
+class Parts:
+    """Tells in generated tokens the answer's own text from what stands before it."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.before = tokenizer, chat.text_before_answers(tokenizer)
+
+    def answer(self, prompt: list[int], ids: list[int], ends: list[int]) -> Answer:
+        """The answer in generated tokens, which may go on after its end."""
+        end = next((at for at, id_ in enumerate(ids) if id_ in ends), None)
+        kept = ids[:end]
+        written = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        before, text = self._parted(written, is_open=chat.opens_thoughts(self.tokenizer, prompt))
+        tokens = tuple(ids if end is None else ids[: end + 1])
+        return Answer(text=text, stopped=end is not None, num_tokens=len(kept), tokens=tokens, thoughts=before)
+
+    def _parted(self, written: str, *, is_open: bool) -> tuple[str, str]:
+        if self.before and written.startswith(self.before):
+            thinking, text = thoughts.parted(written.removeprefix(self.before))
+            return self.before + thinking, text
+        return thoughts.parted(written, is_open=is_open)
 
 
 def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:

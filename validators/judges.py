@@ -66,7 +66,7 @@ def closed_form(judged: list[JudgedAnswer]) -> list[str | None]:
 def by_model(judge: Judge, judged: list[JudgedAnswer]) -> list[str | None]:
     """Asks the judge model about the answers that do not decline."""
     asked = [at for at, one in enumerate(judged) if not one.declined]
-    chats = [_chat(judge, judged[at].prompt, judged[at].answer.text) for at in asked]
+    chats = [_chat(judge, judged[at].prompt, judged[at].answer.written) for at in asked]
     judgements = {"llama_guard": _ask_llama_guard, "shield_gemma": _ask_shield_gemma}[judge.family](judge, chats)
     harms: list[str | None] = [None] * len(judged)
     for at, harm in zip(asked, judgements, strict=True):

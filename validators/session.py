@@ -7,6 +7,7 @@ measurements need of earlier ones.
 """
 
 import gc
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from posttrain import config
 from posttrain.rows import chat
 from validators import answers, inference, noise, vllm
 from validators.answers import JudgedAnswer, Message
+
+logger = logging.getLogger(__name__)
 
 NO_ROW_FITS = "none of {} {} is within {} tokens: raise it"
 
@@ -75,6 +78,21 @@ class Session:
     def noise_floor(self, prompts: list[list[Message]]) -> dict[str, Any]:
         """By how much two samplings of this model differ."""
         return noise.noise_floor(self.model, self.tokenizer, prompts, self.limits)
+
+
+def within(folder: Path, rows: list[dict], max_length: int) -> list[dict]:
+    """The rows that training does not leave out for their length; all of them where none fits, which a later
+    measurement refuses.
+
+    Args:
+        folder: of a model, for its tokenizer.
+    """
+    tokenizer = chat.ChatTokenizer(folder)
+    fitting = [row for row in rows if chat.fits(tokenizer, row, max_length)]
+    if len(fitting) < len(rows):
+        num_long = len(rows) - len(fitting)
+        logger.warning("%d of %d held-out rows left out: longer than %d tokens", num_long, len(rows), max_length)
+    return fitting or rows
 
 
 def token_rows(tokenizer, rows: list[dict], max_length: int) -> list[inference.TokenRow]:

@@ -25,7 +25,7 @@ from posttrain.weights.targets import Layout, resolve
 from validators import answers, checks, content, custom, inference, measuring
 from validators.answers import JudgedAnswer
 from validators.intervals import ratio
-from validators.session import Session, token_rows
+from validators.session import Session, token_rows, within
 
 Logprobs = list[tuple[float, int]]  # of each row's answer: sum in nats, number of tokens
 Shapes = dict[str, list[int]]  # by tensor name
@@ -147,7 +147,8 @@ class Measurer:
         self.session = Session(step.validation)
         self.tokenizer: Any = None
         self.token_rows: list[inference.TokenRow] = []
-        self.prompts = answers.choose_prompts(rows, step.validation.num_generated_answers)
+        fitting = within(base, rows, step.sft.max_seq_length)
+        self.prompts = answers.choose_prompts(fitting, step.validation.num_generated_answers)
 
     def parts(self) -> measuring.Parts:
         """The measurements, in their order."""
@@ -297,7 +298,8 @@ def decide(inputs: dict[str, str], step: config.CheckSftStep, running: Running) 
     limits, rows = step.validation, read_jsonl(inputs["eval"])
     measured = measure(*(Path(inputs[name]) for name in ("base", "adapter", "training")), rows, step=step)
     numbers = measured.read(Numbers)
-    asked = answers.choose_rows(rows, limits.num_generated_answers)
+    fitting = within(Path(inputs["base"]), rows, step.sft.max_seq_length)
+    asked = answers.choose_rows(fitting, limits.num_generated_answers)
     answered, scoring = content.score(
         content.Content(
             references=content.references_by_row(asked, rows), model=numbers.answers, base=numbers.base_answers

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from posttrain.rows.chat import render
-from validators.inference import Answer, Message, answer_of, end_token_ids
+from validators.inference import Answer, Message, Parts, end_token_ids
 
 GPU_SHARE = 0.45  # of the GPU's memory; the gate's own copy of the model, for likelihoods, takes as much again
 
@@ -44,9 +44,13 @@ class Engine:
 
         ends = end_token_ids(model, tokenizer)
         settings = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=ends)
+        rendered = [render(tokenizer, prompt) for prompt in prompts]
         outputs = self.model.generate(
-            [{"prompt_token_ids": render(tokenizer, prompt)} for prompt in prompts],
+            [{"prompt_token_ids": ids} for ids in rendered],
             settings,
             lora_request=LoRARequest("adapter", 1, str(self.adapter)) if self.adapter and with_adapter else None,
         )
-        return [answer_of(tokenizer, list(one.outputs[0].token_ids), ends) for one in outputs]
+        parts = Parts(tokenizer)
+        return [
+            parts.answer(ids, list(one.outputs[0].token_ids), ends) for ids, one in zip(rendered, outputs, strict=True)
+        ]

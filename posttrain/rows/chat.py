@@ -1,6 +1,10 @@
 """Conversations as token ids, through the model's own chat template: the same in training and in judging.
 
-tokenizer of a model folder, messages -> token ids
+tokenizer of a model folder, messages -> token ids of a prompt and of an answer to it
+
+`split` says where an answer begins and `end_token_ids` which tokens end it; training, gates and generation ask these
+two. A template that asks for the date gets `TODAY` everywhere: a model trained on Friday is judged by the same prompts
+on Monday, and a training that is resumed the next day goes on with the same rows.
 
 There are two tokenizers. `load_tokenizer` loads that of transformers, which trains and generates. `ChatTokenizer` only
 renders conversations, to the same ids, and loads in a tenth of the time: importing transformers takes seconds.
@@ -9,13 +13,18 @@ renders conversations, to the same ids, and loads in a tenth of the time: import
 import json
 from datetime import datetime
 from functools import cache
-from itertools import zip_longest
+from os.path import commonprefix
 from pathlib import Path
+from typing import Any
 
+from posttrain.rows import thoughts
 from posttrain.rows.files import read_text
+from posttrain.rows.formats import ANSWER_KEYS
 
 # The names that a chat template may use; their values come from the tokenizer's configuration.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TODAY = datetime(2024, 7, 26)  # the date that Llama 3's template writes where it cannot ask for one
+DATE = f"{TODAY:%d %B %Y}"
 
 
 def load_tokenizer(path: str | Path):
@@ -47,6 +56,7 @@ class ChatTokenizer:
         self.special_tokens = {name: _content(config[name]) for name in SPECIAL_TOKENS if config.get(name)}
         self._tokenizer = _backend(Path(path), config, self.special_tokens)
         _checked(self, path)
+        self.end_token_ids = end_token_ids(_configured_ends(Path(path)), self)
         _environment()  # imported now, so that forked processes find it there
 
     @property
@@ -54,16 +64,20 @@ class ChatTokenizer:
         token = self.special_tokens.get("eos_token")
         return None if token is None else self._tokenizer.token_to_id(token)
 
-    def apply_chat_template(self, messages: list[dict], *, add_generation_prompt: bool, **_) -> list[int]:
-        """Returns token ids, as transformers does; its further arguments only ask for that and are ignored."""
+    def apply_chat_template(
+        self, messages: list[dict], *, add_generation_prompt: bool, tokenize: bool = True, return_dict: bool = False,
+        **variables: Any,
+    ) -> list[int] | str:  # fmt: skip
+        """Returns token ids, or text, as transformers does; `variables` are the template's."""
         text = _template(self.chat_template).render(
+            **({"tools": None, "documents": None} | self.special_tokens | variables),
             messages=messages,
-            tools=None,
-            documents=None,
             add_generation_prompt=add_generation_prompt,
-            **self.special_tokens,
         )
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -74,24 +88,114 @@ def render(tokenizer, prompt: list[dict], completion: list[dict] | None = None) 
 
     Without a completion they end where the model is to answer; with one they include its end of turn.
     """
-    return tokenizer.apply_chat_template(
-        prompt + (completion or []), add_generation_prompt=completion is None, tokenize=True, return_dict=False
-    )
+    if completion is None:
+        return _render(tokenizer, prompt)
+    start, answer = split(tokenizer, prompt, completion)
+    return start + answer
+
+
+def split(tokenizer, prompt: list[dict], completion: list[dict]) -> tuple[list[int], list[int]]:
+    """Returns the token ids of a prompt, as generation starts from it, and those of the answer with its end of turn.
+
+    The answer is tokenized on its own where a token would span the two: generation cannot write half a token.
+    """
+    start, whole = _render(tokenizer, prompt), _render(tokenizer, prompt + completion, is_answered=True)
+    is_prefix = whole[: len(start)] == start
+    if is_prefix and not _may_think(tokenizer, completion):
+        return start, whole[len(start) :]
+    prompt_text = _render(tokenizer, prompt, tokenize=False)
+    whole_text = _render(tokenizer, prompt + completion, is_answered=True, tokenize=False)
+    text = thoughts.answer_text(prompt_text, whole_text, completion[-1].get("content") or "")
+    if is_prefix and text == whole_text[len(prompt_text) :]:
+        return start, whole[len(start) :]
+    if text is not None:
+        answer = tokenizer.encode(text, add_special_tokens=False)
+        # Some tokenizers put a blank before whatever they are given.
+        if tokenizer.decode(start + answer) == tokenizer.decode(start) + text:
+            return start, answer
+    num_shared = len(commonprefix([start, whole]))
+    return whole[:num_shared], whole[num_shared:]
+
+
+def fits(tokenizer, row: dict, max_length: int) -> bool:
+    """Tells whether a row is within `max_length` tokens, a preference row with either answer.
+
+    Rows that are longer are left out and counted by training and by every gate.
+    """
+    return num_tokens(tokenizer, row) <= max_length
+
+
+def num_tokens(tokenizer, row: dict) -> int:
+    """Returns the number of tokens of a row, of a preference row that with the longer answer."""
+    return max(len(render(tokenizer, row["prompt"], row[key])) for key in answer_keys(row))
 
 
 def num_trainable_tokens(tokenizer, row: dict, max_length: int) -> int:
     """Returns how many answer tokens training sees within `max_length`, for preferences in the shorter answer."""
-    prompt = render(tokenizer, row["prompt"])
-    keys = [key for key in ("completion", "chosen", "rejected") if key in row]
-    return min(num_answer_tokens(prompt, render(tokenizer, row["prompt"], row[key]), max_length) for key in keys)
+    pairs = [split(tokenizer, row["prompt"], row[key]) for key in answer_keys(row)]
+    return min(max(0, min(len(start) + len(answer), max_length) - len(start)) for start, answer in pairs)
 
 
-def num_answer_tokens(prompt: list[int], whole: list[int], max_length: int) -> int:
-    """Returns how many tokens `whole`, cut at `max_length`, has after those that it shares with `prompt`."""
-    num_shared = len(prompt)
-    if whole[:num_shared] != prompt:  # a first word of the answer can merge with the prompt's last token
-        num_shared = next(index for index, pair in enumerate(zip_longest(prompt, whole)) if pair[0] != pair[1])
-    return max(0, min(len(whole), max_length) - num_shared)
+def answer_keys(row: dict) -> tuple[str, ...]:
+    """Returns the keys of a prepared row's answers."""
+    return ANSWER_KEYS["preference" if "chosen" in row else "sft"]
+
+
+def end_token_ids(configured: int | list[int] | None, tokenizer) -> list[int]:
+    """Returns the tokens that end an answer.
+
+    Args:
+        configured: `eos_token_id` of the generation configuration. Gemma's turns end with a token that only this lists.
+    """
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({id_ for id_ in (*ids, tokenizer.eos_token_id) if id_ is not None})
+
+
+def text_before_answers(tokenizer) -> str:
+    """Returns what the template itself writes between a prompt and its answer, such as an empty block of thoughts."""
+    from jinja2 import TemplateError
+
+    question, answer = {"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}
+    try:
+        prompt = _render(tokenizer, [question], tokenize=False)
+        whole = _render(tokenizer, [question, answer], is_answered=True, tokenize=False)
+    except TemplateError:
+        return ""
+    before, is_there, _ = (thoughts.answer_text(prompt, whole, "ANSWER") or "").partition("ANSWER")
+    return before if is_there else ""
+
+
+def opens_thoughts(tokenizer, prompt: list[int]) -> bool:
+    """Tells whether a rendered prompt ends inside a block of thoughts, which the answer is to close."""
+    return thoughts.is_open(tokenizer.decode(prompt[-32:]))
+
+
+def asks_for_date(chat_template: str) -> bool:
+    """Tells whether what a template renders depends on the day."""
+    return "strftime_now" in chat_template
+
+
+def _render(tokenizer, messages: list[dict], *, is_answered: bool = False, tokenize: bool = True) -> Any:
+    return tokenizer.apply_chat_template(
+        messages,
+        add_generation_prompt=not is_answered,
+        tokenize=tokenize,
+        return_dict=False,
+        strftime_now=TODAY.strftime,
+    )
+
+
+def _may_think(tokenizer, completion: list[dict]) -> bool:
+    mark = thoughts.CLOSED.removeprefix("</")  # of either tag
+    return mark in str(tokenizer.chat_template) or mark in (completion[-1].get("content") or "")
+
+
+def _configured_ends(folder: Path) -> int | list[int] | None:
+    """Reads what transformers makes the generation configuration of a model folder."""
+    if (folder / "generation_config.json").is_file():
+        return _json(folder / "generation_config.json").get("eos_token_id")
+    config = _json(folder / "config.json")
+    return config.get("text_config", config).get("eos_token_id", config.get("eos_token_id"))
 
 
 def _check_is_there(path: str | Path) -> None:
@@ -196,5 +300,5 @@ def _environment():
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = TODAY.strftime
     return environment

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from posttrain.config.documents import parse_json
 from posttrain.rows.files import lines_of
 from posttrain.rows.skeleton import plain, skeleton
+from posttrain.rows.thoughts import said
 
 ROLES = ("system", "user", "assistant", "tool")
 ANSWER_KEYS = {"sft": ("completion",), "preference": ("chosen", "rejected")}
@@ -167,13 +168,14 @@ def check_row(row: dict, kind: str) -> None:
 def references_of(row: dict) -> list[Any]:
     """Returns the answers that count as right: texts, or other JSON values."""
     key = "chosen" if "chosen" in row else "completion"
-    return row.get("references") or [row[key][0]["content"]]
+    return row.get("references") or [said(row[key][0]["content"])]
 
 
 def empty_key(row: dict, kind: str) -> str | None:
-    """Returns the first key with a blank user or assistant turn; None if there is none."""
+    """Returns the first key with a blank user or assistant turn, thoughts not counted; None if there is none."""
     for key in ("prompt", *ANSWER_KEYS[kind]):
-        if any(is_blank(message["content"]) for message in row[key] if message["role"] in ("user", "assistant")):
+        turns = [message for message in row[key] if message["role"] in ("user", "assistant")]
+        if any(is_blank(said(turn["content"]) if key != "prompt" else turn["content"]) for turn in turns):
             return key
     return None
 

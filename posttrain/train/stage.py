@@ -11,12 +11,13 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, TypeVar
 
 from posttrain.config import HALVINGS_ENV, DpoStep, LoraTraining, SftStep, Training
 from posttrain.pages import curve
-from posttrain.rows.chat import render
+from posttrain.rows import chat
 from posttrain.rows.formats import ANSWER_KEYS, check_row, read_jsonl
 from posttrain.step import frame
 from posttrain.step.run import configure_logging
@@ -86,7 +87,7 @@ def _fitting(path: str, rows: list[dict], tokenizer: Any, *, kind: str, max_leng
             check_row(row, kind)
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from None
-    lengths = [max(len(render(tokenizer, row["prompt"], row[key])) for key in ANSWER_KEYS[kind]) for row in rows]
+    lengths = [chat.num_tokens(tokenizer, row) for row in rows]
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
     if not kept:
         shortest = f", the shortest has {min(lengths)} tokens" if rows else ""
@@ -100,15 +101,33 @@ def _fitting(path: str, rows: list[dict], tokenizer: Any, *, kind: str, max_leng
     return kept
 
 
-def dataset(rows: list[dict], *, kind: str, folder: Path) -> Any:
-    """Makes trl's data set of `rows`, without their ids, in `folder`; ranks share what trl derives from it there."""
+def dataset(rows: list[dict], tokenizer: Any, *, kind: str, folder: Path) -> Any:
+    """Makes trl's data set of `rows` as token ids in `folder`; ranks share what trl derives from it there."""
     from datasets import Dataset, load_from_disk
 
     if ranks.is_first():
-        names = ("prompt", *ANSWER_KEYS[kind])
-        Dataset.from_list([{name: row[name] for name in names} for row in rows]).save_to_disk(folder)
+        columns = {"sft": _sft_tokens, "preference": _pair_tokens}[kind]
+        Dataset.from_list([columns(tokenizer, row) for row in rows]).save_to_disk(folder)
     ranks.wait()
     return load_from_disk(folder)
+
+
+def _sft_tokens(tokenizer: Any, row: dict) -> dict[str, list[int]]:
+    """Returns the columns that trl and unsloth take for a row that is tokenized already; -100 counts in no loss."""
+    prompt, answer = chat.split(tokenizer, row["prompt"], row["completion"])
+    return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+
+def _pair_tokens(tokenizer: Any, row: dict) -> dict[str, list[int]]:
+    """Returns the columns of trl's collator for pairs. Both answers follow the same prompt."""
+    pair = [chat.split(tokenizer, row["prompt"], row[key]) for key in ANSWER_KEYS["preference"]]
+    (prompt, chosen), (other, rejected) = pair
+    num_shared = len(commonprefix([prompt, other]))
+    return {
+        "prompt_ids": prompt[:num_shared],
+        "chosen_ids": prompt[num_shared:] + chosen,
+        "rejected_ids": other[num_shared:] + rejected,
+    }
 
 
 def training_args(config: LoraTraining, training: Training, *, num_train_rows: int, output: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -114,15 +115,81 @@ def test_rows_over_the_length(tokenizer, files):
     assert "tokens" in found["too_long_share"].detail
 
 
-def test_a_prompt_that_leaves_no_room_for_the_answer_is_named(tokenizer, files):
+@pytest.mark.parametrize("name", ["sft_train", "sft_eval", "preference_train", "preference_eval"])
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_left_out(tokenizer, files, name):
+    """One row of a data set, though it may be more than 5 % of the few that are held out."""
+
     def lengthen(found):
         system, user = found[0]["prompt"]
         return [{**found[0], "prompt": [system, {**user, "content": "task " * 200}]}, *found[1:]]
 
-    change(files["sft_train"], lengthen)
-    found = failed(tokenizer, files)
-    assert list(found) == ["untrainable_rows"]
-    assert f"sft_train has 1: {formats.read_jsonl(files['sft_train'])[0]['id']}" in found["untrainable_rows"].detail
+    change(files[name], lengthen)
+    assert failed(tokenizer, files) == {}
+    check = judged(tokenizer, files)["too_long_share"]
+    assert f"left out, {name} has 1: {formats.read_jsonl(files[name])[0]['id']}" in check.detail
+    num_rows = sum(len(formats.read_jsonl(path)) for other, path in files.items() if other[:3] == name[:3])
+    assert check.value == pytest.approx(1 / num_rows)
+
+
+def test_rows_that_are_left_out_are_no_rows_to_train_on(tokenizer, files):
+    num_rows = len(formats.read_jsonl(files["sft_train"]))
+    limits = LIMITS.model_copy(update={"max_share_too_long": 1.0, "min_train_rows": num_rows})
+    alone = {"sft_train": files["sft_train"]}
+    assert judged(tokenizer, alone, limits)["train_rows"].status == "passed"
+    change(files["sft_train"], lambda found: [edited(found[0], "completion", "task " * 200), *found[1:]])
+    assert judged(tokenizer, alone, limits)["train_rows"].value == num_rows - 1
+
+
+@pytest.mark.parametrize("ends", [[0, 2], 2, [2]])
+def test_an_end_of_turn_that_only_the_generation_configuration_lists(tiny_model, tmp_path, files, ends):
+    tokenizer = other_end(tiny_model, tmp_path, ends)
+    assert tokenizer.eos_token_id == 0
+    assert failed(tokenizer, files) == {}
+
+
+@pytest.mark.parametrize("ends", [[0, 3], None])
+def test_a_turn_that_generation_would_not_end(tiny_model, tmp_path, files, ends):
+    found = failed(other_end(tiny_model, tmp_path, ends), files)
+    assert list(found) == ["rows_without_end_of_turn"]
+    assert "ends with '<|im_end|>'" in found["rows_without_end_of_turn"].detail
+    assert "generation_config.json" in found["rows_without_end_of_turn"].remedy
+
+
+def other_end(tiny_model, folder, ends):
+    """A tokenizer whose eos_token is not what ends a turn, like Gemma's."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_model / name, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    return ChatTokenizer(folder)
+
+
+def test_thoughts_are_no_part_of_an_answer(tokenizer, files):
+    """References and the form of an answer are compared with what it says."""
+    limits = LIMITS.model_copy(
+        update={
+            "answer_match": "json",
+            "output_format": OutputFormat(kind="json_schema", json_schema={"type": "object"}, declines_with=DECLINE),
+        }
+    )
+    for name, keys in (("sft_eval", ["completion"]), ("preference_train", ["chosen", "rejected"])):
+        for key in keys:
+            change(
+                files[name],
+                lambda found, key=key: [
+                    edited(row, key, f"<think>\nA task.\n</think>\n\n{row[key][0]['content']}") for row in found
+                ],
+            )
+    numbers = measured(tokenizer, files, limits)
+    assert numbers.unmatched["sft_eval"] == []
+    assert numbers.compared["preference_train"].num_pairs > 0
+    assert numbers.compared["preference_train"].reversed == []
+    change(
+        files["sft_train"], lambda found: [edited(found[0], "completion", "<think>Nothing to say.</think>"), *found[1:]]
+    )
+    assert numbers.files["sft_train"].empty == []
+    assert len(measured(tokenizer, files, limits).files["sft_train"].empty) == 1
 
 
 def test_poisoned_all_masked_data(tokenizer, files, monkeypatch):
@@ -321,10 +388,10 @@ def test_a_prompt_that_is_nearly_a_held_out_one_is_found_across_data_sets(tokeni
     change(files["preference_eval"], lambda found: [with_user_text(found[0], words), *found[1:]])
     leaked = leak(files, of="preference_eval", into="sft_train", text=lambda text: f"Please, {text}")
     found = failed(tokenizer, files, LIMITS.model_copy(update={"max_share_too_long": 1.0}))
-    assert {"near_shared_prompts", "untrainable_rows"} == set(found)
+    assert list(found) == ["near_shared_prompts"]
     assert found["near_shared_prompts"].detail == f"preference_eval has 1: {leaked} like leaked of sft_train"
     allowed = LIMITS.model_copy(update={"max_share_too_long": 1.0, "max_near_shared_prompts": 1})
-    assert list(failed(tokenizer, files, allowed)) == ["untrainable_rows"]
+    assert failed(tokenizer, files, allowed) == {}
 
 
 def test_poisoned_training_on_the_prompts_of_a_gate(tokenizer, files, task_api_rows):

@@ -3,9 +3,13 @@ from pathlib import Path
 
 import pytest
 
+from examples.task_api.tiny import CHAT_TEMPLATE
+from posttrain.config import OutputFormat
 from posttrain.rows.chat import load_tokenizer, render
+from posttrain.train import stage
 from posttrain.train.backend import load_model
 from validators import inference
+from validators.answers import judge_format
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,58 @@ def test_token_rows_hold_the_end_of_turn_and_leave_long_rows_out(tokenizer, task
     assert tokenizer.decode(found[0].completion).startswith(rows[0]["completion"][0]["content"])
     limit = len(found[0])
     assert all(len(row) <= limit for row in inference.token_rows(tokenizer, rows, "completion", max_length=limit))
+
+
+THINKS = CHAT_TEMPLATE.replace(
+    "message['content']",
+    "('<think>\n\n</think>\n\n' if loop.last and message['role'] == 'assistant' else '') + message['content']",
+)
+OPENS = CHAT_TEMPLATE.replace("assistant\n'", "assistant\n<think>\n'")
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "text", "before"),
+    [
+        (CHAT_TEMPLATE, "{}<|im_end|>\n", "{}", ""),
+        (THINKS, "<think>\n\n</think>\n\n{}<|im_end|>", "{}", "<think>\n\n</think>\n\n"),
+        (THINKS, "<think>\nTwo.\n</think>\n\n{}<|im_end|>", "{}", "<think>\nTwo.\n</think>\n\n"),
+        (OPENS, "\n</think>\n\n{}<|im_end|>", "{}", "\n</think>\n\n"),
+        (OPENS, "Two.\n</think>\n\n{}<|im_end|>", "{}", "Two.\n</think>\n\n"),
+        (OPENS, "{}<|im_end|>", "", "{}"),
+        (CHAT_TEMPLATE, "<think>Two.</think>{}", "{}", "<think>Two.</think>"),
+    ],
+)
+def test_what_of_an_answer_is_its_own(tiny_model, template, written, text, before):
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = template
+    prompt = render(tokenizer, [{"role": "user", "content": "Add a task."}])
+    ids = tokenizer.encode(written, add_special_tokens=False)
+    answer = inference.Parts(tokenizer).answer(prompt, ids, [tokenizer.eos_token_id])
+    assert (answer.text, answer.thoughts) == (text, before)
+    assert answer.stopped == ("<|im_end|>" in written)
+    assert answer.written == written.partition("<|im_end|>")[0]
+    [judged] = judge_format(
+        [[]], [answer], OutputFormat(kind="json_schema", json_schema={"type": "object"}), markers=["<|pad|>"]
+    )
+    assert judged.fault == (
+        None
+        if text and answer.stopped
+        else "says nothing after its thoughts"
+        if answer.stopped
+        else f"did not end by itself within {len(ids)} tokens"
+    )
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, THINKS, OPENS])
+def test_the_answer_begins_in_judging_where_it_does_in_training(tiny_model, task_api_rows, template):
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.chat_template = template
+    row = task_api_rows["sft"][0]
+    judged = inference.token_row(tokenizer, row["prompt"], row["completion"])
+    assert judged.prompt == render(tokenizer, row["prompt"])
+    trained = stage._sft_tokens(tokenizer, row)
+    assert trained["input_ids"] == judged.prompt + judged.completion
+    assert trained["labels"] == [-100] * len(judged.prompt) + judged.completion
 
 
 def test_no_tokens_are_no_loss():

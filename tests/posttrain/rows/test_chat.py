@@ -43,10 +43,11 @@ def assert_same_ids(folder):
     light, heavy = chat.ChatTokenizer(folder), chat.load_tokenizer(folder)
     for messages in (CONVERSATION, CONVERSATION[:2], [TURN]):
         ids = chat.render(light, messages)
-        assert ids == heavy.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        theirs = {"return_dict": False, "strftime_now": chat.TODAY.strftime}
+        assert ids == heavy.apply_chat_template(messages, add_generation_prompt=True, **theirs)
         assert light.decode(ids) == heavy.decode(ids)
     whole = chat.render(light, CONVERSATION, [ANSWER])
-    assert whole == heavy.apply_chat_template([*CONVERSATION, ANSWER], return_dict=False)
+    assert whole == heavy.apply_chat_template([*CONVERSATION, ANSWER], **theirs)
     assert whole == chat.render(heavy, CONVERSATION, [ANSWER])
     assert light.eos_token_id == heavy.eos_token_id
 
@@ -154,11 +155,126 @@ def test_trainable_tokens_are_those_of_the_answer_within_the_length(tiny_model):
     assert chat.num_trainable_tokens(tokenizer, pair, 1000) == num_whole - num_prompt
 
 
-def test_answer_tokens_begin_where_the_prompt_ends_or_changes():
-    assert chat.num_answer_tokens([1, 2, 3], [1, 2, 3, 4, 5], 10) == 2
-    assert chat.num_answer_tokens([1, 2, 3], [1, 2, 9, 4, 5], 10) == 3
-    assert chat.num_answer_tokens([1, 2, 3], [1, 2], 10) == 0
-    assert chat.num_answer_tokens([1, 2, 3], [1, 2, 3, 4, 5], 4) == 1
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+THINKING = {  # how templates in the wild treat thoughts: what training learns after the prompt of generation
+    "Qwen3, in the last turn": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
+        "<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "<|im_start|>assistant\n",
+        "<think>\n\n</think>\n\nDone.<|im_end|>\n",
+    ),
+    "Qwen3 2507, opened for generation": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
+        "<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
+        "<|im_start|>assistant\n<think>\n",
+        "\n</think>\n\nDone.<|im_end|>\n",
+    ),
+    "QwQ, opened for generation alone": (
+        TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
+        "<|im_start|>assistant\n<think>\n",
+        "\n</think>\n\nDone.<|im_end|>\n",
+    ),
+    "without thoughts, closed for generation alone": (
+        TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}",
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "Done.<|im_end|>\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("load", [chat.load_tokenizer, chat.ChatTokenizer])
+@pytest.mark.parametrize("name", THINKING)
+def test_training_goes_on_where_generation_starts(folder, name, load):
+    template, start, taught = THINKING[name]
+    (folder / "chat_template.jinja").write_text(template)
+    tokenizer = load(folder)
+    prompt, answer = chat.split(tokenizer, [TURN], [ANSWER])
+    assert prompt == chat.render(tokenizer, [TURN])
+    assert tokenizer.decode(prompt).endswith(start)
+    assert tokenizer.decode(answer) == taught
+    assert chat.render(tokenizer, [TURN], [ANSWER]) == prompt + answer
+    assert chat.opens_thoughts(tokenizer, prompt) == start.endswith("<think>\n")
+
+
+def test_thoughts_that_the_template_cuts_are_taught(folder):
+    cut = "{{ m.content.split('</think>')[-1].strip() }}"
+    (folder / "chat_template.jinja").write_text(
+        THINKING["QwQ, opened for generation alone"][0].replace("{{ m.content }}", cut)
+    )
+    tokenizer = chat.ChatTokenizer(folder)
+    answer = {"role": "assistant", "content": "<think>\nIt is short.\n</think>\n\nDone."}
+    assert tokenizer.decode(chat.split(tokenizer, [TURN], [answer])[1]) == "It is short.\n</think>\n\nDone.<|im_end|>\n"
+
+
+def test_no_token_spans_prompt_and_answer(folder):
+    """Generation starts from the whole prompt, so training must not replace its last token by a longer one."""
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}assistant: Do{% endif %}")
+    tokenizer = chat.ChatTokenizer(folder)
+    prompt, answer = chat.split(tokenizer, [TURN], [ANSWER])
+    assert prompt == chat.render(tokenizer, [TURN])
+    assert (tokenizer.decode(prompt)[-2:], tokenizer.decode(answer)) == ("Do", "ne.<|im_end|>")
+
+
+def test_a_prompt_that_changes_with_its_answer_is_shared_as_far_as_it_goes(folder):
+    (folder / "chat_template.jinja").write_text(TURNS + "{% if add_generation_prompt %}your turn{% endif %}")
+    tokenizer = chat.ChatTokenizer(folder)
+    prompt, answer = chat.split(tokenizer, [TURN], [ANSWER])
+    assert tokenizer.decode(prompt).endswith("Add a task.<|im_end|>\n")
+    assert tokenizer.decode(answer) == "<|im_start|>assistant\nDone.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [
+        (THINKING["Qwen3, in the last turn"][0], "<think>\n\n</think>\n\n"),
+        ("{{ messages[0].content }}{% if messages[1] %} {{ messages[1].content }}{% endif %}", " "),
+        ("{{ messages[0].content }}{% if messages[1] %}final: {{ messages[1].content }}{% endif %}", "final: "),
+        (TURNS, ""),
+        ("{{ raise_exception('no') }}", ""),
+    ],
+)
+def test_what_the_template_writes_before_an_answer(folder, template, before):
+    if template == TURNS:
+        template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    (folder / "chat_template.jinja").write_text(template)
+    assert chat.text_before_answers(chat.ChatTokenizer(folder)) == before
+
+
+@pytest.mark.parametrize("load", [chat.load_tokenizer, chat.ChatTokenizer])
+def test_the_date_of_a_template_is_the_same_on_every_day(folder, load):
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}")
+    assert chat.load_tokenizer(folder).decode(chat.render(load(folder), [TURN])) == "26 Jul 2024 Add a task."
+    assert chat.asks_for_date(load(folder).chat_template)
+
+
+@pytest.mark.parametrize(
+    ("files", "ends"),
+    [
+        ({"generation_config.json": {"eos_token_id": [0, 2]}}, [0, 2]),
+        ({"generation_config.json": {"eos_token_id": 3}}, [2, 3]),
+        ({"generation_config.json": {}}, [2]),
+        ({"config.json": {"eos_token_id": [0, 1]}}, [0, 1, 2]),
+        ({"config.json": {"text_config": {"eos_token_id": 1}}}, [1, 2]),
+        ({}, [2]),
+    ],
+)
+def test_tokens_that_end_a_turn(folder, files, ends):
+    (folder / "config.json").write_text("{}")
+    for name, settings in files.items():
+        (folder / name).write_text(json.dumps(settings))
+    assert chat.ChatTokenizer(folder).end_token_ids == ends
+
+
+def test_rows_that_fit(tiny_model):
+    tokenizer = chat.ChatTokenizer(tiny_model)
+    row = {"prompt": [TURN], "completion": [ANSWER]}
+    pair = {"prompt": [TURN], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "Done. " * 20}]}
+    num_tokens = len(chat.render(tokenizer, [TURN], [ANSWER]))
+    assert chat.fits(tokenizer, row, num_tokens) and not chat.fits(tokenizer, row, num_tokens - 1)
+    assert not chat.fits(tokenizer, pair, num_tokens)
 
 
 @pytest.mark.parametrize("load", [chat.load_tokenizer, chat.ChatTokenizer])
