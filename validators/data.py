@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -164,10 +164,6 @@ def measure(
 
     def files() -> measuring.Parts:
         tokenizer = load_tokenizer()
-        if chat.asks_for_date(tokenizer.chat_template):
-            logger.warning(
-                "the chat template writes the date of the day: training and every gate take %s for it", chat.DATE
-            )
         return {name: partial(file, tokenizer, name) for name in rows}
 
     parts = {
@@ -489,7 +485,11 @@ def decide(
 ) -> checks.GateVerdict:
     """Measures and judges; writes the manifest."""
     rows, asked_rows = ({name: _readable(path) for name, path in some.items()} for some in (paths, asked))
-    load_tokenizer = partial(chat.ChatTokenizer, args.tokenizer)
+    load_tokenizer = cache(partial(chat.ChatTokenizer, args.tokenizer))
+    if chat.asks_for_date(load_tokenizer().chat_template):
+        logger.warning(
+            "the chat template writes the date of the day: training and every gate take %s for it", chat.DATE
+        )
     measured = measure(load_tokenizer, rows, asked_rows, step, manifest=args.manifest)
     numbers = measured.read(Numbers)
     if numbers.shared_prompts is None:  # the manifest is missing or incomplete
