@@ -14,12 +14,12 @@ from functools import cache
 from itertools import count
 from typing import Any
 
-MAX_DEPTH = 200  # lists and objects in each other; Python's own readers and writers end at about a thousand
+MAX_DEPTH = 200  # levels of lists and objects; Python's own readers and writers end at about a thousand
 MAX_SHOWN_CHARS = 60
 SURROGATE = re.compile("[\ud800-\udfff]")
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 NO_NUMBER = "which is no number in JSON: write a number, null or text"
-TOO_DEEP = f"more than {MAX_DEPTH} lists and objects in each other: flatten it"
+TOO_DEEP = f"more than {MAX_DEPTH} levels of lists and objects: flatten it"
 TWICE = "and only one would count: remove one"
 MERGE = "tag:yaml.org,2002:merge"  # the key `<<`
 

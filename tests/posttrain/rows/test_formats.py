@@ -222,7 +222,7 @@ def test_rows_that_differ_in_accepted_answers_alone_are_duplicates():
 def test_rows_that_are_nested_too_deep_are_an_error_on_one_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a":' * 100_000)
     with pytest.raises(
-        ValueError, match=r"rows\.jsonl: line 1: JSON with more than 200 lists and objects in each other: flatten it"
+        ValueError, match=r"rows\.jsonl: line 1: JSON with more than 200 levels of lists and objects: flatten it"
     ):
         formats.read_jsonl(tmp_path / "rows.jsonl")
 
