@@ -14,7 +14,8 @@ def preflight(
     base_model: str,
     sft_dataset: str,
     preference_dataset: str,
+    model_name: str,
     notes: Output[Markdown],
 ):
-    """Checks storage, base model, disk, tokens, data sets and prompts, and fails with all problems at once."""
+    """Checks storage, base model, disk, tokens, names, data sets and prompts, and fails with all problems at once."""
     return container("posttrain.preflight", "cpu", **locals())

@@ -37,9 +37,8 @@ def post_training(config: PipelineConfig):
     ):
         steps = Steps(config, storage_root=storage_root, overrides=overrides)
         with dsl.ExitHandler(steps.run(do.report_run), name="line"), ExitStack() as line:
-            inputs = fetch_and_check(
-                steps, line, base_model=base_model, sft_dataset=sft_dataset, preference_dataset=preference_dataset
-            )
+            named = {"base_model": base_model, "sft_dataset": sft_dataset, "preference_dataset": preference_dataset}
+            inputs = fetch_and_check(steps, line, **named, model_name=model_name)
             train_and_publish(steps, line, inputs, model_name=model_name)
         limits.active_deadline_seconds = steps.deadline_seconds
 
@@ -65,12 +64,13 @@ class Inputs:
 
 
 def fetch_and_check(
-    steps: Steps, line: ExitStack, *, base_model: str, sft_dataset: str, preference_dataset: str
+    steps: Steps, line: ExitStack, *, base_model: str, sft_dataset: str, preference_dataset: str, model_name: str
 ) -> Inputs:
     """Writes preflight -> fetch + data, and enters the data gate, behind which `line` goes on."""
     run, (sft, dpo) = steps.run, steps.has("sft", "dpo")
     check_data = do.check_data if sft and dpo else do.check_sft_data if sft else do.check_preference_data
-    ready = run(do.preflight, base_model=base_model, sft_dataset=sft_dataset, preference_dataset=preference_dataset)
+    named = {"base_model": base_model, "sft_dataset": sft_dataset, "preference_dataset": preference_dataset}
+    ready = run(do.preflight, **named, model_name=model_name)
     base = run(do.fetch_model, base_model=base_model).after(ready).outputs
     rows = pairs = None
     splits = {}

@@ -54,7 +54,7 @@ def sweep(config: PipelineConfig, settings: SweepConfig, *, by_trial: bool = Fal
         steps = Steps(config, evidence=needed, storage_root=storage_root, overrides=overrides)
         named = {"base_model": base_model, "sft_dataset": sft_dataset, "preference_dataset": preference_dataset}
         with ExitStack() as line:
-            inputs = fetch_and_check(steps, line, **named)
+            inputs = fetch_and_check(steps, line, **named, model_name=model_name)
             selection, unseen = split_held_out(steps, settings, inputs)
             trials = Trials(steps, settings, commands, by_trial)
             compared = None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import data, model, storage
-from posttrain.config import LoraTraining, PipelineConfig, PreflightStep, parse_step
+from posttrain.config import LoraTraining, PipelineConfig, PreflightStep, check_name, parse_step
 from posttrain.config.line import TRAININGS
 from posttrain.config.placement import SECRETS_FOLDER
 from posttrain.pages import wording
@@ -120,7 +120,8 @@ def refuse(problems: list[str]) -> None:
 
 def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Counted) -> list[Callable[[], Any]]:
     """Returns the checks; each raises by itself, and notes in `counted` how many rows there are."""
-    looks = [partial(check_storage_root, parameters["storage_root"], config)]
+    looks = [partial(check_name, parameters["model_name"], key="model_name")]
+    looks.append(partial(check_storage_root, parameters["storage_root"], config))
     sources = config.sources if isinstance(config, PreflightStep) else {}
     looks += [partial(check_source, source, variable) for variable, source in sources.items()]
     if config.publish_root:
@@ -275,6 +276,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--base-model", required=True, help="org/name[@revision], gs://, s3:// or a folder")
     for name in DATASETS:
         parser.add_argument(f"--{name.replace('_', '-')}", required=True, help="path, gs://, s3:// or Hub id")
+    parser.add_argument("--model-name", required=True, help="name to publish the model under")
     parser.add_argument("--notes", help="output: what a run may want to know although it is no problem, Markdown")
     return parser
 

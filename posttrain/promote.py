@@ -22,8 +22,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from posttrain import storage
+from posttrain.config import NAME
 from posttrain.pages import wording
-from posttrain.publish import MANIFEST, NAME, Manifest
+from posttrain.publish import MANIFEST, Manifest
 from posttrain.step import run
 from posttrain.storage import layout
 from posttrain.verify import verify

@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from posttrain import config, storage
-from posttrain.config import PublishStep
+from posttrain.config import PublishStep, check_name
 from posttrain.pages import abilities, answers, defaults, wording
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.rows.formats import user_text
@@ -32,7 +32,6 @@ from posttrain.step.running import Running
 from posttrain.storage import layout
 from posttrain.train import checkpoints
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 STEP = "publish_model"  # name in the graph
 
 CARD_TEMPLATE = Path(__file__).parent / "pages" / "templates" / "model_card.md"
@@ -164,8 +163,7 @@ def _receipt(target: str, manifest: Manifest, *, num_bytes: int) -> dict:
 
 def _check_names(model_name: str, version: str, settings: PublishStep) -> None:
     for key, value in (("model_name", model_name), ("version", version)):
-        if not NAME.fullmatch(value):
-            raise ValueError(f"{key}: {value!r} is not a name; use letters, digits, '.', '_' and '-'")
+        check_name(value, key=key)
     if version in (layout.CURRENT, layout.PROMOTIONS):
         raise ValueError(f"version: {version!r} is the name of a file beside the versions; publish under another one")
     if settings.upload_to_hub and not (settings.hub_repo_id and os.environ.get("HF_TOKEN")):

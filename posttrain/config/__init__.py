@@ -26,7 +26,9 @@ from posttrain.config.limits import (
 from posttrain.config.load import OTHER_NAMES, load_config
 from posttrain.config.parse import (
     MAX_RUN_PARAMETERS_BYTES,
+    NAME,
     OVERRIDABLE,
+    check_name,
     check_overrides,
     check_run_parameters,
     merged,
@@ -103,6 +105,7 @@ __all__ = [
     "MATCHERS",
     "MAX_RUN_PARAMETERS_BYTES",
     "MatchOptions",
+    "NAME",
     "Matching",
     "MergeLimits",
     "MergeStage",
@@ -131,6 +134,7 @@ __all__ = [
     "Training",
     "Validation",
     "check_dealt",
+    "check_name",
     "check_overrides",
     "check_run_parameters",
     "load_config",

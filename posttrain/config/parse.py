@@ -4,6 +4,7 @@ Every problem is one line that names source, key, value and remedy.
 """
 
 import json
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -18,6 +19,7 @@ from posttrain.config.stages import DpoConfig, SftConfig
 DOLLAR = "remove it; in a pattern, write the dollar as [$]"
 # What the backend and the kubelet expand, in any value -> what to do instead.
 EXPANDED = {"{{": "remove the braces; compose text in the container, not in the graph", "$(": DOLLAR, "$$": DOLLAR}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")  # of a published model, and of a version
 MAX_RUN_PARAMETERS_BYTES = 8_000  # the backend refuses 10,000 bytes for all run parameters together
 # Limits, placement, prefixes and data splits are fixed when the graph is compiled.
 OVERRIDABLE: dict[str, type[Section]] = {"sft": SftConfig, "dpo": DpoConfig}
@@ -61,17 +63,30 @@ def check_overrides(overrides: dict) -> dict:
     return overrides
 
 
+def check_name(value: str, *, key: str) -> None:
+    """Refuses what cannot be the name of a published model or of a version: it becomes that of a folder.
+
+    Raises:
+        ValueError: naming `key` and the value.
+    """
+    if not NAME.fullmatch(value):
+        raise ValueError(
+            f"{key}: {value!r} is not a name; use up to 96 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+
+
 def check_run_parameters(parameters: dict[str, Any]) -> None:
     """Refuses run-time values that the backend would expand or cut.
 
     Raises:
-        ValueError: a value holds one of `EXPANDED`, or all values together are too large.
+        ValueError: a value holds one of `EXPANDED`, all values together are too large, or model_name is no name.
     """
     for name, value in parameters.items():
         text = value if isinstance(value, str) else json.dumps(value)
         for mark, remedy in EXPANDED.items():
             if mark in text:
                 raise ValueError(f"{name}: {text[:80]!r} holds {mark!r}, which the backend would expand: {remedy}")
+    check_name(parameters.get("model_name", "model"), key="model_name")
     size = len(json.dumps(parameters).encode())
     if size > MAX_RUN_PARAMETERS_BYTES:
         raise ValueError(

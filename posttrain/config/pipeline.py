@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from posttrain.config.evidence import Evidence
 from posttrain.config.limits import Validation
 from posttrain.config.line import TRAININGS
+from posttrain.config.parse import check_name
 from posttrain.config.placement import Placements
 from posttrain.config.requirements import evidence_of
 from posttrain.config.section import Count, Positive, Section
@@ -53,6 +54,11 @@ class PipelineConfig(Section):
     def _hub_upload_has_a_repo(self):
         if self.upload_to_hub and not self.hub_repo_id:
             raise ValueError("upload_to_hub is on, but hub_repo_id is empty: give org/name")
+        return self
+
+    @model_validator(mode="after")
+    def _model_name_is_a_name(self):
+        check_name(self.model_name or self.pipeline_id, key="model_name" if self.model_name else "pipeline_id")
         return self
 
     @model_validator(mode="after")

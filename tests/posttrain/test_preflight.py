@@ -35,6 +35,7 @@ def given(tmp_path):
     return {
         "base_model": str(model), "sft_dataset": str(tmp_path / "sft.jsonl"),
         "preference_dataset": str(tmp_path / "pairs.jsonl"), "storage_root": str(tmp_path / "store"),
+        "model_name": "tiny",
     }  # fmt: skip
 
 
@@ -113,6 +114,7 @@ def test_a_broken_file_is_named(given, tmp_path, file, content, message):
         ({"sft_dataset": ""}, "sft_dataset is empty; set it with --sft-dataset"),
         ({"preference_dataset": "s3://bucket/rows.jsonl"}, "none of the allowed prefixes"),
         ({"storage_root": "/proc/none"}, "cannot write"),
+        ({"model_name": "a/b"}, "^model_name: 'a/b' is not a name; use up to 96 letters"),
     ],
 )
 def test_a_wrong_address_is_named(given, change, message):

@@ -52,6 +52,8 @@ def test_run_parameters_are_literal_and_small():
     check_run_parameters({"base_model": "org/name", "overrides": {"sft": {"epochs": 1}}})
     with pytest.raises(ValueError, match="model_name.*remove the braces"):
         check_run_parameters({"model_name": "{{$.inputs}}"})
+    with pytest.raises(ValueError, match="^model_name: 'acme/support' is not a name"):
+        check_run_parameters({"model_name": "acme/support"})
     with pytest.raises(ValueError, match="overrides.*remove the braces"):
         check_run_parameters({"overrides": {"sft": {"x": "{{workflow.name}}"}}})
     with pytest.raises(ValueError, match="at most 8000"):

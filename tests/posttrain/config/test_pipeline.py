@@ -24,6 +24,14 @@ def test_a_configuration_survives_yaml(files):
     assert PipelineConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
+@pytest.mark.parametrize("setting", ["model_name=acme/support", "model_name='my model'", "model_name=-x"])
+def test_a_model_name_that_is_no_name_is_refused(files, setting):
+    with pytest.raises(ValueError, match="pipeline.yaml.*model_name: .* is not a name; use up to 96 letters"):
+        load_config(files / "pipeline.yaml", [setting])
+    with pytest.raises(ValueError, match="pipeline_id: .* is not a name"):
+        load_config(files / "pipeline.yaml", [f"pipeline_id={'a' * 97}"])
+
+
 FOUR_GPUS = "placement.steps={train_sft: {accelerator_count: 4}}"
 
 
