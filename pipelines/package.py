@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from posttrain.config import table
+
 CONDITION = re.compile(r"inputs\.parameter_values\['(?P<channel>[^']+)'\] == (?P<wanted>true|false)")
 AT_ANY_END = "ALL_UPSTREAM_TASKS_COMPLETED"  # strategy of an exit task, which also runs after failures
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
@@ -128,6 +130,20 @@ class Package:
         for task in self.tasks:
             values |= {f"{task.name}: inputs.parameters.{name}": value for name, value in task.constants.items()}
         return values
+
+    @cached_property
+    def settings(self) -> dict[str, Spec]:
+        """The settings of all steps that get the digest of their own, by that."""
+        tables = [config for step in self.steps if table.is_table(config := step.constants.get("config", {}))]
+        settings = table.settings_of(tables[0]).values() if tables else []
+        return {table.reference(one)["sha256"]: one for one in settings}
+
+    def settings_of(self, step: Task) -> Spec:
+        """Returns the settings of a step, whether it gets them or the digest of them."""
+        config = step.constants.get("config", {})
+        if table.is_table(config):
+            return table.settings_of(config)[step.name]
+        return self.settings[sha256] if (sha256 := table.referred(config)) else config
 
     def inside(self, group: Task | None) -> list[Task]:
         """Returns the tasks directly in a group; for None, the outermost."""

@@ -40,6 +40,7 @@ def post_training(config: PipelineConfig):
             named = {"base_model": base_model, "sft_dataset": sft_dataset, "preference_dataset": preference_dataset}
             inputs = fetch_and_check(steps, line, **named, model_name=model_name)
             train_and_publish(steps, line, inputs, model_name=model_name)
+        steps.finish()
         limits.active_deadline_seconds = steps.deadline_seconds
 
     return post_training

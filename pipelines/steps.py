@@ -9,9 +9,10 @@ from kfp import dsl
 
 from pipelines.resources import place
 from posttrain import config as c
+from posttrain.config import table
 from posttrain.config.cards import memory_gb
 from posttrain.config.evidence import Evidence
-from posttrain.config.line import LINE, TRAININGS, Step, is_gate, step_of
+from posttrain.config.line import LINE, PREFLIGHT, TRAININGS, Step, is_gate, step_of
 from posttrain.config.placement import TOKEN_ENV, UPLOAD_TOKEN_ENV, ConfigMapEnv, Placement, SecretEnv, num_bytes
 
 TIMEOUT_MINUTES = 60  # for a step that belongs to no stage
@@ -57,6 +58,8 @@ class Steps:
         self.run_parameters = run_parameters
         self.names: list[str] = []  # in the order in which they were added
         self.pod_minutes: list[int] = []  # their time limits
+        self.settings: dict[str, dict[str, Any]] = {}  # of each step that gets the digest of its own
+        self.table: dict[str, Any] = {}  # all of these; preflight gets it, and kfp compiles it when it is complete
 
     def run(self, component, name: str | None = None, **inputs) -> dsl.PipelineTask:
         """Adds one task of `component`, called `name` (the component's own name unless given)."""
@@ -82,17 +85,30 @@ class Steps:
         config = inputs.pop("config", None) or self._config_of(step_of(name))
         config = config | {"allowed_storage_roots": self.config.storage_roots}
         declared = component.component_spec.inputs or {}
-        common = {"step": name, "config": config, **self.run_parameters}
+        common = {"step": name, "config": self._compiled(name, config), **self.run_parameters}
         task = named(component, name)(**({key: value for key, value in common.items() if key in declared} | inputs))
         task.set_display_name(name)
         self.names.append(name)
         return task
 
+    def finish(self) -> None:
+        """Completes what depends on all steps of the graph, when the last one has been added."""
+        self.table |= table.table_of(self.settings)
+
+    def _compiled(self, name: str, config: dict[str, Any]) -> dict[str, Any]:
+        """Returns what a step gets as its config: preflight those of all, others the digest of their own. report_run
+        has its own, because it runs even if preflight has failed.
+        """
+        if step_of(name).section is c.ReportStep:
+            return config
+        self.settings[name] = config
+        return self.table if name == PREFLIGHT else table.reference(config)
+
     def going_on(self, **run_parameters: dsl.pipeline_channel.PipelineChannel) -> "Steps":
         """Returns steps that continue the same graph with other run parameters."""
         steps = Steps(self.config, evidence=self.evidence, **(self.run_parameters | run_parameters))
         steps.names += self.names
-        steps.pod_minutes = self.pod_minutes
+        steps.pod_minutes, steps.settings, steps.table = self.pod_minutes, self.settings, self.table
         return steps
 
     @property
@@ -110,7 +126,7 @@ class Steps:
 
     def _placement_of(self, name: str) -> Placement:
         placement = self.config.placement.of(name)
-        if name != "preflight":
+        if name != PREFLIGHT:
             return placement
         secrets, config_maps = [*placement.secrets, *self._upload_token()], list(placement.config_maps)
         for at, other in enumerate(self._sources_of_others(placement), start=1):
@@ -188,7 +204,7 @@ class Steps:
         )
 
     def _sources(self) -> dict[str, str]:
-        placement = self._placement_of("preflight")
+        placement = self._placement_of(PREFLIGHT)
         return {entry.env: entry.source for entry in (*placement.secrets, *placement.config_maps)}
 
     def _gates(self) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kfp import compiler, dsl
 from kfp.dsl.pipeline_channel import PipelineChannel
@@ -66,6 +67,7 @@ def sweep(config: PipelineConfig, settings: SweepConfig, *, by_trial: bool = Fal
             if settings.continue_with_best:
                 going_on = steps.going_on(overrides=best)
                 train_and_publish(going_on, line, unseen, model_name=model_name, after=(judged,))
+        steps.finish()
         limits.active_deadline_seconds = steps.deadline_seconds
 
     return sweep
@@ -93,16 +95,17 @@ def trial_commands(config: PipelineConfig, *, until: str) -> list[Command]:
     wanted = _parted(_parted(names, behind=_data_gate(names))[1], behind=until)[0]
     with tempfile.TemporaryDirectory() as folder:
         compiler.Compiler().compile(post_training(config), str(Path(folder, "line.yaml")))
-        steps = {step.name: step for step in Package.read(Path(folder, "line.yaml")).steps}
+        package = Package.read(Path(folder, "line.yaml"))
+    steps = {step.name: step for step in package.steps}
     made_by = {
         f"{step.key}-{output}": f"{step.name}.{output}"
         for step in steps.values()
         for output in step.declared("outputs", "artifacts")
     }
-    return [_command(steps[name], made_by) for name in wanted]
+    return [_command(steps[name], package.settings_of(steps[name]), made_by) for name in wanted]
 
 
-def _command(step: Task, made_by: dict[str, str]) -> Command:
+def _command(step: Task, config: dict[str, Any], made_by: dict[str, str]) -> Command:
     """Returns a step of the graph as a trial runs it."""
     inputs = {}
     for name, origin in step.given("artifacts").items():
@@ -113,9 +116,7 @@ def _command(step: Task, made_by: dict[str, str]) -> Command:
             inputs[name] = made_by[origin["componentInputArtifact"].removeprefix("pipelinechannel--")]
     outputs = [*step.declared("outputs", "artifacts"), *step.declared("outputs", "parameters")]
     module = step.container["command"][-1]
-    return Command(
-        step=step.name, module=module, config=step.constants["config"], inputs=inputs, outputs=sorted(outputs)
-    )
+    return Command(step=step.name, module=module, config=config, inputs=inputs, outputs=sorted(outputs))
 
 
 def split_held_out(steps: Steps, settings: SweepConfig, inputs: Inputs) -> tuple[Inputs, Inputs]:

@@ -8,6 +8,7 @@ later steps read them. GPU health and bfloat16 support can only be checked in th
 """
 
 import argparse
+import json
 import logging
 import os
 import shutil
@@ -19,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import data, model, storage
-from posttrain.config import LoraTraining, PipelineConfig, PreflightStep, check_name, parse_step
+from posttrain.config import LoraTraining, PipelineConfig, PreflightStep, check_name, parse_step, table
+from posttrain.config.line import PREFLIGHT as STEP
 from posttrain.config.line import TRAININGS
+from posttrain.config.parse import json_object
 from posttrain.config.placement import SECRETS_FOLDER
 from posttrain.pages import wording
 from posttrain.rows import prompts
 from posttrain.rows.held_out import Prompts, supplies
-from posttrain.step import frame, kfp_io, run
+from posttrain.step import frame, kfp_io, run, settings
 from posttrain.step.running import Running
 from posttrain.storage import hub
 from posttrain.train import memory
@@ -283,6 +286,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    compiled = settings_of_all(args.config)
+    args.config = json.dumps(compiled[STEP])
     step = parse_step(PreflightStep, args.config, args.overrides)
     run.configure_logging()
     root = kfp_io.artifacts_root(args.executor_input)
@@ -305,12 +310,19 @@ def main(argv: list[str] | None = None) -> None:
 
     def work(_: Running) -> dict[str, Any]:
         refuse(problems)
+        settings.write(args.storage_root, compiled)
         if args.notes:
             Path(args.notes).write_text(notes(root, warnings, targets), encoding="utf-8")
         return {"artifacts": root} if root else {}
 
     outputs = {"notes": args.notes} if args.notes else {}
     frame.run_step(args, inputs={}, outputs=outputs, config=step, work=work, reusable=False)
+
+
+def settings_of_all(config: str) -> dict[str, dict[str, Any]]:
+    """Returns the settings of all steps that the graph was compiled with; a step by hand has its own alone."""
+    values = json_object(config, "--config")
+    return table.settings_of(values) if table.is_table(values) else {STEP: values}
 
 
 def artifact_warnings(root: str | None) -> list[str]:

@@ -32,7 +32,8 @@ from kfp.local import executor_input_utils, executor_output_utils, placeholder_u
 from kfp.local.status import Status
 
 from components.container import ATTEMPTS_MODULE
-from posttrain.config import ATTEMPTS_ENV, FRESH_ENV, RUN_ID_ENV, Attempts
+from pipelines.package import Package
+from posttrain.config import ATTEMPTS_ENV, FRESH_ENV, RUN_ID_ENV, Attempts, table
 from posttrain.step.parent import tie_to_parent
 from posttrain.step.progress import progress_of
 from runner.walk import GraphError, Outputs, Walk, existing
@@ -80,7 +81,7 @@ class Step:
     image: str
     command: list[str]
     environment: dict[str, str]  # set by the container and by the run
-    arguments: dict[str, Any]  # input name -> value or artifact
+    arguments: dict[str, Any]  # input name -> value or artifact; its settings as `config`
     folder: Path  # for its outputs; beside it are the folders of the run's other steps
     num_gpus: int
     settings: dict[str, Any]  # its part of the Kubernetes settings in the graph
@@ -186,7 +187,7 @@ def run_graph(path: str | Path, parameters: dict[str, Any], run: GraphRun) -> bo
         for task in dag.tasks.values():
             task.retry_policy.ClearField("backoff_duration")  # waiting helps a busy cluster, not a single machine
     run.logs.mkdir(parents=True, exist_ok=True)
-    launcher = Launcher(run, settings)
+    launcher = Launcher(run, settings, Package.read(path).settings)
     walk = Walk(
         spec=spec,
         run_id=run.run_id,
@@ -207,8 +208,8 @@ def run_graph(path: str | Path, parameters: dict[str, Any], run: GraphRun) -> bo
 class Launcher:
     """Does on this machine what the backend's launcher does in the pod."""
 
-    def __init__(self, run: GraphRun, settings: dict[str, dict[str, Any]]):
-        self.run, self.settings = run, settings
+    def __init__(self, run: GraphRun, settings: dict[str, dict[str, Any]], configs: dict[str, dict[str, Any]]):
+        self.run, self.settings, self.configs = run, settings, configs
         self.running: list[Process] = []  # several if steps or iterations of a loop run side by side
         self.is_interrupted = False
 
@@ -258,12 +259,17 @@ class Launcher:
             image=container.image,
             command=command,
             environment=self._environment(container),
-            arguments=arguments,
+            arguments=arguments | {"config": self._config_of(arguments)},
             folder=folder,
             num_gpus=int(container.resources.accelerator.resource_count or 0),
             settings=self.settings.get(component_spec.executor_label, {}),
         )
         return self._attempt(step, lambda: _outputs_of(executor_input, component_spec))
+
+    def _config_of(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Returns the settings of a step, also if it gets only the digest of them."""
+        config = arguments.get("config", {})
+        return self.configs.get(table.referred(config), config)
 
     def _environment(self, container) -> dict[str, str]:
         own = {RUN_ID_ENV: self.run.run_id, "PYTHONUNBUFFERED": "1"} | self.run.environment

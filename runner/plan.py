@@ -82,6 +82,6 @@ def broken_off(records: list[StepRecord], steps: Collection[str]) -> tuple[StepR
 
 def sections(package: Package, overrides: dict[str, Any]) -> Iterator[tuple[str, StepSection]]:
     """Yields the configuration of each step of a promoted run, in the order of the graph."""
-    configs = {task.constants.get("step"): task.constants.get("config") for task in package.steps}
+    configs = {task.constants.get("step"): package.settings_of(task) for task in package.steps}
     for step in configs["report_run"]["steps"]:
         yield step, parse_step(step_of(step).section, json.dumps(configs[step]), json.dumps(overrides))

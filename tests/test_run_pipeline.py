@@ -29,6 +29,7 @@ import json, os, sys
 from pathlib import Path
 from posttrain import config
 from posttrain.step import digests, frame, kfp_io
+from posttrain.step import settings as stored
 from posttrain.verdict import Verdict, at_most, holds
 
 args, rest = kfp_io.parser(__spec__.name).parse_known_args()
@@ -65,6 +66,8 @@ def work(_):
         Path(args.confusion).write_text('{"categories": [], "matrix": []}')
     return {"passed": verdict.passed}
 
+if args.step == "preflight":
+    stored.write(args.storage_root, config.table.settings_of(json.loads(args.config)))
 if args.step.startswith("train_"):
     print("INFO: step 4/4 loss 0.5", file=sys.stderr)
 settings = config.parse_step(config.CheckSftStep if gate else config.StepSection, "{}", args.overrides)

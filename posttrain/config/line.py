@@ -30,7 +30,7 @@ from posttrain.config.sweep import CompareStep, HoldOutStep, TrialStep
 Kind = Literal["gate", "training", "merge", "trial", "rejection", "other"]
 REJECTION = "reject_"  # comes before the name of the gate, in place of `check_`
 GATE = "check_"
-CHAMPION, PROMOTE = "check_champion", "promote_model"
+PREFLIGHT, CHAMPION, PROMOTE = "preflight", "check_champion", "promote_model"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
 TRIAL_COMPONENTS = ("run_trials", "run_sft_trials", "run_preference_trials")
 WINNER_COMPONENTS = ("judge_winner", "judge_sft_winner", "judge_preference_winner")
@@ -71,7 +71,7 @@ class Step:
 
 # In the order of the graph. preflight must see what fetch_model will see: the same node, the same secrets.
 LINE = (
-    Step("preflight", "posttrain.preflight", PreflightStep, placed_like="fetch_model", is_retried=False,
+    Step(PREFLIGHT, "posttrain.preflight", PreflightStep, placed_like="fetch_model", is_retried=False,
          is_quick=True),
     Step("fetch_model", "posttrain.model", StepSection, reads="base_model"),
     Step("prepare_sft_data", "posttrain.data", PrepareStep, needs=("sft",),

@@ -45,8 +45,8 @@ def parse_step(step: type[S], config: str, overrides: str = "{}") -> S:
 
     Every step checks all overrides, its own or not, so that a wrong one ends the run before anything expensive starts.
     """
-    compiled = _json_object(config, "--config")
-    changes = check_overrides(_json_object(overrides, "overrides"))
+    compiled = json_object(config, "--config")
+    changes = check_overrides(json_object(overrides, "overrides"))
     own = {name: section for name, section in changes.items() if name in step.model_fields}
     return validate(step, merged(compiled, own), source="--config")
 
@@ -136,7 +136,8 @@ def validate(section: type[S], raw: Any, *, source: str) -> S:
         raise ValueError(f"{source}: {'; '.join(_problem(section, e) for e in error.errors())}") from None
 
 
-def _json_object(text: str, source: str) -> dict:
+def json_object(text: str, source: str) -> dict:
+    """Parses a JSON object; ValueError if the text is none."""
     try:
         value = parse_json(text)
     except json.JSONDecodeError as error:

@@ -12,8 +12,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from posttrain.step import settings
+
 MOUNTED = re.compile(r"^(\w+)://")  # the launcher's path for an address is `/gcs/...`, `/s3/...` and so on
 CONFUSION_MATRIX = "confusionMatrix"  # where the UI looks for it in an artifact's metadata
+
+
+class StepParser(argparse.ArgumentParser):
+    """Parses the command line of a step, and reads its settings if that only refers to them."""
+
+    def parse_known_args(self, *args, **kwargs) -> tuple[argparse.Namespace, list[str]]:
+        parsed, others = super().parse_known_args(*args, **kwargs)
+        parsed.config = settings.resolved(parsed.config, parsed.storage_root)
+        return parsed, others
 
 
 def parser(module: str, description: str | None = None) -> argparse.ArgumentParser:
@@ -22,7 +33,7 @@ def parser(module: str, description: str | None = None) -> argparse.ArgumentPars
     Args:
         module: name of the step's module, `__spec__.name`; the parsed arguments have it too.
     """
-    result = argparse.ArgumentParser(
+    result = StepParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.set_defaults(module=module)
@@ -30,7 +41,9 @@ def parser(module: str, description: str | None = None) -> argparse.ArgumentPars
     result.add_argument(
         "--storage-root", required=True, help="gs://, s3:// or folder that keeps records and checkpoints"
     )
-    result.add_argument("--config", default="{}", help="this step's part of the configuration, as JSON")
+    result.add_argument(
+        "--config", default="{}", help="this step's part of the configuration, as JSON, or the SHA-256 of it"
+    )
     result.add_argument("--overrides", default="{}", help="the run's changes of the sft and dpo settings, as JSON")
     result.add_argument("--executor-input", default="{}", help="what Kubeflow passes in as '{{$}}'")
     return result

@@ -1,6 +1,7 @@
 """The folders below a storage root.
 
 runs/<run id>/                       records, verdicts, pages and report of a run
+runs/<run id>/settings/              settings of its steps, each under its SHA-256
 results/<step>/<fingerprint>/        finished results, which later runs reuse
 checkpoints/<step>/<fingerprint>/    of trainings, from which another attempt resumes
 published/<model name>/<version>/    published models, unless publish_root says otherwise

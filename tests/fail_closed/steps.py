@@ -13,9 +13,9 @@ import signal
 from pathlib import Path
 
 from posttrain import config
-from posttrain.config.line import step_of
+from posttrain.config.line import PREFLIGHT, step_of
 from posttrain.make_current import FOLLOWS
-from posttrain.step import frame, kfp_io
+from posttrain.step import frame, kfp_io, settings
 from posttrain.step.running import Running
 from posttrain.verdict import at_most, holds
 from tests.fail_closed.outcomes import HOSTILE, LIMIT, OUTCOMES
@@ -51,6 +51,8 @@ def work_step(args: argparse.Namespace) -> None:
         source = {} if inputs else {"source": f"address of {args.step}", "digest": "0" * 64}
         return {"final_loss": 0.5} | source
 
+    if args.step == PREFLIGHT:
+        settings.write(args.storage_root, config.table.settings_of(json.loads(args.config)))
     step = config.parse_step(config.StepSection, "{}")
     frame.run_step(args, inputs=inputs, outputs=outputs, config=step, work=work)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from posttrain.config import ATTEMPTS_ENV, Attempts
+from posttrain.config import ATTEMPTS_ENV, Attempts, table
 
 # Shape of the graph -> the settings that give it.
 SHAPES = {
@@ -48,7 +48,14 @@ class Graph:
         return self.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].get(executor, {})
 
     def config_of(self, step: str) -> dict:
-        return self.tasks[step]["task"]["inputs"]["parameters"]["config"]["runtimeValue"]["constant"]
+        """The settings of a step: those that it gets, or those of the table that preflight gets."""
+        constant = self.tasks[step]["task"]["inputs"]["parameters"]["config"]["runtimeValue"]["constant"]
+        if not table.is_table(constant) and not table.referred(constant):
+            return constant
+        compiled = self.tasks["preflight"]["task"]["inputs"]["parameters"]["config"]["runtimeValue"]["constant"]
+        settings = table.settings_of(compiled)
+        assert step == "preflight" or table.reference(settings[step]) == constant
+        return settings[step]
 
     def attempts_of(self, step: str) -> Attempts:
         variables = {variable["name"]: variable["value"] for variable in self.tasks[step]["container"]["env"]}

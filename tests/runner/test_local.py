@@ -15,6 +15,7 @@ from kfp import compiler, dsl
 from kfp.local import io, task_dispatcher
 
 from pipelines.compiler import compile_graph
+from pipelines.package import Package
 from pipelines.steps import step_names
 from posttrain.config import PipelineConfig, Validation
 from runner import local, walk
@@ -129,7 +130,7 @@ def attempt(tmp_path: Path, step: str, number: int = 1) -> dict:
     return json.loads((tmp_path / "attempts" / step / str(number)).read_text())
 
 
-def test_every_gate_passing_runs_every_step_once_in_order(play, tmp_path):
+def test_every_gate_passing_runs_every_step_once_in_order(play, graph, tmp_path):
     worked, heard, run = play({"fetch_model": "metadata"})
     assert worked
     assert run.errors == []
@@ -149,7 +150,7 @@ def test_every_gate_passing_runs_every_step_once_in_order(play, tmp_path):
     # arguments as the backend gives them
     flags = attempt(tmp_path, "train_sft")["flags"]
     assert json.loads(flags["--overrides"])["sft"]["target_modules"] == ["a'b", 'c"d']
-    assert json.loads(flags["--config"])["sft"]["lora_r"] == 16
+    assert Package.read(graph).settings[json.loads(flags["--config"])["sha256"]]["sft"]["lora_r"] == 16
     assert Path(flags["--base"]).read_text() == "made by fetch_model"
     assert Path(flags["--adapter"]) == tmp_path / "artifacts" / "run-1" / "train_sft" / "adapter"
     assert attempt(tmp_path, "merge_dpo")["flags"]["--model"] != attempt(tmp_path, "merge_sft")["flags"]["--model"]
@@ -390,6 +391,6 @@ def test_a_step_whose_log_or_listener_fails_ends(listener, tmp_path, caplog, mon
     (tmp_path / "noisy.log").symlink_to("/dev/full")
     run = local.GraphRun("r", artifacts=tmp_path, logs=tmp_path, listener=listener or Heard())
     step = local.Step("noisy", "image", ["python", "-c", NOISY], {}, {}, tmp_path / "noisy", 0, {})
-    exit_code, _ = local.Launcher(run, {})._execute(step)
+    exit_code, _ = local.Launcher(run, {}, {})._execute(step)
     assert exit_code == 0
     assert sum("noisy.log: lines are missing: No space left" in line for line in caplog.messages) == 1
