@@ -25,6 +25,7 @@ DOCUMENTS = [path.relative_to(ROOT) for pattern in GLOBS for path in sorted(ROOT
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 INLINE = re.compile(r"`([^`\n]+)`")
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(?:\[([^\]`]+)\])?`")
 LANGUAGES = {"bash", "text", "yaml", "python"}
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv*", "build", "runs", "*.egg-info", "__pycache__", ".pytest_cache", ".ruff_cache"
@@ -169,6 +170,28 @@ def test_modules_and_targets_that_are_mentioned_exist(document):
             assert path.is_dir() or path.with_suffix(".py").is_file() or module[1] == "pytest", code
         if target := re.match(r"make ([\w<>-]+)", code):
             assert target[1] in targets, code
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_tests_that_are_mentioned_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for file, name, case in TEST.findall(text):
+        path = ROOT / file
+        code = path.read_text(encoding="utf-8") if path.is_file() else ""
+        assert f"def {name}(" in code and (not case or f'"{case}"' in code), f"{file}::{name}[{case}]"
+
+
+def test_each_row_of_the_tables_of_recovery_names_the_tests_that_show_it():
+    text = (ROOT / "docs" / "recovery.md").read_text(encoding="utf-8").partition("## What happens when")[2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    places: list[int] = []
+    for row in rows:
+        if row[0].startswith("event"):
+            places = [at for at, name in enumerate(row) if name == "shown by"]
+            assert places
+        else:
+            assert all(TEST.search(row[at]) for at in places), row[0]
+    assert len(rows) > 15
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)

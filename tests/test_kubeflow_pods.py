@@ -90,6 +90,7 @@ class Run:
         (DEFAULTS, "waits once", "delete_pods", ["attempt", "saved", "attempt"], "SUCCEEDED"),
         (WITHOUT, "waits once", "delete_pods", ["attempt", "saved"], "FAILED"),
     ],
+    ids=["defaults-failed", "without-failed", "defaults-deleted", "without-deleted"],
 )
 def test_each_retry_policy_tries_again_what_the_other_does_not(
     package, tmp_path, behaviour, plan, happens, attempts, state
@@ -118,16 +119,17 @@ def test_a_run_that_is_terminated_is_canceling_and_then_failed(package, tmp_path
         assert client.get_run(run_id).state == "SUCCEEDED"
 
 
-def test_termination_leaves_time_and_an_exit_task_only_without_the_defaults(package, tmp_path):
-    ends = {}
-    for name, behaviour in {"defaults": DEFAULTS, "without": WITHOUT}.items():
-        (tmp_path / name).mkdir()
-        run = Run(package, tmp_path / name, behaviour, "waits once", "terminate")
-        ends[name] = (run.attempts("train_sft"), run.attempts("report_run"), run.tasks.get("report-run"))
-    assert ends == {
-        "defaults": (["attempt"], [], "SKIPPED"),
-        "without": (["attempt", "saved"], ["attempt"], "SUCCEEDED"),
-    }
+@pytest.mark.parametrize(
+    ("behaviour", "ends"),
+    [
+        (DEFAULTS, (["attempt"], [], "SKIPPED")),
+        (WITHOUT, (["attempt", "saved"], ["attempt"], "SUCCEEDED")),
+    ],
+    ids=["defaults", "without"],
+)
+def test_termination_leaves_time_and_an_exit_task_only_without_the_defaults(package, tmp_path, behaviour, ends):
+    run = Run(package, tmp_path, behaviour, "waits once", "terminate")
+    assert (run.attempts("train_sft"), run.attempts("report_run"), run.tasks.get("report-run")) == ends
 
 
 def test_one_artifact_under_two_names_is_refused_wherever_the_names_part(tmp_path):

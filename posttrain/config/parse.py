@@ -37,7 +37,7 @@ def read_section(section: type[S], path: str | Path) -> S:
 
 def parse_overrides(text: str) -> dict:
     """Parses the overrides of a run, as `run_pipeline.py --overrides` takes them."""
-    return check_overrides(_json_object(text, "--overrides"))
+    return check_overrides(json_object(text, "--overrides"))
 
 
 def parse_step(step: type[S], config: str, overrides: str = "{}") -> S:
