@@ -85,7 +85,9 @@ class Steps:
         config = inputs.pop("config", None) or self._config_of(step_of(name))
         config = config | {"allowed_storage_roots": self.config.storage_roots}
         declared = component.component_spec.inputs or {}
-        common = {"step": name, "config": self._compiled(name, config), **self.run_parameters}
+        common = {"step": name, **self.run_parameters}
+        if "config" in declared:
+            common["config"] = self._compiled(name, config)
         task = named(component, name)(**({key: value for key, value in common.items() if key in declared} | inputs))
         task.set_display_name(name)
         self.names.append(name)
