@@ -21,6 +21,7 @@ from pipelines.package import Package
 from pipelines.workflow_size import workflow_bytes
 from posttrain.config import PipelineConfig, load_config, requirements
 from posttrain.config.sweep import SweepConfig
+from posttrain.config.unjudged import unjudged
 
 LINE, SWEEP = "post_training.yaml", "sweep.yaml"
 
@@ -66,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     for output in graphs:
         workflow = workflow_bytes(Package.read(output)) / 1e6
         print(f"{output}: {output.stat().st_size / 1e3:.0f} kB; as a Workflow about {workflow:.1f} MB")
+    for sentence in unjudged(config.validation):
+        print(f"warning: {sentence}", file=sys.stderr)
     print(requirements.table(config) if args.limits else requirements.summary(config))
     if sweep:
         print(requirements.summary_of_sweep(config, sweep))

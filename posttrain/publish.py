@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain import config, storage
 from posttrain.config import PublishStep, check_name
+from posttrain.config.limits import HARM
 from posttrain.pages import abilities, answers, defaults, wording
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.rows.formats import user_text
@@ -130,9 +131,11 @@ def model_card(
     gate = gate_answers.judging_gate(chain)
     judged, shown = gate and gate.judged, (rows or [])[:NUM_ANSWERS]
     titles = abilities.titles(judged) if judged else {}
+    asked = {check.name for verdict in chain.gates.values() for check in verdict.checks}
     template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
-        unjudged=wording.UNJUDGED, chain=chain, model_name=model_name, version=version, is_adapter=is_adapter,
+        unjudged=wording.UNJUDGED, harm_unjudged=wording.HARM_UNJUDGED, harm_is_unjudged=HARM not in asked,
+        chain=chain, model_name=model_name, version=version, is_adapter=is_adapter,
         claim=judged and abilities.headline(judged), weak=defaults.weaker(chain.gates.values()),
         rows=shown, num_asked=len(rows or []), columns=answers.columns_of(shown, titles),
     )  # fmt: skip

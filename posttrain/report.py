@@ -19,6 +19,8 @@ from pydantic import BaseModel, computed_field
 
 from posttrain import config, promote, storage
 from posttrain.config import ReportStep, Stages, line, masking
+from posttrain.config.limits import HARM
+from posttrain.config.requirements import LAST_GATES
 from posttrain.pages import abilities, defaults, wording
 from posttrain.pages.answers import ANSWERS, AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
@@ -272,6 +274,7 @@ def _first_screen(result: PipelineResult, answers: list[AnsweredPrompt]) -> dict
     is_unjudged = _is_unjudged(result)
     return {
         "is_unjudged": is_unjudged,
+        "is_harm_unjudged": _is_harm_unjudged(result),
         "weak": defaults.weaker(result.gates.values()),
         "claim": _sentence(wording.UNJUDGED) if is_unjudged else judged and abilities.headline(judged),
         "abilities": abilities.abilities(judged) if judged else [],
@@ -290,8 +293,20 @@ def headline(result: PipelineResult) -> str:
     return f"{_sentence(wording.UNJUDGED)}. {_ending(result)}" if _is_unjudged(result) else _ending(result)
 
 
+def unjudged(result: PipelineResult) -> list[str]:
+    """Says what no gate of this run judged about the answers: their content, or the harm in them."""
+    harm = [wording.HARM_UNJUDGED] if _is_harm_unjudged(result) else []
+    return ([wording.UNJUDGED] if _is_unjudged(result) else []) + harm
+
+
 def _is_unjudged(result: PipelineResult) -> bool:
     return any(verdict.content_is_unjudged for verdict in result.gates.values())
+
+
+def _is_harm_unjudged(result: PipelineResult) -> bool:
+    """Tells whether all that judges before publishing has judged, and nothing was asked about harm."""
+    is_judged = result.final_model_path is not None or any(gate in LAST_GATES for gate in result.gates)
+    return is_judged and all(check.name != HARM for verdict in result.gates.values() for check in verdict.checks)
 
 
 def _sentence(words: str) -> str:

@@ -8,6 +8,7 @@ from pipelines.package import Package
 from posttrain import report, storage
 from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, STEPS, is_gate
 from posttrain.config.sweep import SweepConfig
+from posttrain.config.unjudged import unjudged
 from posttrain.pages import wording
 from posttrain.storage import layout
 from posttrain.sweep import compare
@@ -106,6 +107,8 @@ def print_start(request: RunRequest, run_id: str, *, logs: Path | str, artifacts
         "Steps": f"{len(request.steps)}, including {num_gates} gates",
     }
     print_pairs(pairs)
+    for sentence in unjudged(config.validation):
+        print(f"warning: {sentence}")
     print(flush=True)
 
 
@@ -138,6 +141,7 @@ def print_result(result: report.PipelineResult, storage_root: str) -> None:
         "Total time": wording.duration(result.total_time_seconds),
         "Final model": result.final_model_path or "none",
         "Made current": made_current(result) if result.final_model_path else None,
+        "Not judged": "\n".join(report.unjudged(result)) or None,
         "Errors": "\n".join(errors) or ("none" if result.success else None),
         "Reused": ", ".join(result.reused) or None,
     }

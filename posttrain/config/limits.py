@@ -8,7 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from posttrain.config.evidence import CEILING
 from posttrain.config.section import Count, Fraction, Positive, Section
 
-BUILT_IN_CHECKS = ("output_format_valid", "no_harmful_content")
+HARM = "no_harmful_content"  # the check of what is answered to red-team prompts
+BUILT_IN_CHECKS = ("output_format_valid", HARM)
 CUSTOM_CHECK = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 MATCHERS = (
     "exact",
@@ -69,7 +70,8 @@ class MatchOptions(Section):
 class Matching(Section):
     """How an answer is compared with the references, the answers that count as right."""
 
-    # auto, exact, contains, choice, number, json, tool_call, judge, package.module:function, or none
+    # auto, exact, contains, choice, number, json, tool_call, judge, package.module:function, or none; auto is by
+    # output_format.kind, and none for text
     answer_match: str = "auto"
     match_options: MatchOptions = MatchOptions()
     output_format: OutputFormat = OutputFormat()
@@ -91,17 +93,12 @@ class Matching(Section):
     def matcher(self) -> str:
         """The matcher that `answer_match` means: one of `MATCHERS`, judge, package.module:function, or none.
 
-        Raises:
-            ValueError: it is auto, and the form of the answers does not tell how to compare them.
+        The form of the answers tells how to compare them, except for plain text: then nobody does, and every page says
+        so.
         """
         if self.answer_match != "auto":
             return self.answer_match
-        if self.output_format.kind not in AUTO_MATCHERS:
-            raise ValueError(
-                "validation.answer_match is auto, which cannot tell when an answer in plain text is right: "
-                f"{MATCHER_CHOICES}; or set it to none, and every page will say that nobody judged the content"
-            )
-        return AUTO_MATCHERS[self.output_format.kind]
+        return AUTO_MATCHERS.get(self.output_format.kind, "none")
 
     @property
     def matching_judge(self) -> str | None:
@@ -151,7 +148,9 @@ class DataLimits(Limits, Matching, PromptFiles):
 class AnswerLimits(Limits, Matching):
     """Limits of the gates that have the model answer held-out prompts."""
 
-    custom_checks: list[str] = list(BUILT_IN_CHECKS)  # checks of generated answers; your own as package.module:function
+    # checks of generated answers; your own as package.module:function. no_harmful_content is left out, with a
+    # warning, where neither this is set nor anything of a judge, red_team_prompts and benign_prompts
+    custom_checks: list[str] = list(BUILT_IN_CHECKS)
     num_generated_answers: Count = 64  # number of held-out prompts that the model answers
     max_new_tokens: Count = 256  # tokens per answer
     # library that generates the answers; vllm must be installed in the gates' image
@@ -309,3 +308,11 @@ class Validation(DataLimits, SftLimits, MergeLimits, AlignmentLimits, ChampionLi
     """The limits of all gates, flat. They are fixed when the graph is compiled: no run can loosen them."""
 
     timeout_minutes: Count = 60  # minutes for one gate
+
+    @model_validator(mode="before")
+    @classmethod
+    def _harm_is_judged_where_something_judges_it(cls, values):
+        chosen = {"custom_checks", "judge", "judge_model", "red_team_prompts", "benign_prompts"}
+        if isinstance(values, dict) and not any(values.get(key) is not None for key in chosen):
+            return values | {"custom_checks": [name for name in BUILT_IN_CHECKS if name != HARM]}
+        return values

@@ -40,6 +40,7 @@ def interval(check: Check) -> str:
 
 
 UNJUDGED = "nobody judged the content of the answers"
+HARM_UNJUDGED = "nobody judged whether the answers are harmful"
 
 
 def headline(verdict: Verdict) -> str:

@@ -1,7 +1,8 @@
 import pytest
 
-from pipelines.compiler import check_gates_can_judge
+from pipelines.compiler import check_gates_can_judge, compile_graph
 from posttrain.config import OutputFormat, PipelineConfig, Stages, Validation
+from posttrain.config.unjudged import unjudged
 
 JUDGED = Validation(
     answer_match="exact",
@@ -43,11 +44,26 @@ def test_no_harmful_content_needs_something_to_judge_by(change, named):
 
 
 def test_all_that_is_missing_is_named_at_once():
+    chosen = Validation(custom_checks=["no_harmful_content"])
     with pytest.raises(
-        ValueError,
-        match="answer_match is auto.*judge is empty.*; validation.red_team_prompts is empty.*declines_with is empty",
+        ValueError, match="judge is empty.*; validation.red_team_prompts is empty.*declines_with is empty"
     ):
-        check_gates_can_judge(PipelineConfig())
+        check_gates_can_judge(PipelineConfig(validation=chosen))
+
+
+def test_five_keys_compile_and_what_nobody_judges_is_said(tmp_path):
+    keys = ("pipeline_id", "base_model", "sft_dataset", "preference_dataset", "storage_root")
+    config = PipelineConfig(**{key: f"my-{key.replace('_', '-')}" for key in keys})
+    compile_graph(config, tmp_path / "graph.yaml")
+    content, harm = unjudged(config.validation)
+    assert content.startswith("nobody judges whether an answer is right (validation.answer_match is auto")
+    assert "no_harmful_content" in harm and "red_team_prompts" in harm
+
+
+@pytest.mark.parametrize("some", [{"judge": "closed_form"}, {"red_team_prompts": "red_team.jsonl"}])
+def test_half_of_what_judges_harm_is_refused(some):
+    with pytest.raises(ValueError, match="custom_checks has no_harmful_content, but"):
+        check_gates_can_judge(PipelineConfig(validation=some))
 
 
 def test_only_a_merged_model_can_be_judged():
@@ -56,10 +72,7 @@ def test_only_a_merged_model_can_be_judged():
         check_gates_can_judge(PipelineConfig(stages=stages, validation=JUDGED))
 
 
-def test_plain_text_is_refused_unless_somebody_says_when_it_is_right_or_that_nobody_does():
-    with pytest.raises(
-        ValueError, match="answer_match is auto, which cannot tell when an answer in plain text is right"
-    ):
-        check_gates_can_judge(changed(answer_match="auto"))
-    for match in ("exact", "none", "acme.match:same"):
-        check_gates_can_judge(changed(answer_match=match))
+@pytest.mark.parametrize(("match", "sentences"), [("auto", 1), ("none", 1), ("exact", 0), ("acme.match:same", 0)])
+def test_plain_text_that_nobody_compares_is_said(match, sentences):
+    check_gates_can_judge(changed(answer_match=match))
+    assert len(unjudged(changed(answer_match=match).validation)) == sentences

@@ -327,6 +327,16 @@ def test_a_report_where_nobody_judged_the_content_says_so_first(tmp_path, keep):
     assert report.headline(collect(tmp_path)).startswith("Nobody judged the content of the answers. ")
 
 
+def test_a_report_where_nobody_judged_harm_warns(tmp_path, keep):
+    keep("check_sft", checks=[GOOD])
+    assert report.unjudged(collect(tmp_path)) == []  # a later gate may be asked
+    keep("check_alignment", checks=[GOOD])
+    assert report.unjudged(collect(tmp_path)) == ["nobody judged whether the answers are harmful"]
+    assert "Nobody judged whether the answers are harmful" in written(tmp_path)
+    keep("check_alignment", checks=[at_least("no_harmful_content", 0.9, 0.8)])
+    assert report.unjudged(collect(tmp_path)) == []
+
+
 def test_the_answers_of_two_published_versions_are_not_taken_for_those_of_the_line(tmp_path, keep):
     keep_answers(tmp_path, keep, to_jsonl([asked("Of the line?", "close 38", 1.0)]), numbers=NUMBERS)
     content = to_jsonl([asked("Of two versions?", "close 83", 0.0)])

@@ -21,9 +21,16 @@ def test_the_matcher_follows_from_the_form_unless_it_is_named(validation, matche
     assert (limits.matcher, limits.matching_judge) == (matcher, None)
 
 
-def test_plain_text_needs_a_matcher_or_a_plain_none():
-    with pytest.raises(ValueError, match="plain text is right: give one of exact, contains, .* or set it to none, and"):
-        _ = Validation().matcher
+def test_nobody_judges_plain_text_unless_a_matcher_is_named():
+    assert (Validation().matcher, Validation(answer_match="contains").matcher) == ("none", "contains")
+
+
+@pytest.mark.parametrize("key", ["judge", "judge_model", "red_team_prompts", "benign_prompts"])
+def test_harm_is_asked_about_where_anything_of_it_is_set(key):
+    value = "closed_form" if key == "judge" else "x"
+    assert Validation.model_validate({key: value}).custom_checks == ["output_format_valid", "no_harmful_content"]
+    assert Validation().custom_checks == Validation.model_validate({key: None}).custom_checks == ["output_format_valid"]
+    assert Validation(custom_checks=["no_harmful_content"]).custom_checks == ["no_harmful_content"]
 
 
 def test_a_judge_needs_a_model():

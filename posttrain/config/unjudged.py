@@ -1,0 +1,22 @@
+"""Lists what no gate of a pipeline judges, so that whoever starts it hears of it before, and the report says it after.
+
+limits -> sentences
+"""
+
+from posttrain.config.limits import HARM, MATCHER_CHOICES, Validation
+
+
+def unjudged(validation: Validation) -> list[str]:
+    """Returns a sentence with its remedy for each thing that nobody judges."""
+    sentences = []
+    if validation.matcher == "none":
+        sentences.append(
+            "nobody judges whether an answer is right (validation.answer_match is "
+            f"{validation.answer_match}, output_format.kind {validation.output_format.kind}): {MATCHER_CHOICES}"
+        )
+    if HARM not in validation.custom_checks:
+        sentences.append(
+            f"nobody judges whether an answer is harmful (validation.custom_checks has no {HARM}): "
+            "give validation.judge, red_team_prompts and output_format.declines_with"
+        )
+    return sentences
