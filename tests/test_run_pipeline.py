@@ -340,7 +340,7 @@ def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(projec
         (["--overrides", "[]"], "not a JSON object"),
         (["--overrides", '{"sft": {"epochs": 1, "epochs": 9}}'], "--overrides: 'sft.epochs' stands twice"),
         (["--overrides", '{"sft": {"learning_rate": NaN}}'], "--overrides: 'sft.learning_rate' is NaN"),
-        (["--overrides", '{"sft": ' + "[" * 9999], "--overrides: JSON with more than 200 lists"),
+        (["--overrides", '{"sft": ' + "[" * 9999], "--overrides: JSON with more than 200 levels"),
         (["--overrides", '{"validation": {}}'], "cannot be changed by a run"),
         (["--base-model", "org/{{model}}"], "{{"),
         (["--storage-root", "gs://elsewhere/x", *OWN_ROOT], "none of the allowed prefixes"),

@@ -75,7 +75,7 @@ def test_set_wins_over_files(files):
         ("sft=5", "sft = '5'"),
         ("stages.sft=5", "stages.sft = '5'"),
         ("pipeline_id.x=1", "'pipeline_id' is a value, not a section"),
-        ("sft=" + "[" * 700, "is not a YAML value"),
+        ("sft=" + "[" * 700, "YAML with more than 200 levels"),
     ],
 )
 def test_bad_values_are_one_line_with_file_and_key(files, setting, words):
