@@ -57,10 +57,10 @@ def mutants_of(root: Path, module: str) -> Iterator[Mutant]:
 
 
 def unseen(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yields what no test can see changed: annotations, and that a class or model is frozen."""
+    """Yields what no test is to see changed: annotations, frozen classes, the indent of a file, what zip asserts."""
     for node in ast.walk(tree):
         parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        if isinstance(node, ast.keyword) and node.arg in ("frozen", "slots"):
+        if isinstance(node, ast.keyword) and node.arg in ("frozen", "slots", "indent", "strict"):
             parts.append(node.value)
         for part in filter(None, parts):
             yield from ast.walk(part)
