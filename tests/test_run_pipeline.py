@@ -20,7 +20,7 @@ import run_pipeline
 from posttrain.config import PipelineConfig
 from posttrain.step import records
 from posttrain.verdict import Verdict
-from runner import exit_codes, here, parameters
+from runner import exit_codes, here, lock, parameters
 from runner.local import ROOT, GraphRun
 
 # Stands for every module that fetches, trains, merges or judges: instant work inside the real run record.
@@ -372,6 +372,24 @@ def test_bad_input_that_the_first_step_finds_is_one_line_of_the_result(project, 
     assert re.fullmatch(f"preflight: ValueError: .*{message}", value(told.out, "Errors"))
     assert told.err == ""
     assert {path.stem for path in (project / "store" / "runs" / "r1" / "logs").iterdir()} == {"preflight", "report_run"}
+
+
+def test_an_id_that_another_machine_takes_at_the_same_moment_is_refused_before_anything_is_written(
+    project, capsys, monkeypatch
+):
+    unused = here.new_run_id
+
+    def meanwhile(storage_root: str, wanted: str) -> str:
+        run_id = unused(storage_root, wanted)
+        lock.claim(storage_root, run_id)
+        return run_id
+
+    monkeypatch.setattr(here, "new_run_id", meanwhile)
+    assert start() == exit_codes.ERROR
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert re.fullmatch(r"error: --run-id 'r1' was taken in .* by process \d+ on .*; choose another id: .*\n", told.err)
+    assert [path.name for path in (project / "store" / "runs" / "r1").iterdir()] == ["CLAIM"]
 
 
 def test_who_starts_a_run_that_publishes_elsewhere_cannot_bring_records_of_gates(project, capsys):

@@ -246,3 +246,8 @@ def test_an_undecided_share_says_how_many_of_how_many():
     check = at_least("rate", 2 / 3, 0.5, detail="2 of 3; a, b", interval=(0.2, 0.94), more_rows=9, num_rows=2)
     assert check.sentence.startswith("rate: 2 of 3 (66.7 %), limit >= 50 %: the interval 20 to 94 % crosses the limit")
     assert "2 rows cannot decide; about 11 would" in check.sentence
+
+
+@pytest.mark.parametrize(("value", "interval"), [(3.0, (0.5, 1.0)), (1.0, (2.5, 3.0))])
+def test_a_value_outside_its_own_interval_decides_nothing_where_the_two_disagree(value, interval):
+    assert below("loss", value, 2.0, interval=interval).status == "undecided"

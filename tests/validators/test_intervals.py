@@ -6,6 +6,7 @@ from validators.intervals import (
     fewest_rows,
     mean,
     mean_interval,
+    more_rows_of_mean,
     more_rows_of_share,
     ratio,
     ratio_interval,
@@ -176,3 +177,11 @@ def test_so_many_more_rows_decide_a_mean():
     assert mean("gain", enough, ">", 0.4, **SURE).status == "passed"
     half = (values * 40)[: len(values) + check.more_rows // 2]
     assert mean("gain", half, ">", 0.4, **SURE).status == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("limit", "more"),
+    [(0.125, 0), (0.25, 1), (0.375, 121), (0.5, None), (0.75, 321), (1.25, 1), (1.5, 0), (0.5 + 2**-12, None)],
+)
+def test_an_interval_narrows_with_the_square_root_of_the_rows_on_the_side_of_its_limit(limit, more):
+    assert more_rows_of_mean(0.5, (0.25, 1.25), 40, limit) == more

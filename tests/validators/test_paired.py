@@ -5,7 +5,8 @@ import math
 import pytest
 from scipy.stats import binomtest, multinomial
 
-from validators.paired import mcnemar, paired_difference, proportions_interval, tango
+from validators import intervals
+from validators.paired import mcnemar, mean_score, paired_difference, proportions_interval, tango
 
 SURE = {"confidence": 0.95}
 
@@ -108,6 +109,30 @@ def test_equal_scores_on_few_rows_do_not_prove_that_nothing_was_lost(total, stat
     check = paired_difference("drop", [0.5] * total, [0.5] * total, "<=", 0.1, **SURE)
     assert (check.status, check.value) == (status, 0.0)
     assert check.interval[1] == pytest.approx(1 - 0.025 ** (1 / total))
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0.5, -0.2076, 1.0), (-0.5, -1.0, 0.2076), (0.0, -0.7076, 0.7076)])
+def test_equal_differences_are_as_unsure_as_rows_that_were_not_seen_and_no_more_than_all(value, low, high):
+    check = paired_difference("gain", [0.5 + value / 2] * 3, [0.5 - value / 2] * 3, ">", 0.1, **SURE)
+    assert (check.value, check.interval) == (value, pytest.approx((low, high), abs=5e-5))
+
+
+def test_scores_of_right_and_wrong_alone_are_a_share():
+    check = mean_score("right", [1.0] * 9 + [0.0], ">=", 0.5, **SURE, detail="answers")
+    assert check == intervals.share("right", 9, 10, ">=", 0.5, **SURE, detail="answers")
+
+
+def test_a_mean_of_scores_between_has_an_interval_of_its_own():
+    check = mean_score("right", [0.5, 0.75] * 20, ">=", 0.5, **SURE, detail="held-out rows")
+    assert (check.status, check.value) == ("passed", 0.625)
+    assert check.detail == "mean score of 40 answers; held-out rows"
+    assert 0.5 < check.interval[0] < 0.625 < check.interval[1] < 0.75
+
+
+@pytest.mark.parametrize(("scores", "status"), [(None, "not run"), ([], "not run"), ([1.0, 1.1], "failed")])
+@pytest.mark.parametrize("relation", ["<=", ">="])
+def test_a_mean_of_what_is_no_score_does_not_pass(scores, status, relation):
+    assert mean_score("right", scores, relation, 0.5, **SURE).status == status
 
 
 @pytest.mark.parametrize("sides", [(None, [1.0]), ([1.0], None), ([], [])])

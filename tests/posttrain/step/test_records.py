@@ -1,10 +1,12 @@
 """Files in a run's record: in which order they are read, and what happens to those that are none."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from posttrain.step.progress import LEASE_SECONDS
 from posttrain.step.provenance import trace
 from posttrain.step.records import StepRecord, read_records, replace_record, write_record
 from tests.posttrain.step.test_provenance import END
@@ -16,6 +18,7 @@ def record(root: Path, *, step: str = "check_merge", started_at: str = "2026-01-
     return write_record(str(root), StepRecord(step=step, started_at=started_at, **values))
 
 
+STATUSES = {"merge": "succeeded", "check_merge": "failed", "train": "unfinished", "publish": "running"}
 STRAY = {"check_merge.2.json": "", "notes.1.json": "{}", "check_data.1.json": "[1"}
 
 
@@ -76,3 +79,20 @@ def test_a_record_is_replaced_whole_and_without_secrets(tmp_path):
         0,
         0,
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "age", "is_alive"), [("running", 0, True), ("running", LEASE_SECONDS, False), ("succeeded", 0, False)]
+)
+def test_a_step_is_alive_while_its_record_is_renewed(status, age, is_alive, tmp_path):
+    started = datetime.now(UTC) - timedelta(seconds=30 + age)
+    assert record(tmp_path, status=status, started_at=started.isoformat(), seconds=30.0).is_alive is is_alive
+
+
+def test_the_record_of_an_attempt_that_is_over_is_read_once(tmp_path):
+    ended = {record(tmp_path, step=step, status=status).step: status for step, status in STATUSES.items()}
+    known = {}
+    for _ in range(2):
+        assert {one.step: one.status for one in read_records(str(tmp_path), "r", ended=known)} == ended
+        assert known.keys() == {f"{step}.1.json" for step, status in ended.items() if status != "running"}
+        Path(tmp_path, "runs/r/merge.1.json").write_text("changed since")
