@@ -24,6 +24,7 @@ from posttrain.rows.held_out import SALT, side_of
 from posttrain.rows.sources import open_data_set
 from posttrain.step import frame, kfp_io
 from posttrain.step.running import Running
+from posttrain.storage.local import naming
 
 SIDES = ("train", "eval")
 
@@ -174,7 +175,7 @@ def complete_files(paths: dict[str, str]) -> Iterator[Callable[[str, dict], None
     """Writes rows to JSON Lines files by name; none of the files appears before all rows are written."""
     partial = {name: Path(f"{path}.partial") for name, path in paths.items()}
     try:
-        with ExitStack() as stack:
+        with naming(partial["train"].parent), ExitStack() as stack:
             opened = {name: stack.enter_context(open_jsonl(path)) for name, path in partial.items()}
             yield lambda name, row: write_row(opened[name], row)
         for name, path in partial.items():
@@ -201,9 +202,13 @@ def main(argv: list[str] | None = None) -> None:
     outputs = {name: getattr(args, name) for name in ("train", "eval", "statistics", "manifest")}
 
     def work(_: Running) -> dict:
-        storage.check_allowed(args.dataset, step.allowed_prefixes, name="dataset")
+        setting = f"{args.kind}_dataset"
+        storage.check_allowed(args.dataset, step.allowed_prefixes, name=setting)
         with complete_files({name: outputs[name] for name in SIDES}) as write:
-            prepared = prepare(args.dataset, kind=args.kind, settings=step.data, write=write)
+            try:
+                prepared = prepare(args.dataset, kind=args.kind, settings=step.data, write=write)
+            except ValueError as error:
+                raise ValueError(f"{setting}: {error}") from error
         write_manifest(outputs["manifest"], prepared)
         statistics = prepared.statistics
         Path(outputs["statistics"]).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")

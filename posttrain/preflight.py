@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,7 +67,7 @@ class Counted:
 
 
 def check(config: Config, parameters: dict[str, Any], *, disk: Path) -> None:
-    """Raises ValueError with all problems; if there are several, each is also printed on a line.
+    """Raises one ValueError with all problems.
 
     Args:
         disk: a folder, existing or not, on the disk for inputs and outputs of the steps.
@@ -99,7 +98,7 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
 
 
 def findings(config: Config, parameters: dict[str, Any], *, disk: Path, counted: Counted | None = None) -> list[str]:
-    """Lists everything that would end the run later, one line each; prints them if there are several.
+    """Lists everything that would end the run later, one line each.
 
     What it learns about data and model it notes in `counted`.
     """
@@ -108,11 +107,19 @@ def findings(config: Config, parameters: dict[str, Any], *, disk: Path, counted:
         try:
             look()
         except (ValueError, OSError) as error:
-            problems.append(wording.line(str(error)))
-    problems += counted.shortages(config)
-    if len(problems) > 1:
-        print(*(f"problem: {problem}" for problem in problems), sep="\n", file=sys.stderr)
-    return problems
+            problems.append(wording.line(named(str(error), look)))
+        except Exception as error:  # noqa: BLE001  whatever it is, it must not cost what the other looks find
+            logger.exception("an error that no check expected")
+            problems.append(wording.line(named(f"{type(error).__name__}: {error}", look)))
+    return problems + counted.shortages(config)
+
+
+def named(problem: str, look: partial) -> str:
+    """Puts the setting that a problem is about before it: a file alone does not say which it is."""
+    setting = look.keywords.get("name") or SETTINGS.get(look.func, "")
+    if look.func is check_prompts:
+        setting = f"validation.{look.keywords['key']}"
+    return problem if problem.startswith(setting) else f"{setting}: {problem}"
 
 
 def refuse(problems: list[str]) -> None:
@@ -121,7 +128,7 @@ def refuse(problems: list[str]) -> None:
         raise ValueError(f"{len(problems)} problems: {'; '.join(problems)}" if len(problems) > 1 else problems[0])
 
 
-def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Counted) -> list[Callable[[], Any]]:
+def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Counted) -> list[partial]:
     """Returns the checks; each raises by itself, and notes in `counted` how many rows there are."""
     looks = [partial(check_name, parameters["model_name"], key="model_name")]
     looks.append(partial(check_storage_root, parameters["storage_root"], config))
@@ -274,6 +281,9 @@ def memory_warnings(step: PreflightStep, base_model: str) -> list[str]:
     return warnings
 
 
+SETTINGS = {check_storage_root: "storage_root", check_base_model: "base_model"}  # look without a name -> its setting
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--base-model", required=True, help="org/name[@revision], gs://, s3:// or a folder")
@@ -294,6 +304,8 @@ def main(argv: list[str] | None = None) -> None:
     # Before the record is begun: if the storage is not writable, nothing else would be reported.
     counted = Counted.of(step)
     problems = findings(step, vars(args), disk=kfp_io.output_folder(args.executor_input), counted=counted)
+    if len(problems) > 1:
+        print(*(f"problem: {problem}" for problem in problems), sep="\n", file=sys.stderr)
     targets = [] if problems else target_lines(step, counted)
     for line in targets:
         logger.info("%s", line)

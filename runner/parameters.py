@@ -3,6 +3,7 @@
 import argparse
 import re
 import uuid
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,29 +26,39 @@ def run_parameters(config: PipelineConfig, args: argparse.Namespace) -> dict[str
     """Returns the run parameters of the graph: those of the command line override the configuration's."""
     parameters = {name: getattr(args, name) or getattr(config, name) for name in RUN_PARAMETERS}
     parameters["model_name"] = parameters["model_name"] or config.pipeline_id
-    parameters["storage_root"] = absolute_path(parameters["storage_root"])
+    parameters["storage_root"] = _named("storage_root", absolute_path, parameters["storage_root"])
     for name in ("base_model", "sft_dataset", "preference_dataset"):
-        parameters[name] = absolute(parameters[name])
+        parameters[name] = _named(name, absolute, parameters[name])
     parameters["overrides"] = parse_overrides(args.overrides)
     check_run_parameters(parameters)
     return parameters
 
 
+def _named(setting: str, make: Callable[[str], str], uri: str) -> str:
+    """Names the setting in an error of its address."""
+    try:
+        return make(uri)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
+
+
 def absolute_paths(config: PipelineConfig) -> PipelineConfig:
     """Returns the configuration with absolute local paths: the steps run in another working directory."""
-    prompt_files = {key: absolute_path(uri) for key, uri in prompts.given(config.validation).items()}
-    judges = {"judge_model": config.validation.judge_model and absolute(config.validation.judge_model)}
-    options = config.validation.match_options
+    options, validation = config.validation.match_options, config.validation
+    files = prompts.given(validation) | {"lm_eval_data": validation.lm_eval_data}
+    paths = {key: _named(f"validation.{key}", absolute_path, uri) for key, uri in files.items() if uri}
+    if validation.judge_model:
+        paths["judge_model"] = _named("validation.judge_model", absolute, validation.judge_model)
     if options.judge_model:
-        judges["match_options"] = options.model_copy(update={"judge_model": absolute(options.judge_model)})
-    tasks = {"lm_eval_data": config.validation.lm_eval_data and absolute_path(config.validation.lm_eval_data)}
-    validation = config.validation.model_copy(update=prompt_files | judges | tasks)
-    changes = {
-        "validation": validation,
-        "storage_root": absolute_path(config.storage_root),
-        "publish_root": config.publish_root and absolute_path(config.publish_root),
-        "allowed_prefixes": [absolute(prefix) for prefix in config.allowed_prefixes],
-        "allowed_storage_roots": list(map(absolute_root, config.allowed_storage_roots)),
+        judge = _named("validation.match_options.judge_model", absolute, options.judge_model)
+        paths["match_options"] = options.model_copy(update={"judge_model": judge})
+    roots = {key: getattr(config, key) for key in ("storage_root", "publish_root")}
+    changes = {key: _named(key, absolute_path, uri) for key, uri in roots.items() if uri} | {
+        "validation": validation.model_copy(update=paths),
+        "allowed_prefixes": [_named("allowed_prefixes", absolute, uri) for uri in config.allowed_prefixes],
+        "allowed_storage_roots": [
+            _named("allowed_storage_roots", absolute_root, uri) for uri in config.allowed_storage_roots
+        ],
     }
     return config.model_copy(update=changes)
 
@@ -92,3 +103,13 @@ def new_run_id(storage_root: str, wanted: str | None) -> str:
     if storage.list_files(layout.runs(storage_root, wanted)):
         raise ValueError(f"--run-id {wanted!r} has a record in {storage_root} already; choose another id")
     return wanted
+
+
+def without(command: Sequence[str], *, flags: Collection[str], with_value: Collection[str]) -> list[str]:
+    """Returns a command line without these flags, some of which have a value."""
+    kept, skips = [], False
+    for word in command:
+        if not skips and word.partition("=")[0] not in (*flags, *with_value):
+            kept.append(word)
+        skips = not skips and word in with_value
+    return kept

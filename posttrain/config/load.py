@@ -37,7 +37,8 @@ def load_config(paths: str | Path | Sequence[str | Path], settings: list[str] | 
         validate(OVERRIDABLE[name], section, source=str(file))
         raw |= merged({name: section}, {name: raw.get(name) or {}})
     _embed_schema(raw, folders)
-    return validate(PipelineConfig, raw, source=source)
+    keys = [OTHER_NAMES.get(key, key) for key in (setting.partition("=")[0] for setting in settings)]
+    return validate(PipelineConfig, raw, source=source, settings=keys)
 
 
 def _stages_with_a_file(raw: dict) -> list[tuple[str, dict]]:

@@ -5,6 +5,7 @@ Every problem is one line that names source, key, value and remedy.
 
 import json
 import re
+from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -124,8 +125,11 @@ def read_yaml(path: Path) -> dict:
     return raw
 
 
-def validate(section: type[S], raw: Any, *, source: str) -> S:
+def validate(section: type[S], raw: Any, *, source: str, settings: Collection[str] = ()) -> S:
     """Validates a section.
+
+    Args:
+        settings: keys that `--set` has set: it is named for them, and not `source`.
 
     Raises:
         ValueError: with all problems on one line, each with its key, value and remedy.
@@ -133,7 +137,17 @@ def validate(section: type[S], raw: Any, *, source: str) -> S:
     try:
         return section.model_validate(raw)
     except ValidationError as error:
-        raise ValueError(f"{source}: {'; '.join(_problem(section, e) for e in error.errors())}") from None
+        problems: dict[str, list[str]] = {}
+        for one in error.errors():
+            key = ".".join(str(part) for part in one["loc"])
+            problems.setdefault(_origin(key, settings) or source, []).append(_problem(section, one))
+        raise ValueError("; ".join(f"{origin}: {'; '.join(some)}" for origin, some in problems.items())) from None
+
+
+def _origin(key: str, settings: Collection[str]) -> str | None:
+    """Returns the `--set` that has set a key, or a part of its value; None for a key of the files."""
+    is_it = [f"{key}.".startswith(f"{name}.") or key and name.startswith(f"{key}.") for name in settings]
+    return next((f"--set {name}" for name, is_this in zip(settings, is_it, strict=True) if is_this), None)
 
 
 def json_object(text: str, source: str) -> dict:

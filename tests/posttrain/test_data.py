@@ -104,7 +104,7 @@ def test_the_command_ends_with_one_line_that_says_what_is_wrong(tmp_path):
     assert (
         ended.stderr.strip()
         .splitlines()[-1]
-        .startswith(f"ValueError: {tmp_path / 'rows.jsonl'}: row 2: 'completion' missing")
+        .startswith(f"ValueError: sft_dataset: {tmp_path / 'rows.jsonl'}: row 2: 'completion' missing")
     )
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "runs"}
 

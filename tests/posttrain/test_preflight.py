@@ -39,6 +39,11 @@ def given(tmp_path):
     }  # fmt: skip
 
 
+def findings(given: dict, **values) -> list[str]:
+    disk = Path(given["storage_root"]) / "artifacts"
+    return preflight.findings(PreflightStep.model_validate(values), given, disk=disk)
+
+
 def check(given: dict, **values) -> None:
     preflight.check(PreflightStep.model_validate(values), given, disk=Path(given["storage_root"]) / "artifacts")
 
@@ -76,8 +81,11 @@ def test_everything_is_told_at_once(given, tmp_path, capsys):
     wrong = {"preference_dataset": "", "storage_root": "/proc/none"}
     with pytest.raises(ValueError) as caught:
         check(given | wrong, validation={"red_team_prompts": "s3://elsewhere/p.jsonl"}, publish_root="/proc/published")
-    told = capsys.readouterr().err.splitlines()
-    assert str(caught.value) == "6 problems: " + "; ".join(line.removeprefix("problem: ") for line in told)
+    told = findings(
+        given | wrong, validation={"red_team_prompts": "s3://elsewhere/p.jsonl"}, publish_root="/proc/published"
+    )
+    assert str(caught.value) == "6 problems: " + "; ".join(told)
+    assert capsys.readouterr().err == ""  # once, by whoever catches it
     words = ["/proc/none", "/proc/published", "no chat template", "no rows", "preference_dataset is empty", "red_team"]
     assert all(word in line for word, line in zip(words, told, strict=True)), told
 
@@ -141,16 +149,71 @@ def test_red_team_prompts_are_looked_at(given, tmp_path):
         check(given, validation=validation)
 
 
+DEEP = '{"prompt": "a", "completion": "b", "meta": ' + "[" * 990 + "]" * 990 + "}"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "sft.jsonl",
+            '{"prompt": "a", "completion": "b", "id": ' + "9" * 5000 + "}",
+            "sft_dataset: .*line 1: 'id' is a",
+        ),
+        ("sft.jsonl", DEEP, "sft_dataset: .*line 1: .*more than 200 lists .*: flatten it"),
+        (
+            "sft.jsonl",
+            r'{"prompt": "a", "completion": "b", "id": "\ud83d"}',
+            "sft_dataset: .*line 1: 'id' has an unpaired",
+        ),
+        ("pairs.jsonl", '{"prompt": "a", "prompt": "b"}', "preference_dataset: .*line 1: 'prompt' stands twice"),
+        ("pairs.jsonl", '{"chosen": NaN}', "preference_dataset: .*line 1: 'chosen' is NaN"),
+        (
+            "red_team.json",
+            '["how?"]',
+            "validation.red_team_prompts: .*red_team.json: row 1: is 'how\\?': give an object",
+        ),
+        (
+            "red_team.json",
+            r'[{"prompt": "half \ud83d"}]',
+            "validation.red_team_prompts: .*row 1: 'prompt' has an unpaired",
+        ),
+        ("red_team.json", '[{"prompt": ["how?"]}]', "validation.red_team_prompts: .*row 1: 'prompt' is"),
+        ("model/config.json", "{" + '"a":{' * 9999, "base_model: .*config.json: not valid JSON"),
+    ],
+)
+def test_a_file_that_ends_its_look_is_named_with_its_setting_and_costs_no_other(
+    given, tmp_path, file, content, message
+):
+    (tmp_path / "red_team.json").write_text('[{"prompt": "how?"}]')
+    (tmp_path / file).write_text(content)
+    files = {"red_team_prompts": str(tmp_path / "red_team.json"), "off_topic_prompts": "/nowhere.jsonl"}
+    named, other = findings(given, validation=files)
+    assert re.match(message, named), named
+    assert other.startswith("validation.off_topic_prompts: /nowhere.jsonl: no such file")
+
+
+def test_an_error_that_no_look_expects_costs_no_other(given, monkeypatch, caplog):
+    def fails(*_, **__):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(preflight.data, "prepare", fails)
+    with pytest.raises(ValueError) as caught:
+        check(given | {"base_model": "/nowhere"})
+    words = ["3 problems: base_model: '/nowhere' does", "; sft_dataset: ZeroDivisionError: division by zero; pref"]
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "in fails" in caplog.text  # for whoever mends it
+
+
 def needing(of: str, num_rows: int, limit: str, **values) -> dict:
     need = {"of": of, "num_rows": num_rows, "limits": {limit: 0.9}}
     return {"needs": [need | values], "eval_fraction": 0.1}
 
 
-def test_too_few_held_out_rows_are_a_problem_among_the_others(given, capsys):
-    with pytest.raises(ValueError, match="^2 problems: base_model") as caught:
-        check(given | {"base_model": "/nowhere"}, evidence=needing("sft_prompts", 8, "min_format_valid_rate"))
-    problem = capsys.readouterr().err.splitlines()[-1]
-    assert problem.removeprefix("problem: ") in str(caught.value)
+def test_too_few_held_out_rows_are_a_problem_among_the_others(given):
+    evidence = needing("sft_prompts", 8, "min_format_valid_rate")
+    first, problem = findings(given | {"base_model": "/nowhere"}, evidence=evidence)
+    assert first.startswith("base_model: ")
     assert "different held-out SFT prompts (data.eval_fraction 0.1 of 40 prompts): at confidence 0.95, " in problem
     assert (
         "validation.min_format_valid_rate = 0.9 needs 8 even if every answer is right; set data.eval_fraction"

@@ -85,6 +85,22 @@ def test_bad_values_are_one_line_with_file_and_key(files, setting, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_problem_names_the_setting_that_made_it_and_not_a_file(files):
+    settings = ["validation.max_los=1", "stages.sft={retry_count: -1}", "sft.lora_r=0", "sft.lora_r=-4"]
+    with pytest.raises(ValueError) as caught:
+        load_config(files / "pipeline.yaml", settings)
+    message = str(caught.value)
+    assert message.startswith("--set stages.sft: stages.sft.retry_count = '-1'"), message
+    assert "; --set sft.lora_r: sft.lora_r = '-4'" in message
+    assert "; --set validation.max_los: validation.max_los: unknown key; did you mean max_loss?" in message
+    assert "pipeline.yaml" not in message
+    (files / "wrong.yaml").write_text("dpo: {bta: 1}\n")
+    with pytest.raises(
+        ValueError, match=r"pipeline.yaml, .*wrong.yaml: dpo.bta: unknown key.*; --set 'sft.epochs=-1': "
+    ):
+        load_config([files / "pipeline.yaml", files / "wrong.yaml"], ["sft.epochs=-1"])
+
+
 def test_an_empty_file_is_called_empty(tmp_path):
     (tmp_path / "c.yaml").write_text("# nothing yet\n")
     with pytest.raises(ValueError, match=r"c\.yaml: is empty: give a mapping of keys to values"):
