@@ -11,17 +11,19 @@ python compile.py --config configs/pipeline_config.yaml configs/clusters/eks.yam
 
 import argparse
 import logging
+import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipelines.compiler import compile_graph, compile_sweep, unpushed_images
-from pipelines.package import Package
-from pipelines.workflow_size import workflow_bytes
-from posttrain.config import PipelineConfig, load_config, requirements
-from posttrain.config.sweep import SweepConfig
-from posttrain.config.unjudged import unjudged
+from runner import streams
+
+if TYPE_CHECKING:
+    from posttrain.config import PipelineConfig
+    from posttrain.config.sweep import SweepConfig
 
 LINE, SWEEP = "post_training.yaml", "sweep.yaml"
 
@@ -44,29 +46,36 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    streams.keep_open()
     args = build_parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
-        config = load_config(args.config, args.settings)
-        sweep = read_sweep(args, config)
-        graphs = graphs_of(args, config, sweep)
-        if args.check:
-            return max([check(write, output) for output, write in graphs.items()])
-        for output, write in graphs.items():
-            write(output)
+        return run(args)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    names = " and ".join(map(str, graphs)) + (" runs" if len(graphs) == 1 else " run")
-    if not args.allow_tags and (images := unpushed_images()):
-        print(
-            f"{names} on this machine only: images/digests.yaml has no digest for {' and '.join(images)}; "
-            "push the images and compile again, or give --allow-tags to silence this",
-            file=sys.stderr,
-        )
-    for output in graphs:
-        workflow = workflow_bytes(Package.read(output)) / 1e6
-        print(f"{output}: {output.stat().st_size / 1e3:.0f} kB; as a Workflow about {workflow:.1f} MB")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes or checks the graphs and returns the exit code. The imports take seconds, for which --help does not wait.
+
+    Raises:
+        ValueError: the configuration cannot be compiled, or an output not be written.
+    """
+    from posttrain.config import load_config, requirements
+    from posttrain.config.unjudged import unjudged
+
+    config = load_config(args.config, args.settings)
+    sweep = read_sweep(args, config)
+    graphs = graphs_of(args, config, sweep)
+    if args.check:
+        return max([check(write, output) for output, write in graphs.items()])
+    for output, write in graphs.items():
+        try:
+            write(output)
+        except OSError as error:
+            raise ValueError(f"{output}: cannot be written, {error.strerror}: give another output file") from error
+    print_written(graphs, allow_tags=args.allow_tags)
     for sentence in unjudged(config.validation):
         print(f"warning: {sentence}", file=sys.stderr)
     print(requirements.table(config) if args.limits else requirements.summary(config))
@@ -75,15 +84,38 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def read_sweep(args: argparse.Namespace, config: PipelineConfig) -> SweepConfig | None:
+def print_written(outputs: Iterable[Path], *, allow_tags: bool) -> None:
+    """Prints the sizes of the graphs, and warns if they run on this machine only."""
+    from pipelines.compiler import unpushed_images
+    from pipelines.package import Package
+    from pipelines.workflow_size import workflow_bytes
+
+    outputs = list(outputs)
+    names = " and ".join(map(str, outputs)) + (" runs" if len(outputs) == 1 else " run")
+    if not allow_tags and (images := unpushed_images()):
+        print(
+            f"{names} on this machine only: images/digests.yaml has no digest for {' and '.join(images)}; "
+            "push the images and compile again, or give --allow-tags to silence this",
+            file=sys.stderr,
+        )
+    for output in outputs:
+        workflow = workflow_bytes(Package.read(output)) / 1e6
+        print(f"{output}: {output.stat().st_size / 1e3:.0f} kB; as a Workflow about {workflow:.1f} MB")
+
+
+def read_sweep(args: argparse.Namespace, config: "PipelineConfig") -> "SweepConfig | None":
     """Returns the settings of the sweep, unless the pipeline alone is to be written."""
     if args.output and not args.sweep_output:
         return None
+    from posttrain.config.sweep import SweepConfig
+
     return SweepConfig.read(args.sweep).for_line(config.stages, config.validation)
 
 
-def graphs_of(args: argparse.Namespace, config: PipelineConfig, sweep: SweepConfig | None) -> dict[Path, Write]:
+def graphs_of(args: argparse.Namespace, config: "PipelineConfig", sweep: "SweepConfig | None") -> dict[Path, Write]:
     """Returns, for each output, the function that writes it: both graphs, or those whose output is named."""
+    from pipelines.compiler import compile_graph, compile_sweep
+
     graphs: dict[Path, Write] = {}
     if args.output or not args.sweep_output:
         graphs[Path(args.output or LINE)] = lambda path: compile_graph(config, path)
@@ -105,4 +137,5 @@ def check(write: Write, output: Path) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # no traceback of an import
     sys.exit(main())

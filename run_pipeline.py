@@ -11,13 +11,17 @@ publish receipt, the verdicts), never from the state that a runner or Kubeflow r
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from runner import streams
 from runner.exit_codes import ERROR, INTERRUPTED
+
+GOES_ON = "Interrupted ({cause}). To go on, run:\n{command}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,12 +95,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    handle_signals(lambda *_: os._exit(INTERRUPTED))  # an exception could get lost in a callback of the import system
-    args = parse_args(argv)
     command = ["python", "run_pipeline.py", *(sys.argv[1:] if argv is None else argv)]
+    # An exception could get lost in a callback of the import system.
+    handle_signals(lambda number, _: leave_at_once(command, number))
+    streams.keep_open()
+    args = parse_args(argv)
     try:
         return run(args, command)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if not isinstance(interrupt, streams.Told):
+            print(f"\n{GOES_ON.format(cause=cause_of(interrupt), command=shlex.join(command))}")
         cause, code = "interrupted", INTERRUPTED
     except (ValueError, OSError, ImportError) as error:
         cause, code = str(error), ERROR
@@ -104,10 +112,18 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
+def leave_at_once(command: list[str], number: int) -> None:
+    """Ends a process that still imports: nothing has begun that could be saved."""
+    text = GOES_ON.format(cause=name_of(number), command=shlex.join(command))
+    with suppress(OSError):  # the terminal is gone
+        os.write(sys.__stdout__.fileno() if sys.__stdout__ else 1, f"{text}\n".encode())
+    os._exit(INTERRUPTED)
+
+
 def run(args: argparse.Namespace, command: list[str]) -> int:
     """Runs the graph and returns the exit code. The imports take seconds, for which neither --help nor Ctrl-C waits."""
-    if args.junit:
-        Path(args.junit).unlink(missing_ok=True)  # CI must not take an earlier run's for this one's
+    if args.junit and Path(args.junit).is_file():
+        Path(args.junit).unlink()  # CI must not take an earlier run's for this one's
     from posttrain.config import masking
     from runner import junit
 
@@ -121,17 +137,22 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     from runner import here
 
     handle_signals(interrupt)
-    return here.run(args)
+    return here.run(args, command)
 
 
 def handle_signals(handler: Callable) -> None:
-    """Sets the handler of Ctrl-C too, because a shell may have it ignored in a job that runs in the background."""
+    """Sets the handler of Ctrl-C too, because a shell may have it ignored in a job that runs in the background.
+
+    A terminal that is closed sends SIGHUP; where that is ignored, as under nohup, it stays so.
+    """
     signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGTERM, handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handler)
 
 
 def report_failure(args: argparse.Namespace, cause: str, code: int) -> None:
-    """Tells the terminal and CI why there is no result. A Ctrl-C needs no words."""
+    """Tells the terminal and CI why there is no result. Of an interrupt the terminal knows already."""
     from posttrain.pages import wording
 
     if code != INTERRUPTED:
@@ -139,13 +160,22 @@ def report_failure(args: argparse.Namespace, cause: str, code: int) -> None:
     if args.junit:
         from runner import junit
 
-        with suppress(OSError):  # the file may be what the error is about
+        with suppress(ValueError):  # the file may be what the error is about
             junit.write(args.junit, junit.of_error(wording.line(cause)))
 
 
 def interrupt(number: int, _) -> None:
-    """Ends the run at SIGINT and SIGTERM alike: the running steps save their state and the run is reported."""
-    raise KeyboardInterrupt("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+    """Ends the run at SIGINT, SIGTERM and SIGHUP alike: the running steps save their state and the run is reported."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # shell and kernel both send it when a terminal is closed
+    raise KeyboardInterrupt(name_of(number))
+
+
+def name_of(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def cause_of(interrupt: KeyboardInterrupt) -> str:
+    return str(interrupt) or "Ctrl-C"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from runner.docker import Docker
 from runner.exit_codes import INTERRUPTED
 from runner.forking import forked
 from runner.local import GraphRun, ProcessRunner, Runner, run_graph
-from runner.parameters import local_folder, new_run_id
+from runner.parameters import local_folder, new_run_id, without
 from runner.request import RunRequest
 from runner.summary import print_interrupt, print_plan, print_start, report_result, with_failed_winner
 from runner.view import view_of
@@ -33,7 +35,7 @@ class Run:
     run_id: str
     runner: Runner
     is_fresh: bool = False  # reuses nothing from earlier runs
-    has_chosen_id: bool = False  # chosen by the user, and not to be used again
+    command: Sequence[str] = ()  # that started it
     junit_file: str | None = None
 
     @property
@@ -47,14 +49,14 @@ class Run:
         return (local_folder(self.request.storage_root) / "artifacts").absolute()
 
 
-def run(args: argparse.Namespace) -> int:
-    """Runs what the command line asks for and returns the exit code."""
+def run(args: argparse.Namespace, command: Sequence[str]) -> int:
+    """Runs what the command line asks for and returns the exit code; `command` is the one to go on with."""
     request = RunRequest.read(args)
     # All other checks are made by the first step. This one cannot be: a step reports what it finds in that storage.
     preflight.check_storage_root(request.storage_root, request.config)
     run_id = new_run_id(request.storage_root, args.run_id)
     runner = docker_runner(args, request) if args.runner == "docker" else process_runner(request)
-    return run_here(Run(request, run_id, runner, args.fresh, has_chosen_id=bool(args.run_id), junit_file=args.junit))
+    return run_here(Run(request, run_id, runner, args.fresh, command=command, junit_file=args.junit))
 
 
 def process_runner(request: RunRequest) -> ProcessRunner:
@@ -104,14 +106,13 @@ def run_here(run: Run) -> int:
     if result.success and not run.request.config.save_intermediate:
         shutil.rmtree(run.artifacts / run.run_id, ignore_errors=True)
     if interrupted_by:
-        print_interrupt(result, interrupted_by, how_to_continue(run))
+        print_interrupt(result, interrupted_by, to_go_on(run.command))
     return INTERRUPTED if interrupted_by else exit_code
 
 
-def how_to_continue(run: Run) -> str:
-    """Says what to do after an interrupt. Finished steps and checkpoints are found by any later run."""
-    changes = ["with another --run-id"] * run.has_chosen_id + ["without --fresh"] * run.is_fresh
-    return f"Run the same command again {' and '.join(changes)}{' ' if changes else ''}to continue."
+def to_go_on(command: Sequence[str]) -> str:
+    """Returns the command that goes on after an interrupt. Any later run has finished steps and checkpoints."""
+    return shlex.join(without(command, flags=("--fresh",), with_value=("--run-id",)))
 
 
 def report_killed_runs(run: Run) -> None:

@@ -22,10 +22,14 @@ COUNTED = {"tests": ".//testcase", "failures": ".//failure", "errors": ".//error
 
 
 def write(file: str | None, text: str) -> None:
-    """Writes the XML to the file that the user asked for, if there is one."""
-    if file:
+    """Writes the XML to the file of `--junit`, if there is one; raises ValueError if it cannot be written."""
+    if not file:
+        return
+    try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--junit {file}: cannot be written, {error.strerror}: give another file") from error
 
 
 def of_run(result: PipelineResult) -> str:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from posttrain import storage
 from posttrain.config import ReportStep
 from posttrain.storage import layout
+from posttrain.storage.local import naming
 
 RUNNING, CLAIM = "RUNNING", "CLAIM"
 
@@ -59,8 +60,9 @@ def under_way(run_folder: Path, settings: ReportStep) -> Iterator[None]:
     with open(partial, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(settings.model_dump_json())
-            file.flush()
+            with naming(partial):
+                file.write(settings.model_dump_json())
+                file.flush()
             path.hardlink_to(partial)
         except FileExistsError:
             raise ValueError(f"--run-id {run_folder.name!r} is running already; choose another id") from None

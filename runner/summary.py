@@ -160,10 +160,10 @@ def made_current(result: report.PipelineResult) -> str | None:
     return "no" if not result.is_current else f"yes, without a comparison: {because}" if because else "yes"
 
 
-def print_interrupt(result: report.PipelineResult, cause: str, remedy: str) -> None:
-    """Prints where the run was interrupted, by what, and how to continue it."""
+def print_interrupt(result: report.PipelineResult, cause: str, command: str) -> None:
+    """Prints where the run was interrupted, by what, and on the last line the command that goes on."""
     steps = " and ".join(interrupted_steps(result))
-    print(f"\nInterrupted ({cause}){f' in {steps}' if steps else ''}. {remedy}")
+    print(f"\nInterrupted ({cause}){f' in {steps}' if steps else ''}. To go on, run:\n{command}")
 
 
 def interrupted_steps(result: report.PipelineResult) -> list[str]:

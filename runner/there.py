@@ -19,10 +19,10 @@ from posttrain.config import line
 from posttrain.pages import wording
 from posttrain.step.progress import LEASE_SECONDS
 from posttrain.storage import layout
-from runner import junit, kubeflow
+from runner import junit, kubeflow, streams
 from runner.exit_codes import ERROR, PROMOTED
 from runner.follow import ClusterWatch, RunRecords, attempts_of
-from runner.parameters import new_run_id
+from runner.parameters import new_run_id, without
 from runner.request import RunRequest
 from runner.summary import finds_winner_alone, print_start, report_result, with_failed_winner
 from runner.view import print_pairs, view_of
@@ -82,7 +82,7 @@ class Cluster:
         """Returns where the run is seen, and the commands that follow it and end it."""
         follow, stop = ([*self.command, flag, run_id] for flag in ("--run-id", "--stop"))
         page = {"Run page": self.client.page(run_id)}
-        return page | {"To follow it": shlex.join(follow), "To stop it": shlex.join(stop)}
+        return page | {"To stop it": shlex.join(stop), "To follow it": shlex.join(follow)}
 
 
 def run(args: argparse.Namespace, command: list[str]) -> int:
@@ -167,12 +167,7 @@ def check_readable(storage_root: str) -> None:
 
 def without_run(command: list[str]) -> list[str]:
     """Returns the command without the flags that say which run it is about and whether to wait for it."""
-    kept, skips = [], False
-    for word in command:
-        if not skips and word.partition("=")[0] not in ("--detach", "--run-id", "--stop"):
-            kept.append(word)
-        skips = not skips and word in ("--run-id", "--stop")
-    return kept
+    return without(command, flags=("--detach",), with_value=("--run-id", "--stop"))
 
 
 def stop(cluster: Cluster, run_id: str) -> int:
@@ -203,9 +198,11 @@ def follow_to_end(cluster: Cluster, run_id: str) -> Ended:
     """Follows the run and returns its end. Its result is written too if the run could not do that itself."""
     try:
         state, was_canceled = cluster.follow(run_id)
-    except (KeyboardInterrupt, OSError):
+    except (KeyboardInterrupt, OSError) as cause:
         print("\nNo longer following the run; it goes on.")
         print_pairs(cluster.places(run_id))
+        if isinstance(cause, KeyboardInterrupt):
+            raise streams.Told(*cause.args) from cause
         raise
     print_pairs({"Kubeflow says": f"{state} (canceled)" if was_canceled else state})
     request = cluster.request

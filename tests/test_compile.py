@@ -86,6 +86,20 @@ def test_a_graph_that_breaks_a_rule_is_not_written(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("output", ["", "gone/graph.yaml", "graph.yaml/x"])
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys, output):
+    (tmp_path / "graph.yaml").touch()
+    assert command.main(["--output", str(tmp_path / output)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / output}: cannot be written, ")
+
+
+def test_a_full_disk_is_named_with_the_output(capsys):
+    assert command.main(["--output", "/dev/full"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: /dev/full: cannot be written, No space left on device: give another output file"
+
+
 @pytest.mark.parametrize(
     "digest", ["sha256:12", "0a" * 32, f"sha256:{'0A' * 32}", f"sha256:{'0a' * 32}\n", "latest", 12]
 )

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -282,7 +283,8 @@ def test_an_interrupt_leaves_a_result(project, capsys, monkeypatch):
     assert start("--junit", "gates.xml") == exit_codes.INTERRUPTED
     out = capsys.readouterr().out
     assert out.endswith(
-        "\nInterrupted (Ctrl-C) in preflight. Run the same command again with another --run-id to continue.\n"
+        "\nInterrupted (Ctrl-C) in preflight. To go on, run:\n"
+        "python run_pipeline.py --config config.yaml --junit gates.xml\n"
     )
     assert "Errors" not in out  # said once
     assert result(project)["errors"] == ["preflight: interrupted"]
@@ -296,7 +298,9 @@ def test_an_interrupt_before_the_first_step_is_not_taken_for_a_step_that_was_kil
     monkeypatch.setattr(here, "run_graph", interrupted)
     assert run_pipeline.main(["--config", "config.yaml"]) == exit_codes.INTERRUPTED
     out = capsys.readouterr().out
-    assert out.endswith("\nInterrupted (SIGTERM) in preflight. Run the same command again to continue.\n")
+    assert out.endswith(
+        "\nInterrupted (SIGTERM) in preflight. To go on, run:\npython run_pipeline.py --config config.yaml\n"
+    )
     assert "Errors" not in out
     assert result(project, value(out, "Run"))["errors"] == ["preflight: interrupted"]
 
@@ -343,6 +347,9 @@ def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(projec
         (["--overrides", '{"sft": ' + "[" * 9999], "--overrides: JSON with more than 200 levels"),
         (["--overrides", '{"validation": {}}'], "cannot be changed by a run"),
         (["--base-model", "org/{{model}}"], "{{"),
+        (["--base-model", "ftp://host/model"], "error: base_model: 'ftp://host/model' is not an address"),
+        (["--set", "validation.red_team_prompts=ftp://x/y"], "error: validation.red_team_prompts: 'ftp://x/y' is not"),
+        (["--set", "publish_root=ftp://x/y"], "error: publish_root: 'ftp://x/y' is not an address"),
         (["--storage-root", "gs://elsewhere/x", *OWN_ROOT], "none of the allowed prefixes"),
         (["--storage-root", "sft.jsonl/store", *OWN_ROOT], "cannot write"),
         (["--run-id", "../r1"], "is not a name"),
@@ -432,7 +439,7 @@ def test_the_command_line_alone_imports_nothing_that_takes_time():
 @pytest.mark.parametrize(
     "moment", ["yaml", "pydantic", "posttrain.report", "kfp.dsl", "kubernetes.client", "runner.here"]
 )
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_interrupt_while_it_imports_is_quiet(project, moment, number):
     """Sent when the module has been imported, as `-X importtime` tells line by line."""
     command = [sys.executable, "-X", "importtime", str(ROOT / "run_pipeline.py"), "--config", "config.yaml"]
@@ -442,32 +449,63 @@ def test_an_interrupt_while_it_imports_is_quiet(project, moment, number):
                 process.send_signal(number)
                 break
         lines = [line for line in process.stderr if not line.startswith("import time:")]
-        assert process.stdout.read() == ""
+        told = process.stdout.read()
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGHUP"
+    assert told == f"Interrupted ({name}). To go on, run:\npython run_pipeline.py --config config.yaml\n"
     assert (process.returncode, lines) == (exit_codes.INTERRUPTED, [])
     assert not (project / "store").exists()
 
 
-def test_a_run_that_is_told_to_end_ends_with_all_its_processes(project, monkeypatch):
+SCRIPT = (
+    "import functools, sys, run_pipeline; from pathlib import Path; from runner import here; "
+    "here.GraphRun = functools.partial(here.GraphRun, working_directory=Path('code').absolute()); "
+    "sys.exit(run_pipeline.main(['--config', 'config.yaml', '--run-id', 'r1']))"
+)
+
+
+def process_of_a_run(**streams) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", SCRIPT], stdout=subprocess.PIPE, text=True, env=environment, **streams
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_told_to_end_ends_with_all_its_processes(project, number):
     (project / "code" / "posttrain" / "sft.py").write_text(
-        "import time, sys\nprint('step 1/9', file=sys.stderr)\ntime.sleep(99)"
+        "import signal, sys, time\nfrom pathlib import Path\n"
+        "def save(*_):\n    time.sleep(0.3)\n    Path('saved').touch()\n    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, save)\nprint('step 1/9', file=sys.stderr, flush=True)\ntime.sleep(99)"
     )
-    script = (
-        "import functools, sys, run_pipeline; from pathlib import Path; from runner import here; "
-        "here.GraphRun = functools.partial(here.GraphRun, working_directory=Path('code').absolute()); "
-        "sys.exit(run_pipeline.main(['--config', 'config.yaml', '--run-id', 'r1']))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", script],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    process = process_of_a_run()
     for line in process.stdout:
         if "train_sft" in line:
-            process.send_signal(signal.SIGTERM)
+            wait_for_line(project / "store" / "runs" / "r1" / "logs" / "train_sft.log", "step 1/9")
+            process.send_signal(number)
+            if number == signal.SIGHUP:  # from the shell too; and the terminal is gone
+                process.stdout.close()
+                process.send_signal(number)
             break
-    process.stdout.read()
+    if number == signal.SIGTERM:
+        assert process.stdout.read().endswith("To go on, run:\npython run_pipeline.py --config config.yaml\n")
     assert process.wait() == exit_codes.INTERRUPTED
     process.stdout.close()
+    assert (project / "code" / "saved").exists()
     assert result(project)["errors"] == ["train_sft: interrupted"]
     assert str(project) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+
+def wait_for_line(file: Path, text: str) -> None:
+    until = time.monotonic() + 30
+    while not (file.exists() and text in file.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def test_a_run_goes_on_without_its_viewer(project):
+    process = process_of_a_run(stderr=subprocess.PIPE)
+    assert process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == exit_codes.PROMOTED
+    assert result(project)["success"] is True

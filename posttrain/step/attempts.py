@@ -5,7 +5,7 @@ module and command line of a step, POSTTRAIN_ATTEMPTS -> `python -m <module> ...
 A stage whose time was up, memory that ran out, a process that crashed, storage that was away: the next attempt starts
 here, in the same container, with its inputs in place. Whether a cluster would start the pod again depends on how it was
 installed, so it is left to the cluster only where the whole container ends. Bad input, a divergence and a gate's no end
-the step at once, and so does SIGTERM, which is passed on to the child.
+the step at once, and so do SIGTERM and SIGHUP, which reach the child as SIGTERM.
 """
 
 import json
@@ -27,9 +27,11 @@ from posttrain.step.run import configure_logging, is_fresh, run_id
 UNAVAILABLE, NO_MEMORY = 69, 71  # exit codes of a child, EX_UNAVAILABLE and EX_OSERR of sysexits.h; see `exit_code_of`
 MENDABLE = (EXIT_AGAIN, UNAVAILABLE, NO_MEMORY)
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "out of memory", "can't allocate memory")
-FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotImplementedError)
+FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotImplementedError, RecursionError)
 GRACE_SECONDS = 120.0  # from SIGTERM to SIGKILL when the time of an attempt is up: a training saves a checkpoint
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup does
+    SIGNALS |= {signal.SIGHUP}  # a terminal was closed
 MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")  # of this container, where the kernel counts what it has killed
 POD_ENV = "KFP_POD_NAME"  # set in every pod by Kubeflow
 

@@ -65,7 +65,10 @@ class LeaveInTime:
 
     @contextmanager
     def on_sigterm(self) -> Iterator[None]:
-        """Turns SIGTERM into a request to stop after the current step. Only a main thread can receive signals."""
+        """Turns SIGTERM into a request to stop after the current step, and SIGHUP, unless it is ignored as under nohup.
+
+        Only a main thread can receive signals.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -73,11 +76,15 @@ class LeaveInTime:
         def request(*_) -> None:
             self.got_sigterm = True
 
-        before = signal.signal(signal.SIGTERM, request)
+        numbers = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, request) for number in numbers}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def raise_if_stopped(self, state, *, stored_step: int | None) -> None:
         """Raises Unfinished if the training was stopped early; `stored_step` is the newest checkpoint in storage."""

@@ -111,12 +111,13 @@ def test_an_attempt_that_hangs_is_ended_and_the_next_has_a_clock_of_its_own(run)
     assert second - first >= 1
 
 
-def test_sigterm_reaches_the_child_at_once_and_nothing_is_tried_again(command, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])  # Argo and the local runner; a closed terminal
+def test_a_signal_reaches_the_child_at_once_and_nothing_is_tried_again(command, tmp_path, number):
     argv, environment = command("saves,done", "3 0 0")
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout.readline() == b"ready\n"
     began = time.monotonic()
-    os.killpg(process.pid, signal.SIGTERM)  # as Argo and the local runner do
+    os.killpg(process.pid, number)
     assert process.wait(30) == 75
     assert time.monotonic() - began < 5
     process.stdout.close()

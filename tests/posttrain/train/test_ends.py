@@ -62,11 +62,12 @@ def test_a_training_that_is_done_stays():
     steps.leave.raise_if_stopped(steps.state, stored_step=None)
 
 
-def test_sigterm_is_a_request_and_only_inside():
-    steps, before = Steps(), signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_is_a_request_and_only_inside(number):
+    steps, before = Steps(), signal.getsignal(number)
     with steps.leave.on_sigterm():
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert steps.end(1) == (True, True)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     with pytest.raises(Unfinished, match="stopped at step 1/1000: SIGTERM"):
         steps.leave.raise_if_stopped(steps.state, stored_step=1)
