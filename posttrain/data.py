@@ -12,6 +12,7 @@ Evaluation rows keep their `references`, by which gates judge answers; training 
 
 import argparse
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain import config, storage
-from posttrain.rows.formats import ANSWER_KEYS, content_key, convert_rows, open_jsonl, prompt_key, write_row
+from posttrain.rows import foreign
+from posttrain.rows.formats import (
+    ANSWER_KEYS,
+    content_key,
+    convert_rows,
+    message_text,
+    open_jsonl,
+    prompt_key,
+    write_row,
+)
 from posttrain.rows.held_out import SALT, side_of
 from posttrain.rows.sources import open_data_set
 from posttrain.step import frame, kfp_io
@@ -27,6 +37,9 @@ from posttrain.step.running import Running
 from posttrain.storage.local import naming
 
 SIDES = ("train", "eval")
+READ_KEYS = {"id", "messages", "prompt", "references", "tools"}  # and the answers
+
+logger = logging.getLogger(__name__)
 
 
 def split(rows: list[dict], eval_fraction: float) -> tuple[list[dict], list[dict]]:
@@ -68,7 +81,7 @@ class Side:
         self.prompts.add(prompt)
         for key in self.keys:
             self.roles.update(message["role"] for message in row[key])
-            num_chars = sum(len(message["content"]) for message in row[key])
+            num_chars = sum(len(message_text(message)) for message in row[key])
             self.total_chars[key] += num_chars
             self.max_chars[key] = max(num_chars, self.max_chars.get(key, 0))
 
@@ -116,6 +129,10 @@ def prepare(
                 held_out += [bytes.fromhex(key)] if name == "eval" else []
                 contents.add(bytes.fromhex(content_key(row)))
                 write(name, row if name == "eval" else _to_train_on(row))
+    read_keys = READ_KEYS | {*ANSWER_KEYS[kind]}
+    for name in formats & foreign.KEYS.keys():
+        logger.info("%s: %d rows converted from %s", dataset, seen.num_rows, name)
+        read_keys |= {*foreign.KEYS[name]}
     num_rows = {name: side.num_rows for name, side in sides.items()}
     num_prompts = sum(len(side.prompts) for side in sides.values())
     try:
@@ -128,7 +145,7 @@ def prepare(
         "num_input_rows": seen.num_rows,
         "num_rows": sum(num_rows.values()),
         "num_duplicate_rows": sum(num_rows.values()) - len(contents),  # rows that differ in nothing but the id
-        "dropped_keys": sorted(seen.keys - {"id", "messages", "prompt", "references", *ANSWER_KEYS[kind]}),
+        "dropped_keys": sorted(seen.keys - read_keys),
         **{name: side.statistics for name, side in sides.items()},
     }
     return Prepared(

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from posttrain import config
-from posttrain.rows.formats import is_blank, prompt_key
+from posttrain.rows.formats import is_blank, prompt_key, tools_of
+from posttrain.rows.tools import names_of
 from posttrain.verdict import Check
-from validators import intervals
+from validators import calls, intervals
 from validators.inference import Answer
 
 MAX_REPEATED_SHARE = 0.5  # of an answer's 4-grams; above it the answer repeats itself
@@ -23,7 +24,7 @@ LENGTH_LEARNED = (
     "Add pairs where it is not, or raise validation.max_length_ratio."
 )
 
-Message = dict[str, str]
+Message = dict[str, Any]  # as in `posttrain.rows.formats`
 Category = Literal["answer", "decline", "incoherent"]
 
 
@@ -54,7 +55,8 @@ def judge_format(
             return JudgedAnswer(prompt, answer, f"did not end by itself within {answer.num_tokens} tokens")
         if declines(answer, rule.declines_with):
             return JudgedAnswer(prompt, answer, None, declined=True)
-        marker = next((marker for marker in markers if marker in answer.text), None)
+        own = calls.MARKS if tools_of(prompt) else ()  # of the template, around the calls of an answer
+        marker = next((marker for marker in markers if marker in answer.text and marker not in own), None)
         fault = f"contains the special token {marker}" if marker else find_fault(answer.text, prompt)
         if answer.thoughts and is_blank(answer.text):
             fault = "says nothing after its thoughts"
@@ -219,10 +221,17 @@ def rates(judged: list[JudgedAnswer] | None) -> dict[str, float | None]:
 
 
 def choose_rows(rows: list[dict], num: int) -> list[dict]:
-    """At most `num` rows with different prompts, spread evenly: the beginning of a file is often all of one kind."""
-    different = list({prompt_key(row): row for row in rows}.values())
-    num = min(num, len(different))
-    return [different[i * len(different) // num] for i in range(num)]
+    """At most `num` rows with different prompts, spread evenly: the beginning of a file is often all of one kind.
+
+    Of the rows of a conversation the last one is chosen; where it offers tools, another turn each time: here a call,
+    there the answer to what a tool returned.
+    """
+    by_prompt: dict[str, list[dict]] = {}
+    for row in rows:
+        by_prompt.setdefault(prompt_key(row), []).append(row)
+    different, num = list(by_prompt.values()), min(num, len(by_prompt))
+    chosen = [different[i * len(different) // num] for i in range(num)]
+    return [some[at % len(some)] if tools_of(some[0]["prompt"]) else some[-1] for at, some in enumerate(chosen)]
 
 
 def choose_prompts(rows: list[dict], num: int) -> list[list[Message]]:
@@ -259,7 +268,11 @@ def _rule(rule: config.OutputFormat) -> Callable[[str, list[Message]], str | Non
         return lambda text, prompt: None if pattern.fullmatch(text) else "does not match the pattern"
     if rule.kind == "tool_call":
         return _tool_call_fault
-    return lambda text, prompt: "is empty" if is_blank(text) else None
+    return _text_fault
+
+
+def _text_fault(text: str, prompt: list[Message]) -> str | None:
+    return "is empty" if is_blank(text) else None
 
 
 def _schema_rule(schema: dict[str, Any]) -> Callable[[str, list[Message]], str | None]:
@@ -283,11 +296,23 @@ def _schema_rule(schema: dict[str, Any]) -> Callable[[str, list[Message]], str |
 
 
 def _tool_call_fault(text: str, prompt: list[Message]) -> str | None:
+    if offered := names_of(tools_of(prompt)):
+        is_answer = prompt[-1]["role"] == "tool" and not any(mark in text for mark in calls.MARKS)
+        return _text_fault(text, prompt) if is_answer else _calls_fault(calls.as_json(text, prompt), offered)
     call = parse_call(text)
     if call is None:
         return "is not one call with name and arguments"
     offered = any(_is_offered(call["name"], message["content"]) for message in prompt)
     return None if offered else "calls a function that was not offered"
+
+
+def _calls_fault(text: str, offered: list[str]) -> str | None:
+    """Says what is wrong with calls of the tools that a prompt offers, of which an answer may have several."""
+    value = parse_json(text)
+    called = [parse_call(json.dumps(one)) for one in (value if isinstance(value, list) else [value])]
+    if not called or None in called:
+        return "is not a call with name and arguments"
+    return None if all(call["name"] in offered for call in called) else "calls a function that was not offered"
 
 
 def _is_offered(name: str, text: str) -> bool:

@@ -20,7 +20,7 @@ from posttrain.config import MATCHERS, AlignmentLimits, AnswerLimits, SftLimits
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, Source
 from posttrain.rows.formats import references_of
 from posttrain.verdict import Check
-from validators import answers, checks, collapse, custom, judges, matching, measuring, paired
+from validators import answers, calls, checks, collapse, custom, judges, matching, measuring, paired
 from validators.answers import JudgedAnswer
 from validators.matching import Reference, function, pairwise, structured
 from validators.safety import RedTeam
@@ -77,7 +77,7 @@ def score(content: Content, limits: AnswerLimits, judge_model: str | None = None
     flat = _flat(content)
     timeouts = checks.timeouts(limits)
     if limits.matcher in MATCHERS:
-        parts = {"answers_scored": partial(_by_matcher, limits, *flat[1:])}
+        parts = {"answers_scored": partial(_by_matcher, limits, *flat)}
         measured = measuring.side_by_side(parts, timeouts)
     elif limits.matcher == "judge":
         measured = measuring.in_order({"answers_compared": partial(_by_judge, judge_model, content, *flat)}, timeouts)
@@ -158,8 +158,10 @@ def _flat(content: Content) -> tuple[list, list, list]:
     return [one.prompt for one in judged], [one.answer for one in judged], content.references * len(answered)
 
 
-def _by_matcher(limits: AnswerLimits, answers: list, references: list) -> dict[str, list[float]]:
-    return {function.SCORES: matching.best_scores(limits, answers, references)}
+def _by_matcher(limits: AnswerLimits, prompts: list, answers: list, references: list) -> dict[str, list[float]]:
+    asked = zip(prompts, answers, strict=True)
+    read = [replace(answer, text=calls.as_json(answer.text, prompt)) for prompt, answer in asked]
+    return {function.SCORES: matching.best_scores(limits, read, references)}
 
 
 def _by_judge(judge_model: str | None, content: Content, *flat: list) -> dict[str, list[float]]:

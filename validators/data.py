@@ -22,14 +22,23 @@ from posttrain import config
 from posttrain.config.evidence import Evidence, fewest_rows
 from posttrain.pages.answers import RIGHT
 from posttrain.rows import chat, prompts
-from posttrain.rows.formats import ANSWER_KEYS, JsonLines, as_seen, check_row, content_key, empty_key, references_of
+from posttrain.rows.formats import (
+    ANSWER_KEYS,
+    JsonLines,
+    as_seen,
+    check_row,
+    content_key,
+    empty_key,
+    message_text,
+    references_of,
+)
 from posttrain.rows.held_out import Supply, supplies
 from posttrain.rows.skeleton import looks
 from posttrain.rows.thoughts import said
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, at_least, at_most, finite, holds
-from validators import answers, checks, matching, measuring, overlap, personal_data
+from validators import answers, calls, checks, matching, measuring, overlap, personal_data
 from validators.overlap import Rows, kind_of
 
 FILES = ("sft_train", "sft_eval", "preference_train", "preference_eval")
@@ -50,7 +59,11 @@ FORBIDDEN = (
     ("malformed", "malformed_rows", "Prepare the data set again: these rows were changed afterwards."),
     ("misordered", "role_order", "Put system first and let user and assistant take turns; tool follows assistant."),
     ("empty", "empty_turns", "Fill in these turns or remove the rows."),
-    ("unrenderable", "rows_refused_by_template", "Put the roles in the order that the chat template requires."),
+    (
+        "unrenderable",
+        "rows_refused_by_template",
+        "Put the roles in the order that the chat template requires; to call tools, use a model that knows them.",
+    ),
     (
         "untrainable",
         "untrainable_rows",
@@ -157,6 +170,7 @@ def measure(
     """
     lengths = {"sft": step.sft.max_seq_length, "preference": step.dpo.max_seq_length}
     sound = {name: Sound(file_rows, kind_of(name)) for name, file_rows in rows.items()}
+    written = Written(load_tokenizer)
 
     def file(tokenizer, name: str) -> dict[str, dict[str, FileNumbers]]:
         numbers = measure_file(tokenizer, rows[name], kind=kind_of(name), max_length=lengths[kind_of(name)])
@@ -175,11 +189,13 @@ def measure(
         "near_duplicates": lambda: overlap.alike(sound, asked, step.validation.near_duplicate_similarity),
     }
     if pairs := {name: one for name, one in sound.items() if kind_of(name) == "preference"}:
-        parts["compared"] = lambda: {"compared": {name: compare(one, step.validation) for name, one in pairs.items()}}
+        parts["compared"] = lambda: {
+            "compared": {name: compare(one, step.validation, written) for name, one in pairs.items()}
+        }
     if step.validation.matcher in config.MATCHERS:
         held_out = {name: one for name, one in sound.items() if name.endswith("_eval")}
         parts["references"] = lambda: {
-            "unmatched": {name: unmatched(one, step.validation) for name, one in held_out.items()}
+            "unmatched": {name: unmatched(one, step.validation, written) for name, one in held_out.items()}
         }
     unmeasured = measuring.Measured({"files": dict.fromkeys(rows)})
     return unmeasured | measuring.side_by_side(parts, checks.timeouts(step.validation), more=files)
@@ -215,11 +231,9 @@ def _faults(row: dict, kind: str) -> Iterator[tuple[str, str]]:
 
 def _token_faults(tokenizer, row: dict, *, kind: str, max_length: int) -> tuple[int, list[tuple[str, str]]]:
     """Number of tokens, and what is wrong with them."""
-    from jinja2 import TemplateError
-
     try:
         tokens = row_tokens(tokenizer, row, kind=kind)
-    except TemplateError as error:
+    except chat.refusals() as error:
         return 0, [("unrenderable", " ".join(str(error).split()))]
     is_long = tokens.num_tokens > max_length  # and left out: what is trained on is judged
     faults = {
@@ -254,19 +268,36 @@ def with_personal_data(rows: Iterable[dict], kind: str) -> dict[str, list[str]]:
     for number, row in enumerate(rows, start=1):
         if _problem(row, kind) is None:
             messages = [message for key in ("prompt", *ANSWER_KEYS[kind]) for message in row[key]]
-            for pattern in personal_data.found_in("\n".join(message["content"] for message in messages)):
+            for pattern in personal_data.found_in("\n".join(map(message_text, messages))):
                 ids[pattern].append(f"row {number}" if personal_data.found_in(row["id"]) else row["id"])
     return dict(ids)
 
 
-def unmatched(rows: Iterable[dict], rule: config.Matching) -> list[str]:
+class Written:
+    """Tells what a model writes that has learned a row by heart; loads the tokenizer for rows that call tools."""
+
+    def __init__(self, load_tokenizer: Callable[[], Any]):
+        self._tokenizer = cache(load_tokenizer)
+
+    def __call__(self, row: dict, key: str) -> str:
+        """Returns the answer under `key`, calls as `answer_match` compares them."""
+        [answer] = row[key]
+        if not answer.get("tool_calls"):
+            return calls.as_json(said(answer["content"]), row["prompt"])
+        try:
+            return calls.as_json(chat.answer_text(self._tokenizer(), row, key), row["prompt"])
+        except chat.refusals():  # `rows_refused_by_template` names it
+            return message_text(answer)
+
+
+def unmatched(rows: Iterable[dict], rule: config.Matching, written: Written) -> list[str]:
     """Rows with a reference that the matcher cannot use, or whose own answer it calls wrong: a model that has learned
     such a row by heart would be wrong.
     """
     entries = []
     for row in rows:
-        own = said(row["chosen" if "chosen" in row else "completion"][0]["content"])
         try:
+            own = written(row, "chosen" if "chosen" in row else "completion")
             scorers = [matching.scorer_of(rule, reference) for reference in references_of(row)]
         except ValueError as error:
             entries.append(f"{row['id']}: {error}")
@@ -276,12 +307,12 @@ def unmatched(rows: Iterable[dict], rule: config.Matching) -> list[str]:
     return entries
 
 
-def compare(rows: Iterable[dict], rule: config.Matching) -> Compared:
+def compare(rows: Iterable[dict], rule: config.Matching, written: Written) -> Compared:
     """Compares chosen with rejected answers by what can be told without a model: references of the row, then form."""
     find_fault = answers.fault_finder(rule.output_format)
     num_pairs, reversed_ = 0, []
     for row in rows:
-        chosen, rejected = (said(row[key][0]["content"]) for key in ("chosen", "rejected"))
+        chosen, rejected = (written(row, key) for key in ANSWER_KEYS["preference"])
         better = _right(row, chosen, rule) - _right(row, rejected, rule)
         if not better:
             better = (find_fault(chosen, row["prompt"]) is None) - (find_fault(rejected, row["prompt"]) is None)
@@ -348,7 +379,9 @@ def numbers_of(numbers: Numbers) -> dict[str, float]:
 
 
 def _prefers_nothing(row: dict) -> bool:
-    chosen, rejected = ([looks(as_seen(message["content"])) for message in row[key]] for key in ("chosen", "rejected"))
+    chosen, rejected = (
+        [looks(as_seen(message_text(message))) for message in row[key]] for key in ANSWER_KEYS["preference"]
+    )
     return chosen == rejected
 
 

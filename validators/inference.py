@@ -13,7 +13,7 @@ from posttrain.rows import chat, thoughts
 from posttrain.rows.chat import render
 from validators.progress import Progress
 
-Message = dict[str, str]
+Message = dict[str, Any]  # as in `posttrain.rows.formats`
 
 
 @dataclass(frozen=True, slots=True)

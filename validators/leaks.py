@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from posttrain.rows.formats import references_of, text_key, user_text
+from posttrain.rows.formats import message_text, references_of, text_key, user_text
 from posttrain.rows.skeleton import skeleton
 
 MIN_WORDS = 5  # from which a text that stands inside another one does so by no coincidence
@@ -49,7 +49,7 @@ class Asked:
     def of(cls, row: dict) -> "Asked":
         """Reads a held-out row, or a prompt of a file that a gate asks."""
         turns = [message["content"] for message in row["prompt"] if message["role"] == "user"]
-        own = [row[key][0]["content"] for key in ("completion", "chosen") if key in row]
+        own = [message_text(row[key][0]) for key in ("completion", "chosen") if key in row]
         references = references_of(row) if own else []
         texts = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in references]
         return cls(row["id"], user_text(row["prompt"]), turns[-1], tuple(dict.fromkeys([*own, *texts])))
@@ -141,7 +141,7 @@ def exchanges(row: dict) -> Iterator[Exchange]:
         if message["role"] == "user":
             turn = message["content"]
         elif message["role"] == "assistant" and turn is not None:
-            yield turn, (message["content"],)
+            yield turn, (message_text(message),)
             turn = None
     if turn is None:  # the answer follows a tool's
         turn = next(message["content"] for message in reversed(row["prompt"]) if message["role"] == "user")
@@ -149,7 +149,7 @@ def exchanges(row: dict) -> Iterator[Exchange]:
 
 
 def _answers(row: dict) -> list[str]:
-    return [row[key][0]["content"] for key in ("completion", "chosen", "rejected") if key in row]
+    return [message_text(row[key][0]) for key in ("completion", "chosen", "rejected") if key in row]
 
 
 def _is_short(text: str) -> bool:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from posttrain.config.evidence import Evidence
-from posttrain.rows.formats import ANSWER_KEYS, content_key, prompt_key, text_key, user_text
+from posttrain.rows.formats import (
+    ANSWER_KEYS,
+    content_key,
+    message_text,
+    prompt_key,
+    text_key,
+    tools_of,
+    user_text,
+)
 from posttrain.rows.held_out import Prompts, Supply, supplies
 from validators import duplicates, leaks
 
@@ -200,9 +208,10 @@ def kind_of(file: str) -> str:
 
 def _texts(row: dict, kind: str) -> duplicates.Text:
     """The row in the parts that must each be alike; the part that differs most often comes first."""
-    turns = "\n".join(message["content"] for message in row["prompt"] if message["role"] != "system")
-    system = "\n".join(message["content"] for message in row["prompt"] if message["role"] == "system")
-    answers = [row[key][0]["content"] for key in ANSWER_KEYS[kind]]
+    turns = "\n".join(message_text(message) for message in row["prompt"] if message["role"] != "system")
+    system = [message["content"] for message in row["prompt"] if message["role"] == "system"]
+    system = "\n".join([*system, *map(json.dumps, tools_of(row["prompt"]))])
+    answers = [message_text(row[key][0]) for key in ANSWER_KEYS[kind]]
     return turns, *answers, system
 
 

@@ -54,7 +54,7 @@ class AnsweredPrompt(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     source: Source
-    prompt: list[dict[str, str]]
+    prompt: list[dict[str, Any]]
     references: list[Any] = []
     base: ModelAnswer | None = None
     before: ModelAnswer | None = None

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.pages import abilities, answers, defaults, wording
-from posttrain.rows.formats import user_text
+from posttrain.rows.formats import message_text, user_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Status of a step, a check or a run -> its CSS class. Any other status has no colour.
@@ -29,8 +29,8 @@ def environment(*folders: Path) -> Any:
     numbers = ("number", "measured", "limit", "interval", "duration")
     words = (*numbers, "headline", "conclusion", "tally", "line", "visible")
     env.filters |= {name: getattr(wording, name) for name in words} | {"size": size, "tone": TONES.get}
-    env.filters |= {"percent": abilities.percent, "user_text": user_text, "reference": answers.reference_text}
-    env.filters |= {"answer_tone": answers.tone, "marked": answers.marked}
+    env.filters |= {"percent": abilities.percent, "user_text": user_text, "message_text": message_text}
+    env.filters |= {"reference": answers.reference_text, "answer_tone": answers.tone, "marked": answers.marked}
     env.filters["stricter_default"] = defaults.shown_default
     return env
 

@@ -11,6 +11,7 @@ renders conversations, to the same ids, and loads in a tenth of the time: import
 """
 
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from functools import cache
 from os.path import commonprefix
@@ -19,7 +20,7 @@ from typing import Any
 
 from posttrain.rows import thoughts
 from posttrain.rows.files import read_text
-from posttrain.rows.formats import ANSWER_KEYS
+from posttrain.rows.formats import ANSWER_KEYS, tools_of
 
 # The names that a chat template may use; their values come from the tokenizer's configuration.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -41,6 +42,10 @@ def load_tokenizer(path: str | Path):
     return _checked(AutoTokenizer.from_pretrained(path, local_files_only=True), path)
 
 
+class NotRendered(ValueError):
+    """A chat template leaves out a part of the conversation, which the model would then never see."""
+
+
 class ChatTokenizer:
     """The tokenizer and the chat template of a model folder, without transformers.
 
@@ -53,6 +58,7 @@ class ChatTokenizer:
         _check_is_there(path)
         config = _config(Path(path))
         self.chat_template: str | None = _chat_template(Path(path), config)
+        self.tools_template: str | None = _chat_template(Path(path), config, name="tool_use")
         self.special_tokens = {name: _content(config[name]) for name in SPECIAL_TOKENS if config.get(name)}
         self._tokenizer = _backend(Path(path), config, self.special_tokens)
         _checked(self, path)
@@ -69,7 +75,8 @@ class ChatTokenizer:
         **variables: Any,
     ) -> list[int] | str:  # fmt: skip
         """Returns token ids, or text, as transformers does; `variables` are the template's."""
-        text = _template(self.chat_template).render(
+        template = (variables.get("tools") and self.tools_template) or self.chat_template
+        text = _template(template).render(
             **({"tools": None, "documents": None} | self.special_tokens | variables),
             messages=messages,
             add_generation_prompt=add_generation_prompt,
@@ -87,6 +94,9 @@ def render(tokenizer, prompt: list[dict], completion: list[dict] | None = None) 
     """Returns token ids through the model's own chat template, which brings its own BOS: none is added.
 
     Without a completion they end where the model is to answer; with one they include its end of turn.
+
+    Raises:
+        NotRendered: the template leaves out tools, tool calls or what a tool returned.
     """
     if completion is None:
         return _render(tokenizer, prompt)
@@ -115,6 +125,21 @@ def split(tokenizer, prompt: list[dict], completion: list[dict]) -> tuple[list[i
             return start, answer
     num_shared = len(commonprefix([start, whole]))
     return whole[:num_shared], whole[num_shared:]
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """Returns the errors by which a template refuses a conversation."""
+    from jinja2 import TemplateError
+
+    return TemplateError, NotRendered, TypeError  # TypeError: it joins text and something else
+
+
+def answer_text(tokenizer, row: dict, key: str) -> str:
+    """Returns what a row's answer says as the model would write it: calls of tools in the form of its own template."""
+    _, answer = split(tokenizer, row["prompt"], row[key])
+    ends = getattr(tokenizer, "end_token_ids", [tokenizer.eos_token_id])
+    last = next((at for at in reversed(range(len(answer))) if answer[at] in ends), len(answer))
+    return thoughts.said(tokenizer.decode(answer[:last])).strip()
 
 
 def fits(tokenizer, row: dict, max_length: int) -> bool:
@@ -176,13 +201,53 @@ def asks_for_date(chat_template: str) -> bool:
 
 
 def _render(tokenizer, messages: list[dict], *, is_answered: bool = False, tokenize: bool = True) -> Any:
-    return tokenizer.apply_chat_template(
-        messages,
-        add_generation_prompt=not is_answered,
-        tokenize=tokenize,
-        return_dict=False,
-        strftime_now=TODAY.strftime,
-    )
+    """Returns token ids, or text.
+
+    Raises:
+        NotRendered: the template leaves out tools, tool calls or what a tool returned.
+    """
+    tools = tools_of(messages)
+    messages = [{key: value for key, value in message.items() if key != "tools"} for message in messages]
+    words = {"add_generation_prompt": not is_answered, "tokenize": tokenize}
+    rendered = _apply(tokenizer, messages, tools, **words)
+    for what, remedy, *without in _without(messages, tools):
+        if _is_left_out(rendered, tokenizer, *without, **words):
+            raise NotRendered(f"the model's chat template leaves out {what}: {remedy}")
+    return rendered
+
+
+def _apply(tokenizer, messages: list[dict], tools: list[dict], **words: bool) -> Any:
+    offered = {"tools": tools} if tools else {}
+    return tokenizer.apply_chat_template(messages, return_dict=False, strftime_now=TODAY.strftime, **offered, **words)
+
+
+def _without(messages: list[dict], tools: list[dict]) -> Iterator[tuple[str, str, list[dict], list[dict]]]:
+    """Yields what a template may leave out, the remedy, and the messages and tools without it, or with less of it."""
+    if tools:
+        yield "'tools'", "use a model whose template renders them, or describe them in the system turn", messages, []
+    if any("tool_calls" in message for message in messages):
+        fewer = [
+            message | {"tool_calls": message["tool_calls"][:-1]} if "tool_calls" in message else message
+            for message in messages
+        ]
+        fewer = [{key: value for key, value in message.items() if value != []} for message in fewer]
+        remedy = "use a model whose template renders them, or write each call as text into 'content'"
+        yield "'tool_calls', or all but the first of a turn", remedy, fewer, tools
+    if any(message["role"] == "tool" for message in messages):
+        other = [
+            message | {"content": f"{message['content']}?"} if message["role"] == "tool" else message
+            for message in messages
+        ]
+        remedy = "use a model whose template renders them, or give the results in user turns"
+        yield "the turns of role 'tool'", remedy, other, tools
+
+
+def _is_left_out(rendered: Any, tokenizer, messages: list[dict], tools: list[dict], **words: bool) -> bool:
+    """Tells whether a conversation renders to the same without something; one that is refused then needs it."""
+    try:
+        return _apply(tokenizer, messages, tools, **words) == rendered
+    except refusals():
+        return False
 
 
 def _may_think(tokenizer, completion: list[dict]) -> bool:
@@ -228,13 +293,18 @@ def _json(path: Path) -> dict:
         raise ValueError(f"{path}: not valid JSON, {error}: fetch the tokenizer again") from None
 
 
-def _chat_template(folder: Path, config: dict) -> str | None:
-    """Reads the template from its file, else from the configuration, where it may be the one named `default`."""
-    path = folder / "chat_template.jinja"
-    template = read_text(path, name=str(path)) if path.is_file() else config.get("chat_template")
+def _chat_template(folder: Path, config: dict, *, name: str = "default") -> str | None:
+    """Reads a template from its file, else from the configuration, where templates may have names.
+
+    Where there is one named `tool_use`, transformers takes it for conversations with tools.
+    """
+    path = folder / ("chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja")
+    if path.is_file():
+        return read_text(path, name=str(path))
+    template = config.get("chat_template")
     if isinstance(template, list):
-        template = next((named["template"] for named in template if named["name"] == "default"), None)
-    return template
+        return next((named["template"] for named in template if named["name"] == name), None)
+    return template if name == "default" else None
 
 
 def _content(token: str | dict) -> str:

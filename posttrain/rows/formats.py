@@ -6,6 +6,9 @@ messages | prompt, completion | [prompt,] chosen, rejected; plain text or conver
     preference row  {"id": str, "prompt": [message, ...], "chosen": [message], "rejected": [message]}
     message         {"role": "system" | "user" | "assistant" | "tool", "content": str}
 
+An assistant's message may have `tool_calls`, a tool's `tool_call_id` and `name`, and the first message of a prompt the
+`tools` that the conversation offers, so that they go wherever it goes. Their forms are those of `posttrain.rows.tools`.
+
 completion, chosen and rejected hold one assistant message each. A row may have `references` as well: a list of the
 answers that count as right, texts or other JSON values, for the gates to compare a model's answer with. Without them
 the completion, or the chosen answer, is the one that counts. They are no part of what is trained on.
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from posttrain.config.documents import parse_json
+from posttrain.rows import foreign, tools
 from posttrain.rows.files import lines_of
 from posttrain.rows.skeleton import plain, skeleton
 from posttrain.rows.thoughts import said
@@ -102,6 +106,17 @@ def user_text(prompt: list[dict]) -> str:
     return "\n".join(opening)
 
 
+def message_text(message: dict) -> str:
+    """Returns what a message says: its content, then its tool calls as JSON."""
+    calls = [tools.calls_text(message["tool_calls"])] if message.get("tool_calls") else []
+    return "\n".join(filter(None, [message["content"], *calls]))
+
+
+def tools_of(prompt: list[dict]) -> list[dict]:
+    """Returns the tools that a prompt offers."""
+    return prompt[0].get("tools", []) if prompt else []
+
+
 def normalise(text: str) -> str:
     """Removes differences of case, width and whitespace, invisible characters, and punctuation around words.
 
@@ -162,20 +177,26 @@ def check_row(row: dict, kind: str) -> None:
         roles = [message["role"] for message in row[key]]
         if roles != ["assistant"]:
             raise ValueError(f"{key!r} has the roles {shown(roles)}: give one assistant message")
+    _check_tools(row["prompt"], [message for key in ("prompt", *ANSWER_KEYS[kind]) for message in row[key]])
     _check_references(row.get("references"))
 
 
 def references_of(row: dict) -> list[Any]:
-    """Returns the answers that count as right: texts, or other JSON values."""
-    key = "chosen" if "chosen" in row else "completion"
-    return row.get("references") or [said(row[key][0]["content"])]
+    """Returns the answers that count as right: texts, or other JSON values, such as the call that the row teaches."""
+    return row.get("references") or [own_reference(row["chosen" if "chosen" in row else "completion"][0])]
+
+
+def own_reference(answer: dict) -> Any:
+    """Returns what an assistant's message says as a reference: its calls, or its text."""
+    return tools.call_values(answer["tool_calls"]) if "tool_calls" in answer else said(answer["content"])
 
 
 def empty_key(row: dict, kind: str) -> str | None:
     """Returns the first key with a blank user or assistant turn, thoughts not counted; None if there is none."""
     for key in ("prompt", *ANSWER_KEYS[kind]):
         turns = [message for message in row[key] if message["role"] in ("user", "assistant")]
-        if any(is_blank(said(turn["content"]) if key != "prompt" else turn["content"]) for turn in turns):
+        texts = [message_text(turn) for turn in turns]
+        if any(is_blank(said(text) if key != "prompt" else text) for text in texts):
             return key
     return None
 
@@ -185,13 +206,24 @@ def _check_message(message: Any, key: str) -> None:
         raise ValueError(f"{key!r} holds {shown(message)}: give messages with 'role' and 'content'")
     if message.get("role") not in ROLES:
         raise ValueError(f"{key!r} has a message with role {shown(message.get('role'))}: use one of {', '.join(ROLES)}")
-    if message.get("tool_calls"):
-        raise ValueError(f"{key!r} has a message with 'tool_calls': write the call as text into 'content'")
+    if message.get("tool_calls") and message["role"] != "assistant":
+        raise ValueError(f"{key!r} has 'tool_calls' in a message of {message['role']}: only an assistant calls tools")
     content = message.get("content")
     if not isinstance(content, str):
         raise ValueError(f"{key!r} has a message with content {shown(content)}: give a string")
     if SURROGATE.search(content):
         raise ValueError(f"{key!r} has an unpaired UTF-16 surrogate in {shown(content)}: repair the text's encoding")
+    for name in ("tools", "tool_calls"):
+        if message.get(name) and (fault := _no_json(message[name])):
+            raise ValueError(f"{key!r} has {name!r} with {fault}: repair {shown(message[name])}")
+
+
+def _check_tools(prompt: list[dict], messages: list[dict]) -> None:
+    """Raises ValueError for a row that calls tools and offers none: the model could know them by heart alone."""
+    calls = [call for message in messages for call in message.get("tool_calls", [])]
+    if calls and not tools_of(prompt):
+        name = calls[0]["function"]["name"]
+        raise ValueError(f"calls {name!r} in 'tool_calls', but offers no 'tools': give the row its tools as well")
 
 
 def _check_references(references: Any) -> None:
@@ -199,11 +231,17 @@ def _check_references(references: Any) -> None:
         return
     if not isinstance(references, list) or not references or None in references:
         raise ValueError(f"'references' is {shown(references)}: give a list of accepted answers, or leave it out")
+    if fault := _no_json(references):
+        raise ValueError(f"'references' is {shown(references)}: {fault}: give texts or other JSON values")
+
+
+def _no_json(value: Any) -> str:
+    """Says what is wrong with a value as JSON; empty if nothing is."""
     try:
-        if SURROGATE.search(json.dumps(references, ensure_ascii=False, allow_nan=False)):
-            raise ValueError("an unpaired UTF-16 surrogate")
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"'references' is {shown(references)}: {error}: give texts or other JSON values") from None
+        return str(error)
+    return "an unpaired UTF-16 surrogate" if SURROGATE.search(text) else ""
 
 
 def _check_prompt(prompt: list[dict]) -> None:
@@ -221,7 +259,7 @@ def convert(raw: Iterable[dict], *, kind: str, source: str) -> tuple[list[dict],
 
 
 def convert_rows(raw: Iterable[dict], *, kind: str, source: str) -> Iterator[tuple[str, list[dict]]]:
-    """Yields for each raw row in one of TRL's formats the name of the format and our rows.
+    """Yields for each raw row, in one of TRL's formats or in a foreign one, the name of the format and our rows.
 
     A conversation becomes one row per assistant turn. Keys that no format has are dropped.
 
@@ -231,11 +269,13 @@ def convert_rows(raw: Iterable[dict], *, kind: str, source: str) -> Iterator[tup
     number, ids, first_format = 0, set(), None
     for number, raw_row in enumerate(raw, start=1):
         try:
+            raw_row, foreign_format = foreign.to_trl(raw_row, kind)
             format_name = format_of(raw_row, kind)
+            format_name = foreign_format or format_name
             first_format = first_format or format_name
             if format_name != first_format:
                 raise ValueError(f"is {format_name}, but the rows before it are {first_format}: use one format for all")
-            converted = _convert_row(raw_row, kind)
+            converted = _with_tools(_convert_row(raw_row, kind), tools.read_tools(raw_row.get("tools")))
             if raw_row.get("references") is not None:  # of a conversation: for its last answer
                 converted[-1]["references"] = raw_row["references"]
             _name(converted, raw_row.get("id"), number=number, ids=ids)
@@ -251,8 +291,6 @@ def format_of(raw: dict, kind: str) -> str:
     """Returns the name of a row's format, such as `prompt, completion (plain text)`. A null counts as missing."""
     if not isinstance(raw, dict):
         raise ValueError(f"is {shown(raw)}: give an object with {ACCEPTED[kind]}")
-    if raw.get("tools"):
-        raise ValueError("has 'tools', which are not supported: write the definitions into the system turn")
     if kind == "sft" and raw.get("messages") is not None:
         return "messages"
     keys = ("prompt", *ANSWER_KEYS[kind])
@@ -260,6 +298,11 @@ def format_of(raw: dict, kind: str) -> str:
     missing = [key for key in keys if key not in present and (kind, key) != ("preference", "prompt")]
     if missing:
         names = " and ".join(repr(key) for key in missing)
+        if raw.get("text") is not None and not present:
+            raise ValueError(
+                "has 'text' and no turns: nothing tells the answer from its prompt, so the prompt would be trained on "
+                f"too: give {ACCEPTED[kind]}"
+            )
         raise ValueError(f"{names} missing, the keys are {shown([*raw])}: give {ACCEPTED[kind]}")
     return f"{', '.join(present)} ({'plain text' if isinstance(raw[present[-1]], str) else 'conversational'})"
 
@@ -275,16 +318,38 @@ def _convert_row(raw: dict, kind: str) -> list[dict]:
     return _turns(prompt + _messages(raw["completion"], "completion", role="assistant"), start=len(prompt))
 
 
+def _with_tools(rows: list[dict], offered: list[dict]) -> list[dict]:
+    """Puts the tools of a raw row on the first message of each row that came of it."""
+    if not offered:
+        return rows
+    return [row | {"prompt": [row["prompt"][0] | {"tools": offered}, *row["prompt"][1:]]} for row in rows]
+
+
 def _messages(value: Any, key: str, *, role: str | None) -> list[dict]:
-    """Returns messages with nothing but role and content; a string becomes one message of `role`."""
+    """Returns messages in our form; a string becomes one message of `role`."""
     if isinstance(value, str) and role is not None:
         value = [{"role": role, "content": value}]
     if not isinstance(value, list) or not value:
         alternative = "" if role is None else "a string or "
         raise ValueError(f"{key!r} is {shown(value)}: give {alternative}a list of messages")
-    for message in value:
+    messages = [_message(message, key) for message in value]
+    for message in messages:
         _check_message(message, key)
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+    return messages
+
+
+def _message(message: Any, key: str) -> Any:
+    """Returns a message with the keys of our form alone; what is no message as it is, to be refused."""
+    if not isinstance(message, dict):
+        return message
+    kept = {"role": message.get("role"), "content": message.get("content")}
+    if message.get("tool_calls"):
+        try:
+            kept |= {"content": kept["content"] or "", "tool_calls": tools.read_calls(message["tool_calls"])}
+        except ValueError as error:
+            raise ValueError(f"{key!r}: {error}") from None
+    names = ("tool_call_id", "name") if kept["role"] == "tool" else ()
+    return kept | {name: message[name] for name in names if isinstance(message.get(name), str)}
 
 
 def _turns(conversation: list[dict], *, start: int) -> list[dict]:
@@ -301,8 +366,7 @@ def _turns(conversation: list[dict], *, start: int) -> list[dict]:
 
 
 def _preference_row(raw: dict) -> dict:
-    chosen = _messages(raw["chosen"], "chosen", role="assistant")
-    rejected = _messages(raw["rejected"], "rejected", role="assistant")
+    chosen, rejected = (_messages(_listed(raw[key]), key, role="assistant") for key in ("chosen", "rejected"))
     explicit = None if raw.get("prompt") is None else _messages(raw["prompt"], "prompt", role="user")
     if chosen[0]["role"] == rejected[0]["role"] == "assistant":
         if explicit is None:
@@ -317,6 +381,11 @@ def _preference_row(raw: dict) -> dict:
             f"'prompt' {shown(user_text(explicit))} is not how 'chosen' and 'rejected' begin: drop or correct it"
         )
     return {"prompt": prompt, "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _listed(answer: Any) -> Any:
+    """Makes a list of an answer that is a single message."""
+    return [answer] if isinstance(answer, dict) else answer
 
 
 def _num_shared(chosen: list[dict], rejected: list[dict]) -> int:

@@ -1,6 +1,6 @@
 """Reads prompt-only files for the safety checks: red-team, off-topic and benign prompts.
 
-path, gs:// or s3:// -> prompts, each a list of messages; plain text becomes a user turn
+path, gs:// or s3:// -> prompts, each a list of messages; plain text becomes a user turn; a row may offer `tools`
 """
 
 import logging
@@ -10,12 +10,13 @@ from typing import Any
 
 from posttrain import storage
 from posttrain.config import PromptFiles
+from posttrain.rows import tools
 from posttrain.rows.formats import ROLES, is_blank, normalise, shown, write_jsonl
 from posttrain.rows.sources import read_rows
 
 logger = logging.getLogger(__name__)
 
-Message = dict[str, str]
+Message = dict[str, Any]
 KEYS = ("red_team_prompts", "off_topic_prompts", "benign_prompts")  # of the configuration's validation
 
 
@@ -45,7 +46,7 @@ def read_prompts(uri: str, allowed_prefixes: list[str], *, key: str) -> list[lis
     """
     storage.check_allowed(uri, allowed_prefixes, name=f"validation.{key}")
     rows = enumerate(read_rows(uri), start=1)
-    prompts = [_prompt(row.get("prompt"), place=f"{uri}: row {number}") for number, row in rows]
+    prompts = [_prompt(row, place=f"{uri}: row {number}") for number, row in rows]
     distinct = list({_key(prompt): prompt for prompt in prompts}.values())
     if len(distinct) < len(prompts):
         num_repeated = len(prompts) - len(distinct)
@@ -57,13 +58,19 @@ def _key(prompt: list[Message]) -> tuple[tuple[str, str], ...]:
     return tuple((message["role"], normalise(message["content"])) for message in prompt)
 
 
-def _prompt(value: Any, *, place: str) -> list[Message]:
+def _prompt(row: dict[str, Any], *, place: str) -> list[Message]:
+    value = row.get("prompt")
     if isinstance(value, str) and not is_blank(value):
-        return [{"role": "user", "content": value}]
+        value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not all(map(_is_message, value)) or not any(map(_asks, value)):
         remedy = "give text, or messages with role and content and a user turn"
         raise ValueError(f"{place}: 'prompt' is {shown(value)}: {remedy}")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
+    messages = [{"role": message["role"], "content": message["content"]} for message in value]
+    try:
+        offered = tools.read_tools(row.get("tools"))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return [messages[0] | {"tools": offered}, *messages[1:]] if offered else messages
 
 
 def _is_message(value: Any) -> bool:

@@ -166,7 +166,7 @@ class HubRows:
         unread = {name: self._unread(name) for name in names if name not in COLUMNS}
         kept = self.dataset.select_columns([name for name in names if name in COLUMNS])
         for row in _each(kept, name=self.name):
-            yield {name: unread[name] if name in unread else row[name] for name in names}
+            yield {name: unread[name] if name in unread else without_nulls(row[name]) for name in names}
 
     def _unread(self, name: str) -> Unread | None:
         column = self.dataset.data.column(name)
@@ -184,6 +184,13 @@ def _each(rows: Iterable[dict], *, name: str) -> Iterator[dict]:
         except (ValueError, OverflowError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{name}: row {number}: cannot be read, {reason}: repair the data set") from error
+
+
+def without_nulls(value: Any) -> Any:
+    """Returns a value without the nulls in its objects: in a column of objects, each has the keys of all others."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _commit(dataset: Any) -> str:
@@ -227,7 +234,7 @@ def _read_parquet(path: Path, *, name: str) -> Iterator[dict]:
             for batch in _batches(file, [column for column in names if column in COLUMNS]):
                 columns = {key: _values(batch.column(key), key, name=name, number=number) for key in batch.schema.names}
                 for at in range(batch.num_rows):
-                    yield {key: columns[key][at] if key in columns else unread[key] for key in names}
+                    yield {key: without_nulls(columns[key][at]) if key in columns else unread[key] for key in names}
                 number += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())

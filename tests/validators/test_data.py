@@ -14,6 +14,7 @@ from posttrain.data import split
 from posttrain.rows import formats
 from posttrain.rows.chat import ChatTokenizer
 from posttrain.verdict import Verdict
+from tests.tool_chat import model_that_calls, raw_row
 from validators import data, overlap
 
 LIMITS = DataLimits(min_train_rows=4, min_eval_rows=2, answer_match="exact")
@@ -44,9 +45,9 @@ def change(path, edit):
     formats.write_jsonl(path, edit(formats.read_jsonl(path)))
 
 
-def measured(tokenizer, paths, limits=LIMITS, asked=None, evidence=NO_NEEDS):
+def measured(tokenizer, paths, limits=LIMITS, asked=None, evidence=NO_NEEDS, *, length=LENGTH):
     found = {name: formats.read_jsonl(path) for name, path in paths.items()}
-    step = CheckDataStep(validation=limits, evidence=evidence, sft=LENGTH, dpo=LENGTH)
+    step = CheckDataStep(validation=limits, evidence=evidence, sft=length, dpo=length)
     told = data.measure(lambda: tokenizer, found, asked or {}, step, manifest=os.devnull)
     assert told.failures == []
     return told.read(data.Numbers)
@@ -702,3 +703,59 @@ def test_a_file_that_could_not_be_measured_may_have_fewer_rows_than_the_others(t
     numbers = replace(whole, files={**whole.files, "preference_train": border, "sft_train": None})
     statuses = {check.name: check.status for check in data.judge(numbers, LIMITS, NO_NEEDS)}
     assert statuses["train_rows"] == "not run"
+
+
+TOOL_LIMITS = DataLimits(min_train_rows=4, min_eval_rows=2, output_format=OutputFormat(kind="tool_call"))
+
+
+@pytest.fixture
+def calling(tiny_model, tmp_path):
+    """Prepared rows of function calling, and a tokenizer whose template renders tools."""
+    rows, _ = formats.convert([raw_row(number) for number in range(24)], kind="sft", source="rows")
+    parts = dict(zip(("sft_train", "sft_eval"), split(rows, 0.4), strict=True))
+    paths = {name: tmp_path / f"{name}.jsonl" for name in parts}
+    for name, path in paths.items():
+        formats.write_jsonl(path, parts[name])
+    return ChatTokenizer(model_that_calls(tiny_model, tmp_path / "model")), paths
+
+
+def failed_calls(tokenizer, paths):
+    numbers = measured(tokenizer, paths, TOOL_LIMITS, length={"max_seq_length": 256})
+    checks = data.judge(numbers, TOOL_LIMITS, NO_NEEDS)
+    return {check.name: check for check in checks if check.status != "passed"}
+
+
+def test_rows_that_call_tools_pass(calling):
+    assert failed_calls(*calling) == {}
+
+
+def test_a_template_that_leaves_out_tools_is_refused_by_name(calling, tokenizer):
+    _, paths = calling
+    check = failed_calls(tokenizer, paths)["rows_refused_by_template"]
+    assert "row-1-turn-1: the model's chat template leaves out 'tools': use a model whose" in check.detail
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("<function={{ call.function.name }}>{{ call.function.arguments | tojson }}</function>", "unmatched_answers"),
+        ("{{ '' + call.function.arguments }}", "rows_refused_by_template"),  # wants text: an error of Python's own
+    ],
+)
+def test_a_template_with_calls_that_the_matcher_cannot_read_is_refused(calling, written, words):
+    tokenizer, paths = calling
+    before, after = tokenizer.chat_template.split("<tool_call>")[0], tokenizer.chat_template.split("</tool_call>")[1]
+    tokenizer.chat_template = before + written + after
+    assert words in failed_calls(tokenizer, paths)
+
+
+def test_pairs_are_compared_by_the_calls_that_the_model_would_write(calling):
+    tokenizer, _ = calling
+    rows = []
+    for number in range(24):
+        asked, call = raw_row(number)["messages"][:2]
+        talk = {"role": "assistant", "content": "Later."}
+        rows.append({"prompt": [asked], "chosen": [talk], "rejected": [call], "tools": raw_row()["tools"]})
+    pairs, _ = formats.convert(rows, kind="preference", source="rows")
+    numbers = data.compare(pairs, TOOL_LIMITS, data.Written(lambda: tokenizer))
+    assert (numbers.num_pairs, len(numbers.reversed)) == (24, 24)

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 
 from posttrain.config import AlignmentLimits
 from posttrain.rows.formats import read_jsonl, write_jsonl
 from posttrain.rows.prompts import bring, given, read_prompts
+from tests.tool_chat import TOOL
 
 PROMPT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What is 5!?"}]
 
@@ -55,3 +58,14 @@ def test_what_a_gate_asks_is_brought_as_it_is(tmp_path):
     paths = bring(limits, tmp_path, ["/"], keys=["red_team_prompts", "benign_prompts"])
     assert paths == {"benign_prompts": str(tmp_path / "benign_prompts.jsonl")}
     assert read_jsonl(paths["benign_prompts"]) == [{"id": "prompt 1", "prompt": [{"role": "user", "content": "How?"}]}]
+
+
+def test_a_prompt_may_offer_tools(tmp_path):
+    row = {"prompt": "Add rent.", "tools": json.dumps([TOOL])}
+    write_jsonl(tmp_path / "prompts.jsonl", [row, {"prompt": "Sing."}])
+    [offered, plain] = read_prompts(str(tmp_path / "prompts.jsonl"), ["/"], key="off_topic_prompts")
+    assert offered == [{"role": "user", "content": "Add rent.", "tools": [TOOL]}]
+    assert plain == [{"role": "user", "content": "Sing."}]
+    write_jsonl(tmp_path / "prompts.jsonl", [row | {"tools": [3]}])
+    with pytest.raises(ValueError, match=r"prompts.jsonl: row 1: 'tools' holds 3: give"):
+        read_prompts(str(tmp_path / "prompts.jsonl"), ["/"], key="off_topic_prompts")
