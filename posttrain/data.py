@@ -7,10 +7,14 @@ Rows are read, converted and written one by one: only their hashes and ids stay 
 The side of a row depends only on its normalised prompt and the fraction. So SFT and preference data that are split with
 the same fraction agree: no training row of one shares its prompt with an evaluation row of the other.
 
+Several data sets, each with a weight, become one. Ids then begin with the data set's number, and a row that a weight
+repeats names the row that it `repeats`.
+
 Evaluation rows keep their `references`, by which gates judge answers; training rows have none.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -18,8 +22,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from posttrain import config, storage
+from posttrain.config.mixture import Part, parts_of, uris_of
 from posttrain.rows import foreign
 from posttrain.rows.formats import (
     ANSWER_KEYS,
@@ -100,61 +106,121 @@ class Side:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The results of reading a data set once."""
+    """The results of reading a data set, or several, once."""
 
     statistics: dict
     manifest: dict  # without the prompts' hashes
     prompts: dict[str, set[bytes]]  # SHA-256, by side
     held_out: list[bytes]  # that of the prompt of each held-out row
-    source: dict[str, str]
+    source: dict[str, Any]
 
 
-def prepare(
-    dataset: str, *, kind: str, settings: config.DataConfig, write: Callable[[str, dict], object] = lambda *_: None
-) -> Prepared:
-    """Reads, converts and splits a data set row by row; each row goes to `write` with the name of its side.
+Write = Callable[[str, dict], object]  # side, row
+
+
+def prepare(dataset: str, *, kind: str, settings: config.DataConfig, write: Write = lambda *_: None) -> Prepared:
+    """Reads, converts and splits data sets row by row; each row goes to `write` with the name of its side.
 
     Raises:
         ValueError: on one line, naming place, row, key, value and remedy.
     """
-    sides = {name: Side(("prompt", *ANSWER_KEYS[kind])) for name in SIDES}
-    seen, contents, formats, held_out = _Seen(), set(), set(), []
-    with open_data_set(dataset, hub_subset=settings.hub_subset, hub_split=settings.hub_split) as data_set:
-        for format_name, rows in convert_rows(seen.each(data_set.rows), kind=kind, source=dataset):
-            formats.add(format_name)
-            for row in rows:
-                key = prompt_key(row)
-                name = side_of(key, settings.eval_fraction)
-                sides[name].add(row, bytes.fromhex(key))
-                held_out += [bytes.fromhex(key)] if name == "eval" else []
-                contents.add(bytes.fromhex(content_key(row)))
-                write(name, row if name == "eval" else _to_train_on(row))
-    read_keys = READ_KEYS | {*ANSWER_KEYS[kind]}
-    for name in formats & foreign.KEYS.keys():
-        logger.info("%s: %d rows converted from %s", dataset, seen.num_rows, name)
-        read_keys |= {*foreign.KEYS[name]}
-    num_rows = {name: side.num_rows for name, side in sides.items()}
-    num_prompts = sum(len(side.prompts) for side in sides.values())
-    try:
-        _check_sides(num_rows, settings.eval_fraction, num_prompts=num_prompts)
-    except ValueError as error:
-        raise ValueError(f"{dataset}: {error}") from None
-    statistics = {
-        "kind": kind,
-        "format": formats.pop(),  # convert_rows lets all rows have one format only
-        "num_input_rows": seen.num_rows,
-        "num_rows": sum(num_rows.values()),
-        "num_duplicate_rows": sum(num_rows.values()) - len(contents),  # rows that differ in nothing but the id
-        "dropped_keys": sorted(seen.keys - read_keys),
-        **{name: side.statistics for name, side in sides.items()},
-    }
+    parts = parts_of(dataset)
+    reading = Reading(kind, settings, write)
+    sources = [
+        reading.read(part, prefix=f"{number}/" if len(parts) > 1 else "") for number, part in enumerate(parts, 1)
+    ]
+    if len(parts) == 1 and parts[0].weight == 1:
+        [one] = sources
+        source = {"source": dataset, "commit": one["commit"], "digest": one["sha256"]}
+    else:
+        digest = hashlib.sha256("".join(f"{one['sha256']} {one['weight']:g}\n" for one in sources).encode()).hexdigest()
+        source = {"source": dataset, "commit": "", "digest": digest, "data_sets": sources}
     return Prepared(
-        statistics,
+        reading.statistics(),
         manifest={"kind": kind, "salt": SALT, "eval_fraction": settings.eval_fraction},
-        prompts={name: side.prompts for name, side in sides.items()},
-        held_out=held_out,
-        source={"source": dataset, "commit": data_set.commit, "digest": data_set.digest},
+        prompts={name: side.prompts for name, side in reading.sides.items()},
+        held_out=reading.held_out,
+        source=source,
     )
+
+
+class Reading:
+    """Reads data sets, one after the other, and counts what it sees."""
+
+    def __init__(self, kind: str, settings: config.DataConfig, write: Write):
+        self.kind, self.settings, self.write = kind, settings, write
+        self.sides = {name: Side(("prompt", *ANSWER_KEYS[kind])) for name in SIDES}
+        self.contents: set[bytes] = set()
+        self.held_out: list[bytes] = []
+        self.formats: dict[str, None] = {}  # in their order
+        self.dropped_keys: set[str] = set()
+        self.num_input_rows = self.num_repeats = 0
+
+    def read(self, part: Part, *, prefix: str) -> dict[str, Any]:
+        """Reads a data set and returns where it came from; `prefix`: of its rows' ids."""
+        seen, num_rows, prompts, formats = _Seen(), Counter(dict.fromkeys(SIDES, 0)), set(), set()
+        hub = {"hub_subset": self.settings.hub_subset, "hub_split": self.settings.hub_split}
+        with open_data_set(part.uri, **hub) as data_set:
+            for format_name, rows in convert_rows(seen.each(data_set.rows), kind=self.kind, source=part.uri):
+                formats.add(format_name)
+                for row in rows:
+                    prompts.add(key := prompt_key(row))
+                    name = side_of(key, self.settings.eval_fraction)
+                    num_rows[name] += self._take(row | {"id": prefix + row["id"]}, key, name, part.weight)
+        try:
+            _check_sides(num_rows, self.settings.eval_fraction, num_prompts=len(prompts))
+        except ValueError as error:
+            raise ValueError(f"{part.uri}: {error}") from None
+        self._note(part, seen, *formats)  # convert_rows lets all rows have one format only
+        counts = {f"num_{name}_rows": num for name, num in num_rows.items()}
+        return {
+            "address": part.uri, "commit": data_set.commit, "sha256": data_set.digest, "weight": part.weight, **counts
+        }  # fmt: skip
+
+    def _take(self, row: dict, key: str, name: str, weight: float) -> int:
+        """Writes a row as often as its data set's weight says, and returns how often."""
+        content = content_key(row)
+        num_copies = copies(weight, name, drawn=f"{self.settings.seed}:{content}")
+        for copy in range(num_copies):
+            self.sides[name].add(row, bytes.fromhex(key))
+            again = {"id": f"{row['id']}-again-{copy}", "repeats": row["id"]} if copy else {}
+            self.write(name, (row if name == "eval" else _to_train_on(row)) | again)
+        self.num_repeats += max(0, num_copies - 1)
+        self.contents |= {bytes.fromhex(content)} if num_copies else set()
+        self.held_out += [bytes.fromhex(key)] if num_copies and name == "eval" else []
+        return num_copies
+
+    def _note(self, part: Part, seen: "_Seen", format_name: str) -> None:
+        self.num_input_rows += seen.num_rows
+        self.formats[format_name] = None
+        foreign_keys = foreign.KEYS.get(format_name, ())
+        self.dropped_keys |= seen.keys - READ_KEYS - {*ANSWER_KEYS[self.kind], *foreign_keys}
+        if foreign_keys:
+            logger.info("%s: %d rows converted from %s", part.uri, seen.num_rows, format_name)
+
+    def statistics(self) -> dict:
+        num_rows = sum(side.num_rows for side in self.sides.values())
+        return {
+            "kind": self.kind,
+            "format": "; ".join(self.formats),
+            "num_input_rows": self.num_input_rows,
+            "num_rows": num_rows,
+            # rows that differ in nothing but the id, without those that a weight repeats
+            "num_duplicate_rows": num_rows - self.num_repeats - len(self.contents),
+            "dropped_keys": sorted(self.dropped_keys),
+            **{name: side.statistics for name, side in self.sides.items()},
+        }
+
+
+def copies(weight: float, side: str, *, drawn: str) -> int:
+    """Returns how often a row of a data set with this weight is taken.
+
+    As often as the whole part of the weight, and once more with the chance of its fraction: a number between 0 and 1,
+    the first 8 bytes of the SHA-256 of `drawn`, lies below it. A held-out row is asked once, whatever the weight.
+    """
+    number = int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:8]) / 2**64
+    num_copies = int(weight) + (number < weight % 1)
+    return min(1, num_copies) if side == "eval" else num_copies
 
 
 def _to_train_on(row: dict) -> dict:
@@ -178,7 +244,9 @@ class _Seen:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
-    parser.add_argument("--dataset", required=True, help="path, gs://, s3:// or Hub id owner/name[@revision]")
+    parser.add_argument(
+        "--dataset", required=True, help="path, gs://, s3:// or Hub id owner/name[@revision], or a list"
+    )
     parser.add_argument("--kind", required=True, choices=sorted(ANSWER_KEYS))
     parser.add_argument("--train", required=True, help="output: training rows, JSONL")
     parser.add_argument("--eval", required=True, help="output: evaluation rows, JSONL")
@@ -220,7 +288,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def work(_: Running) -> dict:
         setting = f"{args.kind}_dataset"
-        storage.check_allowed(args.dataset, step.allowed_prefixes, name=setting)
+        for uri in uris_of(args.dataset):
+            storage.check_allowed(uri, step.allowed_prefixes, name=setting)
         with complete_files({name: outputs[name] for name in SIDES}) as write:
             try:
                 prepared = prepare(args.dataset, kind=args.kind, settings=step.data, write=write)

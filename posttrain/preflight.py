@@ -22,6 +22,7 @@ from posttrain import data, model, storage
 from posttrain.config import LoraTraining, PipelineConfig, PreflightStep, check_name, parse_step, table
 from posttrain.config.line import PREFLIGHT as STEP
 from posttrain.config.line import TRAININGS
+from posttrain.config.mixture import uris_of
 from posttrain.config.parse import json_object
 from posttrain.config.placement import SECRETS_FOLDER
 from posttrain.pages import wording
@@ -77,9 +78,9 @@ def check(config: Config, parameters: dict[str, Any], *, disk: Path) -> None:
 
 def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> None:
     """Raises ValueError for addresses that no pod could read. Remote ones are not looked up: pods may see more."""
-    data_sets = {name: parameters[name] for name in datasets(config)}
-    for name, dataset in data_sets.items():
-        check_given(dataset, name=name)
+    data_sets = {}
+    for name in datasets(config):
+        data_sets |= addresses_of(parameters[name], name=name)
     validation = config.validation
     run_time = {name: parameters[name] for name in ("base_model", "storage_root")} | data_sets
     others = {f"validation.{key}": uri for key, uri in prompts.given(validation).items()}
@@ -231,21 +232,41 @@ def check_disk(disk: Path, num_bytes: int, *, num_copies: int) -> None:
 
 
 def check_dataset(dataset: str, config: Config, counted: Counted, *, name: str) -> None:
-    check_given(dataset, name=name)
-    storage.check_allowed(dataset, config.prefixes, name=name)
-    place = storage.kind(dataset)
-    if place == "local":
+    by_name = addresses_of(dataset, name=name)
+    for key, uri in by_name.items():
+        check_address(uri, config, name=key)
+    local = [uri for uri in by_name.values() if storage.kind(uri) == "local"]
+    if len(local) == len(by_name):
         prepared = data.prepare(dataset, kind=DATASETS[name], settings=config.data)
         counted.data_sets[DATASETS[name]] = Prompts(prepared.held_out, set().union(*prepared.prompts.values()))
-    elif place == "hub":
-        hub.check_data_set(dataset, name=name)
-    elif not storage.exists(dataset):
-        raise ValueError(f"{name}: {dataset!r} does not exist; give the address of one file")
+        return
+    for uri in local:  # only what is wrong with them: how many rows there are in all is not known here
+        data.prepare(uri, kind=DATASETS[name], settings=config.data)
 
 
-def check_given(dataset: str, *, name: str) -> None:
+def check_address(uri: str, config: Config, *, name: str) -> None:
+    """Checks that a run may read a data set, and that a remote one is there."""
+    storage.check_allowed(uri, config.prefixes, name=name)
+    place = storage.kind(uri)
+    if place == "hub":
+        hub.check_data_set(uri, name=name)
+    elif place != "local" and not storage.exists(uri):
+        raise ValueError(f"{name}: {uri!r} does not exist; give the address of one file")
+
+
+def addresses_of(dataset: str, *, name: str) -> dict[str, str]:
+    """Returns the addresses of a parameter's data sets by their names: `sft_dataset`, or of several `sft_dataset[0]`.
+
+    Raises:
+        ValueError: there is none, or the parameter begins as a list and is none.
+    """
     if not dataset:
         raise ValueError(f"{name} is empty; set it with --{name.replace('_', '-')} or in the configuration")
+    try:
+        uris = uris_of(dataset)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return {name: uris[0]} if len(uris) == 1 else {f"{name}[{at}]": uri for at, uri in enumerate(uris)}
 
 
 def check_prompts(uri: str, config: Config, counted: Counted, *, key: str) -> None:

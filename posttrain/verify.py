@@ -81,6 +81,8 @@ def source_faults(chain: Provenance, *, base: str | None, data: tuple[str, ...])
     """Checks that the chain began with the user's own copies of model and data."""
     faults, models, data_sets = [], {}, {}
     for link in (link for link in chain.links if link.source):
+        parts = enumerate(link.source.parts, start=1) if isinstance(link.source, provenance.Mixture) else ()
+        data_sets |= {f"{link.step}: {number}": part.sha256 for number, part in parts}
         (models if "model" in link.outputs else data_sets)[link.step] = link.source.sha256
     copies = [(base, source_digest, models)] if base else []
     for path, digest, known in [*copies, *((file, digests.digest, data_sets) for file in data)]:

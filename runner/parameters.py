@@ -10,11 +10,13 @@ from typing import Any
 
 from posttrain import storage
 from posttrain.config import PipelineConfig, check_run_parameters, parse_overrides
+from posttrain.config.mixture import as_parameter, parts_of
 from posttrain.rows import prompts, sources
 from posttrain.storage import layout
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-RUN_PARAMETERS = ("base_model", "sft_dataset", "preference_dataset", "storage_root", "model_name")
+DATA_SETS = ("sft_dataset", "preference_dataset")
+RUN_PARAMETERS = ("base_model", *DATA_SETS, "storage_root", "model_name")
 
 
 def local_folder(storage_root: str) -> Path:
@@ -27,8 +29,9 @@ def run_parameters(config: PipelineConfig, args: argparse.Namespace) -> dict[str
     parameters = {name: getattr(args, name) or getattr(config, name) for name in RUN_PARAMETERS}
     parameters["model_name"] = parameters["model_name"] or config.pipeline_id
     parameters["storage_root"] = _named("storage_root", absolute_path, parameters["storage_root"])
-    for name in ("base_model", "sft_dataset", "preference_dataset"):
-        parameters[name] = _named(name, absolute, parameters[name])
+    parameters["base_model"] = _named("base_model", absolute, parameters["base_model"])
+    for name in DATA_SETS:
+        parameters[name] = absolute_data_sets(parameters[name], name=name)
     parameters["overrides"] = parse_overrides(args.overrides)
     check_run_parameters(parameters)
     return parameters
@@ -87,6 +90,15 @@ def absolute(uri: str) -> str:
         return uri
     is_path = sources.suffix_of(uri) in sources.SUFFIXES or storage.kind(uri) == "local"
     return absolute_path(uri) if is_path else uri
+
+
+def absolute_data_sets(dataset: str, *, name: str) -> str:
+    """Makes the local paths of the data sets that a parameter names absolute."""
+    try:
+        parts = parts_of(dataset)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return as_parameter([part.model_copy(update={"uri": absolute(part.uri)}) for part in parts])
 
 
 def absolute_path(uri: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import storage
+from posttrain.config.mixture import uris_of
 
 READ = (
     "base_model",
@@ -35,7 +36,8 @@ class Places:
 
 def of_step(arguments: dict[str, Any]) -> Places:
     """Returns the places that the arguments of a step name, its configuration included."""
-    read, written = list(_values(arguments, READ)), list(_values(arguments, WRITTEN))
+    read = [uri for value in _values(arguments, READ) for uri in uris_of(value)]
+    written = list(_values(arguments, WRITTEN))
     local_read = [uri for uri in read if storage.kind(uri) == "local"]
     local_written = [uri for uri in written if not storage.is_remote(uri)]
     uploads = any(_values(arguments, ("upload_to_hub",)))

@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.package import Package
 from posttrain import report, storage
 from posttrain.config.line import COMPARE_TRIALS, JUDGE_WINNER, STEPS, is_gate
+from posttrain.config.mixture import parts_of
 from posttrain.config.sweep import SweepConfig
 from posttrain.config.unjudged import unjudged
 from posttrain.pages import wording
@@ -97,8 +98,8 @@ def print_start(request: RunRequest, run_id: str, *, logs: Path | str, artifacts
         "Run": run_id,
         "Pipeline": config.pipeline_id,
         "Base model": parameters["base_model"],
-        "SFT data": parameters["sft_dataset"] if stages.sft.enabled else None,
-        "Preferences": parameters["preference_dataset"] if stages.dpo.enabled else None,
+        "SFT data": data_sets(parameters["sft_dataset"]) if stages.sft.enabled else None,
+        "Preferences": data_sets(parameters["preference_dataset"]) if stages.dpo.enabled else None,
         "Overrides": json.dumps(parameters["overrides"]) if parameters["overrides"] else None,
         "Publishes to": layout.versions(request.storage_root, config.publish_root, parameters["model_name"]),
         "Storage": request.storage_root,
@@ -110,6 +111,12 @@ def print_start(request: RunRequest, run_id: str, *, logs: Path | str, artifacts
     for sentence in unjudged(config.validation):
         print(f"warning: {sentence}")
     print(flush=True)
+
+
+def data_sets(dataset: str) -> str:
+    """Returns the data sets of a parameter, one a line, with their weights."""
+    parts = parts_of(dataset)
+    return "\n".join(part.uri if part.weight == 1 else f"{part.uri}, weight {part.weight:g}" for part in parts)
 
 
 def print_plan(package: Package, parameters: dict[str, Any]) -> set[str]:

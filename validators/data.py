@@ -209,7 +209,7 @@ def measure_file(tokenizer, rows: Iterable[dict], *, kind: str, max_length: int)
         if problem := _problem(row, kind):
             lists["malformed"].append(f"row {num_rows}: {problem}")
             continue
-        if (content := bytes.fromhex(content_key(row))) in contents:
+        if (content := bytes.fromhex(content_key(row))) in contents and "repeats" not in row:
             lists["duplicates"].append(row["id"])
         contents.add(content)
         num_tokens, faults = _token_faults(tokenizer, row, kind=kind, max_length=max_length)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from posttrain.config.evidence import Evidence
 from posttrain.config.limits import Validation
 from posttrain.config.line import TRAININGS
+from posttrain.config.mixture import DataSets
 from posttrain.config.parse import check_name
 from posttrain.config.placement import Placements
 from posttrain.config.requirements import evidence_of
@@ -23,8 +24,10 @@ class PipelineConfig(Section):
     # model to start from: Hub id[@revision], gs://, s3:// or folder
     base_model: str = "unsloth/Qwen2.5-3B-Instruct-bnb-4bit"
     model_name: str | None = None  # name to publish under; null: pipeline_id
-    sft_dataset: str = ""  # SFT rows: path, gs://, s3:// or Hub id
-    preference_dataset: str = ""  # preference pairs: path, gs://, s3:// or Hub id
+    # SFT rows: path, gs://, s3:// or Hub id; or a list of {uri, weight}
+    sft_dataset: DataSets = ""
+    # preference pairs: path, gs://, s3:// or Hub id; or a list of {uri, weight}
+    preference_dataset: DataSets = ""
     storage_root: str = "runs"  # keeps records, results, checkpoints and published models: gs://, s3:// or folder
     publish_root: str | None = None  # where models are published; null: <storage_root>/published
     # make the published model the current version of its name, if it is not worse than the one that is

@@ -84,6 +84,7 @@ class DataConfig(Section):
     """Settings for reading and splitting rows."""
 
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of prompts held out, by hash of the prompt
+    seed: Annotated[int, Field(ge=0)] = 42  # draws the rows of data sets whose weight is no whole number
     hub_split: str = "train"  # split of data sets on the Hub
     hub_subset: str | None = None  # configuration of data sets on the Hub that have several
 

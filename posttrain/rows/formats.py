@@ -11,7 +11,8 @@ An assistant's message may have `tool_calls`, a tool's `tool_call_id` and `name`
 
 completion, chosen and rejected hold one assistant message each. A row may have `references` as well: a list of the
 answers that count as right, texts or other JSON values, for the gates to compare a model's answer with. Without them
-the completion, or the chosen answer, is the one that counts. They are no part of what is trained on.
+the completion, or the chosen answer, is the one that counts. They are no part of what is trained on. A training row
+that a data set's weight repeats has the id of the first as `repeats`.
 """
 
 import hashlib
@@ -159,7 +160,7 @@ def text_key(*texts: str) -> bytes:
 
 def content_key(row: dict) -> str:
     """Returns the SHA-256 of prompt and answers, equal for exact duplicates."""
-    content = {key: value for key, value in row.items() if key not in ("id", "references")}
+    content = {key: value for key, value in row.items() if key not in ("id", "references", "repeats")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

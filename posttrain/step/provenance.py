@@ -34,6 +34,21 @@ class Source(BaseModel):
         return f"{self.address}@{self.commit}" if self.commit else self.address
 
 
+class Weighted(Source):
+    """One of several data sets that were read as one."""
+
+    weight: float
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, weight {self.weight:g}"
+
+
+class Mixture(Source):
+    """Several data sets that were read as one; `sha256` is that of the lines `<sha256> <weight>` of its parts."""
+
+    parts: tuple[Weighted, ...]
+
+
 class Link(BaseModel):
     """One step of the chain."""
 
@@ -45,7 +60,7 @@ class Link(BaseModel):
     config: dict[str, Any]
     inputs: dict[str, str]  # name -> SHA-256
     outputs: dict[str, str]
-    source: Source | None = None  # if the step has no inputs
+    source: Source | Mixture | None = None  # if the step has no inputs
     verdict: dict[str, Any] | None = None  # if the step is a gate
 
     @classmethod
@@ -53,7 +68,7 @@ class Link(BaseModel):
         """Builds the link of a step from its record."""
         sha256, address, commit = (done.measured.get(name) for name in ("digest", "source", "commit"))
         is_source = not done.inputs and address and sha256
-        source = Source(address=address, commit=commit or "", sha256=sha256) if is_source else None
+        source = _source(done.measured.get("data_sets"), address, commit or "", sha256) if is_source else None
         return cls(**done.model_dump(include=set(cls.model_fields) - {"source"}), source=source)
 
     @property
@@ -71,6 +86,13 @@ class Link(BaseModel):
             for name, sha256 in self.inputs.items()
             if isinstance(limits.get(name), str) and limits[name]
         }
+
+
+def _source(data_sets: list[dict] | None, address: str, commit: str, sha256: str) -> Source:
+    if not data_sets:
+        return Source(address=address, commit=commit, sha256=sha256)
+    parts = [Weighted(**{name: one[name] for name in Weighted.model_fields}) for one in data_sets]
+    return Mixture(address=address, commit=commit, sha256=sha256, parts=parts)
 
 
 class Required(BaseModel):
@@ -105,7 +127,9 @@ class Provenance(BaseModel):
         """Everything from outside the run: `<step>`, or `<gate>: <input>`, -> source."""
         sources = {}
         for link in self.links:
-            sources |= {link.step: link.source} if link.source else {}
+            parts = link.source.parts if isinstance(link.source, Mixture) else ()
+            sources |= {link.step: link.source} if link.source and not parts else {}
+            sources |= {f"{link.step}: {number}": part for number, part in enumerate(parts, start=1)}
             sources |= {f"{link.step}: {name}": source for name, source in link.named.items()}
         return sources
 

@@ -142,3 +142,73 @@ def test_accepted_answers_stay_with_the_held_out_rows_alone(tmp_path):
     assert all(row["references"] == ["Done.", "Yes."] for row in written["eval"])
     assert not any("references" in row for row in written["train"])
     assert prepared.statistics["dropped_keys"] == []
+
+
+def test_weights_thin_and_repeat_rows(tmp_path):
+    def written(weight, num=400, seed=42):
+        rows = [{"id": i, "prompt": f"Do thing {i}.", "completion": "Done."} for i in range(num)]
+        formats.write_jsonl(tmp_path / "rows.jsonl", rows)
+        found = {"train": [], "eval": []}
+        dataset = json.dumps([{"uri": str(tmp_path / "rows.jsonl"), "weight": weight}])
+        settings = DataConfig(eval_fraction=0.25, seed=seed)
+        prepared = data.prepare(dataset, kind="sft", settings=settings, write=lambda side, row: found[side].append(row))
+        assert prepared.statistics["num_duplicate_rows"] == 0
+        assert prepared.statistics["num_rows"] == len(found["train"]) + len(found["eval"])
+        assert len(prepared.held_out) == len(found["eval"])
+        return found
+
+    def ids(rows):
+        return [row.get("repeats", row["id"]) for row in rows]
+
+    whole, part, more, twice = written(1), written(0.25), written(2.5), written(2)
+    assert ids(twice["train"]) == [name for name in ids(whole["train"]) for _ in range(2)]
+    assert whole["eval"] == more["eval"] == twice["eval"]
+    num = len(whole["train"])
+    assert 0.15 * num < len(part["train"]) < 0.35 * num and 0.1 * 100 < len(part["eval"]) < 0.4 * 100
+    assert 2.4 * num < len(more["train"]) < 2.6 * num
+    assert {*ids(part["train"])} < {*ids(written(0.5)["train"])} < {*ids(whole["train"])}
+    assert written(0.25) == part != written(0.25, seed=7)
+    copied = [row for row in more["train"] if "repeats" in row]
+    assert copied[0]["id"] == f"{copied[0]['repeats']}-again-1"
+    assert len({row["id"] for row in more["train"]}) == len(more["train"])
+
+
+def test_data_sets_of_several_formats_become_one(tmp_path, caplog):
+    alpaca = [{"instruction": f"Add task {i}.", "input": "", "output": "Added."} for i in range(40)]
+    formats.write_jsonl(tmp_path / "alpaca.jsonl", alpaca)
+    formats.write_jsonl(
+        tmp_path / "rows.jsonl", [{"prompt": f"Do thing {i}.", "completion": "Done."} for i in range(40)]
+    )
+    uris = [str(tmp_path / "alpaca.jsonl"), str(tmp_path / "rows.jsonl")]
+    dataset, found = json.dumps([uris[0], {"uri": uris[1], "weight": 2}]), {"train": [], "eval": []}
+    caplog.set_level("INFO")
+    settings = DataConfig(eval_fraction=0.25)
+    prepared = data.prepare(dataset, kind="sft", settings=settings, write=lambda side, row: found[side].append(row))
+    assert caplog.messages == [f"{uris[0]}: 40 rows converted from Alpaca (instruction)"]
+    assert {row["id"].split("/")[0] for rows in found.values() for row in rows} == {"1", "2"}
+    assert {row["id"].split("/")[0] for row in found["eval"]} == {"1", "2"}
+    one, two = prepared.source["data_sets"]
+    assert (one["address"], one["weight"], one["sha256"]) == (uris[0], 1, digests.digest(uris[0]))
+    assert (two["address"], two["weight"], two["sha256"]) == (uris[1], 2, digests.digest(uris[1]))
+    assert two["num_train_rows"] == sum(row["id"].startswith("2/") for row in found["train"])
+    assert one["num_train_rows"] + one["num_eval_rows"] == 40
+    assert prepared.source["source"] == dataset
+    assert prepared.statistics["format"] == "Alpaca (instruction); prompt, completion (plain text)"
+
+
+def test_every_data_set_must_hold_out_rows(tmp_path):
+    rows = [{"prompt": f"Do thing {i}.", "completion": "Done."} for i in range(40)]
+    formats.write_jsonl(tmp_path / "rows.jsonl", rows)
+    formats.write_jsonl(tmp_path / "few.jsonl", rows[:1])
+    dataset = json.dumps([str(tmp_path / "rows.jsonl"), str(tmp_path / "few.jsonl")])
+    with pytest.raises(ValueError, match=r"few.jsonl: eval_fraction 0.3 leaves no .* rows of 1"):
+        data.prepare(dataset, kind="sft", settings=DataConfig(eval_fraction=0.3))
+
+
+def test_a_row_in_two_data_sets_is_a_duplicate(tmp_path):
+    rows = [{"prompt": f"Do thing {i}.", "completion": "Done."} for i in range(40)]
+    for name in ("one", "two"):
+        formats.write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    dataset = json.dumps([str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")])
+    prepared = data.prepare(dataset, kind="sft", settings=DataConfig(eval_fraction=0.3))
+    assert prepared.statistics["num_duplicate_rows"] == 40

@@ -442,6 +442,18 @@ def run_step(given: dict, config: dict) -> subprocess.CompletedProcess:
     return subprocess.run([*command, *arguments], capture_output=True, text=True)
 
 
+def test_each_of_several_data_sets_is_looked_at(given, tmp_path):
+    rows = given["sft_dataset"]
+    check(given | {"sft_dataset": json.dumps([{"uri": rows, "weight": 2}])})
+    wrong = {"sft_dataset": json.dumps([rows, str(tmp_path / "none.jsonl")])}
+    with pytest.raises(ValueError, match="none.jsonl: no such file"):
+        check(given | wrong)
+    with pytest.raises(ValueError, match=r"sft_dataset\[1\]=.*none of the allowed prefixes"):
+        check(given | {"sft_dataset": json.dumps([rows, "s3://bucket/rows.jsonl"])})
+    with pytest.raises(ValueError, match="sft_dataset: '\\[oops' begins as a list and is not JSON"):
+        check(given | {"sft_dataset": "[oops"})
+
+
 def test_the_step_fails_once_with_all_that_it_found(given, monkeypatch):
     monkeypatch.setenv("KFP_RUN_ID", "r1")
     result = run_step(given | {"base_model": "/nowhere", "sft_dataset": ""}, {"num_gpus": {"train_sft": 0}})

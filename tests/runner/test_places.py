@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -31,3 +32,10 @@ def test_every_setting_that_is_an_address_is_known():
     addresses |= set(re.findall(r"^    # .*gs://.*\n    (\w+): ", source, re.MULTILINE))
     assert {"red_team_prompts", "sft_dataset", "base_model", "judge_model", "storage_root"} <= addresses
     assert addresses - {"allowed_prefixes"} <= {*places.READ, *places.WRITTEN}
+
+
+def test_each_of_several_data_sets_is_read(tmp_path):
+    files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
+    dataset = json.dumps([files[0], {"uri": files[1], "weight": 2}])
+    assert places.of_step({"dataset": dataset}) == places.Places((Path(files[0]), Path(files[1])), (), False)
+    assert places.of_step({"sft_dataset": json.dumps([files[0], "s3://bucket/rows.jsonl"])}).need_network

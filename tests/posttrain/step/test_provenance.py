@@ -89,3 +89,18 @@ def test_sources_are_of_steps_that_take_nothing_and_of_prompts_that_a_gate_names
         "check_merge: red_team_prompts": "gs://acme/red.jsonl",
     }
     assert not any("took red_team_prompts" in fault for fault in provenance.faults(chain))
+
+
+def test_each_of_several_data_sets_is_a_source():
+    data_sets = [
+        {"address": "a.jsonl", "commit": "", "sha256": "1", "weight": 2.0, "num_train_rows": 9},
+        {"address": "org/rows", "commit": "c0ffee", "sha256": "2", "weight": 0.5, "num_train_rows": 9},
+    ]
+    told = {"source": "[...]", "commit": "", "digest": "d", "data_sets": data_sets}
+    records = [step.model_copy(update={"measured": told}) if step.step == "prepare" else step for step in LINE]
+    chain = trace(records, run_id="r", end=END)
+    assert {name: (str(source), source.sha256) for name, source in chain.sources.items() if "prepare" in name} == {
+        "prepare: 1": ("a.jsonl, weight 2", "1"),
+        "prepare: 2": ("org/rows@c0ffee, weight 0.5", "2"),
+    }
+    assert provenance.Provenance.model_validate_json(chain.model_dump_json()) == chain
