@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+from posttrain.config.documents import parse_json
 from posttrain.config.section import Positive, Section
 
 FORM = 'give an address, or a list of {"uri": address, "weight": number above 0}'
@@ -31,13 +32,13 @@ def parts_of(dataset: str) -> list[Part]:
     if not dataset.lstrip().startswith("["):
         return [Part(uri=dataset)] if dataset else []
     try:
-        values = json.loads(dataset)
+        values = parse_json(dataset)
         parts = TypeAdapter(list[Part]).validate_python([_as_part(value) for value in values])
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise ValueError(f"{dataset[:80]!r}: {key} = {str(first['input'])[:40]!r}: {first['msg']}: {FORM}") from None
-    except (ValueError, RecursionError):
+    except json.JSONDecodeError:
         raise ValueError(f"{dataset[:80]!r} begins as a list and is not JSON: {FORM}") from None
     uris = [part.uri for part in parts]
     if not uris or "" in uris:

@@ -11,6 +11,8 @@ Templates print `arguments` as JSON themselves: given text, many would print it 
 import json
 from typing import Any
 
+from posttrain.config.documents import parse_json
+
 TOOL_FORM = 'give {"type": "function", "function": {"name", "description", "parameters"}}'
 CALL_FORM = 'give {"type": "function", "function": {"name", "arguments"}}, with arguments as an object or its JSON text'
 MAX_SHOWN = 80
@@ -84,9 +86,11 @@ def _parsed(value: Any, what: str) -> Any:
     if not isinstance(value, str) or not value.strip():
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return parse_json(value)
+    except json.JSONDecodeError:
         raise ValueError(f"{what} is the text {_shown(value)}, which is not JSON: repair it") from None
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def _shown(value: Any) -> str:
