@@ -43,7 +43,6 @@ from posttrain.step.running import Running
 from posttrain.storage.local import naming
 
 SIDES = ("train", "eval")
-READ_KEYS = {"id", "messages", "prompt", "references", "tools"}  # and the answers
 
 logger = logging.getLogger(__name__)
 
@@ -153,15 +152,16 @@ class Reading:
         self.contents: set[bytes] = set()
         self.held_out: list[bytes] = []
         self.formats: dict[str, None] = {}  # in their order
-        self.dropped_keys: set[str] = set()
+        self.left_out: Counter[str] = Counter()  # rows by key
         self.num_input_rows = self.num_repeats = 0
 
     def read(self, part: Part, *, prefix: str) -> dict[str, Any]:
         """Reads a data set and returns where it came from; `prefix`: of its rows' ids."""
-        seen, num_rows, prompts, formats = _Seen(), Counter(dict.fromkeys(SIDES, 0)), set(), set()
+        seen, num_rows, prompts, formats = _Counted(), Counter(dict.fromkeys(SIDES, 0)), set(), set()
         hub = {"hub_subset": self.settings.hub_subset, "hub_split": self.settings.hub_split}
         with open_data_set(part.uri, **hub) as data_set:
-            for format_name, rows in convert_rows(seen.each(data_set.rows), kind=self.kind, source=part.uri):
+            raw, ignored = seen.each(data_set.rows), self.settings.ignored_keys
+            for format_name, rows in convert_rows(raw, kind=self.kind, source=part.uri, ignored=ignored):
                 formats.add(format_name)
                 for row in rows:
                     prompts.add(key := prompt_key(row))
@@ -186,16 +186,15 @@ class Reading:
             again = {"id": f"{row['id']}-again-{copy}", "repeats": row["id"]} if copy else {}
             self.write(name, (row if name == "eval" else _to_train_on(row)) | again)
         self.num_repeats += max(0, num_copies - 1)
+        self.left_out.update(row.get("left_out", ()))
         self.contents |= {bytes.fromhex(content)} if num_copies else set()
         self.held_out += [bytes.fromhex(key)] if num_copies and name == "eval" else []
         return num_copies
 
-    def _note(self, part: Part, seen: "_Seen", format_name: str) -> None:
+    def _note(self, part: Part, seen: "_Counted", format_name: str) -> None:
         self.num_input_rows += seen.num_rows
         self.formats[format_name] = None
-        foreign_keys = foreign.KEYS.get(format_name, ())
-        self.dropped_keys |= seen.keys - READ_KEYS - {*ANSWER_KEYS[self.kind], *foreign_keys}
-        if foreign_keys:
+        if format_name in foreign.KEYS:
             logger.info("%s: %d rows converted from %s", part.uri, seen.num_rows, format_name)
 
     def statistics(self) -> dict:
@@ -207,7 +206,7 @@ class Reading:
             "num_rows": num_rows,
             # rows that differ in nothing but the id, without those that a weight repeats
             "num_duplicate_rows": num_rows - self.num_repeats - len(self.contents),
-            "dropped_keys": sorted(self.dropped_keys),
+            "left_out_keys": dict(sorted(self.left_out.items())),
             **{name: side.statistics for name, side in self.sides.items()},
         }
 
@@ -228,17 +227,15 @@ def _to_train_on(row: dict) -> dict:
     return {key: value for key, value in row.items() if key != "references"}
 
 
-class _Seen:
-    """Counts rows as they pass, and collects their keys."""
+class _Counted:
+    """Counts rows as they pass."""
 
     def __init__(self):
-        self.num_rows, self.keys = 0, set()
+        self.num_rows = 0
 
     def each(self, rows: Iterable[dict]) -> Iterator[dict]:
         for row in rows:
             self.num_rows += 1
-            if isinstance(row, dict):
-                self.keys |= row.keys()
             yield row
 
 

@@ -85,6 +85,8 @@ class DataConfig(Section):
 
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of prompts held out, by hash of the prompt
     seed: Annotated[int, Field(ge=0)] = 42  # draws the rows of data sets whose weight is no whole number
+    # columns and keys of messages that are left out whatever they mean; a key of unknown meaning is an error otherwise
+    ignored_keys: list[str] = []
     hub_split: str = "train"  # split of data sets on the Hub
     hub_subset: str | None = None  # configuration of data sets on the Hub that have several
 

@@ -9,6 +9,8 @@ messages | prompt, completion | [prompt,] chosen, rejected; plain text or conver
 An assistant's message may have `tool_calls`, a tool's `tool_call_id` and `name`, and the first message of a prompt the
 `tools` that the conversation offers, so that they go wherever it goes. Their forms are those of `posttrain.rows.tools`.
 
+A message may have its thoughts and its `name` as well, `keys.FOR_TEMPLATE`, for the chat template to render; a row has
+`left_out`, the names of the keys of the raw row that say nothing that a model should see: `keys.py` is their table.
 completion, chosen and rejected hold one assistant message each. A row may have `references` as well: a list of the
 answers that count as right, texts or other JSON values, for the gates to compare a model's answer with. Without them
 the completion, or the chosen answer, is the one that counts. They are no part of what is trained on. A training row
@@ -17,15 +19,17 @@ that a data set's weight repeats has the id of the first as `repeats`.
 
 import hashlib
 import json
+import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from posttrain.config.documents import parse_json
-from posttrain.rows import foreign, tools
+from posttrain.rows import disguise, foreign, keys, tools
 from posttrain.rows.files import lines_of
 from posttrain.rows.skeleton import plain, skeleton
 from posttrain.rows.thoughts import said
@@ -37,6 +41,9 @@ ACCEPTED = {
     "preference": "'chosen' and 'rejected', with 'prompt' or as whole conversations",
 }
 SURROGATE = re.compile("[\ud800-\udfff]")
+NO_CONTENT = ("id", "references", "repeats", "left_out")  # keys of a row that are no part of what is trained on
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,7 @@ def text_key(*texts: str) -> bytes:
 
 def content_key(row: dict) -> str:
     """Returns the SHA-256 of prompt and answers, equal for exact duplicates."""
-    content = {key: value for key, value in row.items() if key not in ("id", "references", "repeats")}
+    content = {key: value for key, value in row.items() if key not in NO_CONTENT}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -253,39 +260,52 @@ def _check_prompt(prompt: list[dict]) -> None:
         raise ValueError(f"'prompt' ends with the role {roles[-1]!r}: end it with a user turn")
 
 
-def convert(raw: Iterable[dict], *, kind: str, source: str) -> tuple[list[dict], str]:
+def convert(raw: Iterable[dict], *, kind: str, source: str, ignored: Collection[str] = ()) -> tuple[list[dict], str]:
     """Converts all rows at once; returns them and the name of their format."""
-    converted = [*convert_rows(raw, kind=kind, source=source)]
+    converted = [*convert_rows(raw, kind=kind, source=source, ignored=ignored)]
     return [row for _, rows in converted for row in rows], converted[0][0]
 
 
-def convert_rows(raw: Iterable[dict], *, kind: str, source: str) -> Iterator[tuple[str, list[dict]]]:
+def convert_rows(
+    raw: Iterable[dict], *, kind: str, source: str, ignored: Collection[str] = ()
+) -> Iterator[tuple[str, list[dict]]]:
     """Yields for each raw row, in one of TRL's formats or in a foreign one, the name of the format and our rows.
 
-    A conversation becomes one row per assistant turn. Keys that no format has are dropped.
+    A conversation becomes one row per assistant turn that is to be learned. At the end, the log says what was changed
+    and which keys were left out.
+
+    Args:
+        ignored: keys of rows and messages that are left out whatever they mean.
 
     Raises:
         ValueError: naming source, row number (from 1), key, value and remedy.
     """
-    number, ids, first_format = 0, set(), None
+    number, ids, first_format, done, echoes = 0, set(), None, Counter(), Echoes()
     for number, raw_row in enumerate(raw, start=1):
         try:
-            raw_row, foreign_format = foreign.to_trl(raw_row, kind)
+            read = keys.read(raw_row, kind, ignored=ignored)
+            raw_row, foreign_format = foreign.to_trl(read.row, kind)
             format_name = format_of(raw_row, kind)
             format_name = foreign_format or format_name
             first_format = first_format or format_name
             if format_name != first_format:
                 raise ValueError(f"is {format_name}, but the rows before it are {first_format}: use one format for all")
-            converted = _with_tools(_convert_row(raw_row, kind), tools.read_tools(raw_row.get("tools")))
+            converted = [_finished(row, read) for row in _convert_row(raw_row, kind)]
+            converted = _with_tools(converted, tools.read_tools(raw_row.get("tools")))
             if raw_row.get("references") is not None:  # of a conversation: for its last answer
                 converted[-1]["references"] = raw_row["references"]
             _name(converted, raw_row.get("id"), number=number, ids=ids)
             _check_converted(converted, kind)
+            echoes.add(converted, kind, number=number)
         except ValueError as error:
             raise ValueError(f"{source}: row {number}: {error}") from None
+        done.update([*read.done, *(f"left out {key}" for key in read.left_out)])
         yield format_name, converted
     if not number:
         raise ValueError(f"{source}: holds no rows: give a data set with {ACCEPTED[kind]}")
+    echoes.check(source, num_rows=number)
+    if done:
+        logger.info("%s: %s", source, "; ".join(f"{what} ({count} rows)" for what, count in done.items()))
 
 
 def format_of(raw: dict, kind: str) -> str:
@@ -316,7 +336,44 @@ def _convert_row(raw: dict, kind: str) -> list[dict]:
         return _turns(conversation, start=0)
     prompt = _messages(raw["prompt"], "prompt", role="user")
     _check_prompt(prompt)
-    return _turns(prompt + _messages(raw["completion"], "completion", role="assistant"), start=len(prompt))
+    completion = _messages(raw["completion"], "completion", role="assistant")
+    if len(completion) > len(prompt) and completion[: len(prompt)] == prompt:
+        completion = completion[len(prompt) :]
+    return _turns(prompt + completion, start=len(prompt))
+
+
+def _finished(row: dict, read: keys.Read) -> dict:
+    """Returns a row with the system turn of its column, without marks, and with the names of what it was left out."""
+    row = {key: [keys.without_marks(message) for message in messages] for key, messages in row.items()}
+    left_out = {"left_out": [*read.left_out]} if read.left_out else {}
+    return row | {"prompt": keys.with_system(row["prompt"], read.system)} | left_out
+
+
+class Echoes:
+    """Counts rows whose answers begin with their own prompt, which a model would learn to say twice."""
+
+    def __init__(self):
+        self.rows: list[int] = []
+
+    def add(self, converted: list[dict], kind: str, *, number: int) -> None:
+        """Raises ValueError where this is no accident: the prompt is long."""
+        for row in converted:
+            if disguise.begins_with_prompt(row, ANSWER_KEYS[kind]):
+                if disguise.is_long_prompt(row):
+                    raise ValueError(self._fault(row, kind))
+                self.rows += [number] if number not in self.rows[-1:] else []
+                self.example = self._fault(row, kind)
+
+    def check(self, source: str, *, num_rows: int) -> None:
+        """Raises ValueError if at least half of the rows are so: `Good morning` may be answered by `Good morning!`."""
+        if 2 * len(self.rows) >= num_rows:
+            raise ValueError(f"{source}: row {self.rows[-1]} and {len(self.rows) - 1} others: {self.example}")
+
+    @staticmethod
+    def _fault(row: dict, kind: str) -> str:
+        names = " and ".join(map(repr, ANSWER_KEYS[kind]))
+        answer = row[ANSWER_KEYS[kind][-1]][0]["content"]
+        return f"{names} begin with their own prompt, {shown(answer)}: cut it from the answers"
 
 
 def _with_tools(rows: list[dict], offered: list[dict]) -> list[dict]:
@@ -349,25 +406,30 @@ def _message(message: Any, key: str) -> Any:
             kept |= {"content": kept["content"] or "", "tool_calls": tools.read_calls(message["tool_calls"])}
         except ValueError as error:
             raise ValueError(f"{key!r}: {error}") from None
+    kept |= {name: message[name] for name in ("train", *keys.FOR_TEMPLATE) if name in message}
     names = ("tool_call_id", "name") if kept["role"] == "tool" else ()
     return kept | {name: message[name] for name in names if isinstance(message.get(name), str)}
 
 
 def _turns(conversation: list[dict], *, start: int) -> list[dict]:
-    """Returns one row for each assistant turn at or after `start` that follows a user turn."""
+    """Returns one row for each assistant turn to be learned, at or after `start`, that follows a user turn."""
     rows = []
     for index, message in enumerate(conversation):
         asked = any(earlier["role"] == "user" for earlier in conversation[:index])
-        if index >= start and message["role"] == "assistant" and asked:
+        if index >= start and message["role"] == "assistant" and asked and keys.is_trained(message):
             rows.append({"prompt": conversation[:index], "completion": [message]})
     if not rows:
         roles = [message["role"] for message in conversation]
+        if not all(map(keys.is_trained, conversation)):
+            raise ValueError(f"has the roles {shown(roles)} and no answer that is to be learned: remove the row")
         raise ValueError(f"has the roles {shown(roles)}: give an assistant turn after a user turn")
     return rows
 
 
 def _preference_row(raw: dict) -> dict:
     chosen, rejected = (_messages(_listed(raw[key]), key, role="assistant") for key in ("chosen", "rejected"))
+    if not (keys.is_trained(chosen[-1]) and keys.is_trained(rejected[-1])):
+        raise ValueError("'chosen' or 'rejected' ends with an answer that is not to be learned: remove the row")
     explicit = None if raw.get("prompt") is None else _messages(raw["prompt"], "prompt", role="user")
     if chosen[0]["role"] == rejected[0]["role"] == "assistant":
         if explicit is None:
@@ -377,16 +439,45 @@ def _preference_row(raw: dict) -> dict:
         return {"prompt": explicit, "chosen": chosen, "rejected": rejected}
     shared = _num_shared(chosen, rejected)
     prompt = chosen[:shared]
-    if explicit is not None and normalise(user_text(explicit)) != normalise(user_text(prompt)):
-        raise ValueError(
-            f"'prompt' {shown(user_text(explicit))} is not how 'chosen' and 'rejected' begin: drop or correct it"
-        )
+    if explicit is not None:
+        prompt = _agreed(explicit, prompt)
     return {"prompt": prompt, "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 
 def _listed(answer: Any) -> Any:
     """Makes a list of an answer that is a single message."""
     return [answer] if isinstance(answer, dict) else answer
+
+
+def _agreed(explicit: list[dict], prompt: list[dict]) -> list[dict]:
+    """Returns how both conversations begin, with the system turn of the explicit prompt if it alone has one.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    system, others = ([one for one in turns if one["role"] == "system"] for turns in (explicit, prompt))
+    if normalise(user_text(explicit)) != normalise(user_text(prompt)):
+        different = user_text(explicit)
+    elif system and others and [one["content"] for one in system] != [one["content"] for one in others]:
+        different = system[0]["content"]
+    elif (later := _first_difference(explicit, prompt)) is not None:
+        different = later["content"]
+    else:
+        return prompt if others else system + prompt
+    raise ValueError(f"'prompt' {shown(different)} is not how 'chosen' and 'rejected' begin: drop or correct it")
+
+
+def _first_difference(explicit: list[dict], prompt: list[dict]) -> dict | None:
+    """Returns the first turn of several in which an explicit prompt differs; one that ends early leaves nothing out."""
+    told, begun = ([one for one in turns if one["role"] != "system"] for turns in (explicit, prompt))
+    if len(told) == 1:
+        return None  # compared as text
+    pairs = zip(told, [*begun, *[None] * len(told)], strict=False)
+    return next((one for one, other in pairs if other is None or _said(one) != _said(other)), None)
+
+
+def _said(message: dict) -> tuple[str, str]:
+    return message["role"], normalise(message["content"])
 
 
 def _num_shared(chosen: list[dict], rejected: list[dict]) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 from posttrain import storage
 from posttrain.config.documents import Refused, parse_json
+from posttrain.rows import keys
 from posttrain.rows.comma_separated import read_csv
 from posttrain.rows.files import GZIP, ZSTD, check_columns, read_text
 from posttrain.rows.formats import JsonLines, shown
@@ -32,7 +33,7 @@ COLUMNS = frozenset(
         *("id", "messages", "prompt", "completion", "chosen", "rejected", "references", "system", "label", "weight"),
         *("tools", "tool_calls", "functions", "function_call", "conversations", "conversation", "history", "text"),
         *("instruction", "input", "output", "question", "answer", "query", "response", "context", "train"),
-        *("reasoning_content", "chat_template_kwargs"),
+        *("reasoning_content", "chat_template_kwargs", *keys.SYSTEM, *keys.REFUSED),
     }
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")

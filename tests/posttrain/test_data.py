@@ -53,7 +53,7 @@ def test_prepare_counts_what_it_saw(tmp_path):
     statistics, prompts = prepared.statistics, prepared.prompts
     assert statistics["num_rows"] == statistics["train"]["num_rows"] + statistics["eval"]["num_rows"] == 41
     assert statistics["num_duplicate_rows"] == 1
-    assert statistics["dropped_keys"] == ["source"]
+    assert statistics["left_out_keys"] == {"source": 41}
     assert statistics["train"]["chars"]["completion"] == {"mean": 5.0, "max": 5}
     assert statistics["train"]["roles"]["assistant"] == statistics["train"]["num_rows"]
     assert len(prompts["train"]) + len(prompts["eval"]) == 40
@@ -73,7 +73,8 @@ def test_the_command_writes_four_files_and_the_same_again(task_api_files, tmp_pa
     first, second = run("first"), run("second")
     assert first == second
     rows = [json.loads(line) for line in first["train"].splitlines()]
-    assert list(rows[0]) == ["id", "prompt", "chosen", "rejected"]
+    assert list(rows[0]) == ["id", "prompt", "chosen", "rejected", "left_out"]
+    assert json.loads(first["statistics"])["left_out_keys"] == {"mistake": len(rows) + len(first["eval"].splitlines())}
     manifest = json.loads(first["manifest"])
     assert manifest["train"] == sorted({formats.prompt_key(row) for row in rows})
     assert first["manifest"].decode() == json.dumps(manifest, indent=2) + "\n"
@@ -141,7 +142,7 @@ def test_accepted_answers_stay_with_the_held_out_rows_alone(tmp_path):
     )
     assert all(row["references"] == ["Done.", "Yes."] for row in written["eval"])
     assert not any("references" in row for row in written["train"])
-    assert prepared.statistics["dropped_keys"] == []
+    assert prepared.statistics["left_out_keys"] == {}
 
 
 def test_weights_thin_and_repeat_rows(tmp_path):

@@ -40,7 +40,7 @@ def refused(raw, kind="sft"):
     [
         {"messages": [USER, ANSWER]},
         {"prompt": "Add a task.", "completion": "Done."},
-        {"prompt": [USER], "completion": [ANSWER], "score": 3},
+        {"prompt": [USER], "completion": [ANSWER], "score": None},
         {"prompt": [USER], "completion": "Done."},
     ],
 )
@@ -54,7 +54,7 @@ def test_every_sft_format_gives_the_same_row(raw):
         {"prompt": "Add a task.", "chosen": "Done.", "rejected": "No."},
         {"prompt": [USER], "chosen": [ANSWER], "rejected": [WORSE]},
         {"chosen": [USER, ANSWER], "rejected": [USER, WORSE]},
-        {"prompt": "Add a task.", "chosen": [USER, ANSWER], "rejected": [USER, WORSE], "messages": [USER, ANSWER]},
+        {"prompt": "Add a task.", "chosen": [USER, ANSWER], "rejected": [USER, WORSE]},
     ],
 )
 def test_every_preference_format_gives_the_same_row(raw):
