@@ -33,6 +33,7 @@ from posttrain.rows.formats import (
     references_of,
 )
 from posttrain.rows.held_out import Supply, supplies
+from posttrain.rows.keys import FOR_TEMPLATE
 from posttrain.rows.skeleton import looks
 from posttrain.rows.thoughts import said
 from posttrain.step import kfp_io
@@ -63,6 +64,12 @@ FORBIDDEN = (
         "unrenderable",
         "rows_refused_by_template",
         "Put the roles in the order that the chat template requires; to call tools, use a model that knows them.",
+    ),
+    (
+        "unread",
+        "keys_not_in_template",
+        "Use a model whose chat template reads these keys of messages, rename them to what it reads, or list them in "
+        "data.ignored_keys.",
     ),
     (
         "untrainable",
@@ -107,12 +114,14 @@ class FileNumbers:
     misordered: list[str]
     empty: list[str]
     unrenderable: list[str]  # refused by the chat template
+    unread: list[str]  # with keys of messages that the chat template does not read
     duplicates: list[str]  # repeats of an earlier row
     same_answers: list[str]  # chosen and rejected differ in nothing that the eye sees
     too_long: list[str]
     untrainable: list[str]
     endless: list[str]  # without end of turn
     max_tokens: int
+    left_out: dict[str, int]  # rows by the key that was left out of them
 
     @property
     def num_fitting(self) -> int:
@@ -204,7 +213,7 @@ def measure(
 def measure_file(tokenizer, rows: Iterable[dict], *, kind: str, max_length: int) -> FileNumbers:
     """Every list but `malformed` covers well-formed rows only; the lists about tokens skip rows that do not render."""
     lists: dict[str, list[str]] = {one.name: [] for one in fields(FileNumbers) if one.type == list[str]}
-    num_rows, max_tokens, contents = 0, 0, set()
+    num_rows, max_tokens, contents, left_out = 0, 0, set(), Counter()
     for num_rows, row in enumerate(rows, start=1):
         if problem := _problem(row, kind):
             lists["malformed"].append(f"row {num_rows}: {problem}")
@@ -212,11 +221,12 @@ def measure_file(tokenizer, rows: Iterable[dict], *, kind: str, max_length: int)
         if (content := bytes.fromhex(content_key(row))) in contents and "repeats" not in row:
             lists["duplicates"].append(row["id"])
         contents.add(content)
+        left_out.update(row.get("left_out", ()))
         num_tokens, faults = _token_faults(tokenizer, row, kind=kind, max_length=max_length)
         max_tokens = max(max_tokens, num_tokens)
         for name, fault in (*_faults(row, kind), *faults):
             lists[name].append(f"{row['id']}: {fault}" if fault else row["id"])
-    return FileNumbers(num_rows=num_rows, max_tokens=max_tokens, **lists)
+    return FileNumbers(num_rows=num_rows, max_tokens=max_tokens, left_out=dict(left_out), **lists)
 
 
 def _faults(row: dict, kind: str) -> Iterator[tuple[str, str]]:
@@ -235,9 +245,11 @@ def _token_faults(tokenizer, row: dict, *, kind: str, max_length: int) -> tuple[
         tokens = row_tokens(tokenizer, row, kind=kind)
     except chat.refusals() as error:
         return 0, [("unrenderable", " ".join(str(error).split()))]
+    unread = chat.unread_keys(tokenizer, [message for key in ("prompt", *ANSWER_KEYS[kind]) for message in row[key]])
     is_long = tokens.num_tokens > max_length  # and left out: what is trained on is judged
     faults = {
         "too_long": is_long and f"{tokens.num_tokens} tokens",
+        "unread": bool(unread) and ", ".join(unread),
         "untrainable": not is_long and tokens.num_trainable == 0 and "",
         "endless": tokens.last is not None and (tokens.last and f"ends with {tokens.last!r}"),
     }
@@ -268,7 +280,7 @@ def with_personal_data(rows: Iterable[dict], kind: str) -> dict[str, list[str]]:
     for number, row in enumerate(rows, start=1):
         if _problem(row, kind) is None:
             messages = [message for key in ("prompt", *ANSWER_KEYS[kind]) for message in row[key]]
-            for pattern in personal_data.found_in("\n".join(map(message_text, messages))):
+            for pattern in personal_data.found_in("\n".join(map(_words, messages))):
                 ids[pattern].append(f"row {number}" if personal_data.found_in(row["id"]) else row["id"])
     return dict(ids)
 
@@ -346,6 +358,7 @@ def judge(numbers: Numbers, limits: config.DataLimits, evidence: Evidence) -> li
         _count("shared_prompts", numbers.shared_prompts, DISJOINT),
         _count("answered_elsewhere", numbers.answered_elsewhere, UNANSWERED),
         _count("near_shared_prompts", numbers.near_shared_prompts, APART, limit=limits.max_near_shared_prompts),
+        _left_out_keys(files),
         _personal_data(numbers.personal_data, refuse=limits.refuse_personal_data),
         *([_unmatched(numbers, limits)] if limits.matcher in config.MATCHERS else []),
         *(_size(f"{side}_rows", files, side, limit) for side, limit in fewest.items()),
@@ -372,6 +385,7 @@ def numbers_of(numbers: Numbers) -> dict[str, float]:
     files = {name: file for name, file in numbers.files.items() if file}
     shown = {f"{name}_num_rows": file.num_rows for name, file in files.items()}
     shown |= {f"{name}_max_tokens": file.max_tokens for name, file in files.items()}
+    shown["num_left_out_keys"] = len({key for file in files.values() for key in file.left_out})
     personal = Counter()
     for by_pattern in (numbers.personal_data or {}).values():
         personal.update({pattern: len(ids) for pattern, ids in by_pattern.items()})
@@ -383,6 +397,11 @@ def _prefers_nothing(row: dict) -> bool:
         [looks(as_seen(message_text(message))) for message in row[key]] for key in ANSWER_KEYS["preference"]
     )
     return chosen == rejected
+
+
+def _words(message: dict) -> str:
+    """Everything that a message says: its thoughts are learned as well."""
+    return "\n".join([message_text(message), *(message[key] for key in FOR_TEMPLATE if key in message)])
 
 
 def _problem(row: dict, kind: str) -> str | None:
@@ -441,6 +460,17 @@ def _too_long(files: Files, limit: float) -> Check:
 def _left_out(lists: Lists) -> str:
     examples = _examples(lists)
     return examples and f"left out, {examples}"
+
+
+def _left_out_keys(files: Files) -> Check:
+    """Names the keys of raw rows that no training and no gate sees. They fail no run: what has a meaning is refused."""
+    detail = "; ".join(
+        f"left out of {name}: {', '.join(f'{key} ({count} rows)' for key, count in sorted(file.left_out.items()))}"
+        for name, file in files.items()
+        if file and file.left_out
+    )
+    is_known = bool(files) and None not in files.values()
+    return holds("left_out_keys", True if is_known else None, detail=detail)
 
 
 def _unmatched(numbers: Numbers, limits: config.DataLimits) -> Check:

@@ -18,7 +18,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from posttrain.rows import thoughts
+from posttrain.rows import keys, thoughts
 from posttrain.rows.files import read_text
 from posttrain.rows.formats import ANSWER_KEYS, tools_of
 
@@ -193,6 +193,26 @@ def text_before_answers(tokenizer) -> str:
 def opens_thoughts(tokenizer, prompt: list[int]) -> bool:
     """Tells whether a rendered prompt ends inside a block of thoughts, which the answer is to close."""
     return thoughts.is_open(tokenizer.decode(prompt[-32:]))
+
+
+def unread_keys(tokenizer, messages: list[dict]) -> list[str]:
+    """Lists the keys of messages that the template does not read, as in `'reasoning_content' of assistant`."""
+    present = {(message["role"], key) for message in messages for key in keys.FOR_TEMPLATE if key in message}
+    asked = sorted((role, key) for role, key in present if role != "tool")
+    return [f"{key!r} of {role}" for role, key in asked if not _reads(tokenizer, role, key)]
+
+
+@cache
+def _reads(tokenizer, role: str, key: str) -> bool:
+    """Tells whether the template renders a key of the last message of a role."""
+    from jinja2 import TemplateError
+
+    roles = ("system", "user", "assistant") if role == "system" else ("user", "assistant")
+    messages = [{"role": one, "content": "CONTENT"} | ({key: "PROBE"} if one == role else {}) for one in roles]
+    try:
+        return "PROBE" in _render(tokenizer, messages, is_answered=True, tokenize=False)
+    except TemplateError:
+        return False
 
 
 def asks_for_date(chat_template: str) -> bool:

@@ -116,6 +116,8 @@ def read(raw: Any, kind: str, *, ignored: Collection[str] = ()) -> Read:
             left_out.append(key)
         row.pop(key)
     for key in CONVERSATIONS:
+        if isinstance(row.get(key), dict):  # an answer that is one message
+            row[key] = [row[key]]
         if isinstance(row.get(key), list):
             row[key] = [_message(one, key, ignored, left_out) for one in row[key]]
     if has_value(row.get("input")) and family == "prompt":

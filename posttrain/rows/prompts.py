@@ -4,13 +4,14 @@ path, gs:// or s3:// -> prompts, each a list of messages; plain text becomes a u
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from posttrain import storage
 from posttrain.config import PromptFiles
-from posttrain.rows import tools
+from posttrain.rows import keys, tools
 from posttrain.rows.formats import ROLES, is_blank, normalise, shown, write_jsonl
 from posttrain.rows.sources import read_rows
 
@@ -45,8 +46,13 @@ def read_prompts(uri: str, allowed_prefixes: list[str], *, key: str) -> list[lis
         ValueError: a row has no prompt, or the file, the value of validation's `key`, is outside the allowed prefixes.
     """
     storage.check_allowed(uri, allowed_prefixes, name=f"validation.{key}")
-    rows = enumerate(read_rows(uri), start=1)
-    prompts = [_prompt(row, place=f"{uri}: row {number}") for number, row in rows]
+    prompts, left_out = [], Counter()
+    for number, row in enumerate(read_rows(uri), start=1):
+        prompt, keys_left_out = _prompt(row, place=f"{uri}: row {number}")
+        prompts.append(prompt)
+        left_out.update(keys_left_out)
+    if left_out:
+        logger.info("%s: left out %s", uri, ", ".join(f"{name} ({count} rows)" for name, count in left_out.items()))
     distinct = list({_key(prompt): prompt for prompt in prompts}.values())
     if len(distinct) < len(prompts):
         num_repeated = len(prompts) - len(distinct)
@@ -58,19 +64,25 @@ def _key(prompt: list[Message]) -> tuple[tuple[str, str], ...]:
     return tuple((message["role"], normalise(message["content"])) for message in prompt)
 
 
-def _prompt(row: dict[str, Any], *, place: str) -> list[Message]:
-    value = row.get("prompt")
+def _prompt(row: dict[str, Any], *, place: str) -> tuple[list[Message], tuple[str, ...]]:
+    """Returns the prompt of a row, and the names of the keys that are left out."""
+    try:
+        read = keys.read_asked(row)
+        messages = keys.with_system(_messages(read.row["prompt"]), read.system)
+        offered = tools.read_tools(read.row["tools"])
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return ([messages[0] | {"tools": offered}, *messages[1:]] if offered else messages), read.left_out
+
+
+def _messages(value: Any) -> list[Message]:
     if isinstance(value, str) and not is_blank(value):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not all(map(_is_message, value)) or not any(map(_asks, value)):
         remedy = "give text, or messages with role and content and a user turn"
-        raise ValueError(f"{place}: 'prompt' is {shown(value)}: {remedy}")
-    messages = [{"role": message["role"], "content": message["content"]} for message in value]
-    try:
-        offered = tools.read_tools(row.get("tools"))
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
-    return [messages[0] | {"tools": offered}, *messages[1:]] if offered else messages
+        raise ValueError(f"'prompt' is {shown(value)}: {remedy}")
+    kept = ("role", "content", *keys.FOR_TEMPLATE)
+    return [{name: message[name] for name in kept if name in message} for message in value]
 
 
 def _is_message(value: Any) -> bool:
