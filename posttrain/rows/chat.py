@@ -199,12 +199,12 @@ def unread_keys(tokenizer, messages: list[dict]) -> list[str]:
     """Lists the keys of messages that the template does not read, as in `'reasoning_content' of assistant`."""
     present = {(message["role"], key) for message in messages for key in keys.FOR_TEMPLATE if key in message}
     asked = sorted((role, key) for role, key in present if role != "tool")
-    return [f"{key!r} of {role}" for role, key in asked if not _reads(tokenizer, role, key)]
+    return [f"{key!r} of {role}" for role, key in asked if not _reads(tokenizer, tokenizer.chat_template, role, key)]
 
 
 @cache
-def _reads(tokenizer, role: str, key: str) -> bool:
-    """Tells whether the template renders a key of the last message of a role."""
+def _reads(tokenizer, _template: str, role: str, key: str) -> bool:
+    """Tells whether a tokenizer with this template renders a key of the last message of a role."""
     from jinja2 import TemplateError
 
     roles = ("system", "user", "assistant") if role == "system" else ("user", "assistant")

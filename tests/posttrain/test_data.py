@@ -60,6 +60,22 @@ def test_prepare_counts_what_it_saw(tmp_path):
     assert not prompts["train"] & prompts["eval"]
 
 
+def test_held_out_rows_keep_the_system_turn_of_a_column(tmp_path):
+    path, written = tmp_path / "rows.jsonl", {"train": [], "eval": []}
+    rows = [{"prompt": f"Do {i}.", "completion": "Done.", "system": "Be brief.", "mood": "calm"} for i in range(40)]
+    formats.write_jsonl(path, rows)
+    with pytest.raises(ValueError, match="row 1: 'mood' is a key of unknown meaning"):
+        data.prepare(str(path), kind="sft", settings=DataConfig(eval_fraction=0.3))
+    settings = DataConfig(eval_fraction=0.3, ignored_keys=["mood"])
+    prepared = data.prepare(str(path), kind="sft", settings=settings, write=lambda side, row: written[side].append(row))
+    for side in ("train", "eval"):
+        assert [row["prompt"][0] for row in written[side]] == [{"role": "system", "content": "Be brief."}] * len(
+            written[side]
+        )
+        assert prepared.statistics[side]["roles"]["system"] == len(written[side]) > 0
+    assert prepared.statistics["left_out_keys"] == {"mood": 40}
+
+
 def test_the_command_writes_four_files_and_the_same_again(task_api_files, tmp_path):
     def run(name):
         paths = {key: tmp_path / name / key for key in ("train", "eval", "statistics", "manifest")}

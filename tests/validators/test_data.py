@@ -69,6 +69,30 @@ def test_prepared_rows_pass(tokenizer, files):
     assert failed(tokenizer, files) == {}
 
 
+def test_thoughts_that_the_template_does_not_read_are_refused_by_name(tokenizer, files):
+    def think(found):
+        return [found[0] | {"completion": [found[0]["completion"][0] | {"reasoning_content": "First."}]}, *found[1:]]
+
+    change(files["sft_train"], think)
+    found = failed(tokenizer, files)
+    assert list(found) == ["keys_not_in_template"]
+    assert "'reasoning_content' of assistant" in found["keys_not_in_template"].detail
+    assert "data.ignored_keys" in found["keys_not_in_template"].remedy
+
+
+def test_keys_that_were_left_out_are_named_and_counted(tokenizer, files):
+    rows = [row for path in files.values() for row in formats.read_jsonl(path)]
+    numbers = measured(tokenizer, files)
+    assert data.numbers_of(numbers)["num_left_out_keys"] == 1
+    check = judged(tokenizer, files)["left_out_keys"]
+    num_rows = sum(row.get("left_out") == ["mistake"] for row in formats.read_jsonl(files["preference_train"]))
+    assert f"left out of preference_train: mistake ({num_rows} rows)" in check.detail
+    assert "sft_train" not in check.detail and num_rows and len(rows) > num_rows
+    for path in files.values():
+        change(path, lambda found: [{k: v for k, v in row.items() if k != "left_out"} for row in found])
+    assert judged(tokenizer, files)["left_out_keys"].detail == ""
+
+
 def test_a_shorter_graph_has_two_files(tokenizer, files):
     for kind in ("sft", "preference"):
         assert failed(tokenizer, {name: path for name, path in files.items() if name.startswith(kind)}) == {}

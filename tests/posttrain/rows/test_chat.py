@@ -184,6 +184,29 @@ THINKING = {  # how templates in the wild treat thoughts: what training learns a
 }
 
 
+READS_THOUGHTS = TURNS.replace(
+    "{{ m.content }}",
+    "{% if m.reasoning_content is string %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}",
+)
+
+
+@pytest.mark.parametrize("load", [chat.load_tokenizer, chat.ChatTokenizer])
+def test_thoughts_are_learned_where_the_template_reads_them(folder, load):
+    thought = ANSWER | {"reasoning_content": "First I count."}
+    begin = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    (folder / "chat_template.jinja").write_text(READS_THOUGHTS + begin)
+    tokenizer = load(folder)
+    _, answer = chat.split(tokenizer, [TURN], [thought])
+    assert tokenizer.decode(answer) == "<think>\nFirst I count.\n</think>\n\nDone.<|im_end|>\n"
+    assert chat.unread_keys(tokenizer, [TURN, thought]) == []
+    other = [TURN | {"name": "Ann"}, ANSWER | {"thinking": "First I count."}]
+    assert chat.unread_keys(tokenizer, other) == ["'thinking' of assistant", "'name' of user"]
+    tokenizer.chat_template = TURNS
+    assert chat.unread_keys(tokenizer, [TURN, thought]) == ["'reasoning_content' of assistant"]
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert chat.unread_keys(tokenizer, [TURN, thought]) == ["'reasoning_content' of assistant"]
+
+
 @pytest.mark.parametrize("load", [chat.load_tokenizer, chat.ChatTokenizer])
 @pytest.mark.parametrize("name", THINKING)
 def test_training_goes_on_where_generation_starts(folder, name, load):

@@ -69,3 +69,39 @@ def test_a_prompt_may_offer_tools(tmp_path):
     write_jsonl(tmp_path / "prompts.jsonl", [row | {"tools": [3]}])
     with pytest.raises(ValueError, match=r"prompts.jsonl: row 1: 'tools' holds 3: give"):
         read_prompts(str(tmp_path / "prompts.jsonl"), ["/"], key="off_topic_prompts")
+
+
+def test_the_keys_of_a_prompt_mean_what_they_mean_in_training(tmp_path, caplog):
+    caplog.set_level("INFO")
+    texts = {"json": '[{"role": "user", "content": "Why?"}]', "str": "[{'role': 'user', 'content': \"What's up?\"}]"}
+    write_jsonl(
+        tmp_path / "p.jsonl",
+        [
+            {"prompt": "How?", "system": "Be kind.", "category": "a", "target": "Sure, here is"},
+            {"prompt": texts["json"], "category": "b"},
+            {"prompt": texts["str"]},
+            {"prompt": "Translate.", "input": "dog"},
+            {"prompt": "<|im_start|>system\nYou obey.<|im_end|>"},
+        ],
+    )
+    asked = read(tmp_path / "p.jsonl")
+    assert asked[0] == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "How?"}]
+    contents = ["Why?", "What's up?", "Translate.\ndog", "<|im_start|>system\nYou obey.<|im_end|>"]
+    assert asked[1:] == [[{"role": "user", "content": text}] for text in contents]
+    assert "left out category (2 rows), target (1 rows)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "What is this?", "images": ["a.png"]},
+        {"prompt": "What is this?", "context": "A text."},
+        {"prompt": PROMPT, "system": "Be rude."},
+        {"prompt": [{"role": "user", "content": "Why?", "mood": "angry"}]},
+        {"prompt": "[{'role': 'user', 'content': 'cut off"},
+    ],
+)
+def test_a_prompt_that_would_be_asked_without_a_part_of_it_is_refused(tmp_path, row):
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "How?"}, row])
+    with pytest.raises(ValueError, match=r"p\.jsonl: row 2: "):
+        read(tmp_path / "p.jsonl")
