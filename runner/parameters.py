@@ -98,7 +98,7 @@ def absolute_data_sets(dataset: str, *, name: str) -> str:
         parts = parts_of(dataset)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    return as_parameter([part.model_copy(update={"uri": absolute(part.uri)}) for part in parts])
+    return as_parameter([part.model_copy(update={"uri": _named(name, absolute, part.uri)}) for part in parts])
 
 
 def absolute_path(uri: str) -> str:
