@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from posttrain.config import LoraTraining, SftConfig
+from posttrain.config import DpoConfig, LoraTraining, SftConfig
 from posttrain.config.placement import BACKEND_ENV
 from posttrain.step import usage
 from posttrain.train import memory, ranks
@@ -136,7 +136,7 @@ def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any 
         target_modules=targets.modules,
         task_type="CAUSAL_LM",
     )
-    return _load(path, **_at_load(config)), lora
+    return _load(path, **_at_load(path, config)), lora
 
 
 def targets_of(path: str | Path, config: LoraTraining) -> Targets:
@@ -261,7 +261,7 @@ def _load(path: str | Path, **arguments) -> Any:
     )
 
 
-def _at_load(config: LoraTraining) -> dict[str, Any]:
+def _at_load(path: str | Path, config: LoraTraining) -> dict[str, Any]:
     """Returns arguments of `from_pretrained`, for 4 bits those of QLoRA (arXiv:2305.14314: NF4, double quantisation).
 
     A rank with a model of its own loads it directly to its GPU, where the shortcuts of training are tried on it; main
@@ -278,10 +278,24 @@ def _at_load(config: LoraTraining) -> dict[str, Any]:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, current().dtype),
         )
+    if isinstance(config, DpoConfig):
+        arguments |= _without_dropout(path)
     has_own_model = current().device == "cuda" and not is_sharded(config)
-    if arguments or has_own_model:
+    if "quantization_config" in arguments or has_own_model:
         arguments["device_map"] = {"": torch.cuda.current_device()}
     return arguments
+
+
+def _without_dropout(path: str | Path) -> dict[str, float]:
+    """Returns arguments that turn off the dropout which a model's configuration asks for.
+
+    The reference of DPO is the model itself without the adapter: with dropout the two would differ from the first step.
+    """
+    settings = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
+    rates = [key for key, value in settings.items() if key.endswith(("dropout", "pdrop")) and value]
+    if rates:
+        logger.info("dropout of the model is off: %s", ", ".join(rates))
+    return dict.fromkeys(rates, 0.0)
 
 
 def _load_with_unsloth(path: str | Path, config: LoraTraining) -> Any:

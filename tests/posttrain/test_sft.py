@@ -104,7 +104,9 @@ def test_adapter_folder_holds_the_adapter_alone_and_no_path(whole):
     assert sorted(file.name for file in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     settings = json.loads((adapter / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "base"
-    assert settings["target_modules"] == sorted(CONFIG.target_modules)
+    assert settings["target_modules"] == [
+        "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj",
+    ]  # fmt: skip
 
 
 def test_loss_is_that_of_the_completion_with_its_end_of_turn(whole, tiny_model, rows):

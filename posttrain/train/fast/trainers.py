@@ -13,7 +13,7 @@ POSTTRAIN_SHORTCUTS chooses among them; see chosen.py.
 
 from typing import Any, Literal
 
-from posttrain.config import DpoConfig, LoraTraining, SftConfig
+from posttrain.config import DpoConfig, SftConfig
 from posttrain.train import backend
 from posttrain.train.fast import layers, lora, packing
 from posttrain.train.fast.chosen import may_take
@@ -31,7 +31,7 @@ def sft_trainer(model: Any, config: SftConfig) -> type:
     if not backend.leaves_trainer_alone(config):
         return SFTTrainer
     trainer_class = lora.in_fewer_passes(SFTTrainer) if may_take("lora") else SFTTrainer
-    loss = _sft_loss(model, config)
+    loss = _sft_loss(model)
     kernel = packing.turn_on(model, pairs=False)
     layers.compile_layers(model)
     if loss == "liger":
@@ -41,12 +41,12 @@ def sft_trainer(model: Any, config: SftConfig) -> type:
     return trainer_class
 
 
-def _sft_loss(model: Any, config: SftConfig) -> Literal["nll", "chunked_nll", "liger"]:
+def _sft_loss(model: Any) -> Literal["nll", "chunked_nll", "liger"]:
     """Picks how SFT computes its loss, and gives the model Liger's kernels for that of Liger.
 
-    On a GPU no loss that the model and the adapter allow keeps logits, which may be the largest tensor of all.
+    On a GPU no loss that the model allows keeps logits, which may be the largest tensor of all.
     """
-    if backend.current().device == "cpu" or _adapts_head(model, config):
+    if backend.current().device == "cpu":
         return "nll"
     return "liger" if layers.use_liger(model) else "chunked_nll"
 
@@ -63,7 +63,7 @@ def dpo_trainer(model: Any, config: DpoConfig) -> type:
         return DPOTrainer
     trainer_class = lora.in_fewer_passes(DPOTrainer) if may_take("lora") else DPOTrainer
     layers.use_liger(model)
-    if may_take("logits") and not (_adapts_head(model, config) or _has_router_loss(model)):
+    if may_take("logits") and not _has_router_loss(model):
         if kernel := packing.turn_on(model, pairs=True):
             trainer_class = packing.sharing_prompts(trainer_class, kernel)
         trainer_class = sparing_logits(trainer_class)
@@ -74,13 +74,6 @@ def dpo_trainer(model: Any, config: DpoConfig) -> type:
 def _has_router_loss(model: Any) -> bool:
     """Tells whether the loss needs the router's logits, which code that spares the model's logits does not return."""
     return hasattr(model.config.get_text_config(), "output_router_logits")
-
-
-def _adapts_head(model: Any, config: LoraTraining) -> bool:
-    """Tells whether the adapter changes the head: losses that keep no logits read its weights without the adapter."""
-    head = model.get_output_embeddings()
-    names = [name.rpartition(".")[2] for name, module in model.named_modules() if module is head]
-    return isinstance(config.target_modules, list) and any(name in config.target_modules for name in names)
 
 
 def sparing_logits(trainer_class: type) -> type:

@@ -1,5 +1,8 @@
+import json
 import logging
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -161,6 +164,17 @@ def test_a_model_of_one_rank_is_loaded_to_its_gpu(monkeypatch, tiny_model):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert backend.load_for_training(tiny_model, DpoConfig())[0] == {"": 3}
     assert backend.load_for_training(tiny_model, DpoConfig(parallelism="fsdp"))[0] is None  # sharded first
+
+
+def test_dropout_of_the_model_is_off_in_dpo_alone(tiny_model, tmp_path):
+    path = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    settings = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(settings | {"attention_dropout": 0.1}))
+    rates = [
+        backend.load_for_training(path, config)[0].model.layers[0].self_attn.attention_dropout
+        for config in (SftConfig(), DpoConfig())
+    ]
+    assert rates == [0.1, 0.0]
 
 
 @pytest.mark.parametrize("config", [SftConfig(load_in_4bit=True), SftConfig(), DpoConfig()])

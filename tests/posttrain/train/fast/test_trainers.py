@@ -159,13 +159,6 @@ def test_dpo_holds_no_logits_of_prompts(tiny_model, task_api_files, tmp_path, mo
     train(DpoConfig(target_modules=LINEAR, **COMMON), tiny_model, task_api_files, tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
-def test_dpo_of_an_adapted_head_is_trl_s_own(tiny_model, task_api_files, tmp_path):
-    config = DpoConfig(target_modules=["q_proj", "lm_head"], **COMMON)
-    steps, _ = train(config, tiny_model, task_api_files, tmp_path)
-    assert "mean_token_accuracy" in steps[0]  # which trl counts where it has all logits
-
-
 @pytest.mark.parametrize(
     ("extend", "method"),
     [
