@@ -17,8 +17,10 @@ def container(module: str, image: str, **arguments) -> dsl.ContainerSpec:
     """Runs `<module>`, in attempts, with one flag for each argument of the component, under its name with hyphens.
 
     A component passes its `**locals()`, so that no flag can drift from its argument. An artifact is given by its path.
+    The configuration has no flag: a step takes it from the executor input, which has all parameters anyway.
     """
     flags = {f"--{name.replace('_', '-')}": getattr(value, "path", value) for name, value in arguments.items()}
+    flags.pop("--config", None)
     args = [part for flag in flags.items() for part in flag]
     return dsl.ContainerSpec(
         image=image_reference(image),

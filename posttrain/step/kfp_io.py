@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.parse import json_object
 from posttrain.step import settings
 
 MOUNTED = re.compile(r"^(\w+)://")  # the launcher's path for an address is `/gcs/...`, `/s3/...` and so on
@@ -19,10 +20,15 @@ CONFUSION_MATRIX = "confusionMatrix"  # where the UI looks for it in an artifact
 
 
 class StepParser(argparse.ArgumentParser):
-    """Parses the command line of a step, and reads its settings if that only refers to them."""
+    """Parses the command line of a step. Its settings are those of the executor input, unless there is a `--config`,
+    or the file to which these refer.
+    """
 
     def parse_known_args(self, *args, **kwargs) -> tuple[argparse.Namespace, list[str]]:
         parsed, others = super().parse_known_args(*args, **kwargs)
+        if parsed.config is None:
+            inputs = json_object(parsed.executor_input, "--executor-input").get("inputs", {})
+            parsed.config = json.dumps(inputs.get("parameterValues", {}).get("config", {}))
         parsed.config = settings.resolved(parsed.config, parsed.storage_root)
         return parsed, others
 
@@ -42,7 +48,8 @@ def parser(module: str, description: str | None = None) -> argparse.ArgumentPars
         "--storage-root", required=True, help="gs://, s3:// or folder that keeps records and checkpoints"
     )
     result.add_argument(
-        "--config", default="{}", help="this step's part of the configuration, as JSON, or the SHA-256 of it"
+        "--config",
+        help="this step's part of the configuration, as JSON; unless given, that of the executor input",
     )
     result.add_argument("--overrides", default="{}", help="the run's changes of the sft and dpo settings, as JSON")
     result.add_argument("--executor-input", default="{}", help="what Kubeflow passes in as '{{$}}'")

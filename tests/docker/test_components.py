@@ -109,7 +109,9 @@ class Containers:
 
     def _resolved(self, part: str, step: str, component: str, values: dict[str, str]) -> str:
         if part == "{{$}}":
-            return json.dumps(executor_input(component, self.folder / step))
+            config = json.loads(values["config"])
+            inputs = {"parameterValues": {"config": config}}
+            return json.dumps(executor_input(component, self.folder / step) | {"inputs": inputs})
         part = OUTPUT.sub(lambda found: str(self.folder / step / found[1]), part)
         return INPUT.sub(lambda found: values[found[1]], part)
 

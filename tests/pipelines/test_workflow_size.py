@@ -11,6 +11,7 @@ from posttrain.config import PipelineConfig, load_config
 from posttrain.config.sweep import SweepConfig
 from tests.tiny_line import write_line
 
+ROOT = Path(__file__).parents[2]
 RATES = [number * 1e-5 for number in range(1, 101)]
 
 
@@ -44,6 +45,16 @@ def test_the_estimate_is_near_what_was_measured(tiny, tmp_path):
     package = as_measured(tmp_path / "sweep.yaml")
     (loop,) = (task for task in package.tasks if task.is_loop)
     assert iteration_bytes(package, loop) == pytest.approx(190_000, rel=0.2)
+
+
+def test_the_committed_graphs_have_room(tmp_path):
+    """A line of 18 steps is a quarter of what is safe, most of it Kubeflow's own, and a hundred trials fit."""
+    line = Package.read(ROOT / "post_training.yaml")
+    assert workflow_bytes(line) < 0.25 * MAX_WORKFLOW_BYTES
+    assert workflow_bytes(as_measured(ROOT / "post_training.yaml")) > 1.2 * workflow_bytes(line)
+    trials = SweepConfig(space={"sft.learning_rate": RATES}, parallelism=4)
+    compile_sweep(load_config(str(ROOT / "configs" / "pipeline_config.yaml")), trials, tmp_path / "sweep.yaml")
+    assert workflow_bytes(Package.read(tmp_path / "sweep.yaml")) < 0.6 * MAX_WORKFLOW_BYTES
 
 
 def test_a_hundred_trials_are_hardly_larger_than_eight(tiny, tmp_path):

@@ -150,7 +150,8 @@ def test_every_gate_passing_runs_every_step_once_in_order(play, graph, tmp_path)
     # arguments as the backend gives them
     flags = attempt(tmp_path, "train_sft")["flags"]
     assert json.loads(flags["--overrides"])["sft"]["target_modules"] == ["a'b", 'c"d']
-    assert Package.read(graph).settings[json.loads(flags["--config"])["sha256"]]["sft"]["lora_r"] == 16
+    config = attempt(tmp_path, "train_sft")["input"]["inputs"]["parameterValues"]["config"]
+    assert Package.read(graph).settings[config["sha256"]]["sft"]["lora_r"] == 16
     assert Path(flags["--base"]).read_text() == "made by fetch_model"
     assert Path(flags["--adapter"]) == tmp_path / "artifacts" / "run-1" / "train_sft" / "adapter"
     assert attempt(tmp_path, "merge_dpo")["flags"]["--model"] != attempt(tmp_path, "merge_sft")["flags"]["--model"]

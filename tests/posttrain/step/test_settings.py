@@ -51,3 +51,14 @@ def test_settings_that_are_not_there_are_refused(config_of, tmp_path, monkeypatc
 
 def test_a_step_that_is_started_by_hand_has_its_settings_on_its_command_line(config_of):
     assert config_of('{"validation": {"max_loss": 1.5}}') == {"validation": {"max_loss": 1.5}}
+
+
+def test_a_step_of_a_graph_has_them_in_its_executor_input(tmp_path, monkeypatch):
+    monkeypatch.setenv(RUN_ID_ENV, "run-1")
+    settings.write(str(tmp_path), SETTINGS)
+    values = {"config": table.reference(SETTINGS["check_sft"])}
+    flags = ["--step", "check_sft", "--storage-root", str(tmp_path)]
+    flags += ["--executor-input", json.dumps({"inputs": {"parameterValues": values}})]
+    assert json.loads(kfp_io.parser("validators.sft").parse_args(flags).config) == SETTINGS["check_sft"]
+    with pytest.raises(ValueError, match="--executor-input: .* is not JSON"):  # not the defaults
+        kfp_io.parser("validators.sft").parse_args([*flags[:-1], "broken"])
