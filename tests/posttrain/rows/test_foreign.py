@@ -90,9 +90,19 @@ def test_alpaca_pairs():
     assert (row["prompt"][0]["content"], row["chosen"], row["rejected"]) == ("Add\nrent.", [DONE], [WORSE])
 
 
-def test_rows_in_trl_s_own_formats_are_none_of_these():
+def test_a_row_in_two_formats_is_refused():
     raw = {"prompt": "Add rent.", "completion": "Added as 5.", "conversations": [turn("human", "x")]}
-    assert converted(raw)[1] == "prompt, completion (plain text)"
+    assert "'conversations' [{'from': 'human', 'value': 'x'}] belongs to another format" in refused(raw)
+    assert converted(raw | {"conversations": None})[1] == "prompt, completion (plain text)"
+
+
+def test_marks_and_text_of_messages_count_here_too():
+    draft = turn("gpt", "Draft.", weight=0)
+    turns = [turn("human", "Add rent."), draft, turn("human", "Again."), turn("gpt", "Added as 5.", train=True)]
+    for conversations in (turns, json.dumps(turns), str(turns)):
+        [row] = converted({"conversations": conversations, "system_prompt": "Be brief."})[0]
+        assert [message["role"] for message in row["prompt"]] == ["system", "user", "assistant", "user"]
+        assert row["completion"] == [DONE]
 
 
 def test_what_cannot_be_converted_is_refused():
@@ -100,7 +110,7 @@ def test_what_cannot_be_converted_is_refused():
     assert "'value', a text" in refused({"conversations": [turn("human", 3)]})
     assert "'conversations' is a str" in refused({"conversations": "[{'from': 'human'}]"})
     both = {"conversations": [turn("system", "a"), turn("human", "b"), turn("gpt", "c")], "system": "d"}
-    assert "remove one of them" in refused(both)
+    assert "remove one of the two" in refused(both)
     assert "'input' is '3': give a text" in refused({"instruction": "a", "input": 3, "output": "b"})
     assert "give a list of pairs" in refused({"instruction": "a", "output": "b", "history": ["c"]})
     assert "which is not JSON" in refused({"conversations": [turn("human", "a"), turn("function_call", "add()")]})
