@@ -437,6 +437,7 @@ class Hub(BaseHTTPRequestHandler):
     """The three answers of the Hub that an upload of small files needs."""
 
     requests: list[tuple[str, list[dict]]] = []
+    has_repository = False
 
     def do_POST(self):
         lines = self.rfile.read(int(self.headers["Content-Length"])).splitlines()
@@ -452,7 +453,7 @@ class Hub(BaseHTTPRequestHandler):
         else:
             answer = {"commitUrl": f"http://{self.headers['Host']}/org/m/commit/c0ffee", "commitOid": "c0ffee"}
         content = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(409 if self.has_repository and self.path == "/api/repos/create" else 200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -484,6 +485,11 @@ def test_hub_gets_one_commit_in_a_private_repository(line, place, hub):
     assert {line["value"]["path"] for line in commit if line["key"] == "file"} == FILES
 
 
+def test_a_repository_that_exists_gets_the_commit(line, place, hub, monkeypatch):
+    monkeypatch.setattr(hub, "has_repository", True)
+    assert line.publish(place, upload_to_hub=True, hub_repo_id="org/m")["hub"]["commit"] == "c0ffee"
+
+
 def test_command_writes_receipt_and_record(line, place, tmp_path, monkeypatch):
     monkeypatch.setenv("KFP_RUN_ID", "run-1")
     receipt = tmp_path / "out/receipt.json"
@@ -494,3 +500,15 @@ def test_command_writes_receipt_and_record(line, place, tmp_path, monkeypatch):
     ])  # fmt: skip
     assert json.loads(receipt.read_text())["sha256"] == digests.digest(line.model)
     assert records.read_records(line.root, "run-1")[-1].status == "succeeded"
+
+
+def test_what_the_command_must_be_told(capsys):
+    with pytest.raises(SystemExit):
+        publish.build_parser().parse_args([])
+    (needed,) = capsys.readouterr().err.partition("arguments are required: ")[2].splitlines()
+    assert {"--model", "--model-name", "--receipt"} <= set(needed.split(", ")) and "--version" not in needed
+
+
+@pytest.mark.parametrize(("length", "is_cut"), [(300, False), (301, True)])
+def test_long_texts_are_cut_on_the_card(length, is_cut):
+    assert (publish._brief("a" * length) != "a" * length) is is_cut

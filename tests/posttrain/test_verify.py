@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +107,8 @@ def test_what_is_no_published_model_is_said(tmp_path, capsys):
     assert verify.main([str(tmp_path / "nowhere")]) == 1
     why = f"is missing: {tmp_path / 'nowhere'} is not a published model, or its publishing is not complete"
     assert capsys.readouterr().out == f"wrong: manifest.json: {why}\n"
+    command = [sys.executable, "-m", "posttrain.verify", str(tmp_path / "nowhere")]
+    assert subprocess.run(command, capture_output=True).returncode == 1
 
 
 def flip_byte(folder: Path) -> None:
@@ -329,6 +333,9 @@ def test_the_receipt_of_another_run_that_finished_the_work_counts(tmp_path):
     receipt = line.publish(str(tmp_path / "published"))
     assert len(faults(receipt["uri"], storage_root=line.root)) == 1
     line.run_id = "run-2"
+    line.step("promote_model", {}, ["receipt"], measured=receipt)
+    Path(line.root, "runs", "run-2", "report.html").write_text("of a run")
+    assert len(faults(receipt["uri"], storage_root=line.root)) == 1
     line.step("publish_model", {}, ["receipt"], measured=receipt)
     assert faults(receipt["uri"], storage_root=line.root) == []
 

@@ -217,3 +217,21 @@ def test_a_verdict_that_says_otherwise_than_its_record_is_refused(args):
     receipt.write_text(json.dumps(stored | {"measured": stored["measured"] | {"passed": False}}))
     with pytest.raises(ValueError, match="says passed = True, its record says otherwise"):
         run(args, below("loss", 1.5, 2.0))
+
+
+@pytest.mark.parametrize("with_answers", [False, True])
+def test_a_gate_wants_a_place_for_each_of_its_outputs(with_answers, capsys):
+    parser = argparse.ArgumentParser()
+    checks.add_gate_flags(parser, **({"with_answers": True} if with_answers else {}))
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    flags = ", ".join(f"--{name}" for name in ("verdict", "report", "summary", "metrics", "passed"))
+    wanted = f"{'--answers, ' * with_answers}{flags}"
+    assert capsys.readouterr().err.endswith(f"the following arguments are required: {wanted}\n")
+
+
+def test_outputs_may_lie_in_folders_that_are_not_there(args, tmp_path):
+    for _ in range(2):
+        args.passed = str(tmp_path / "kfp" / "outputs" / "passed")
+        run(args, below("held_out_loss", 1.0, 2.0))
+        assert Path(args.passed).read_text() == "true"

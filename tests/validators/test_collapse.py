@@ -10,7 +10,7 @@ import pytest
 from examples.task_api.generate import answer_text, examples
 from posttrain.config import AnswerLimits
 from posttrain.verdict import Check
-from validators.collapse import Row, canonical, checks, is_copy, shown
+from validators.collapse import Row, canonical, checks, following, is_copy, shown
 
 NAMES = ["distinct_answers", "one_answer_to_all", "echoes_prompt", "answers_follow_prompts"]
 WORDS = [
@@ -161,7 +161,9 @@ def test_references_that_repeat_the_prompt_may_be_repeated():
     rows = [(sentence, sentence.rstrip(".") + "!") for _, sentence in prose(64)]
     assert stopped(judged(rows, lambda question, reference: reference)) == []
     half = [(q, r if at % 2 else "No.") for at, (q, r) in enumerate(rows)]
-    assert "echoes_prompt" in stopped(judged(half, lambda question, reference: question), "failed")
+    check = judged(half, lambda question, reference: question)["echoes_prompt"]
+    assert check.status == "failed"
+    assert f"64 of 64 answers copy the prompt, 32 references do; for example {shown(half[0][0])}" in check.detail
 
 
 def test_where_every_row_wants_the_same_a_constant_is_right():
@@ -236,6 +238,12 @@ def test_what_is_a_copy(text, copied):
     assert is_copy(text, PROMPT) is copied
 
 
+@pytest.mark.parametrize(("text", "copied"), [("abcdefgh", True), ("abcdefg", False), ("yes", False)])
+def test_a_copy_may_lack_a_fifth_of_its_source_and_nothing_is_no_source(text, copied):
+    prompt = [{"role": "system", "content": ""}, {"role": "user", "content": "abcdefghij"}]
+    assert is_copy(text, prompt) is copied
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -254,3 +262,11 @@ def test_an_answer_is_shown_shortened_and_without_secrets(text, words):
 def test_a_secret_of_the_environment_is_masked(monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "open-sesame-now")
     assert shown("say open-sesame-now") == "'say ***'"
+
+
+def test_how_near_answers_are_is_told_with_what_chance_does():
+    answers = [reference for _, reference in ROWS["prose"]]
+    value, (low, high) = following(answers, answers, 0.95)
+    assert value == 1.0 and 0.05 < high - value < 2 * (value - low) < 4 * (high - value) < 1
+    (_, (lower, higher)) = following(answers, answers, 0.99)
+    assert lower < low and high < higher

@@ -8,6 +8,7 @@ from validators.intervals import (
     mean_interval,
     more_rows_of_mean,
     more_rows_of_share,
+    more_rows_until,
     ratio,
     ratio_interval,
     share,
@@ -185,3 +186,12 @@ def test_so_many_more_rows_decide_a_mean():
 )
 def test_an_interval_narrows_with_the_square_root_of_the_rows_on_the_side_of_its_limit(limit, more):
     assert more_rows_of_mean(0.5, (0.25, 1.25), 40, limit) == more
+
+
+@pytest.mark.parametrize(
+    ("total", "enough", "more"),
+    [*((10, enough, enough - 10) for enough in (10, 11, 12, 19, 20, 21, 25, 39, 40, 41, 1000)), (10, math.inf, None),
+     (2_500_000, 10_000_000, 7_500_000), (2_500_001, 10_000_001, None)],
+)  # fmt: skip
+def test_the_least_number_of_rows_that_decides(total, enough, more):
+    assert more_rows_until(lambda num_rows: num_rows >= enough, total) == more

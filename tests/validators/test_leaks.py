@@ -87,6 +87,8 @@ def test_references_are_answers_too():
     trained = row("S: word0 word1 -> 7", "U: go")
     assert where(trained, row("U: word0 word1", answer="seven")) == ""
     assert where(trained, row("U: word0 word1", answer="seven", references=["seven", 7])) == INSIDE
+    trained = row('S: word0 word1 -> {"place": "Zürich"}', "U: go")
+    assert where(trained, row("U: word0 word1", answer="there", references=[{"place": "Zürich"}])) == INSIDE
 
 
 def test_every_prompt_is_looked_for_and_named():

@@ -104,7 +104,7 @@ def test_scores_between_are_bootstrapped_on_their_differences():
     assert check.status == "passed" and 0.05 < check.interval[0] < check.value < check.interval[1] < 0.1
 
 
-@pytest.mark.parametrize(("total", "status"), [(6, "undecided"), (20, "undecided"), (64, "passed")])
+@pytest.mark.parametrize(("total", "status"), [(1, "undecided"), (6, "undecided"), (20, "undecided"), (64, "passed")])
 def test_equal_scores_on_few_rows_do_not_prove_that_nothing_was_lost(total, status):
     check = paired_difference("drop", [0.5] * total, [0.5] * total, "<=", 0.1, **SURE)
     assert (check.status, check.value) == (status, 0.0)
@@ -148,3 +148,9 @@ def test_a_score_that_is_none_fails(bad):
 def test_other_rows_are_refused():
     with pytest.raises(ValueError, match="gain: 2 scores against 3: both models must answer the same rows"):
         paired_difference("gain", [1.0] * 2, [1.0] * 3, ">", 0.0, **SURE)
+
+
+def test_more_rows_are_asked_for_while_the_interval_ends_at_its_limit():
+    check = paired_difference("gain", *scores(0, 5, 40), ">=", 0.0, **SURE)  # p = 0.0625, as for 5 against 0
+    assert (check.status, check.interval[1]) == ("undecided", 0.0)
+    assert check.more_rows == paired_difference("drop", *scores(5, 0, 40), "<=", 0.0, **SURE).more_rows > 0

@@ -36,6 +36,7 @@ def test_contains():
     check("contains", "東京", ["東京", "首都は東京です。"], ["京都"])
     check("contains", "서울", ["서울은 수도다"], ["수도"])
     check("contains", "C++", ["in C++, say"], ["C", "D"])
+    check("contains", "caf", ["caf", "caf 東京", "caf東京"], ["café", "cafés", "écaf"])
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,23 @@ def test_tool_call_with_accepted_arguments():
     for form in (reference, json.dumps(reference), [reference]):
         check("tool_call", form, right, [*wrong, *NOTHING])
     assert score("tool_call", reference, sample_text(reference)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        ("No function fits.", "No function fits."),
+        ({"place": "Zürich"}, '{"place": "Zürich"}'),
+        ('{"place":"Zürich"}', '{"place":"Zürich"}'),
+        ([{"place": 1}], '[{"place": 1}]'),
+        ([], "[]"),
+        ({"name": "go", "accepted_arguments": {"place": ["Zürich", "Bern"]}},
+         '{"name": "go", "arguments": {"place": "Zürich"}}'),
+        ([CALL], json.dumps([CALL])),
+    ],
+)  # fmt: skip
+def test_a_text_that_is_right(reference, text):
+    assert sample_text(reference) == text
 
 
 def test_parallel_calls_come_in_any_order_and_each_needs_its_own():

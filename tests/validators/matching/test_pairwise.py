@@ -119,3 +119,12 @@ def test_a_tokenizer_without_the_letters_is_refused(tiny_model, tmp_path, monkey
     monkeypatch.setattr(pairwise, "LETTERS", ("A", "B", "no single token"))
     with pytest.raises(ValueError, match="no token for each of A, B and C"):
         pairwise.load(str(tiny_model))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "tie", "score"),
+    [(-1, -2, -3, 1.0), (-2, -1, -3, 0.0), (-2, -3, -1, 0.5), (-3, -2, -1, 0.5), (-1, -1, -3, 0.5), (-1, -3, -1, 0.5),
+     (-3, -1, -1, 0.5)],
+)  # fmt: skip
+def test_the_likeliest_letter_is_the_verdict_and_no_likeliest_one_a_tie(answer, reference, tie, score):
+    assert pairwise._preference(answer, reference, tie) == score
