@@ -160,7 +160,7 @@ DEEP = '{"prompt": "a", "completion": "b", "meta": ' + "[" * 990 + "]" * 990 + "
             '{"prompt": "a", "completion": "b", "id": ' + "9" * 5000 + "}",
             "sft_dataset: .*line 1: 'id' is a",
         ),
-        ("sft.jsonl", DEEP, "sft_dataset: .*line 1: .*more than 200 lists .*: flatten it"),
+        ("sft.jsonl", DEEP, "sft_dataset: .*line 1: .*more than 200 levels .*: flatten it"),
         (
             "sft.jsonl",
             r'{"prompt": "a", "completion": "b", "id": "\ud83d"}',

@@ -75,7 +75,7 @@ def test_set_wins_over_files(files):
         ("sft=5", "sft = '5'"),
         ("stages.sft=5", "stages.sft = '5'"),
         ("pipeline_id.x=1", "'pipeline_id' is a value, not a section"),
-        ("sft=" + "[" * 700, "YAML with more than 200 levels"),
+        ("sft=" + "[" * 700, "YAML with more than 200 levels of lists and objects"),
     ],
 )
 def test_bad_values_are_one_line_with_file_and_key(files, setting, words):
@@ -95,9 +95,7 @@ def test_a_problem_names_the_setting_that_made_it_and_not_a_file(files):
     assert "; --set validation.max_los: validation.max_los: unknown key; did you mean max_loss?" in message
     assert "pipeline.yaml" not in message
     (files / "wrong.yaml").write_text("dpo: {bta: 1}\n")
-    with pytest.raises(
-        ValueError, match=r"pipeline.yaml, .*wrong.yaml: dpo.bta: unknown key.*; --set 'sft.epochs=-1': "
-    ):
+    with pytest.raises(ValueError, match=r"^--set sft.epochs: sft.epochs = .*; .*wrong.yaml: dpo.bta: unknown key"):
         load_config([files / "pipeline.yaml", files / "wrong.yaml"], ["sft.epochs=-1"])
 
 
