@@ -56,6 +56,8 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     preflight.check_storage_root(request.storage_root, request.config)
     run_id = new_run_id(request.storage_root, args.run_id)
     runner = docker_runner(args, request) if args.runner == "docker" else process_runner(request)
+    if args.run_id:
+        lock.claim(request.storage_root, run_id)
     return run_here(Run(request, run_id, runner, args.fresh, command=command, junit_file=args.junit))
 
 
@@ -89,8 +91,6 @@ def docker_runner(args: argparse.Namespace, request: RunRequest) -> Docker:
 
 def run_here(run: Run) -> int:
     """Runs the graph, prints what came of it and returns the exit code."""
-    if run.has_chosen_id:
-        lock.claim(run.request.storage_root, run.run_id)
     report_killed_runs(run)
     run.folder.mkdir(parents=True, exist_ok=True)
     graph = run.folder / "graph.yaml"
