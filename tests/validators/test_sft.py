@@ -13,14 +13,14 @@ from examples.task_api.generate import DECLINE
 from examples.task_api.tiny import build_tiny_model
 from posttrain.config import CheckSftStep, OutputFormat, SftConfig, SftLimits
 from posttrain.pages.answers import read
-from posttrain.rows.chat import load_tokenizer
+from posttrain.rows.chat import load_tokenizer, render
 from posttrain.rows.formats import write_jsonl
 from posttrain.verdict import Check, Verdict
 from validators import sft as gate
 from validators.answers import JudgedAnswer
 from validators.inference import Answer
 from validators.measuring import Measured
-from validators.session import token_rows
+from validators.session import token_rows, within
 
 FILE = "adapter_model.safetensors"
 PROMPT = [{"role": "user", "content": "?"}]
@@ -338,3 +338,13 @@ def test_nan_log_probabilities_do_not_pass():
 
 def test_format_is_judged_only_where_asked_for():
     assert judged(replace(GOOD, answers=[BROKEN] * 40), custom_checks=[]) == {}
+
+
+def test_long_rows_are_not_asked_and_a_broken_tokenizer_is_left_to_a_measurement(tiny_model, task_api_rows, tmp_path):
+    rows = task_api_rows["sft"]
+    lengths = [len(render(load_tokenizer(tiny_model), row["prompt"], row["completion"])) for row in rows]
+    kept = within(tiny_model, rows, sorted(lengths)[20])
+    assert kept == [row for row, length in zip(rows, lengths, strict=True) if length <= sorted(lengths)[20]]
+    assert len(rows) > len(kept) > 20
+    assert within(tiny_model, rows, 3) == rows  # which `token_rows` refuses
+    assert within(tmp_path, rows, 3) == rows
