@@ -138,7 +138,7 @@ def test_steps_on_the_kernels_of_a_gpu_have_them_too(
     config = kind(target_modules=LINEAR, **COMMON)
     with monkeypatch.context() as on_gpu:
         take_kernel(on_gpu, kernel)
-        on_gpu.setattr(trainers, "_sft_loss", lambda model, config: loss)
+        on_gpu.setattr(trainers, "_sft_loss", lambda model: loss)
         ours, our_metrics = train(config, tiny_model, task_api_files, tmp_path / "ours")
     assert calls["inputs_of_rows" if kind is SftConfig else "pack_pairs"] >= 5 + 2
     monkeypatch.setattr(backend, "leaves_trainer_alone", lambda config: False)
