@@ -11,7 +11,7 @@ from components.container import IMAGES, check_digests, image_reference
 from pipelines import lint
 from pipelines.post_training import post_training
 from pipelines.sweep import sweep
-from posttrain.config import PipelineConfig
+from posttrain.config import PipelineConfig, Validation
 from posttrain.config.requirements import check_decidable
 from posttrain.config.sweep import SweepConfig
 
@@ -52,9 +52,18 @@ def _write(pipeline: Callable, path: str | Path, *, is_local: bool = False) -> N
 
 
 def check_gates_can_judge(config: PipelineConfig) -> None:
-    """Refuses, before anything runs, checks that nothing could judge."""
-    if problems := _unjudged_harm(config):
+    """Refuses, before anything runs, answers and checks that nothing could judge."""
+    problems = [*_unjudged_content(config.validation), *_unjudged_harm(config)]
+    if problems:
         raise ValueError("; ".join(problems))
+
+
+def _unjudged_content(validation: Validation) -> list[str]:
+    try:
+        validation.matcher  # noqa: B018  raises where nothing says when an answer is right
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _unjudged_harm(config: PipelineConfig) -> list[str]:

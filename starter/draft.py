@@ -4,7 +4,6 @@ command line -> YAML file, and what was seen on the terminal
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipelines.compiler import check_gates_can_judge
-from posttrain import preflight
+from posttrain import model, preflight
 from posttrain.config import CheckDataStep, PipelineConfig, load_config
 from posttrain.config.limits import DataLimits
 from posttrain.config.requirements import check_decidable
@@ -110,7 +109,7 @@ def check(config: PipelineConfig, addresses: dict[str, str], sight: Sight) -> No
     """
     check_gates_can_judge(config)
     check_decidable(config)
-    preflight.refuse(preflight.findings(config, addresses, disk=Path()))
+    sights.refuse(preflight.findings(config, {"model_name": config.pipeline_id} | addresses, disk=Path()))
     refuse_rows(config, addresses)
 
 
@@ -136,8 +135,7 @@ def refuse_rows(config: PipelineConfig, addresses: dict[str, str]) -> None:
     }
     limits = DataLimits.model_validate(config.validation.model_dump(include=set(DataLimits.model_fields)))
     step = CheckDataStep(validation=limits, evidence=config.evidence, sft=config.sft, dpo=config.dpo)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = sights.folder_of(addresses["base_model"], Path(temporary, "model"))
+    with tempfile.TemporaryDirectory() as temporary, model.described(addresses["base_model"]) as (folder, _):
         measured = gate.measure(
             lambda: chat.ChatTokenizer(folder), rows, asked, step, manifest=str(Path(temporary, "manifest.json"))
         )
@@ -145,7 +143,4 @@ def refuse_rows(config: PipelineConfig, addresses: dict[str, str]) -> None:
     for one in judged:
         if one.status == "passed" and one.detail.startswith(NOTED):
             print(f"{one.name}: {one.detail}")
-    problems = [one.sentence for one in judged if one.status != "passed"]
-    if len(problems) > 1:
-        print(*(f"problem: {problem}" for problem in problems), sep="\n", file=sys.stderr)
-    preflight.refuse(problems)
+    sights.refuse([one.sentence for one in judged if one.status != "passed"])

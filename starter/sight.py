@@ -3,6 +3,7 @@
 addresses -> `Sight`; every problem that preflight would name is named here first
 """
 
+import sys
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -94,8 +95,15 @@ def check_addresses(addresses: dict[str, str], red_team: str | None) -> None:
             "allowed_prefixes": prefixes(addresses, red_team),
         }
     )
-    parameters = {"model_name": "a-name"} | addresses  # the run's own stands in the draft
-    preflight.refuse(preflight.findings(step, parameters, disk=Path()))
+    parameters = {"model_name": "my-model"} | addresses  # the draft chooses one later
+    refuse(preflight.findings(step, parameters, disk=Path()))
+
+
+def refuse(problems: list[str]) -> None:
+    """Raises one ValueError for all problems, if there are any; several are also printed, each on a line."""
+    if len(problems) > 1:
+        print(*(f"problem: {problem}" for problem in problems), sep="\n", file=sys.stderr)
+    preflight.refuse(problems)
 
 
 def prefixes(addresses: dict[str, str], *others: str | None) -> list[str]:

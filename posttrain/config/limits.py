@@ -70,8 +70,7 @@ class MatchOptions(Section):
 class Matching(Section):
     """How an answer is compared with the references, the answers that count as right."""
 
-    # auto, exact, contains, choice, number, json, tool_call, judge, package.module:function, or none; auto is by
-    # output_format.kind, and none for text
+    # auto, exact, contains, choice, number, json, tool_call, judge, package.module:function, or none
     answer_match: str = "auto"
     match_options: MatchOptions = MatchOptions()
     output_format: OutputFormat = OutputFormat()
@@ -93,12 +92,17 @@ class Matching(Section):
     def matcher(self) -> str:
         """The matcher that `answer_match` means: one of `MATCHERS`, judge, package.module:function, or none.
 
-        The form of the answers tells how to compare them, except for plain text: then nobody does, and every page says
-        so.
+        Raises:
+            ValueError: it is auto, and the form of the answers does not tell how to compare them.
         """
         if self.answer_match != "auto":
             return self.answer_match
-        return AUTO_MATCHERS.get(self.output_format.kind, "none")
+        if self.output_format.kind not in AUTO_MATCHERS:
+            raise ValueError(
+                "validation.answer_match is auto, which cannot tell when an answer in plain text is right: "
+                f"{MATCHER_CHOICES}; or set it to none, and every page will say that nobody judged the content"
+            )
+        return AUTO_MATCHERS[self.output_format.kind]
 
     @property
     def matching_judge(self) -> str | None:

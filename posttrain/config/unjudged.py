@@ -11,8 +11,7 @@ def unjudged(validation: Validation) -> list[str]:
     sentences = []
     if validation.matcher == "none":
         sentences.append(
-            "nobody judges whether an answer is right (validation.answer_match is "
-            f"{validation.answer_match}, output_format.kind {validation.output_format.kind}): {MATCHER_CHOICES}"
+            f"nobody judges whether an answer is right (validation.answer_match is none): {MATCHER_CHOICES}"
         )
     if HARM not in validation.custom_checks:
         sentences.append(

@@ -46,17 +46,20 @@ def test_no_harmful_content_needs_something_to_judge_by(change, named):
 def test_all_that_is_missing_is_named_at_once():
     chosen = Validation(custom_checks=["no_harmful_content"])
     with pytest.raises(
-        ValueError, match="judge is empty.*; validation.red_team_prompts is empty.*declines_with is empty"
+        ValueError,
+        match="answer_match is auto.*judge is empty.*; validation.red_team_prompts is empty.*declines_with is empty",
     ):
         check_gates_can_judge(PipelineConfig(validation=chosen))
 
 
 def test_five_keys_compile_and_what_nobody_judges_is_said(tmp_path):
-    keys = ("pipeline_id", "base_model", "sft_dataset", "preference_dataset", "storage_root")
-    config = PipelineConfig(**{key: f"my-{key.replace('_', '-')}" for key in keys})
+    keys = ("base_model", "sft_dataset", "preference_dataset", "storage_root")
+    config = PipelineConfig(
+        **{key: f"my-{key.replace('_', '-')}" for key in keys}, validation=Validation(answer_match="none")
+    )
     compile_graph(config, tmp_path / "graph.yaml")
     content, harm = unjudged(config.validation)
-    assert content.startswith("nobody judges whether an answer is right (validation.answer_match is auto")
+    assert content.startswith("nobody judges whether an answer is right (validation.answer_match is none)")
     assert "no_harmful_content" in harm and "red_team_prompts" in harm
 
 
@@ -72,7 +75,14 @@ def test_only_a_merged_model_can_be_judged():
         check_gates_can_judge(PipelineConfig(stages=stages, validation=JUDGED))
 
 
-@pytest.mark.parametrize(("match", "sentences"), [("auto", 1), ("none", 1), ("exact", 0), ("acme.match:same", 0)])
+def test_plain_text_is_refused_unless_somebody_says_when_it_is_right_or_that_nobody_does():
+    with pytest.raises(
+        ValueError, match="answer_match is auto, which cannot tell when an answer in plain text is right"
+    ):
+        check_gates_can_judge(changed(answer_match="auto"))
+
+
+@pytest.mark.parametrize(("match", "sentences"), [("none", 1), ("exact", 0), ("acme.match:same", 0)])
 def test_plain_text_that_nobody_compares_is_said(match, sentences):
     check_gates_can_judge(changed(answer_match=match))
     assert len(unjudged(changed(answer_match=match).validation)) == sentences

@@ -86,7 +86,7 @@ def test_one_long_row_is_left_out_and_said(given, capsys):
             lambda: write_jsonl("pairs.jsonl", [pair(c, chosen="No.", rejected=pair(c)["chosen"]) for c in CITIES]),
             "preferred_",
         ),
-        (lambda: write_jsonl("sft.jsonl", [{"text": "x"}]), "sft.jsonl: row 1: 'prompt'"),
+        (lambda: write_jsonl("sft.jsonl", [{"text": "x"}]), "sft.jsonl: row 1: has 'text'"),
         (lambda: write_jsonl("my_pipeline.yaml", []), "my_pipeline.yaml: exists"),
     ],
 )

@@ -21,8 +21,9 @@ def test_the_matcher_follows_from_the_form_unless_it_is_named(validation, matche
     assert (limits.matcher, limits.matching_judge) == (matcher, None)
 
 
-def test_nobody_judges_plain_text_unless_a_matcher_is_named():
-    assert (Validation().matcher, Validation(answer_match="contains").matcher) == ("none", "contains")
+def test_plain_text_needs_a_matcher_or_a_plain_none():
+    with pytest.raises(ValueError, match="plain text is right: give one of exact, contains, .* or set it to none, and"):
+        _ = Validation().matcher
 
 
 @pytest.mark.parametrize("key", ["judge", "judge_model", "red_team_prompts", "benign_prompts"])

@@ -53,7 +53,7 @@ def test_a_configuration_may_hold_a_list_and_settings_too(tmp_path):
     assert load_config(path, ["sft_dataset=[c.jsonl, {uri: d.jsonl}]"]).sft_dataset == as_parameter(
         parts_of('["c.jsonl", "d.jsonl"]')
     )
-    with pytest.raises(ValueError, match=r"pipeline.yaml: sft_dataset: .*names 'a' twice"):
+    with pytest.raises(ValueError, match=r"--set sft_dataset: .*names 'a' twice"):
         load_config(path, ["sft_dataset=[a, a]"])
     with pytest.raises(ValueError, match="sft_dataset = '3'"):
         load_config(path, ["sft_dataset=3"])
