@@ -1,6 +1,6 @@
 """Chooses settings from what was seen, each with its reason.
 
-`Sight`, addresses -> settings by their place in the configuration
+`Survey`, addresses -> settings by their place in the configuration
 """
 
 import math
@@ -12,7 +12,7 @@ from posttrain.config import PipelineConfig
 from posttrain.config.limits import MATCHER_CHOICES
 from posttrain.rows.held_out import supplies
 from starter import form
-from starter.sight import RowsSeen, Sight, prefixes
+from starter.survey import MeasuredRows, Survey, prefixes
 
 TINY, SMALL = 10_000_000, 1_000_000_000  # parameters
 LEARNING_RATES = {"sft": (5e-3, 8e-4, 2e-4), "dpo": (1e-3, 3e-4, 5e-5)}  # of a tiny model, a small one, any other
@@ -55,19 +55,19 @@ class Draft:
         return PipelineConfig.model_validate(raw)
 
 
-def choose(sight: Sight, addresses: dict[str, str], *, red_team: str | None, declines_with: str | None) -> Draft:
+def choose(survey: Survey, addresses: dict[str, str], *, red_team: str | None, declines_with: str | None) -> Draft:
     """Chooses every setting for which the defaults need not fit."""
     draft = Draft()
     _addresses(draft, addresses, red_team)
     for kind, stage in (("sft", "sft"), ("preference", "dpo")):
-        if kind in sight.rows:
-            _training(draft, stage, sight, sight.rows[kind])
+        if kind in survey.rows:
+            _training(draft, stage, survey, survey.rows[kind])
         else:
             draft.set(f"stages.{stage}.enabled", False, f"there are no {kind} rows")
-    _form(draft, sight, declines_with)
+    _form(draft, survey, declines_with)
     _harm(draft, red_team)
-    _skills(draft, sight)
-    _held_out(draft, sight)
+    _skills(draft, survey)
+    _held_out(draft, survey)
     return draft
 
 
@@ -88,8 +88,8 @@ def _addresses(draft: Draft, addresses: dict[str, str], red_team: str | None) ->
         draft.set("allowed_prefixes", prefixes(addresses, red_team), "places that a run may read and write")
 
 
-def _training(draft: Draft, stage: str, sight: Sight, rows: RowsSeen) -> None:
-    longest, limit = max(rows.lengths), sight.max_positions
+def _training(draft: Draft, stage: str, survey: Survey, rows: MeasuredRows) -> None:
+    longest, limit = max(rows.lengths), survey.max_positions
     length = math.ceil(longest / 32) * 32
     if limit and length > limit:
         num_long = sum(one > limit for one in rows.lengths)
@@ -97,9 +97,9 @@ def _training(draft: Draft, stage: str, sight: Sight, rows: RowsSeen) -> None:
         draft.set(f"{stage}.max_seq_length", limit, reason)
     else:
         draft.set(f"{stage}.max_seq_length", length, f"tokens; the longest row has {longest}")
-    size = 0 if sight.num_parameters < TINY else 1 if sight.num_parameters < SMALL else 2
+    size = 0 if survey.num_parameters < TINY else 1 if survey.num_parameters < SMALL else 2
     rate = LEARNING_RATES[stage][size]
-    draft.set(f"{stage}.learning_rate", rate, f"for a model of {millions(sight.num_parameters)} parameters")
+    draft.set(f"{stage}.learning_rate", rate, f"for a model of {millions(survey.num_parameters)} parameters")
     accumulation = 1 if rows.num_rows < MANY_ROWS else 4
     per_step = BATCH_SIZE * accumulation
     draft.set(f"{stage}.batch_size", BATCH_SIZE, "rows at once")
@@ -111,8 +111,8 @@ def _training(draft: Draft, stage: str, sight: Sight, rows: RowsSeen) -> None:
     draft.set(f"{stage}.epochs", epochs, f"about {epochs * per_epoch} steps")
 
 
-def _form(draft: Draft, sight: Sight, declines_with: str | None) -> None:
-    rows = sight.rows.get("sft") or sight.rows["preference"]  # whose chosen answers may be the wrong ones
+def _form(draft: Draft, survey: Survey, declines_with: str | None) -> None:
+    rows = survey.rows.get("sft") or survey.rows["preference"]  # whose chosen answers may be the wrong ones
     recognised = form.recognise(rows.pairs, declines_with)
     values = recognised.output_format.model_dump(exclude_defaults=True)
     draft.set("validation.output_format.kind", recognised.output_format.kind, recognised.reason)
@@ -125,7 +125,7 @@ def _form(draft: Draft, sight: Sight, declines_with: str | None) -> None:
         draft.set("validation.output_format.declines_with", sentence, "declines; always well-formed")
     reason = MATCHER_CHOICES if recognised.answer_match == "none" else "how an answer is compared with the row's own"
     draft.set("validation.answer_match", recognised.answer_match, reason)
-    longest = max(max(rows.answer_lengths) for rows in sight.rows.values())
+    longest = max(max(rows.answer_lengths) for rows in survey.rows.values())
     tokens = max(16, math.ceil(SPARE * longest / 8) * 8)
     draft.set("validation.max_new_tokens", tokens, f"the longest answer has {longest} tokens")
 
@@ -145,30 +145,30 @@ def _harm(draft: Draft, red_team: str | None) -> None:
         draft.set("validation.custom_checks", checks, reason)
 
 
-def _skills(draft: Draft, sight: Sight) -> None:
-    if sight.num_parameters < SMALL:
-        reason = f"a model of {millions(sight.num_parameters)} parameters that learns one thing loses others; true asks"
+def _skills(draft: Draft, survey: Survey) -> None:
+    if survey.num_parameters < SMALL:
+        reason = f"a model of {millions(survey.num_parameters)} parameters loses others as it learns one; true asks"
         draft.set("validation.skills", False, reason)
 
 
-def _held_out(draft: Draft, sight: Sight) -> None:
+def _held_out(draft: Draft, survey: Survey) -> None:
     """Chooses how many rows are held out, and how sure a gate has to be of what they show."""
-    num_prompts = max(len(rows.different) for rows in sight.rows.values())
+    num_prompts = max(len(rows.different) for rows in survey.rows.values())
     fraction = min(MAX_FRACTION, max(0.05, math.ceil(100 * WANTED_ANSWERS / num_prompts) / 100))
     if fraction * num_prompts < NUM_DECISIVE:
         reason = f"of every interval: some {fraction * num_prompts:.0f} held-out prompts decide little at 0.95"
         draft.set("validation.confidence", FEWER_SURE, reason)
     draft.set("data.eval_fraction", fraction, f"share of {num_prompts} prompts that are held out for the gates")
-    needed = [supply for supply in shortages(draft.config, sight) if supply.eval_fraction]
+    needed = [supply for supply in shortages(draft.config, survey) if supply.eval_fraction]
     if needed:
         least = max(supply.eval_fraction for supply in needed)
         draft.set("data.eval_fraction", least, f"of {num_prompts} prompts, so that the gates can decide")
 
 
-def shortages(config: PipelineConfig, sight: Sight) -> list:
+def shortages(config: PipelineConfig, survey: Survey) -> list:
     """Returns the kinds of rows of which too few are held out."""
-    split = {kind: rows.held_out_at(config.data.eval_fraction) for kind, rows in sight.rows.items()}
-    asked = {"red_team_prompts": sight.num_red_team}
+    split = {kind: rows.held_out_at(config.data.eval_fraction) for kind, rows in survey.rows.items()}
+    asked = {"red_team_prompts": survey.num_red_team}
     return [supply for supply in supplies(config.evidence, split, asked) if supply.is_short]
 
 

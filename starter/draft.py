@@ -18,9 +18,9 @@ from posttrain.config.requirements import check_decidable
 from posttrain.config.unjudged import unjudged
 from posttrain.rows import prompts
 from runner.parameters import absolute
-from starter import sight as sights
+from starter import survey as surveys
 from starter.choices import Draft, choose, millions
-from starter.sight import Sight
+from starter.survey import Survey
 
 NOTED = ("warning", "left out")  # beginnings of what a check says although it passes
 WIDTH = 60  # of settings, after which their reasons stand
@@ -37,12 +37,12 @@ def write(args: argparse.Namespace, output: Path) -> None:
     names = ("base_model", "sft_dataset", "preference_dataset", "storage_root")
     given = {name: getattr(args, name) for name in names}
     addresses = {name: absolute(uri) for name, uri in given.items()}
-    sight = sights.look(addresses, args.red_team_prompts)
-    describe(sight, given)
-    draft = choose(sight, given, red_team=args.red_team_prompts, declines_with=args.declines_with)
+    survey = surveys.look(addresses, args.red_team_prompts)
+    describe(survey, given)
+    draft = choose(survey, given, red_team=args.red_team_prompts, declines_with=args.declines_with)
     text = to_yaml(draft)
     config = read_back(text)
-    check(config, addresses, sight)
+    check(config, addresses, survey)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     for sentence in unjudged(config.validation):
@@ -50,18 +50,18 @@ def write(args: argparse.Namespace, output: Path) -> None:
     print(f"\nWritten: {output}. Read it, then run\n\n  python run_pipeline.py --config {output}")
 
 
-def describe(sight: Sight, addresses: dict[str, str]) -> None:
+def describe(survey: Survey, addresses: dict[str, str]) -> None:
     """Prints what was seen."""
-    kind = sight.settings.get("model_type")
-    positions = f", reads {sight.max_positions} tokens" if sight.max_positions else ""
-    print(f"{addresses['base_model']}: {kind}, {millions(sight.num_parameters)} parameters{positions}")
+    kind = survey.settings.get("model_type")
+    positions = f", reads {survey.max_positions} tokens" if survey.max_positions else ""
+    print(f"{addresses['base_model']}: {kind}, {millions(survey.num_parameters)} parameters{positions}")
     for name, kind in preflight.DATASETS.items():
-        if rows := sight.rows.get(kind):
+        if rows := survey.rows.get(kind):
             print(
                 f"{addresses[name]}: {rows.num_rows} rows of {rows.format}, {len(rows.different)} prompts; "
                 f"{min(rows.lengths)} to {max(rows.lengths)} tokens, the longest answer {max(rows.answer_lengths)}"
             )
-    if sight.asks_for_date:
+    if survey.asks_for_date:
         print("The chat template writes the date of the day: training and gates take one and the same date for it.")
 
 
@@ -101,7 +101,7 @@ def read_back(text: str) -> PipelineConfig:
         return load_config(path)
 
 
-def check(config: PipelineConfig, addresses: dict[str, str], sight: Sight) -> None:
+def check(config: PipelineConfig, addresses: dict[str, str], survey: Survey) -> None:
     """Refuses what would end the run before it trains: at its compilation, in preflight, or at the data gate.
 
     Raises:
@@ -109,7 +109,7 @@ def check(config: PipelineConfig, addresses: dict[str, str], sight: Sight) -> No
     """
     check_gates_can_judge(config)
     check_decidable(config)
-    sights.refuse(preflight.findings(config, {"model_name": config.pipeline_id} | addresses, disk=Path()))
+    surveys.refuse(preflight.findings(config, {"model_name": config.pipeline_id} | addresses, disk=Path()))
     refuse_rows(config, addresses)
 
 
@@ -143,4 +143,4 @@ def refuse_rows(config: PipelineConfig, addresses: dict[str, str]) -> None:
     for one in judged:
         if one.status == "passed" and one.detail.startswith(NOTED):
             print(f"{one.name}: {one.detail}")
-    sights.refuse([one.sentence for one in judged if one.status != "passed"])
+    surveys.refuse([one.sentence for one in judged if one.status != "passed"])

@@ -1,6 +1,6 @@
 """Looks at what a run would be given: the model's size and template, the rows and their lengths in tokens.
 
-addresses -> `Sight`; every problem that preflight would name is named here first
+addresses -> `Survey`; every problem that preflight would name is named here first
 """
 
 import sys
@@ -21,7 +21,7 @@ FRACTION = 0.5  # held out while rows are only looked at: neither side is empty
 
 
 @dataclass
-class RowsSeen:
+class MeasuredRows:
     """The rows of a data set, as far as they were measured."""
 
     kind: str
@@ -44,13 +44,13 @@ class RowsSeen:
 
 
 @dataclass(frozen=True)
-class Sight:
+class Survey:
     """All that the draft of a configuration is based on."""
 
     settings: dict[str, Any]  # of the model's config.json
     num_parameters: int
     asks_for_date: bool
-    rows: dict[str, RowsSeen]  # by kind: sft, preference
+    rows: dict[str, MeasuredRows]  # by kind: sft, preference
     num_red_team: int | None
 
     @property
@@ -59,7 +59,7 @@ class Sight:
         return self.settings.get("text_config", self.settings).get("max_position_embeddings")
 
 
-def look(addresses: dict[str, str], red_team: str | None) -> Sight:
+def look(addresses: dict[str, str], red_team: str | None) -> Survey:
     """Looks at model and data; `addresses` are the run parameters.
 
     Raises:
@@ -70,7 +70,7 @@ def look(addresses: dict[str, str], red_team: str | None) -> Sight:
         tokenizer = chat.ChatTokenizer(folder)
         kinds = {kind: addresses[name] for name, kind in preflight.DATASETS.items() if addresses[name]}
         rows = {kind: look_at_rows(uri, kind, tokenizer) for kind, uri in kinds.items()}
-        return Sight(
+        return Survey(
             settings=layout.config,
             num_parameters=sum(map(prod, layout.shapes.values())),
             asks_for_date=chat.asks_for_date(str(tokenizer.chat_template)),
@@ -112,7 +112,7 @@ def prefixes(addresses: dict[str, str], *others: str | None) -> list[str]:
     return ["/", "hf://", *dict.fromkeys("/".join(uri.split("/")[:3]) + "/" for uri in uris)]
 
 
-def look_at_rows(uri: str, kind: str, tokenizer: Any) -> RowsSeen:
+def look_at_rows(uri: str, kind: str, tokenizer: Any) -> MeasuredRows:
     """Reads a data set as the run would, and counts the tokens of its rows.
 
     Raises:
@@ -127,7 +127,7 @@ def look_at_rows(uri: str, kind: str, tokenizer: Any) -> RowsSeen:
             kept.append(row)
 
     prepared = data.prepare(uri, kind=kind, settings=DataConfig(eval_fraction=FRACTION), write=keep)
-    seen = RowsSeen(
+    seen = MeasuredRows(
         kind=kind,
         format=prepared.statistics["format"],
         num_rows=prepared.statistics["num_rows"],
@@ -138,17 +138,17 @@ def look_at_rows(uri: str, kind: str, tokenizer: Any) -> RowsSeen:
     return seen
 
 
-def _measure(row: dict, seen: RowsSeen, tokenizer: Any, uri: str) -> None:
+def _measure(row: dict, measured: MeasuredRows, tokenizer: Any, uri: str) -> None:
     from jinja2 import TemplateError
 
     try:
-        parts = [chat.split(tokenizer, row["prompt"], row[key]) for key in ANSWER_KEYS[seen.kind]]
+        parts = [chat.split(tokenizer, row["prompt"], row[key]) for key in ANSWER_KEYS[measured.kind]]
     except TemplateError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{uri}: row {row['id']}: the model's chat template refuses it, {reason}: "
             "change the row's roles, or use a model whose template takes them"
         ) from None
-    seen.lengths.append(max(len(prompt) + len(answer) for prompt, answer in parts))
-    seen.answer_lengths.append(max(len(answer) for _, answer in parts))
-    seen.pairs.append((row["prompt"], said(row[ANSWER_KEYS[seen.kind][0]][0]["content"])))
+    measured.lengths.append(max(len(prompt) + len(answer) for prompt, answer in parts))
+    measured.answer_lengths.append(max(len(answer) for _, answer in parts))
+    measured.pairs.append((row["prompt"], said(row[ANSWER_KEYS[measured.kind][0]][0]["content"])))
