@@ -157,6 +157,26 @@ def test_ties_that_no_weights_account_for_are_a_change(is_tied, tmp_path, tiny_m
     assert gate.compare_files(base, tmp_path / "merged")["changed_config"] == ["tie_word_embeddings"]
 
 
+def test_a_key_that_only_one_of_the_two_has_is_a_change(tiny_model, copy, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(settings | {"only_the_model": 1}))
+    theirs = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(theirs | {"only_the_base": 1}))
+    assert gate.compare_files(base, copy)["changed_config"] == ["only_the_base", "only_the_model"]
+
+
+def test_ties_of_which_the_model_says_nothing_are_not_undone(tiny_model, copy, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    for folder, ties in ((base, {"tie_word_embeddings": True}), (copy, {})):
+        settings = json.loads((folder / "config.json").read_text())
+        settings.pop("tie_word_embeddings", None)
+        (folder / "config.json").write_text(json.dumps(settings | ties))
+    assert gate.compare_files(base, copy)["changed_config"] == ["tie_word_embeddings"]
+
+
 def test_base_unchanged_fails(tiny_model, tiny_adapter):
     numbers = GOOD | gate.compare_weights(tiny_model, tiny_adapter, tiny_model)
     numbers["wrong_updates"] = parity.compare_updates(parity.load_adapted(tiny_model, tiny_adapter), tiny_model)
