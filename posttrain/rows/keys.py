@@ -73,8 +73,8 @@ LABEL = re.compile(
     r"ids?|idx|index|uuid|guid|hash|md5|sha256|checksum|sources?|origin|dataset|corpus|ur[li]|link|licen[sc]e|author|"
     r"annotator|creator|provider|model|generator|scores?|ratings?|rank|quality|difficulty|confidence|similarity|"
     r"perplexity|probability|reward|category|categories|topics?|domain|type|tags?|mistake|language|lang|locale|date|"
-    r"time|timestamp|created|updated|year|version|revision|count|length|len|tokens|chars|num|size|status|metadata|meta|"
-    r"toxicity"
+    r"time|timestamp|datetime|ts|created|updated|year|version|revision|count|length|len|tokens|chars|num|size|status|"
+    r"metadata|meta|toxicity"
 )
 FIRST_WORDS = {"num", "n", "nb", "is", "has", "score", "rating", "created", "updated", "len", "avg", "mean"}
 NAMES = {"parallel_tool_calls", "model_name", "dataset_name", "annotations", "data_source"}

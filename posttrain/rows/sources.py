@@ -44,7 +44,7 @@ class Unread:
     """Stands for the values of a column that no format asks for."""
 
     def __repr__(self) -> str:
-        return "(a column that is not read)"
+        return "a column that is not read"
 
 
 UNREAD = Unread()
