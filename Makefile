@@ -20,7 +20,7 @@ run: install  ## the whole pipeline on SmolLM2-135M-Instruct, on a CPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.function_calling.run
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 	$(BIN)/python compile.py --check
 
 test-lines: install  ## whole lines of collapsed models, and every command of the documents
