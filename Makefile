@@ -7,7 +7,7 @@ DOCKER ?= docker
 export DOCKER_BUILDKIT = 1
 
 .PHONY: install run test lint compile golden lock image image-cpu image-train push engine test-docker test-unsloth \
-  test-gpu test-cluster test-lines chaos mutants bench clean
+  test-gpu test-cluster test-long chaos mutants bench clean
 
 install: $(VENV)/installed
 
@@ -23,8 +23,8 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 	$(BIN)/python compile.py --check
 
-test-lines: install  ## whole lines of collapsed models, and every command of the documents
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m lines
+test-long: install  ## what takes minutes: gates that fail in every way, attacks, sweeps, collapsed models, documents
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m long
 
 lint: install
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ MARKERS = {
     "docker": "needs a Docker engine",
     "chaos": "takes minutes",
     "cluster": "takes minutes",
-    "lines": "takes minutes",
+    "long": "takes minutes",
     "unsloth": "needs unsloth beside the rest",
     "gpu": "needs a GPU",
 }

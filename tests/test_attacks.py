@@ -10,6 +10,8 @@ import pytest
 
 from tests.tiny_line import write_line
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory, taught_model) -> Path:

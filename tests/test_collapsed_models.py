@@ -35,7 +35,7 @@ from runner.request import RunRequest
 from tests.fail_closed import runs
 from validators.inference import token_row
 
-pytestmark = pytest.mark.lines
+pytestmark = pytest.mark.long
 
 EVAL_FRACTION = 0.4
 LORA = {"lora_r": 32, "lora_alpha": 64, "lora_dropout": 0.0, "target_modules": "all-linear", "max_seq_length": 256}

@@ -118,7 +118,7 @@ def run(checkout) -> Callable[[str], None]:
     return once
 
 
-@pytest.mark.lines
+@pytest.mark.long
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_every_command_runs_as_it_stands_there(checkout, run, document):
     for code in blocks(document, "yaml"):

@@ -12,6 +12,8 @@ from tests.fail_closed import __main__ as whole
 from tests.fail_closed import runs
 from tests.fail_closed.outcomes import HOSTILE, OUTCOMES
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize(("shape", "gate"), runs.GATES)

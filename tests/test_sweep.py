@@ -14,6 +14,8 @@ from posttrain.step import imports, records
 from tests.imported import imported, watching
 from tests.tiny_line import write_line
 
+pytestmark = pytest.mark.long
+
 SWEEP = {"space": {"sft.learning_rate": [0.02, 5e-3], "sft.epochs": [2]}, "continue_with_best": False}
 # Read by Python when it starts: in a trial, the training with this learning rate sees a NaN at its second step.
 FAULT = """

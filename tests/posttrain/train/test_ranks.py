@@ -24,6 +24,8 @@ from posttrain.step.digests import digest
 from posttrain.train import backend, callbacks, ranks, stage
 from posttrain.train.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.long
+
 NUM_RANKS = 2
 # 16 rows in batches of 2 are 8 batches, so 4 steps for two ranks with a batch each as for one that accumulates two.
 COMMON = {"max_seq_length": 256, "lora_r": 4, "batch_size": 2, "gradient_accumulation": 2, "save_steps": 2}

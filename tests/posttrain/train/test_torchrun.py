@@ -16,6 +16,8 @@ from posttrain.step.run import Unfinished, run_id
 from posttrain.train import ends, torchrun
 from posttrain.train.torchrun import Ending
 
+pytestmark = pytest.mark.long
+
 COMMAND = ["tests.posttrain.train.rank_that_ends"]
 
 

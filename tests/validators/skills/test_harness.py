@@ -9,6 +9,8 @@ from posttrain.config import AlignmentLimits
 from validators.skills import harness, leg
 from validators.skills.judging import Scored
 
+pytestmark = pytest.mark.long
+
 YAML = """
 task: {name}
 dataset_path: json
