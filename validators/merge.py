@@ -70,10 +70,11 @@ class Numbers:
     size_deviation: float | None = None  # share of base_bytes
     kl_of_rows: list[float] | None = None  # nats, sum over the positions of each row
     num_agreeing_of_rows: list[int] | None = None
-    loss_difference_of_rows: list[float] | None = None
+    loss_difference_of_rows: list[float] | None = None  # nats, sum over the answer of each row
     num_positions_of_rows: list[int] | None = None
     num_positions: int | None = None
-    adapter_loss: float | None = None  # nats per token
+    num_answer_tokens_of_rows: list[int] | None = None
+    adapter_loss: float | None = None  # nats per token of the answers
     merged_loss: float | None = None
     not_loaded: Names = None  # parameters that loading drew anew
     logits_finite: bool | None = None
@@ -170,10 +171,10 @@ def judge_outputs(numbers: Numbers, limits: config.MergeLimits) -> list[Check]:
         ratio(
             "merge_loss_difference",
             numbers.loss_difference_of_rows,
-            lengths,
+            numbers.num_answer_tokens_of_rows,
             "<=",
             limits.max_merge_loss_difference,
-            detail="nats per token, either way",
+            detail="nats per token of the answers, either way",
             **words,
         ),
         none_wrong("loads_whole", numbers.not_loaded, MERGE_AGAIN),

@@ -9,7 +9,7 @@ float32 on the CPU.
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from posttrain.rows import chat
 from posttrain.weights.tensors import Place, read_places
@@ -21,12 +21,19 @@ MAX_ROW_TOKENS = 256  # of a row, counted from its end, which is the answer
 ROUNDING = {"BF16": 2**-7, "F16": 2**-10, "F32": 2**-20}  # relative; twice what one rounding can do, or more
 
 
+class Sequence(NamedTuple):
+    """The tokens of a row, and how many of them, at the end, are its answer."""
+
+    ids: list[int]
+    num_answer: int
+
+
 class Measurer:
     """Measures what needs a model, in one process; keeps there what later measurements need of earlier ones."""
 
     def __init__(self, base: Path, adapter: Path, model: Path, rows: list[dict]):
         self.base, self.adapter, self.model, self.rows = base, adapter, model, rows
-        self.sequences: list[list[int]] = []
+        self.sequences: list[Sequence] = []
         self.adapted: Any = None  # the base with the adapter on it
         self.reference: list = []  # its log-probabilities
 
@@ -98,25 +105,31 @@ def _is_rounded(place: Place, expected: Any) -> bool:
     return bool(((stored - expected).abs() <= allowed).all())
 
 
-def compare_outputs(reference: Iterable, merged: Iterable, sequences: list[list[int]]) -> dict[str, Any]:
-    """KL divergence in nats, agreement and loss of two models' log-probabilities, row by row."""
+def compare_outputs(reference: Iterable, merged: Iterable, sequences: list[Sequence]) -> dict[str, Any]:
+    """KL divergence in nats, agreement and loss of two models' log-probabilities, row by row.
+
+    The loss is that of the answers, as in training. No model learns to predict prompts: tokens to which it gives next
+    to no probability would drown the rest in the rounding of their logarithms.
+    """
     import torch
 
     kl, agreeing, losses = [], [], []
-    for theirs, ours, ids in zip(reference, merged, sequences, strict=True):
-        following = torch.tensor(ids[1:]).unsqueeze(1)
+    for theirs, ours, (ids, num_answer) in zip(reference, merged, sequences, strict=True):
+        answer = torch.tensor(ids[-num_answer:]).unsqueeze(1)
         kl.append((theirs.exp() * (theirs - ours)).sum().item())
         agreeing.append(int((theirs.argmax(1) == ours.argmax(1)).sum()))
-        losses.append([-scores.gather(1, following).sum().item() for scores in (theirs, ours)])
-    lengths = [len(ids) - 1 for ids in sequences]
+        losses.append([-scores[-num_answer:].gather(1, answer).sum().item() for scores in (theirs, ours)])
+    lengths = [len(ids) - 1 for ids, _ in sequences]
+    answer_lengths = [num_answer for _, num_answer in sequences]
     return {
         "kl_of_rows": kl,
         "num_agreeing_of_rows": agreeing,
         "loss_difference_of_rows": [abs(after - before) for before, after in losses],
         "num_positions_of_rows": lengths,
         "num_positions": sum(lengths),
-        "adapter_loss": sum(before for before, _ in losses) / sum(lengths),
-        "merged_loss": sum(after for _, after in losses) / sum(lengths),
+        "num_answer_tokens_of_rows": answer_lengths,
+        "adapter_loss": sum(before for before, _ in losses) / sum(answer_lengths),
+        "merged_loss": sum(after for _, after in losses) / sum(answer_lengths),
     }
 
 
@@ -127,7 +140,7 @@ def load_without_peft(model: Path, rows: list[dict]) -> dict[str, Any]:
     import torch
 
     loaded, loading = load(model, dtype="auto", output_loading_info=True)
-    ids = token_sequences(chat.load_tokenizer(model), rows)[0]
+    ids = token_sequences(chat.load_tokenizer(model), rows)[0].ids
     with torch.inference_mode():
         logits = loaded.eval()(torch.tensor([ids]), use_cache=False).logits
     return {
@@ -136,25 +149,26 @@ def load_without_peft(model: Path, rows: list[dict]) -> dict[str, Any]:
     }
 
 
-def token_sequences(tokenizer, rows: list[dict]) -> list[list[int]]:
+def token_sequences(tokenizer, rows: list[dict]) -> list[Sequence]:
     """The ends of the first rows, up to `MAX_TOKENS` in all."""
-    sequences: list[list[int]] = []
+    sequences: list[Sequence] = []
     for row in rows:
-        ids = chat.render(tokenizer, row["prompt"], row.get("completion") or row["chosen"])[-MAX_ROW_TOKENS:]
-        if sequences and sum(map(len, sequences)) + len(ids) > MAX_TOKENS:
+        prompt, answer = chat.split(tokenizer, row["prompt"], row.get("completion") or row["chosen"])
+        ids = (prompt + answer)[-MAX_ROW_TOKENS:]
+        if sequences and sum(len(sequence.ids) for sequence in sequences) + len(ids) > MAX_TOKENS:
             break
-        sequences.append(ids)
+        sequences.append(Sequence(ids, min(len(answer), len(ids) - 1)))
     if not sequences:
         raise ValueError("no held-out rows to compare the models on; raise data.eval_fraction")
     return sequences
 
 
-def log_probabilities(model, sequences: list[list[int]]) -> Iterator[Any]:
+def log_probabilities(model, sequences: list[Sequence]) -> Iterator[Any]:
     """Log-probabilities of every next token, for each sequence: [positions, vocabulary], float32."""
     import torch
 
     model.eval()
-    for ids in sequences:
+    for ids, _ in sequences:
         with torch.inference_mode():
             scores = model(torch.tensor([ids]), use_cache=False).logits[0, :-1].float().log_softmax(1)
         yield scores  # outside the mode: an abandoned generator would leave it on

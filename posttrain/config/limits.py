@@ -202,7 +202,7 @@ class MergeLimits(Limits):
     max_size_deviation: Fraction = 0.02  # relative deviation from the size of the base's weights
     max_merge_kl: Positive = 0.01  # KL divergence in nats per token, base plus adapter against merged
     min_merge_agreement: Fraction = 0.97  # share of positions where both predict the same token
-    max_merge_loss_difference: Positive = 0.02  # nats per token between the losses of base plus adapter and merged
+    max_merge_loss_difference: Positive = 0.02  # nats per token of the answers, base plus adapter and merged
 
 
 class Judging(PromptFiles):

@@ -44,6 +44,7 @@ GOOD = {
     "num_agreeing_of_rows": [500, 498] * 3,
     "loss_difference_of_rows": [0.0, 1.0] * 3,
     "num_positions_of_rows": [500] * 6,
+    "num_answer_tokens_of_rows": [500] * 6,
     "num_positions": 3000,
     "not_loaded": [],
     "logits_finite": True,
@@ -132,12 +133,25 @@ def test_a_tied_model_passes(tmp_path, tiny_adapter):
 def test_kl_is_that_of_the_library_and_counts_every_position(tiny_model, tiny_adapter):
     numbers = outputs(tiny_model, tiny_adapter, tiny_model, rows())
     sequences = parity.token_sequences(load_tokenizer(tiny_model), rows())
-    assert numbers["num_positions_of_rows"] == [len(ids) - 1 for ids in sequences]
+    assert numbers["num_positions_of_rows"] == [len(ids) - 1 for ids, _ in sequences]
     reference = torch.cat(list(parity.log_probabilities(parity.load_adapted(tiny_model, tiny_adapter), sequences)))
     base = torch.cat(list(parity.log_probabilities(parity.load(tiny_model), sequences)))
     kl = torch.nn.functional.kl_div(base, reference, reduction="batchmean", log_target=True).item()
     assert sum(numbers["kl_of_rows"]) / numbers["num_positions"] == pytest.approx(kl, rel=1e-3)
     assert kl > 1e-4
+
+
+def test_the_loss_is_that_of_the_answers_whatever_happens_to_prompts(tiny_model):
+    [sequence] = parity.token_sequences(load_tokenizer(tiny_model), rows(1))
+    scores = next(parity.log_probabilities(parity.load(tiny_model), [sequence]))
+    num_prompt = len(sequence.ids) - 1 - sequence.num_answer
+    others = [scores.clone(), scores.clone()]
+    others[0][:num_prompt] -= 1.0
+    others[1][num_prompt:] -= 1.0
+    first, last = (parity.compare_outputs([scores], [other], [sequence]) for other in others)
+    assert first["loss_difference_of_rows"] == [0.0]
+    assert last["loss_difference_of_rows"] == [pytest.approx(sequence.num_answer)]
+    assert last["merged_loss"] - last["adapter_loss"] == pytest.approx(1.0)
 
 
 def test_preference_rows_are_compared_on_the_chosen_answer(tiny_model):

@@ -118,7 +118,7 @@ def test_the_merge_gates_measure_what_the_table_says():
         if str(field.type).startswith(("int", "float"))
     }
     rows = {"kl_of_rows": [0.0] * NUM, "num_agreeing_of_rows": [3] * NUM, "loss_difference_of_rows": [0.0] * NUM}
-    numbers = merge.Numbers(**values, **rows, num_positions_of_rows=[3] * NUM)
+    numbers = merge.Numbers(**values, **rows, num_positions_of_rows=[3] * NUM, num_answer_tokens_of_rows=[3] * NUM)
     measured = named(merge.judge(numbers, c.MergeLimits()), merge.numbers_of(numbers))
     assert measured == set(metrics.measured_by("check_sft_merge", Stages(), Validation()))
 
