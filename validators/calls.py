@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from posttrain.rows.formats import tools_of
+from validators.matching.structured import object_of, refuse_constant
 
 MARKS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<|tool_call|>", "<|/tool_call|>")
 FIRST_MARK = re.compile("|".join(map(re.escape, MARKS)))
@@ -36,7 +37,7 @@ def as_json(text: str, prompt: list[dict]) -> str:
 
 def _values(text: str) -> list[Any] | None:
     """Returns the JSON values of a text that has nothing else but marks, those of a list one by one; else None."""
-    decoder = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_object)
+    decoder = json.JSONDecoder(parse_constant=refuse_constant, object_pairs_hook=object_of)
     values, at = [], BETWEEN.match(text).end()
     while at < len(text):
         try:
@@ -54,14 +55,3 @@ def _call(value: Any) -> dict | None:
         return None
     arguments = value["arguments"] if "arguments" in value else value["parameters"]
     return {"name": value["name"], "arguments": arguments} if isinstance(arguments, dict) else None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds an object whose keys differ: of a key that stands twice, readers take one value or the other."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

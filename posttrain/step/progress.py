@@ -13,10 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from posttrain.step.beside import beside
 
 BEAT_SECONDS = 15.0
 LEASE_SECONDS = 60.0  # four beats
@@ -107,9 +110,8 @@ def beating(note: Callable[[Progress | None], None], write: Callable[[], None]) 
     At the end `note` is called once more. A beat that fails is left out: the storage may be away for a while, and the
     step goes on without it.
     """
-    over = threading.Event()
 
-    def beat(file: Path) -> None:
+    def beat(file: Path, over: threading.Event) -> None:
         for seconds in chain((BEAT_SECONDS / 5, BEAT_SECONDS / 2), repeat(BEAT_SECONDS)):  # a step may be short
             if over.wait(seconds):
                 return
@@ -120,13 +122,10 @@ def beating(note: Callable[[Progress | None], None], write: Callable[[], None]) 
                 logger.warning("the record of this step could not be renewed: %s", error)
 
     with tempfile.TemporaryDirectory(prefix="progress-") as folder, _leaving_in(Path(folder, "progress.json")) as file:
-        thread = threading.Thread(target=beat, args=(file,), name="record", daemon=True)
-        thread.start()
         try:
-            yield
+            with beside(partial(beat, file), name="record"):
+                yield
         finally:
-            over.set()
-            thread.join()
             note(_read(file))
 
 

@@ -17,8 +17,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from posttrain import storage
+from posttrain.step.beside import beside
 from posttrain.step.progress import BEAT_SECONDS
 
 LEASE_SECONDS = 600.0  # requests to a storage that does not answer are repeated for about half of them
@@ -84,14 +86,8 @@ class Claims:
     @contextmanager
     def renewed(self, claim: Claim) -> Iterator[None]:
         """Renews a claim while the block runs, and notes at its end that the trial has a result."""
-        over = threading.Event()
-        thread = threading.Thread(target=self._renew, args=(claim, over), name="claim", daemon=True)
-        thread.start()
-        try:
+        with beside(partial(self._renew, claim), name="claim"):
             yield
-        finally:
-            over.set()
-            thread.join()
         storage.write_bytes(self._uri(claim.slot, claim.number), replace(claim, is_done=True).content)
 
     def _next(self, slot: str, newest: Claim | None) -> Claim | None:

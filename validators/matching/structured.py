@@ -76,7 +76,7 @@ def tool_call(reference: Reference, options: MatchOptions) -> Scorer:
 def parse(text: str) -> Any:
     """The JSON value of a whole text, with every fraction as a Decimal, or NO_JSON."""
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=Decimal, object_pairs_hook=_object)
+        return json.loads(text, parse_constant=refuse_constant, parse_float=Decimal, object_pairs_hook=object_of)
     except (ValueError, RecursionError):  # a model's output is hostile: ten thousand brackets end the parser so
         return NO_JSON
 
@@ -167,14 +167,15 @@ def _spelled(text: str, options: MatchOptions) -> str:
     return text if options.text == "exact" else re.sub(r"[ ,./\-_*^]", "", text).lower().replace("'", '"')
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys differ: of a key that stands twice, readers take one value or the other."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key stands twice")
     return dict(pairs)
 
 
-def _refuse(constant: str) -> None:
+def refuse_constant(constant: str) -> None:
+    """Refuses NaN and infinity, which Python would read."""
     raise ValueError(f"{constant} is not JSON")
 
 
