@@ -23,7 +23,9 @@ def gcs_files() -> Iterator[Path]:
     # Nobody else reads the server's log; it stands still once 64 KB are in the pipe.
     drain = threading.Thread(target=log.read, daemon=True)
     drain.start()
-    storage.Client(project=None).create_bucket(BUCKET)
+    client = storage.Client(project=None)
+    client.create_bucket(BUCKET)
+    client.close()
     yield Path(server._tmpdir.name, BUCKET)
     server.stop()
     drain.join()
