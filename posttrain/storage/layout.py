@@ -2,6 +2,7 @@
 
 runs/<run id>/                       records, verdicts, pages and report of a run
 runs/<run id>/settings/              settings of its steps, each under its SHA-256
+runs/<run id>/nodes/                 orders and endings of trainings on several nodes
 results/<step>/<fingerprint>/        finished results, which later runs reuse
 checkpoints/<step>/<fingerprint>/    of trainings, from which another attempt resumes
 published/<model name>/<version>/    published models, unless publish_root says otherwise
