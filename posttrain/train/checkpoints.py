@@ -1,13 +1,17 @@
 """Checkpoints that outlive the process, below `<storage root>/checkpoints/<step>/<fingerprint>/`.
 
     step-00000100/<writer>/    the trainer's files, then COMPLETE.json with the size and SHA-256 of each
+                               of several nodes each uploads what is on its disk, then PART-<node>.json with these
     <run id>/DIVERGED.json     the run's loss or gradient was not finite: every retry of the run fails at once
     reference-train.json, reference-eval.json    DPO: log-probabilities of the rows under the reference model
 
 local checkpoint folder -> storage, and the newest whole one back
 
 Another fingerprint (configuration, inputs, code) is another training. Each process writes below a writer name of its
-own, so no two processes mix their files, and each may resume from what any other has written.
+own, so no two processes mix their files, and each may resume from what any other has written. The nodes of a training
+have one name. None waits for the others: whichever finds that it was the last writes COMPLETE.json.
+
+A checkpoint is of as many ranks as have written it. Only an elastic training resumes from those of other numbers.
 """
 
 import fnmatch
@@ -25,8 +29,9 @@ from posttrain import storage
 from posttrain.step import run
 from posttrain.step.running import Running
 from posttrain.storage import layout
+from posttrain.train import ranks
 
-COMPLETE, DIVERGED = "COMPLETE.json", "DIVERGED.json"
+COMPLETE, DIVERGED, PART = "COMPLETE.json", "DIVERGED.json", "PART-{node}.json"
 # Everything that a resume needs. Not stored: training_args.bin, a pickle, and the tokenizer, which the model has.
 FILES = (
     "adapter_config.json",
@@ -63,7 +68,21 @@ class Manifest(BaseModel):
 
     fingerprint: str
     step: int
+    world_size: int  # number of ranks
     files: dict[str, File]
+
+
+FILES_OF_PART = TypeAdapter(dict[str, File])
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that train together."""
+
+    size: int = 1  # number of ranks
+    num_nodes: int = 1
+    node: int = 0  # of this process
+    is_elastic: bool = False  # resume also from checkpoints of other numbers of ranks
 
 
 @dataclass(frozen=True)
@@ -77,28 +96,52 @@ class Checkpoints:
     limit: int  # the number of checkpoints that stay in storage
     is_fresh: bool = False  # resume from no other run's checkpoints
     suffix: str = field(default_factory=lambda: secrets.token_hex(4))
+    world: World = World()
 
     @classmethod
-    def of(cls, running: Running, *, limit: int) -> "Checkpoints":
-        """Makes the checkpoints of the training that runs in this process."""
+    def of(cls, running: Running, *, limit: int, is_elastic: bool = False) -> "Checkpoints":
+        """Makes the checkpoints of the training that runs in this process, alone or with other ranks."""
         training = (running.storage_root, running.step, running.fingerprint)
-        return cls(*training, run_id=run.run_id(), limit=limit, is_fresh=run.is_fresh())
+        world = World(ranks.count(), ranks.num_nodes(), ranks.node(), is_elastic)
+        return cls(*training, run_id=run.run_id(), limit=limit, is_fresh=run.is_fresh(), world=world)
 
     @property
     def root(self) -> str:
         return layout.checkpoints(self.storage_root, self.step, self.fingerprint)
 
-    def publish(self, path: str | Path, *, step: int) -> None:
-        """Uploads the local checkpoint at `path`, then COMPLETE.json; then removes those beyond `limit`."""
+    def publish(self, path: str | Path, *, step: int) -> bool:
+        """Uploads the local checkpoint at `path`, then COMPLETE.json; then removes those beyond `limit`.
+
+        Returns whether the checkpoint is complete: with several nodes, whether the others were done before this one.
+        """
         folder = f"step-{step:08}/{self.run_id}-{self.suffix}"
         files = {
             file.name: _describe(file, storage.upload_file(file, storage.join(self.root, folder, file.name)))
             for file in _files(path)
         }
-        manifest = Manifest(fingerprint=self.fingerprint, step=step, files=files)
+        if self.world.num_nodes > 1:
+            files = self._with_other_parts(folder, files)
+        if files is None:
+            return False
+        manifest = Manifest(fingerprint=self.fingerprint, step=step, world_size=self.world.size, files=files)
         complete = storage.join(self.root, folder, COMPLETE)
-        storage.write_bytes(complete, manifest.model_dump_json(indent=2).encode(), if_absent=True)
+        try:
+            storage.write_bytes(complete, manifest.model_dump_json(indent=2).encode(), if_absent=True)
+        except FileExistsError:
+            if self.world.num_nodes == 1:  # else another node was done at the same moment, and has written the same
+                raise
         self._prune(spare=folder)
+        return True
+
+    def _with_other_parts(self, folder: str, files: dict[str, File]) -> dict[str, File] | None:
+        """Writes which files this node has stored, and returns those of all nodes; None unless all have done so."""
+        parts = [storage.join(self.root, folder, PART.format(node=node)) for node in range(self.world.num_nodes)]
+        storage.write_bytes(parts[self.world.node], FILES_OF_PART.dump_json(files, indent=2))
+        try:
+            of_nodes = [FILES_OF_PART.validate_json(storage.read_bytes(part)) for part in parts]
+        except FileNotFoundError:
+            return None
+        return {name: file for files in of_nodes for name, file in files.items()}
 
     def fetch_newest(self, path: str | Path) -> Path | None:
         """Downloads the newest whole checkpoint of any writer to a folder below `path`; returns None if there is none.
@@ -109,7 +152,7 @@ class Checkpoints:
         own = rf"/{re.escape(self.run_id)}-[0-9a-f]{{8}}$" if self.is_fresh else ""
         for folder in sorted((folder for folder in self._folders() if re.search(own, folder)), reverse=True):
             try:
-                checkpoint = self._fetch(folder, Path(path))
+                checkpoint = self.fetch(folder, path)
             except (OSError, ValueError) as error:
                 logger.warning("checkpoint %s skipped: %s", storage.join(self.root, folder), error)
                 continue
@@ -176,8 +219,14 @@ class Checkpoints:
                 folders.setdefault(match[1], []).append(name.removeprefix(match[0]))
         return folders
 
-    def _fetch(self, folder: str, path: Path) -> Path:
-        source, target = storage.join(self.root, folder), path / folder
+    def fetch(self, folder: str, path: str | Path) -> Path:
+        """Downloads one checkpoint, `step-.../<writer>`, to a folder of that name below `path`.
+
+        Raises:
+            ValueError: it is half-written, damaged, or of another training.
+            OSError: a file of it cannot be read.
+        """
+        source, target = storage.join(self.root, folder), Path(path, folder)
         try:
             manifest = Manifest.model_validate_json(storage.read_bytes(storage.join(source, COMPLETE)))
         except FileNotFoundError:
@@ -186,6 +235,7 @@ class Checkpoints:
             raise ValueError(f"damaged: {COMPLETE} cannot be parsed: {' '.join(str(error).split())}") from None
         if manifest.fingerprint != self.fingerprint:
             raise ValueError(f"foreign: its fingerprint is {manifest.fingerprint}")
+        self._check_world(folder, manifest.world_size)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for name, expected in manifest.files.items():
@@ -194,6 +244,20 @@ class Checkpoints:
             if actual != expected:
                 raise ValueError(f"damaged: {name} has {actual.size} bytes, SHA-256 {actual.sha256}, not {expected}")
         return target
+
+    def _check_world(self, folder: str, size: int) -> None:
+        """Refuses a checkpoint of another number of ranks, unless the training is elastic."""
+        if size == self.world.size:
+            return
+        if not self.world.is_elastic:
+            raise ValueError(f"it is of {size} ranks, not {self.world.size}: set elastic to resume it all the same")
+        logger.warning(
+            "checkpoint %s is of %d ranks, and %d go on (elastic): the weights will not be bit for bit those of a run "
+            "that nothing disturbed",
+            storage.join(self.root, folder),
+            size,
+            self.world.size,
+        )
 
     def _prune(self, *, spare: str) -> None:
         """Removes what is older than the newest `limit` complete ones, but never `spare`, which is surely whole."""

@@ -1,8 +1,10 @@
-"""Agreement between ranks, the processes that train one model together, one for each GPU of the pod.
+"""Agreement between ranks, the processes that train one model together, one for each GPU of the pod, or of several.
 
-`posttrain.train.torchrun` starts them. Decisions that all ranks must share are made here, or one rank would wait for
-another that took a different branch: a flag that is set in any rank counts in all, and what only the first rank does or
-reads is broadcast to the others. A single process communicates with nobody.
+`posttrain.train.torchrun` starts them in a pod; on several nodes torchrun itself does, by its variables PET_*. Nodes
+share no folder: what ranks read from a disk is brought to each node, by the first rank there. Decisions that all ranks
+must share are made here, or one rank would wait for another that took a different branch: a flag that is set in any
+rank counts in all, and what only the first rank does or reads is broadcast to the others. A single process communicates
+with nobody.
 """
 
 import os
@@ -29,6 +31,26 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def per_node() -> int:
+    """Returns how many ranks a node has; all nodes have as many."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or count())
+
+
+def num_nodes() -> int:
+    """Returns on how many nodes the ranks are."""
+    return count() // per_node()
+
+
+def node() -> int:
+    """Returns the number of this process's node; that of the first rank is 0."""
+    return int(os.environ.get("RANK", "0")) // per_node()
+
+
+def is_first_of_node() -> bool:
+    """Tells whether this process is the one that writes what each node needs on its own disk."""
+    return int(os.environ.get("RANK", "0")) % per_node() == 0
+
+
 def join(device: Literal["cuda", "cpu"]) -> None:
     """Connects this process to the other ranks, and picks its GPU.
 
@@ -41,9 +63,9 @@ def join(device: Literal["cuda", "cpu"]) -> None:
         return
     if device == "cpu":
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # not cpu:0, to which torch restores no optimizer
-    elif torch.cuda.device_count() < count():
+    elif torch.cuda.device_count() < per_node():
         num_gpus = torch.cuda.device_count()
-        raise ValueError(f"{count()} ranks need a GPU each, but there are {num_gpus}: set accelerator_count to that")
+        raise ValueError(f"{per_node()} ranks need a GPU each, but there are {num_gpus}: set accelerator_count to that")
     else:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
@@ -79,6 +101,11 @@ def from_first(compute: Callable[[], T]) -> T:
     return results[0]
 
 
+def from_first_of_node(compute: Callable[[], T]) -> T:
+    """Calls `compute` in the first rank of each node only, and returns its result in all ranks of that node."""
+    return gather(compute() if is_first_of_node() else None)[node() * per_node()]
+
+
 def gather(value: T) -> list[T]:
     """Returns the values of all ranks, in the order of the ranks."""
     if count() == 1:
@@ -97,9 +124,9 @@ def wait() -> None:
 
 @contextmanager
 def shared_folder() -> Iterator[Path]:
-    """Makes a temporary folder for all ranks. An error inside the block does not leave the other ranks waiting."""
+    """Makes a temporary folder for the ranks of each node. An error inside the block leaves no other rank waiting."""
     with tempfile.TemporaryDirectory() as own:
-        yield Path(from_first(lambda: own))
+        yield Path(from_first_of_node(lambda: own))
         wait()
 
 

@@ -102,10 +102,10 @@ def _fitting(path: str, rows: list[dict], tokenizer: Any, *, kind: str, max_leng
 
 
 def dataset(rows: list[dict], tokenizer: Any, *, kind: str, folder: Path) -> Any:
-    """Makes trl's data set of `rows` as token ids in `folder`; ranks share what trl derives from it there."""
+    """Makes trl's data set of `rows` as token ids in `folder`; a node's ranks share what trl derives from it there."""
     from datasets import Dataset, load_from_disk
 
-    if ranks.is_first():
+    if ranks.is_first_of_node():
         columns = {"sft": _sft_tokens, "preference": _pair_tokens}[kind]
         Dataset.from_list([columns(tokenizer, row) for row in rows]).save_to_disk(folder)
     ranks.wait()
@@ -187,14 +187,28 @@ def run(
             on_save=[uploads.on_save, deadline.on_save],
             on_step_end=[deadline.on_step_end, held_out.on_step_end],
         )
-        newest = ranks.from_first(lambda: checkpoints.fetch_newest(trainer.args.output_dir))
+        newest = _fetch_newest(checkpoints, trainer.args.output_dir)
         uploads.stored_step = step_of(newest) if newest else None
         set_seed(trainer.args.seed)  # dropout must not depend on how many random numbers were drawn before
         with held_out.during_training():
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    deadline.raise_if_stopped(trainer.state, stored_step=ranks.from_first(lambda: uploads.stored_step))
+    deadline.raise_if_stopped(trainer.state, stored_step=uploads.newest_step())
     with tracking.same_run(trainer.args.report_to):
         return trainer.evaluate()
+
+
+def _fetch_newest(checkpoints: Checkpoints, path: str) -> Path | None:
+    """Downloads the newest whole checkpoint, which the first rank chooses, to a folder below `path` on each node."""
+
+    def choose() -> str | None:
+        newest = checkpoints.fetch_newest(path)
+        return newest and newest.relative_to(path).as_posix()
+
+    folder = ranks.from_first(choose)
+    if folder and ranks.is_first_of_node() and not ranks.is_first():
+        checkpoints.fetch(folder, path)
+    ranks.wait()
+    return Path(path, folder) if folder else None
 
 
 def halving_batches(fit: Callable[[T], dict], config: T, *, base: str | Path) -> dict:

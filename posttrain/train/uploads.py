@@ -3,7 +3,8 @@
 local checkpoint folders of the trainer -> `Checkpoints.publish`, one at a time
 
 During an upload at most one more checkpoint waits, and a newer one takes its place, so slow storage costs neither time
-nor disk. An upload that fails is logged and given up: the training goes on, and the next checkpoint is tried.
+nor disk. An upload that fails is logged and given up: the training goes on, and the next checkpoint is tried. On
+several nodes, a checkpoint that one of them has given up never becomes complete.
 """
 
 import logging
@@ -23,7 +24,7 @@ class Uploads:
 
     def __init__(self, checkpoints: Checkpoints):
         self.checkpoints = checkpoints
-        self.stored_step: int | None = None  # of the newest checkpoint in storage that this process knows of
+        self.stored_step: int | None = None  # of the newest whole checkpoint in storage that this process knows of
         self._futures: list[Future] = []
         self._waiting: tuple[Path, int] | None = None
         self._lock = threading.Lock()
@@ -39,10 +40,14 @@ class Uploads:
                 future.result()  # raises any error but those of storage
 
     def on_save(self, args, state) -> None:
-        """Takes over the folder that the trainer has just written. The first of several ranks does so for all."""
+        """Takes over the folder that the trainer has just written. The first rank of a node does so for all there."""
         ranks.wait()
-        if ranks.is_first():
+        if ranks.is_first_of_node():
             self.submit(Path(args.output_dir, f"checkpoint-{state.global_step}"), step=state.global_step)
+
+    def newest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint that any node knows of, once all have stored theirs."""
+        return max((step for step in ranks.gather(self.stored_step) if step is not None), default=None)
 
     def submit(self, folder: Path, *, step: int) -> None:
         """Queues `folder` in place of any that still waits, and removes that one."""
@@ -60,8 +65,8 @@ class Uploads:
             return
         folder, step = taken
         try:
-            self.checkpoints.publish(folder, step=step)
-            self.stored_step = step
+            if self.checkpoints.publish(folder, step=step):
+                self.stored_step = step
         except OSError as error:
             logger.warning("checkpoint of step %d could not be stored, the training goes on: %s", step, error)
         finally:

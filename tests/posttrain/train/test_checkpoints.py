@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import storage
-from posttrain.train.checkpoints import COMPLETE, Checkpoints, Diverged, remove_run, step_of
+from posttrain.train.checkpoints import COMPLETE, Checkpoints, Diverged, World, remove_run, step_of
 
 
 @pytest.fixture
@@ -208,3 +208,72 @@ def test_a_manifest_of_another_fingerprint_is_foreign(fingerprint, tmp_path, loc
     complete.write_text(complete.read_text().replace("f" * 64, fingerprint))
     assert kept.fetch_newest(tmp_path / "resumed") is None
     assert f"foreign: its fingerprint is {fingerprint}" in caplog.text
+
+
+def of_nodes(root: str, *, limit: int = 3, num_nodes: int = 2) -> list[Checkpoints]:
+    """The checkpoints of a training on several nodes with two ranks each, as each node has them."""
+    worlds = [World(2 * num_nodes, num_nodes, node) for node in range(num_nodes)]
+    training = (root, "train_sft", "f" * 64)
+    return [Checkpoints(*training, run_id="run", limit=limit, suffix="01234567", world=world) for world in worlds]
+
+
+def disk_of(node: int, local: Path) -> Path:
+    """What the ranks of a node have on its disk: the first one all that they share, each its random numbers."""
+    folder = local.with_name(f"node-{node}")
+    folder.mkdir()
+    if node == 0:
+        for file in filter(Path.is_file, local.iterdir()):
+            (folder / file.name).write_bytes(file.read_bytes())
+        (folder / "rng_state.pth").unlink()
+    for rank in (2 * node, 2 * node + 1):
+        (folder / f"rng_state_{rank}.pth").write_text(f"random numbers of {rank}")
+    return folder
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_checkpoint_of_two_nodes_is_whole_once_both_have_stored_their_part(root, tmp_path, local, order):
+    nodes, disks = of_nodes(root), [disk_of(node, local) for node in (0, 1)]
+    first, last = order
+    assert not nodes[first].publish(disks[first], step=1)
+    assert nodes[first].fetch_newest(tmp_path / "too early") is None and nodes[first].newest_step() is None
+    assert nodes[last].publish(disks[last], step=1)
+    newest = nodes[0].fetch_newest(tmp_path / "resumed")
+    names = {file.name for disk in disks for file in disk.iterdir()}
+    assert {file.name for file in newest.iterdir()} == names - {"training_args.bin", "tokenizer.json", "README.md"}
+    assert nodes[1].fetch(newest.relative_to(tmp_path / "resumed").as_posix(), tmp_path / "other").is_dir()
+
+
+def test_nodes_that_are_done_at_the_same_moment_both_have_a_whole_checkpoint(tmp_path, local, monkeypatch):
+    nodes, disks = of_nodes(str(tmp_path / "store")), [disk_of(node, local) for node in (0, 1)]
+    nodes[0].publish(disks[0], step=1)
+    write = storage.write_bytes
+
+    def other_was_first(uri, data, **how):
+        if uri.endswith(COMPLETE):
+            write(uri, data, **how)
+        write(uri, data, **how)
+
+    monkeypatch.setattr(storage, "write_bytes", other_was_first)
+    assert nodes[1].publish(disks[1], step=1)
+    assert nodes[0].fetch_newest(tmp_path / "resumed")
+    with pytest.raises(FileExistsError):  # alone there is nobody else who could have written it
+        checkpoints(tmp_path).publish(local, step=2)
+
+
+def test_a_checkpoint_that_one_node_has_given_up_goes_once_it_is_old(tmp_path, local):
+    nodes, disks = of_nodes(str(tmp_path / "store"), limit=1), [disk_of(node, local) for node in (0, 1)]
+    for step, done in ((1, (0,)), (2, (0, 1))):
+        for node in done:
+            nodes[node].publish(disks[node], step=step)
+    assert steps(nodes[0]) == ["step-00000002"]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_another_number_of_ranks_resumes_only_if_the_training_is_elastic(size, tmp_path, local, caplog):
+    training = (str(tmp_path / "store"), "train_sft", "f" * 64)
+    Checkpoints(*training, run_id="run", limit=3, world=World(2)).publish(local, step=1)
+    assert Checkpoints(*training, run_id="run", limit=3, world=World(size)).fetch_newest(tmp_path / "resumed") is None
+    assert f"it is of 2 ranks, not {size}: set elastic" in caplog.text
+    elastic = Checkpoints(*training, run_id="run", limit=3, world=World(size, is_elastic=True))
+    assert step_of(elastic.fetch_newest(tmp_path / "resumed")) == 1
+    assert f"is of 2 ranks, and {size} go on (elastic): the weights will not be bit for bit" in caplog.text

@@ -8,18 +8,23 @@ from posttrain.train.uploads import Uploads
 
 
 class Storage:
-    """Stands for `Checkpoints`: notes the steps it gets; the first waits for `go`, and `error` is raised."""
+    """Stands for `Checkpoints`: notes the steps it gets; the first waits for `go`, and `error` is raised.
 
-    def __init__(self, error: Exception | None = None):
+    Unless it is `whole`, another node has not stored its part yet.
+    """
+
+    def __init__(self, error: Exception | None = None, *, whole: bool = True):
         self.begun, self.go, self.steps, self.error = threading.Event(), threading.Event(), [], error
+        self.whole = whole
 
-    def publish(self, folder: Path, *, step: int) -> None:
+    def publish(self, folder: Path, *, step: int) -> bool:
         self.begun.set()
         self.go.wait(10)
         assert (folder / "weights").exists()
         if self.error:
             raise self.error
         self.steps.append(step)
+        return self.whole
 
 
 def folder(tmp_path: Path, step: int) -> Path:
@@ -61,6 +66,14 @@ def test_storage_that_is_down_costs_a_checkpoint_and_a_line(tmp_path, caplog):
     assert uploads.stored_step is None
     (line,) = [entry.getMessage() for entry in caplog.records]
     assert line == ("checkpoint of step 1 could not be stored, the training goes on: gs://bucket/x: ServiceUnavailable")
+
+
+def test_a_part_of_a_checkpoint_is_none_to_resume_from(tmp_path):
+    storage = Storage(whole=False)
+    storage.go.set()
+    with Uploads(storage) as uploads:
+        uploads.submit(folder(tmp_path, 1), step=1)
+    assert storage.steps == [1] and uploads.newest_step() is None
 
 
 def test_what_is_no_trouble_of_the_storage_ends_the_stage(tmp_path):
