@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     outputs = {name: getattr(args, name) for name in stage.OUTPUTS}
 
     def work(running: Running) -> dict:
-        checkpoints = Checkpoints.of(running, limit=step.dpo.save_total_limit)
+        checkpoints = Checkpoints.of(running, limit=step.dpo.save_total_limit, is_elastic=step.dpo.elastic)
         return train(args.model, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
     inputs = {"model": args.model, **files}

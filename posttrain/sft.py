@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     outputs = {name: getattr(args, name) for name in stage.OUTPUTS}
 
     def work(running: Running) -> dict:
-        checkpoints = Checkpoints.of(running, limit=step.sft.save_total_limit)
+        checkpoints = Checkpoints.of(running, limit=step.sft.save_total_limit, is_elastic=step.sft.elastic)
         return train(args.base, files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
     inputs = {"base": args.base, **files}

@@ -30,6 +30,8 @@ class LoraTraining(Section):
     # recompute activations: less memory, about a third slower; auto: where the GPU would be too small without
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     parallelism: Literal["ddp", "fsdp"] = "ddp"  # on several GPUs: ddp, a model on each; fsdp, one sharded over all
+    # resume also what another number of GPUs has begun; the weights are then not those of a run nothing disturbed
+    elastic: bool = False
     seed: Annotated[int, Field(ge=0)] = 42  # seed of the adapter's weights, dropout and row order
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from posttrain.config.evidence import Evidence
 from posttrain.config.limits import AlignmentLimits, ChampionLimits, DataLimits, Judges, MergeLimits, SftLimits
 from posttrain.config.section import Count, Positive, Section
-from posttrain.config.stages import DataConfig, DpoConfig, SftConfig, Stages, check_dealt
+from posttrain.config.stages import DataConfig, DpoConfig, LoraTraining, SftConfig, Stages, check_dealt
 
 RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, locally from the runner
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a stage left before its end, and the next attempt continues from there
@@ -58,6 +58,10 @@ class Training(Ranks):
     timeout_minutes: Count = 180  # minutes; the stage saves and leaves before that; its pod may run longer
     report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = []
     leave_at: Annotated[float, Field(gt=0, lt=1)] | None = None  # share of its steps after which it saves and leaves
+
+    def decisive_number(self, config: LoraTraining) -> int:
+        """Returns the number of ranks that counts for the result; an elastic training may change it on the way."""
+        return 1 if config.elastic else self.num_processes
 
 
 class StepSection(Section):
@@ -120,7 +124,7 @@ class SftStep(StepSection):
 
     @property
     def decisive(self) -> Section:
-        return SftTraining(**self.sft.model_dump(), num_processes=self.training.num_processes)
+        return SftTraining(**self.sft.model_dump(), num_processes=self.training.decisive_number(self.sft))
 
 
 class DpoStep(StepSection):
@@ -136,7 +140,7 @@ class DpoStep(StepSection):
 
     @property
     def decisive(self) -> Section:
-        return DpoTraining(**self.dpo.model_dump(), num_processes=self.training.num_processes)
+        return DpoTraining(**self.dpo.model_dump(), num_processes=self.training.decisive_number(self.dpo))
 
 
 class CheckDataStep(StepSection):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from posttrain.config import SftStep, parse_step
+from posttrain.config import DpoStep, SftStep, parse_step
 
 
 def test_a_run_cannot_ask_for_micro_batches_that_its_gpus_cannot_share():
@@ -19,3 +19,9 @@ def test_what_decides_a_training_names_its_settings_and_the_number_of_its_proces
     assert shared.decisive.model_dump() == alone.sft.model_dump() | {"num_processes": 2}
     assert alone.decisive != shared.decisive
     assert alone.decisive == SftStep(training={"timeout_minutes": 1}).decisive
+
+
+@pytest.mark.parametrize(("step", "section"), [(SftStep, "sft"), (DpoStep, "dpo")])
+def test_the_number_of_processes_decides_no_training_that_is_elastic(step, section):
+    alone, shared = (step(**{section: {"elastic": True}}, training={"num_processes": number}) for number in (1, 2))
+    assert alone.decisive == shared.decisive != step().decisive
