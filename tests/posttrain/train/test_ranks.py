@@ -57,7 +57,8 @@ def in_ranks(function: Callable[[int], Any]) -> list[Any]:
 
 def play(function: Callable[[int], Any], rank: int, port: int, sender) -> None:
     """Calls `function` as a rank, and sends what it returns or raises."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS)}
+    size = str(NUM_RANKS)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         result = function(rank)
