@@ -7,6 +7,7 @@ from typing import Any
 
 from kfp import dsl
 
+from components.container import image_reference
 from pipelines.resources import place
 from posttrain import config as c
 from posttrain.config import table
@@ -20,6 +21,8 @@ RETRY_COUNT = 1
 SAVE_MINUTES = 10  # from a training stage's own deadline, at which it saves and leaves, to the end of its attempt
 QUICK_MINUTES = 10  # for a step whose work takes seconds
 POD_GRACE_MINUTES = 10  # for what is around the attempts: the pull of the image, small inputs and outputs
+LAUNCH_MINUTES = 10  # for what a launch step does around its job: addresses of inputs, outputs
+LAUNCH = "posttrain.launch"  # the module that has a training run on several nodes
 TRANSFER_BYTES_PER_SECOND = 50e6  # of a model that the launcher brings before the step, or takes after it
 SOURCE_ENV = "POSTTRAIN_SECRET"  # with a number: what a secret of another step holds, for preflight to look for
 
@@ -40,6 +43,17 @@ def named(component, name: str):
     """Returns the component under the name of a step: kfp numbers the tasks of a component that is used twice."""
     copied = copy.copy(component)
     copied.component_spec = dataclasses.replace(component.component_spec, name=name.replace("_", "-"))
+    return copied
+
+
+def launching(component):
+    """Returns a training's component as one that has the training run on several nodes, from a pod without a GPU."""
+    copied, spec = copy.copy(component), component.component_spec
+    container = spec.implementation.container
+    command = [*container.command[:-1], LAUNCH]
+    container = dataclasses.replace(container, image=image_reference("cpu"), command=command)
+    implementation = dataclasses.replace(spec.implementation, container=container)
+    copied.component_spec = dataclasses.replace(spec, implementation=implementation)
     return copied
 
 
@@ -73,8 +87,7 @@ class Steps:
         attempts = c.Attempts(1 + retry_count, minutes * 60, placement.retry_backoff_seconds)
         limit = attempts.number * minutes
         if not step_of(self.names[-1]).is_quick:
-            transfer = num_models(task) * num_bytes(self.config.placement.gpu.memory) / TRANSFER_BYTES_PER_SECOND
-            limit += POD_GRACE_MINUTES + math.ceil(transfer / 60)
+            limit += POD_GRACE_MINUTES + self._transfer_minutes(num_models(task))
         self.pod_minutes.append(limit)
         place(task, placement, attempts=attempts, pod_minutes=limit)
 
@@ -82,6 +95,8 @@ class Steps:
         """Adds a task without a placement."""
         component_name = component.name.replace("-", "_")
         name = name or component_name
+        if self.config.placement.of(name).nodes > 1:
+            component = launching(component)
         config = inputs.pop("config", None) or self._config_of(step_of(name))
         config = config | {"allowed_storage_roots": self.config.storage_roots}
         declared = component.component_spec.inputs or {}
@@ -124,10 +139,36 @@ class Steps:
 
     def attempt_minutes(self, name: str) -> int:
         """Returns the time after which an attempt is ended; a training leaves by itself before that."""
+        if workers := self._workers(name):
+            return workers.queue_minutes + workers.deadline_minutes + LAUNCH_MINUTES
         return self._timeout_minutes(name) + (SAVE_MINUTES if step_of(name).kind == "training" else 0)
+
+    def _transfer_minutes(self, num_models: int) -> int:
+        transfer = num_models * num_bytes(self.config.placement.gpu.memory) / TRANSFER_BYTES_PER_SECOND
+        return math.ceil(transfer / 60)
+
+    def _workers(self, name: str) -> c.Workers | None:
+        """Returns the pods of a training on several nodes; None if it trains in its own pod.
+
+        Each of them pulls its image and brings the model by itself, before the training's clock begins.
+        """
+        placement = self.config.placement.of(name)
+        if placement.nodes == 1:
+            return None
+        plain = Placement.model_validate(placement.model_dump())  # whose defaults are not those of a pool
+        return c.Workers(
+            num_nodes=placement.nodes,
+            image=image_reference("train"),
+            runtime=placement.training_runtime,
+            placement=plain.model_dump(mode="json", exclude_defaults=True, exclude_none=True),
+            deadline_minutes=self._timeout_minutes(name) + POD_GRACE_MINUTES + self._transfer_minutes(1) + SAVE_MINUTES,
+            queue_minutes=placement.queue_minutes,
+        )
 
     def _placement_of(self, name: str) -> Placement:
         placement = self.config.placement.of(name)
+        if placement.nodes > 1:  # its pod only launches; the workers have this placement
+            return self.config.placement.cpu
         if name != PREFLIGHT:
             return placement
         secrets, config_maps = [*placement.secrets, *self._upload_token()], list(placement.config_maps)
@@ -178,9 +219,10 @@ class Steps:
         """Returns the step's section of the configuration, filled by the names of its fields."""
         names, placements = step_names(self.config), self.config.placement
         values = {"allowed_prefixes": self.config.prefixes, "steps": names, "evidence": self.evidence}
-        values["num_gpus"] = {
-            name: placements.of(name).accelerator_count for name in names if step_of(name).pool == "gpu"
-        }
+        on_gpu = {name: placements.of(name) for name in names if step_of(name).pool == "gpu"}
+        values["num_gpus"] = {name: placement.nodes * placement.accelerator_count for name, placement in on_gpu.items()}
+        runtimes = {placement.training_runtime for placement in on_gpu.values() if placement.nodes > 1}
+        values |= {"training_runtimes": sorted(runtimes) or None, "workers": self._workers(step.name)}
         sizes = {name: memory_gb(placements.of(name)) for name in names if name in TRAININGS}
         values["gpu_memory_gb"] = {name: size for name, size in sizes.items() if size}
         values |= self._gates() if step.section is c.PublishStep else {}
@@ -202,7 +244,7 @@ class Steps:
             gpu_memory_fraction=self.config.gpu_memory_fraction,
             report_to=self.config.report_to,
             timeout_minutes=self._timeout_minutes(step),
-            num_processes=max(1, self.config.placement.of(step).accelerator_count),
+            num_processes=self.config.placement.num_ranks(step),
         )
 
     def _sources(self) -> dict[str, str]:

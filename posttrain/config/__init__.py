@@ -75,6 +75,7 @@ from posttrain.config.steps import (
     SftTraining,
     StepSection,
     Training,
+    Workers,
 )
 
 __all__ = [
@@ -133,6 +134,7 @@ __all__ = [
     "StepSection",
     "Training",
     "Validation",
+    "Workers",
     "check_dealt",
     "check_name",
     "check_overrides",

@@ -68,7 +68,7 @@ class PipelineConfig(Section):
     def _micro_batches_are_dealt_to_the_gpus(self):
         for step, stage in TRAININGS.items():
             if getattr(self.stages, stage).enabled:
-                check_dealt(getattr(self, stage), self.placement.of(step).accelerator_count, section=stage)
+                check_dealt(getattr(self, stage), self.placement.num_ranks(step), section=stage)
         return self
 
     @property

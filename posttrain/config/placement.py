@@ -189,6 +189,10 @@ class Placement(Section):
     secrets: list[SecretEnv] = []  # variables taken from Kubernetes secrets
     config_maps: list[ConfigMapEnv] = []  # variables taken from Kubernetes config maps
     model_cache: VolumeName | None = None  # PersistentVolumeClaim for HF_HOME, so that downloads outlive the run
+    # pods that train one model together, each with these resources; more than 1: a TrainJob of Kubeflow Trainer
+    nodes: Count = 1
+    training_runtime: ObjectName = "posttrain"  # TrainingRuntime of several nodes, in the namespace of the runs
+    queue_minutes: Count = 720  # minutes that one attempt on several nodes may wait for all of them
 
     @model_validator(mode="after")
     def _names_each_thing_once(self):
@@ -233,6 +237,7 @@ class Placements(Section):
         steps = {f"steps.{name}": self.of(name) for name in self.steps}
         for key, placement in ({"cpu": self.cpu, "gpu": self.gpu} | steps).items():
             _check_accelerators(key, placement)
+            _check_nodes(key, placement)
             _check_environment(key, placement)
         return self
 
@@ -243,6 +248,11 @@ class Placements(Section):
         base = self.of(like) if like else self.gpu if row.pool == "gpu" else self.cpu
         own = self.own(step)
         return base.model_copy(update={name: _changed(base, own, name) for name in own.model_fields_set})
+
+    def num_ranks(self, step: str) -> int:
+        """Returns how many processes a training has, one for each GPU of all its nodes."""
+        placement = self.of(step)
+        return placement.nodes * max(1, placement.accelerator_count)
 
     @property
     def all(self) -> list[Placement]:
@@ -276,6 +286,18 @@ def _check_accelerators(key: str, placement: Placement) -> None:
     if count > 1 and placement.env.get(BACKEND_ENV) == "unsloth":
         reason = f"env.{BACKEND_ENV} is unsloth, which trains on one GPU; peft trains on several"
         raise ValueError(f"{key}.accelerator_count = {count}: {reason}: use one GPU, or remove the variable")
+
+
+def _check_nodes(key: str, placement: Placement) -> None:
+    """Refuses several nodes for what cannot share its work among them."""
+    if placement.nodes == 1:
+        return
+    if key.removeprefix("steps.") not in TRAININGS:
+        remedy = "give it under placement.steps, for " + " and ".join(TRAININGS)
+        raise ValueError(f"{key}.nodes = {placement.nodes}: only training uses several nodes: {remedy}")
+    if placement.env.get(BACKEND_ENV) == "unsloth":
+        reason = f"env.{BACKEND_ENV} is unsloth, which trains on one GPU; peft trains on several"
+        raise ValueError(f"{key}.nodes = {placement.nodes}: {reason}: use one node, or remove the variable")
 
 
 def _check_environment(key: str, placement: Placement) -> None:

@@ -3,7 +3,7 @@
 `posttrain.config.line` says which step gets which; those without settings of their own get a `StepSection`.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,17 @@ class Ranks(Section):
     """The number of processes that train together: with another one rows and dropout, and so the result, differ."""
 
     num_processes: Count = 1  # one per GPU
+
+
+class Workers(Section):
+    """The pods of a training on several nodes."""
+
+    num_nodes: Count
+    image: str  # reference of the image with torch
+    runtime: str  # name of the TrainingRuntime
+    placement: dict[str, Any]  # of each: a `posttrain.config.placement.Placement`, without its defaults
+    deadline_minutes: Count  # from when all are admitted to when all are ended; more than the training's own limit
+    queue_minutes: Count  # that they may wait to be admitted
 
 
 class SftTraining(SftConfig, Ranks):
@@ -93,6 +104,8 @@ class PreflightStep(StepSection):
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
     evidence: Evidence = Evidence()  # what the gates need of the data
+    # names of the TrainingRuntimes of trainings on several nodes; None: there are no such trainings
+    training_runtimes: list[str] | None = None
 
     @property
     def prefixes(self) -> list[str]:
@@ -116,6 +129,7 @@ class SftStep(StepSection):
 
     sft: SftConfig = SftConfig()
     training: Training = Training()
+    workers: Workers | None = None  # None: it trains in its own pod
 
     @model_validator(mode="after")
     def _micro_batches_are_dealt(self):
@@ -132,6 +146,7 @@ class DpoStep(StepSection):
 
     dpo: DpoConfig = DpoConfig()
     training: Training = Training()
+    workers: Workers | None = None  # None: it trains in its own pod
 
     @model_validator(mode="after")
     def _micro_batches_are_dealt(self):

@@ -1,0 +1,276 @@
+"""Tests the launch step against a cluster that really starts processes: `tests.trainer_server`."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from posttrain import launch
+from posttrain.config import RUN_ID_ENV, SftStep
+from posttrain.nodes import follow, kubernetes
+from posttrain.nodes.train_job import name_of
+from posttrain.rows.formats import write_jsonl
+from posttrain.step import records
+from posttrain.step.run import Unfinished
+from posttrain.train import order as orders
+from posttrain.train.checkpoints import Diverged
+from tests.trainer_server import POD, WORKFLOW, Trainer, serving
+
+WORKERS = {
+    "num_nodes": 2,
+    "image": f"registry.example.org/posttrain-train@sha256:{'0' * 64}",
+    "runtime": "posttrain",
+    "placement": {"cpu": "2", "memory": "4Gi"},
+    "deadline_minutes": 5,
+    "queue_minutes": 5,
+}
+ROW = {"id": "a", "prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "y"}]}
+
+
+class Step:
+    """A train_sft on two nodes in a cluster, with its files in a folder."""
+
+    def __init__(self, folder: Path, trainer: Trainer):
+        self.folder, self.trainer, self.root = folder, trainer, str(folder / "root")
+        (folder / "base").mkdir()
+        (folder / "base" / "config.json").write_text("{}")
+        for name in ("train", "eval"):
+            write_jsonl(folder / f"{name}.jsonl", [ROW])
+
+    def argv(self, **workers) -> list[str]:
+        settings = {"training": {"num_processes": 4}, "sft": {"gradient_accumulation": 4}}
+        flags = {"step": "train_sft", "storage-root": self.root, "base": self.folder / "base"}
+        flags |= {"config": json.dumps(settings | {"workers": WORKERS | workers})}
+        flags |= {name: self.folder / f"{name}.jsonl" for name in ("train", "eval")}
+        flags |= {name: self.folder / "out" / name for name in ("adapter", "metrics", "curve", "logs")}
+        return [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+
+    def plan(self, *ends: str) -> None:
+        """Says how the workers of each attempt end."""
+        self.trainer.environment |= {"PLAN": ",".join(ends), "FOLDER": str(self.folder)}
+
+    def run(self, **workers) -> None:
+        launch.main(self.argv(**workers))
+
+    def start(self) -> subprocess.Popen:
+        command = [sys.executable, "-m", "tests.launch_step", str(self.trainer.folder), *self.argv()]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def record(self) -> records.StepRecord:
+        return records.read_records(self.root, "run-1")[-1]
+
+    def order(self, attempt: int) -> orders.Order:
+        uri = Path(orders.folder(self.root, "run-1", "train_sft", attempt), orders.ORDER)
+        return orders.Order.model_validate_json(uri.read_bytes())
+
+    def pids(self, attempt: int) -> list[int]:
+        files = [self.folder / f"pid-{attempt}-{node}" for node in range(2)]
+        return [int(file.read_text()) for file in files if file.is_file() and file.read_text()]
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def step(tmp_path, monkeypatch) -> Iterator[Step]:
+    with serving(tmp_path / "credentials", worker="tests.trainer_worker") as trainer:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "localhost")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(trainer.port))
+        monkeypatch.setenv("KFP_POD_NAME", POD)
+        monkeypatch.setenv(RUN_ID_ENV, "run-1")
+        monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", trainer.folder)
+        monkeypatch.setattr(follow, "LOOK_SECONDS", 1)
+        yield Step(tmp_path, trainer)
+
+
+def test_the_outputs_of_the_workers_are_those_of_the_step(step):
+    step.plan("finished")
+    step.run()
+    train = records.read_records(step.root, "run-1")[-1]
+    out = {path.name: path for path in (step.folder / "out").iterdir()}
+    assert out.keys() == {"adapter", "metrics", "curve", "logs"}
+    assert (out["adapter"] / "adapter_model.safetensors").read_text().endswith(train.inputs["train"])
+    assert train.status == "succeeded" and train.code.module == "posttrain.sft"
+    job = step.trainer.jobs[name_of("run-1", "train_sft", 1)].job
+    expected = {"train_loss": 0.5, "num_nodes": 2, "num_ranks": 4, "train_job": job["metadata"]["uid"]}
+    assert train.measured == expected
+    assert job["metadata"]["ownerReferences"][0]["name"] == WORKFLOW
+    assert train.config["image"] == WORKERS["image"] and train.config["num_processes"] == 4
+    order = step.order(1)
+    assert (order.num_nodes, order.num_processes_per_node, order.limit_seconds) == (2, 2, 180 * 60)
+    assert SftStep.model_validate(order.config).training.num_processes == 4
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [
+        ("unfinished", Unfinished),
+        ("diverged", Diverged),
+        ("out_of_memory", MemoryError),
+        ("bad_input", ValueError),
+        ("failed", RuntimeError),
+    ],
+)
+def test_the_step_ends_as_the_rank_that_ended_the_attempt(step, outcome, error):
+    step.plan(outcome)
+    with pytest.raises(error) as caught:
+        step.run()
+    assert str(caught.value) == f"{outcome} at step 4/9"
+    assert step.record().status == ("unfinished" if outcome == "unfinished" else "failed")
+
+
+def test_the_next_attempt_is_another_train_job_and_the_pods_of_the_last_are_gone(step):
+    step.plan("unfinished", "killed", "finished")
+    for error in (Unfinished, RuntimeError):
+        with pytest.raises(error):
+            step.run()
+    step.run()
+    assert step.trainer.created() == [name_of("run-1", "train_sft", number) for number in (1, 2, 3)]
+    assert step.record().status == "succeeded" and step.trainer.num_alive() == 0
+
+
+def test_a_lost_worker_is_named(step):
+    step.plan("killed")
+    with pytest.raises(RuntimeError, match=r"TrainJob train-sft-\w{12}: jobset failed.*; a worker died"):
+        step.run()
+
+
+def test_the_progress_of_the_workers_is_that_of_the_step(step, caplog):
+    caplog.set_level("INFO")
+    step.plan("finished")
+    step.run()
+    assert step.record().progress.words == "step 1/9"
+
+
+def test_a_finished_result_starts_no_second_train_job(step, monkeypatch):
+    step.plan("finished")
+    step.run()
+    monkeypatch.setenv(RUN_ID_ENV, "run-2")
+    step.run()
+    assert len(step.trainer.created()) == 1
+    assert records.read_records(step.root, "run-2")[-1].status == "reused"
+
+
+def test_a_queue_that_does_not_admit_it_in_time_ends_the_attempt(step, monkeypatch):
+    step.trainer.queue_seconds = 1000
+    step.plan("finished")
+    monkeypatch.setattr(launch, "follow", lambda *args, limit_seconds: follow.follow(*args, limit_seconds=1))
+    with pytest.raises(TimeoutError, match="was not done after 0.0167 min, queue included"):
+        step.run()
+    assert not [running for running in step.trainer.jobs.values() if running.nodes]
+    assert [call.split()[0] for call in step.trainer.calls] == ["create", "delete"]
+
+
+def test_a_train_job_that_is_late_is_ended_by_trainer(step, monkeypatch):
+    step.plan("hangs")
+    step.trainer.grace_seconds = 0.2
+    build = launch.train_job
+
+    def with_short_deadline(*args, **options):
+        job = build(*args, **options)
+        assert job["spec"]["activeDeadlineSeconds"] == 300
+        job["spec"]["activeDeadlineSeconds"] = 0
+        return job
+
+    monkeypatch.setattr(launch, "train_job", with_short_deadline)
+    with pytest.raises(TimeoutError, match="exceeded its deadline; its workers were ended before they could save"):
+        step.run()
+
+
+def test_a_faulty_api_is_asked_again_while_the_train_job_goes_on(step, caplog):
+    step.plan("waits")
+    step.trainer.faults = {"get": [500, 503], "watch": [500]}
+    follow.LOOK_SECONDS = 0.1
+    (step.folder / "finish").write_text("")
+    step.run()
+    assert step.record().status == "succeeded"
+    assert "goes on, but cannot be looked at" in caplog.text
+
+
+def test_a_pod_without_the_role_is_told_which_it_needs(step):
+    step.trainer.allowed = {"get"}
+    with pytest.raises(ValueError, match=r"answered 403: .*configs/kubernetes/trainer.yaml"):
+        step.run()
+
+
+def test_outside_of_a_cluster_the_step_says_so(step, monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    with pytest.raises(ValueError, match="trains on 2 nodes, which only a cluster has: .*nodes to 1"):
+        step.run()
+
+
+def test_changed_outputs_are_refused(step, monkeypatch):
+    step.plan("finished")
+    collect = launch.collect
+
+    def change(order, ending, outputs) -> None:
+        Path(order.uri(orders.OUTPUTS, "metrics")).write_text("0.1")
+        collect(order, ending, outputs)
+
+    monkeypatch.setattr(launch, "collect", change)
+    with pytest.raises(OSError, match="metrics: has SHA-256"):
+        step.run()
+
+
+def test_a_launch_step_that_is_killed_is_followed_by_one_that_adopts_its_train_job(step):
+    step.plan("waits")
+    first = step.start()
+    wait_for(lambda: len(step.pids(1)) == 2)
+    first.kill()
+    first.communicate()
+    assert step.record().status == "running"
+    (step.folder / "finish").write_text("")
+    step.run()
+    assert len(step.trainer.created()) == 1
+    assert step.record().status == "succeeded"
+
+
+def test_a_launch_step_that_is_killed_before_it_collects_is_followed_by_one_that_does(step):
+    step.plan("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "collect", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            step.run()
+    step.run()
+    assert len(step.trainer.created()) == 1 and step.record().status == "succeeded"
+
+
+def test_at_sigterm_the_train_job_is_deleted_once_and_its_workers_save(step):
+    step.plan("waits", "finished")
+    process = step.start()
+    wait_for(lambda: len(step.pids(1)) == 2)
+    began = time.monotonic()
+    process.terminate()
+    process.communicate()
+    assert time.monotonic() - began < 10
+    assert process.returncode == 75
+    assert [call for call in step.trainer.calls if call.startswith("delete")] == [
+        f"delete {name_of('run-1', 'train_sft', 1)}"
+    ]
+    wait_for(lambda: step.trainer.num_alive() == 0)
+    assert orders.read_ending(step.order(1)).reason == "stopped at step 4/9: SIGTERM"
+    step.run()  # Argo tries again, or somebody starts the run again
+    assert step.record().status == "succeeded" and len(step.trainer.created()) == 2
+
+
+def test_workers_that_nobody_follows_any_more_leave_when_their_lease_lapses(step, monkeypatch):
+    step.plan("waits")
+    monkeypatch.setattr(orders, "LAPSE_SECONDS", 1.0)
+
+    def lost(*_, **options) -> None:
+        raise KeyboardInterrupt("the pod of the launch step is lost")
+
+    monkeypatch.setattr(launch, "follow", lost)
+    with pytest.raises(KeyboardInterrupt):
+        step.run()
+    wait_for(lambda: step.pids(1) and orders.read_ending(step.order(1)))
+    assert orders.read_ending(step.order(1)).reason == "the lease has lapsed"
+    wait_for(lambda: step.trainer.num_alive() == 0)
