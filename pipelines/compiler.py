@@ -12,6 +12,7 @@ from pipelines import lint
 from pipelines.post_training import post_training
 from pipelines.sweep import sweep
 from posttrain.config import PipelineConfig, Validation
+from posttrain.config.line import TRAININGS
 from posttrain.config.requirements import check_decidable
 from posttrain.config.sweep import SweepConfig
 
@@ -38,6 +39,7 @@ def compile_sweep(config: PipelineConfig, settings: SweepConfig, path: str | Pat
     """
     check_gates_can_judge(config)
     check_decidable(config)
+    check_on_one_node(config)
     settings = settings.for_line(config.stages, config.validation)
     _write(sweep(config, settings, by_trial=by_trial), path, is_local=by_trial)
 
@@ -49,6 +51,16 @@ def _write(pipeline: Callable, path: str | Path, *, is_local: bool = False) -> N
         compiler.Compiler().compile(pipeline, str(package))
         lint.check(package, allow_tags=True, is_local=is_local, shown_as=path)
         shutil.copyfile(package, path)
+
+
+def check_on_one_node(config: PipelineConfig) -> None:
+    """Refuses a sweep over trainings on several nodes: a trial does all its steps in its own pod."""
+    for step in TRAININGS:
+        if (nodes := config.placement.of(step).nodes) > 1:
+            raise ValueError(
+                f"placement.steps.{step}.nodes = {nodes}: a trial of a sweep trains in its own pod: sweep on one node, "
+                f"--set placement.steps.{step}.nodes=1, and give more nodes to the run with the best settings"
+            )
 
 
 def check_gates_can_judge(config: PipelineConfig) -> None:

@@ -12,6 +12,7 @@ from components.container import DIGEST
 from pipelines.package import Package, Task
 from pipelines.resources import RUN_ID_LABEL
 from posttrain.config import RUN_ID_ENV
+from posttrain.config.line import LAUNCH, TRAININGS
 
 Breaches = Iterator[tuple[str, str, str]]
 
@@ -251,6 +252,33 @@ def secret_env(package: Package) -> Breaches:
                 yield f"{step.name}: env.{variable['name']}", what, "take it from a secret: placement.*.secrets"
 
 
+def launched_training(package: Package) -> Breaches:
+    """Kubeflow gives a task one pod: a training on several nodes is a TrainJob, which its step creates and follows.
+
+    Source: kubeflow/trainer 2.3, pkg/runtime/framework/plugins/torch: only pods of a TrainJob get the variables PET_*
+    """
+    for step in package.steps:
+        workers, is_launch = _workers(package, step), step.runs(LAUNCH)
+        if workers and not is_launch:
+            what = f"trains on {workers['num_nodes']} nodes, but its container does not run {LAUNCH}"
+            yield f"{step.name}: command", what, "compile it from a configuration with placement.steps.<step>.nodes"
+        if is_launch and (not workers or workers["num_nodes"] < 2):
+            what = "launches a training on several nodes, but its settings have none"
+            yield (
+                f"{step.name}: config.workers",
+                what,
+                "compile it from a configuration with placement.steps.<step>.nodes",
+            )
+        if is_launch and step.container.get("resources", {}).get("accelerator"):
+            what = "launches a training, and holds a GPU while others train"
+            yield f"{step.name}: resources.accelerator", what, "give it the placement of the cpu pool"
+
+
+def _workers(package: Package, step: Task) -> dict | None:
+    """Returns what the settings of a step say of its workers; None for a step without."""
+    return package.settings_of(step).get("workers") if step.name in TRAININGS else None
+
+
 def _command_line(step: Task) -> Iterator[tuple[str, str]]:
     for part in ("command", "args"):
         for position, text in enumerate(step.container.get(part, [])):
@@ -273,4 +301,6 @@ def _images(package: Package) -> Iterator[tuple[str, str]]:
     images: dict[str, list[str]] = {}
     for step in package.steps:
         images.setdefault(step.container.get("image", ""), []).append(step.name)
+        if workers := _workers(package, step):
+            images.setdefault(workers["image"], []).append(f"{step.name}'s workers")
     return ((f"image of {', '.join(steps)}", image) for image, steps in images.items())

@@ -13,7 +13,7 @@ from posttrain import config as c
 from posttrain.config import table
 from posttrain.config.cards import memory_gb
 from posttrain.config.evidence import Evidence
-from posttrain.config.line import LINE, PREFLIGHT, TRAININGS, Step, is_gate, step_of
+from posttrain.config.line import LAUNCH, LINE, PREFLIGHT, TRAININGS, Step, is_gate, step_of
 from posttrain.config.placement import TOKEN_ENV, UPLOAD_TOKEN_ENV, ConfigMapEnv, Placement, SecretEnv, num_bytes
 
 TIMEOUT_MINUTES = 60  # for a step that belongs to no stage
@@ -22,7 +22,6 @@ SAVE_MINUTES = 10  # from a training stage's own deadline, at which it saves and
 QUICK_MINUTES = 10  # for a step whose work takes seconds
 POD_GRACE_MINUTES = 10  # for what is around the attempts: the pull of the image, small inputs and outputs
 LAUNCH_MINUTES = 10  # for what a launch step does around its job: addresses of inputs, outputs
-LAUNCH = "posttrain.launch"  # the module that has a training run on several nodes
 TRANSFER_BYTES_PER_SECOND = 50e6  # of a model that the launcher brings before the step, or takes after it
 SOURCE_ENV = "POSTTRAIN_SECRET"  # with a number: what a secret of another step holds, for preflight to look for
 

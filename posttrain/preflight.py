@@ -25,6 +25,8 @@ from posttrain.config.line import TRAININGS
 from posttrain.config.mixture import uris_of
 from posttrain.config.parse import json_object
 from posttrain.config.placement import SECRETS_FOLDER
+from posttrain.nodes import kubernetes
+from posttrain.nodes.kubernetes import Kubernetes
 from posttrain.pages import wording
 from posttrain.rows import prompts
 from posttrain.rows.held_out import Prompts, supplies
@@ -135,6 +137,8 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Coun
     looks.append(partial(check_storage_root, parameters["storage_root"], config))
     sources = config.sources if isinstance(config, PreflightStep) else {}
     looks += [partial(check_source, source, variable) for variable, source in sources.items()]
+    runtimes = (config.training_runtimes or []) if isinstance(config, PreflightStep) else []
+    looks += [partial(check_runtime, runtime) for runtime in runtimes]
     if config.publish_root:
         looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
     looks.append(partial(check_base_model, parameters["base_model"], config, counted, disk=disk))
@@ -174,6 +178,29 @@ def check_source(source: str, variable: str) -> None:
     if not value or (value.startswith(SECRETS_FOLDER) and not Path(value).is_file()):
         raise ValueError(
             f"{source}: the namespace of the run has none, or it is empty; create it there, or remove it from placement"
+        )
+
+
+def check_runtime(runtime: str) -> None:
+    """Checks what a training on several nodes needs of the cluster: its TrainingRuntime, and a pod that may use it.
+
+    This pod has the service account of the launch step's.
+    """
+    api = Kubernetes.of_this_pod()
+    if api is None:
+        raise ValueError("several nodes need a cluster, and this is none: set nodes to 1, and compile the graph again")
+    forbidden = [f"{verb} trainjobs" for verb in kubernetes.VERBS if not api.may(verb, "trainjobs")]
+    forbidden += [] if api.may("get", "trainingruntimes") else ["get trainingruntimes"]
+    forbidden += [] if api.may("get", "pods", group="") else ["get pods"]
+    if forbidden:
+        raise ValueError(
+            f"this pod's service account may not {', '.join(forbidden)} in namespace {api.namespace}: give it the Role "
+            f"of {kubernetes.MANIFESTS}"
+        )
+    if not api.has_runtime(runtime):
+        raise ValueError(
+            f"namespace {api.namespace} has no TrainingRuntime {runtime!r}: apply {kubernetes.MANIFESTS} there, or "
+            "give the name of another in training_runtime"
         )
 
 
@@ -302,7 +329,11 @@ def memory_warnings(step: PreflightStep, base_model: str) -> list[str]:
     return warnings
 
 
-SETTINGS = {check_storage_root: "storage_root", check_base_model: "base_model"}  # look without a name -> its setting
+SETTINGS = {
+    check_storage_root: "storage_root",
+    check_base_model: "base_model",
+    check_runtime: "placement.nodes",
+}  # look without a name -> its setting
 
 
 def build_parser() -> argparse.ArgumentParser:

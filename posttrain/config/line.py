@@ -32,6 +32,7 @@ REJECTION = "reject_"  # comes before the name of the gate, in place of `check_`
 GATE = "check_"
 PREFLIGHT, CHAMPION, PROMOTE = "preflight", "check_champion", "promote_model"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
+LAUNCH = "posttrain.launch"  # the module of a training on several nodes, in place of its own
 TRIAL_COMPONENTS = ("run_trials", "run_sft_trials", "run_preference_trials")
 WINNER_COMPONENTS = ("judge_winner", "judge_sft_winner", "judge_preference_winner")
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # mounted into every pod
 GROUP = "trainer.kubeflow.org"
+MANIFESTS = "configs/kubernetes/trainer.yaml"  # what a namespace needs, as far as the user sees to it
 VERBS = ("create", "get", "watch", "delete")  # that a launch step needs on TrainJobs
 TIMEOUT_SECONDS = 30.0
 DELETE_SECONDS = 1.5  # a pod that is ended has about two seconds
@@ -129,7 +130,7 @@ class Kubernetes:
             f"{method} {path}: the Kubernetes API answered {answer.status_code}: {' '.join(str(message).split())[:300]}"
         )
         if answer.status_code == 403:
-            raise ValueError(f"{text}; give this pod's service account the Role of configs/kubernetes/trainer.yaml")
+            raise ValueError(f"{text}; give this pod's service account the Role of {MANIFESTS}")
         if answer.status_code in (400, 404, 405, 422):
             raise ValueError(f"{text}; look whether Kubeflow Trainer 2 is installed, and at the step's placement")
         raise OSError(text)

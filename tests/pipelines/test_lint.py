@@ -189,6 +189,12 @@ BROKEN = [
         "train_sft: cachingOptions",
         "set_caching_options(False)",
     ),
+    Broken(
+        "launched_training",
+        in_container("train_sft", command=["python", "-m", "posttrain.step.attempts", "posttrain.launch"]),
+        "train_sft: config.workers",
+        "placement.steps.<step>.nodes",
+    ),
     Broken("accelerator_pair", only_accelerator("type"), "train_sft: resources.accelerator", "set_accelerator_limit"),
     Broken("accelerator_pair", only_accelerator("count"), "train_sft: resources.accelerator", "set_accelerator_type"),
     Broken("time_limit", in_pod("train_sft", activeDeadlineSeconds=0), "train_sft: activeDead", "set_timeout"),
@@ -404,3 +410,35 @@ def test_no_package_reaches_a_file_that_is_there(tmp_path):
         compile_graph(load_config("configs/pipeline_config.yaml", ["sft_dataset=gs://b/{{run}}.jsonl"]), path)
     assert path.read_text() == "before"
     assert [file.name for file in Path(tmp_path).iterdir()] == ["graph.yaml"]
+
+
+@pytest.fixture(scope="module")
+def on_nodes(tmp_path_factory) -> list[dict]:
+    path = tmp_path_factory.mktemp("nodes") / "graph.yaml"
+    compile_graph(load_config("configs/pipeline_config.yaml", ["placement.steps.train_sft.nodes=2"]), path)
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def test_the_image_of_workers_has_a_digest_too(on_nodes):
+    rules = [(finding.rule, finding.where) for finding in lint.lint(Package(*on_nodes))]
+    assert {rule for rule, _ in rules} == {"image_by_digest"}
+    assert any(where.endswith("train_sft's workers") for _, where in rules)
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "what"),
+    [
+        (lambda one: one["command"].__setitem__(-1, "posttrain.sft"), "command", "does not run posttrain.launch"),
+        (
+            lambda one: one["resources"].update(accelerator={"type": "x", "count": "1"}),
+            "resources.accelerator",
+            "holds",
+        ),
+    ],
+)
+def test_a_training_on_several_nodes_is_launched_and_nothing_else(on_nodes, change, where, what):
+    package = Package(*copy.deepcopy(on_nodes))
+    change(task(package, "train_sft").container)
+    (finding,) = lint.lint(Package(package.spec, package.platform), allow_tags=True)
+    assert (finding.rule, finding.where) == ("launched_training", f"train_sft: {where}")
+    assert what in finding.what

@@ -291,3 +291,48 @@ def test_every_step_knows_the_storage_roots_that_are_trusted(graphs, shape):
     roots = load_config("configs/pipeline_config.yaml").storage_roots
     for name in (name for name in graphs[shape].tasks if not is_rejection(name)):
         assert graphs[shape].config_of(name)["allowed_storage_roots"] == roots == ["gs://my-bucket/posttrain"]
+
+
+NODES = "{nodes: 2, accelerator_count: 2, queue: gpus, queue_minutes: 60, memory: 96Gi}"
+
+
+@pytest.fixture(scope="module")
+def on_nodes(tmp_path_factory) -> Graph:
+    """The full graph, with SFT on two nodes."""
+    path = tmp_path_factory.mktemp("nodes") / "graph.yaml"
+    compile_graph(load_config("configs/pipeline_config.yaml", [f"placement.steps.train_sft={NODES}"]), path)
+    return Graph(path)
+
+
+def test_a_training_on_several_nodes_is_the_same_task_launched_from_a_pod_without_gpu(graphs, on_nodes):
+    before, launch = graphs["full"].tasks["train_sft"], on_nodes.tasks["train_sft"]
+    assert launch["container"]["command"] == [*before["container"]["command"][:-1], "posttrain.launch"]
+    assert launch["container"]["args"] == before["container"]["args"]
+    assert launch["container"]["image"].startswith("posttrain-cpu")
+    assert "accelerator" not in launch["container"]["resources"]
+    assert launch["container"]["resources"]["resourceMemoryLimit"] == "16Gi"
+    assert "podMetadata" not in launch["kubernetes"]  # the queue is that of the TrainJob
+    assert launch["task"]["inputs"].keys() == before["task"]["inputs"].keys()
+    others = {name: task["container"] for name, task in graphs["full"].tasks.items() if name != "train_sft"}
+    assert {name: task["container"] for name, task in on_nodes.tasks.items() if name != "train_sft"} == others
+
+
+def test_the_workers_of_several_nodes_have_the_placement_of_the_training(on_nodes):
+    settings = on_nodes.config_of("train_sft")
+    workers, training = settings["workers"], settings["training"]
+    assert training["num_processes"] == 4  # the gates and checkpoints know no nodes
+    assert (workers["num_nodes"], workers["runtime"]) == (2, "posttrain")
+    assert workers["image"].startswith("posttrain-train")
+    placed = workers["placement"]
+    assert (placed["accelerator_count"], placed["memory"], placed["queue"]) == (2, "96Gi", "gpus")
+    assert (placed["cpu"], placed["shm_size"]) == ("8", "16Gi")  # of the gpu pool
+    assert on_nodes.config_of("preflight")["training_runtimes"] == ["posttrain"]
+    assert on_nodes.config_of("preflight")["num_gpus"]["train_sft"] == 4
+    assert "workers" not in on_nodes.config_of("train_dpo")
+
+
+def test_an_attempt_on_several_nodes_has_the_time_of_the_queue_and_of_what_each_pod_brings(on_nodes):
+    number, seconds, _ = on_nodes.attempts_of("train_sft")
+    workers = on_nodes.config_of("train_sft")["workers"]
+    assert workers["deadline_minutes"] == 180 + 10 + 18 + 10  # start of a pod, 48Gi at 50 MB/s, a last checkpoint
+    assert (number, seconds) == (3, (60 + workers["deadline_minutes"] + 10) * 60)

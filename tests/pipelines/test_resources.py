@@ -152,7 +152,18 @@ def clusters(tmp_path_factory) -> dict[str, Graph]:
 
 
 def test_every_cluster_is_tested():
-    assert {file.stem for file in Path("configs/clusters").iterdir()} == CLUSTERS.keys()
+    assert {file.stem for file in Path("configs/clusters").iterdir()} == CLUSTERS.keys() | {"gke-h100-nodes"}
+
+
+def test_the_cluster_with_several_nodes_trains_on_them(tmp_path):
+    config = load_config(["configs/pipeline_config.yaml", "configs/clusters/gke-h100-nodes.yaml"])
+    compile_graph(config, tmp_path / "graph.yaml")
+    graph = Graph(tmp_path / "graph.yaml")
+    for step in ("train_sft", "train_dpo"):
+        assert "accelerator" not in graph.tasks[step]["container"]["resources"]
+        workers, settings = graph.config_of(step)["workers"], graph.config_of(step)
+        assert (workers["num_nodes"], workers["placement"]["queue"]) == (2, "ml-training")
+        assert (workers["placement"]["accelerator_count"], settings["training"]["num_processes"]) == (8, 16)
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)

@@ -197,3 +197,8 @@ def test_the_steps_of_a_sweep_are_those_of_its_graph(package):
     slots = {name for name in names if name.startswith(("trial_", "rung_"))}
     rejects = {name for name in Graph(package).tasks if name.startswith("reject_")}
     assert set(names) - slots == set(Graph(package).tasks) - loops - rejects
+
+
+def test_a_sweep_over_trainings_on_several_nodes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train_sft.nodes = 2: a trial of a sweep trains in its own pod: .*nodes=1"):
+        compiled(tmp_path / "sweep.yaml", ["placement.steps.train_sft.nodes=2"])

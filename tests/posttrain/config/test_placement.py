@@ -133,6 +133,16 @@ REFUSED = {
         "steps.train_dpo={accelerator_count: 2, env: {POSTTRAIN_BACKEND: unsloth}}",
         "steps.train_dpo.accelerator_count = 2: env.POSTTRAIN_BACKEND is unsloth, which trains on one GPU",
     ),
+    "nodes of a gate": (
+        "steps.check_sft.nodes=2",
+        "steps.check_sft.nodes = 2: only training uses several nodes: give it under placement.steps, for train_sft",
+    ),
+    "nodes of a pool": ("gpu.nodes=2", "gpu.nodes = 2: only training uses several nodes"),
+    "nodes of trials": ("steps.trials.nodes=2", "steps.trials.nodes = 2: only training uses several nodes"),
+    "nodes of unsloth": (
+        "steps.train_dpo={nodes: 2, env: {POSTTRAIN_BACKEND: unsloth}}",
+        "steps.train_dpo.nodes = 2: env.POSTTRAIN_BACKEND is unsloth",
+    ),
 }  # fmt: skip
 
 
@@ -186,3 +196,11 @@ def test_several_gpus_are_for_training_and_one_is_for_the_merge_gates():
 def test_a_placement_does_not_change():
     with pytest.raises(ValidationError, match="frozen"):
         Placement().cpu = "8"
+
+
+def test_the_gpus_of_all_nodes_share_the_micro_batches():
+    nodes = ["placement.steps.train_sft={nodes: 2, accelerator_count: 2}"]
+    with pytest.raises(ValueError, match=r"sft.gradient_accumulation = 6 cannot be shared by 4 GPUs"):
+        load_config("configs/pipeline_config.yaml", [*nodes, "sft.gradient_accumulation=6"])
+    placements = load_config("configs/pipeline_config.yaml", [*nodes, "sft.gradient_accumulation=8"]).placement
+    assert (placements.num_ranks("train_sft"), placements.num_ranks("train_dpo")) == (4, 1)
