@@ -6,10 +6,12 @@ python -m tests.mutants --report               the mutants that lived, and their
 
 A mutant that lives shows a test that is missing, or changes nothing that can be seen: the latter are listed, with the
 reason, in tests/mutants/equivalent.txt. The tests of each mutant run in a fork of this process, which has imported
-torch and the like once.
+torch and the like once; those that call the changed function come first, and the first that fails ends the mutant.
+Which call it is kept in build/mutants_tests, so that a run that is stopped goes on where it was.
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
@@ -28,10 +30,12 @@ from importlib.util import cache_from_source
 from pathlib import Path
 
 from posttrain.step.become import forget
+from tests.mutants import order
 from tests.mutants.changes import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "build" / "mutants.jsonl"
+CALLS = ROOT / "build" / "mutants_tests"
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 # Modules, and the tests that concern each: those of its own name, and these.
 MODULES = ("validators/*.py", "validators/matching/*.py", "posttrain/verdict.py", "posttrain/publish.py",
@@ -61,9 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     wanted = [mutant for module in modules(args.only) for mutant in mutants_of(ROOT, module)]
     if args.sample:
         wanted = random.Random(args.seed).sample(wanted, min(args.sample, len(wanted)))
-    killed = {one["id"] for one in results() if one["outcome"] != "lived"}
-    left = [mutant for mutant in wanted if mutant.id not in killed and mutant.key not in equivalents()]
+    outcomes = {one["id"]: one["outcome"] for one in results()}
+    left = [one for one in wanted if outcomes.get(one.id, "lived") == "lived" and one.key not in equivalents()]
+    left.sort(key=lambda one: (one.id in outcomes, one.module))  # what lived is tried again last
     print(f"{len(wanted)} mutants, {len(left)} to try", flush=True)
+    for slow in SLOW_IMPORTS:
+        importlib.import_module(slow)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(copy_of_the_repository(Path(folder)))
         for mutant in left:
@@ -109,41 +116,67 @@ class Bench:
     """Runs tests in a copy of the repository."""
 
     tree: Path
-    seconds: dict[str, float] = field(default_factory=dict)  # module -> what its tests take while nothing is changed
+    tests: dict[str, dict[str, order.Test]] = field(default_factory=dict)  # file -> its tests by name
 
     def outcome(self, mutant: Mutant) -> str:
         """Returns `killed`, `lived`, or `hung`, which counts as killed."""
-        if mutant.module not in self.seconds:
-            self.seconds[mutant.module] = self._time_unchanged(mutant.module)
-        original = (self.tree / mutant.module).read_text(encoding="utf-8")
+        names = tests_of(mutant.module)
+        outcome = self._try(mutant, names, self._tests(*names))
+        if outcome == "lived" and (further := self._further(mutant)):
+            outcome = self._try(mutant, [*further], further)
+        return outcome
+
+    def _try(self, mutant: Mutant, names: list[str], tests: dict[str, order.Test]) -> str:
+        limit = 20 + 10 * sum(test.seconds for test in tests.values())
         try:
             self._write(mutant.module, mutant.source)
-            exit_code = self._test(mutant.module, limit=20 + 10 * self.seconds[mutant.module])
+            exit_code = self._test(names, order.Sorted(tests, mutant.place), limit=limit)
         finally:
-            self._write(mutant.module, original)
+            self._write(mutant.module, mutant.original)
         return "hung" if exit_code is None else "killed" if exit_code else "lived"
 
-    def _time_unchanged(self, module: str) -> float:
-        """Raises ValueError if the tests fail anyway: they would seem to kill every mutant."""
-        for slow in SLOW_IMPORTS:
-            importlib.import_module(slow)
-        begun = time.monotonic()
-        if self._test(module, limit=600):
-            raise ValueError(f"{module}: {', '.join(tests_of(module))} fail without a change; mend them first")
-        return time.monotonic() - begun
+    def _further(self, mutant: Mutant) -> dict[str, order.Test]:
+        """Returns the tests of other modules that call the changed function; any of its module, if it is none."""
+        tests = self._tests(*sorted({file for module in modules("") for file in tests_of(module)}))
+        own = self._tests(*tests_of(mutant.module))
+        places = {call for test in tests.values() for call in test.calls if call.startswith(f"{mutant.module}:")}
+        if mutant.place in places:
+            places = {mutant.place}
+        return {name: test for name, test in tests.items() if name not in own and places & test.calls}
+
+    def _tests(self, *files: str) -> dict[str, order.Test]:
+        """Maps the names of the tests in some files to what is known of them."""
+        for file in files:
+            if file not in self.tests:
+                self.tests[file] = order.read(self._calls(file))
+        return {name: test for file in files for name, test in self.tests[file].items()}
+
+    def _calls(self, test: str) -> Path:
+        """Returns what `order.Tracing` writes of a file of tests.
+
+        Raises ValueError if one fails: the tests would seem to kill every mutant.
+        """
+        path = CALLS / f"{hash_of(test)}.tsv"
+        part = path.with_suffix(f".{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if self._test([test], order.Tracing(self.tree, frozenset(modules("")), part), limit=600):
+                raise ValueError(f"{test} fails without a change; mend it first")
+            part.rename(path)
+        return path
 
     def _write(self, module: str, source: str) -> None:
         """Writes a module; what was compiled of it may look as new, and goes."""
         (self.tree / module).write_text(source, encoding="utf-8")
         Path(cache_from_source(str(self.tree / module))).unlink(missing_ok=True)
 
-    def _test(self, module: str, *, limit: float) -> int | None:
-        """Runs the tests of a module in a fork and returns the exit code; None if they take longer than `limit`."""
+    def _test(self, tests: list[str], plugin: object, *, limit: float) -> int | None:
+        """Runs tests in a fork and returns the exit code; None if they take longer than `limit`."""
         pid = os.fork()
         if not pid:
             exit_code = 1
             try:
-                exit_code = self._in_fork(tests_of(module))
+                exit_code = self._in_fork(tests, plugin)
             finally:
                 os._exit(exit_code)
         until, ended = time.monotonic() + limit, 0
@@ -154,7 +187,7 @@ class Bench:
             os.killpg(pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(status) if ended else os.waitpid(pid, 0) and None
 
-    def _in_fork(self, tests: list[str]) -> int:
+    def _in_fork(self, tests: list[str], plugin: object) -> int:
         os.setsid()
         os.chdir(self.tree)
         sys.path[0] = str(self.tree)
@@ -163,7 +196,14 @@ class Bench:
                 os.dup2(null.fileno(), stream)
         pytest = importlib.import_module("pytest")
         forget(OURS)
-        return pytest.main(["-x", "-p", "no:cacheprovider", "-W", IMPORTED, "-k", NO_RACES, *tests])
+        arguments = ["-x", "-p", "no:cacheprovider", "-W", IMPORTED, "-k", NO_RACES, *tests]
+        return pytest.main(arguments, plugins=[plugin])
+
+
+def hash_of(test: str) -> str:
+    """Returns a name for what a file of tests calls: another one once it or a module that is mutated has changed."""
+    contents = [(ROOT / name).read_bytes() for name in (test, *modules(""))]
+    return hashlib.sha256(b"\0".join([test.encode(), *contents])).hexdigest()[:16]
 
 
 def keep(mutant: Mutant, outcome: str) -> str:

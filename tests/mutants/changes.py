@@ -23,37 +23,48 @@ class Mutant:
     """A module with one change."""
 
     module: str  # its path
-    source: str  # changed
-    change: str  # function, and the expression before and after
+    original: str  # its source, without the change
+    node: int  # number of the changed node in `ast.walk`
+    number: int  # of the change, among those of the node
+    function: str  # the innermost around the place, or its class, or `module`
+    change: str  # the expression before and after
 
     @property
     def key(self) -> str:
         """Says what was changed; the same however the lines above it change."""
-        return f"{self.module}: {self.change}"
+        return f"{self.module}: {self.function}: {self.change}"
+
+    @property
+    def place(self) -> str:
+        """The function, as `order.Tracing` writes it."""
+        return f"{self.module}:{self.function}"
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(f"{self.module}\n{self.source}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.module}\n{self.original}\n{self.node} {self.number}".encode()).hexdigest()
+
+    @property
+    def source(self) -> str:
+        """The module's source with the change."""
+        tree = ast.parse(self.original)
+        place = next(node for at, node in enumerate(ast.walk(tree)) if at == self.node)
+        list(changes_of(place))[self.number]()
+        return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def mutants_of(root: Path, module: str) -> Iterator[Mutant]:
     """Yields every mutant of a module."""
-    tree = ast.parse((root / module).read_text(encoding="utf-8"))
-    seen, left_out, names = set(), set(map(id, unseen(tree))), functions(tree)
-    for number, node in enumerate(ast.walk(tree)):
+    source = (root / module).read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    left_out, names = set(map(id, unseen(tree))), functions(tree)
+    for at, node in enumerate(ast.walk(tree)):
         if id(node) in left_out:
             continue
-        for change in range(len(list(changes_of(node)))):
-            changed = copy.deepcopy(tree)
-            place = next(other for at, other in enumerate(ast.walk(changed)) if at == number)
-            before = ast.unparse(place)
-            apply = list(changes_of(place))[change]
-            apply()
-            what = f"{names[id(node)]}: {before} -> {ast.unparse(place)}"
-            mutant = Mutant(module, ast.unparse(ast.fix_missing_locations(changed)), what)
-            if mutant.id not in seen:
-                seen.add(mutant.id)
-                yield mutant
+        for number in range(len(list(changes_of(node)))):
+            changed = copy.deepcopy(node)
+            list(changes_of(changed))[number]()
+            change = f"{ast.unparse(node)} -> {ast.unparse(changed)}"
+            yield Mutant(module, source, at, number, names[id(node)], change)
 
 
 def unseen(tree: ast.AST) -> Iterator[ast.AST]:
