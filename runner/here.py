@@ -15,6 +15,7 @@ from posttrain.config.placement import Placements
 from posttrain.config.sweep import SweepConfig
 from posttrain.storage import layout
 from runner import junit, lock, places
+from runner.claim import Claim, claimed
 from runner.docker import Docker
 from runner.exit_codes import INTERRUPTED
 from runner.forking import forked
@@ -37,6 +38,7 @@ class Run:
     is_fresh: bool = False  # reuses nothing from earlier runs
     command: Sequence[str] = ()  # that started it
     junit_file: str | None = None
+    claim: Claim | None = None  # on an id that somebody chose
 
     @property
     def folder(self) -> Path:
@@ -56,9 +58,11 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     preflight.check_storage_root(request.storage_root, request.config)
     run_id = new_run_id(request.storage_root, args.run_id)
     runner = docker_runner(args, request) if args.runner == "docker" else process_runner(request)
-    if args.run_id:
-        lock.claim(request.storage_root, run_id)
-    return run_here(Run(request, run_id, runner, args.fresh, command=command, junit_file=args.junit))
+    planned = Run(request, run_id, runner, args.fresh, command=command, junit_file=args.junit)
+    if not args.run_id:
+        return run_here(planned)
+    with claimed(request.storage_root, run_id) as claim:
+        return run_here(replace(planned, claim=claim))
 
 
 def process_runner(request: RunRequest) -> ProcessRunner:
@@ -120,7 +124,8 @@ def report_killed_runs(run: Run) -> None:
     root = run.request.storage_root
     for run_id, settings in lock.killed_runs(run.folder.parent):
         run.runner.forget(run.artifacts / run_id)
-        report.publish_report(root, report.collect(root, run_id, settings))
+        if run_id != run.run_id:  # this run took its id over
+            report.publish_report(root, report.collect(root, run_id, settings))
 
 
 def compile_unplaced(request: RunRequest, graph: Path) -> None:
@@ -132,6 +137,8 @@ def compile_unplaced(request: RunRequest, graph: Path) -> None:
 def run_steps(graph: Path, run: Run) -> tuple[list[str], str | None]:
     """Runs the steps of a compiled graph; returns the errors that no record has, and what interrupted the run."""
     root, settings = run.request.storage_root, run.request.report_settings
+    if run.claim:
+        run.claim.renew()
     with lock.under_way(run.folder, settings), view_of(settings.steps) as view:
         watch = Watch(root, run.run_id, view)
         graph_run = GraphRun(

@@ -1,13 +1,12 @@
 """Tells which runs on this machine are under way, and which were killed before they could write a report.
 
 A run holds a lock on `<run folder>/RUNNING`. The kernel releases it when the process ends, however it ends. Other
-machines see no lock: an id that somebody chose is claimed in the storage, for good.
+machines see no lock: an id that somebody chose is claimed in the storage, see claim.py.
 """
 
 import fcntl
 import logging
 import os
-import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,34 +15,12 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
-from posttrain import storage
 from posttrain.config import ReportStep
-from posttrain.storage import layout
 from posttrain.storage.local import naming
 
-RUNNING, CLAIM = "RUNNING", "CLAIM"
+RUNNING = "RUNNING"
 
 logger = logging.getLogger(__name__)
-
-
-def claim(storage_root: str, run_id: str) -> None:
-    """Takes a run id, before anything else is written under it: of several runs that choose the same one wins.
-
-    No run gives its id back, nor does one that was killed need it: any other run reuses what that one has finished.
-
-    Raises:
-        ValueError: another run has this id.
-    """
-    uri = layout.runs(storage_root, run_id, CLAIM)
-    mine = f"process {os.getpid()} on {socket.gethostname()}"
-    try:
-        storage.write_bytes(uri, mine.encode(), if_absent=True)
-    except FileExistsError:
-        theirs = storage.read_bytes(uri).decode(errors="replace")
-        raise ValueError(
-            f"--run-id {run_id!r} was taken in {storage_root} by {theirs}; choose another id: it reuses what that run "
-            "has finished, killed or not"
-        ) from None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from posttrain.config import PipelineConfig, check_run_parameters, parse_overrid
 from posttrain.config.mixture import as_parameter, parts_of
 from posttrain.rows import prompts, sources
 from posttrain.storage import layout
+from runner.claim import has_record
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 DATA_SETS = ("sft_dataset", "preference_dataset")
@@ -112,7 +113,7 @@ def new_run_id(storage_root: str, wanted: str | None) -> str:
         return f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     if not RUN_ID.fullmatch(wanted):
         raise ValueError(f"--run-id {wanted!r} is not a name; use up to 63 letters, digits, '.', '_' and '-'")
-    if storage.list_files(layout.runs(storage_root, wanted)):
+    if has_record(storage.list_files(layout.runs(storage_root, wanted))):
         raise ValueError(f"--run-id {wanted!r} has a record in {storage_root} already; choose another id")
     return wanted
 

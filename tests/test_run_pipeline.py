@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,10 +19,11 @@ import yaml
 from safetensors.numpy import save_file
 
 import run_pipeline
-from posttrain.config import PipelineConfig
+from posttrain import report
+from posttrain.config import PipelineConfig, ReportStep
 from posttrain.step import records
 from posttrain.verdict import Verdict
-from runner import exit_codes, here, lock, parameters
+from runner import claim, exit_codes, here, parameters
 from runner.local import ROOT, GraphRun
 
 # Stands for every module that fetches, trains, merges or judges: instant work inside the real run record.
@@ -388,7 +390,7 @@ def test_an_id_that_another_machine_takes_at_the_same_moment_is_refused_before_a
 
     def meanwhile(storage_root: str, wanted: str) -> str:
         run_id = unused(storage_root, wanted)
-        lock.claim(storage_root, run_id)
+        claim.take(storage_root, run_id)
         return run_id
 
     monkeypatch.setattr(here, "new_run_id", meanwhile)
@@ -396,7 +398,19 @@ def test_an_id_that_another_machine_takes_at_the_same_moment_is_refused_before_a
     told = capsys.readouterr()
     assert told.out == ""
     assert re.fullmatch(r"error: --run-id 'r1' was taken in .* by process \d+ on .*; choose another id: .*\n", told.err)
-    assert [path.name for path in (project / "store" / "runs" / "r1").iterdir()] == ["CLAIM"]
+    assert [path.name for path in (project / "store" / "runs" / "r1").iterdir()] == ["claims"]
+
+
+def test_an_id_whose_run_was_killed_before_its_first_step_runs_again(project, monkeypatch):
+    folder = project / "store" / "runs" / "r1"
+    replace(claim.take(str(project / "store"), "r1"), written_at=0).write()
+    settings = ReportStep(pipeline_id="toy", steps=["preflight"])
+    (folder / "RUNNING").write_text(settings.model_dump_json())
+    results = []
+    monkeypatch.setattr(here, "run_graph", lambda *_: results.extend(folder.glob(report.RESULT)))
+    start()
+    assert results == [] and (folder / report.RESULT).exists()  # its own, not one of a run that was killed
+    assert sorted(path.name for path in (folder / "claims").iterdir()) == ["run.1.json", "run.2.json"]
 
 
 def test_who_starts_a_run_that_publishes_elsewhere_cannot_bring_records_of_gates(project, capsys):

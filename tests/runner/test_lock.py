@@ -1,8 +1,6 @@
-import re
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,19 +90,3 @@ def test_an_id_whose_run_is_under_way_is_refused(tmp_path: Path):
         with pytest.raises(ValueError, match="is running already; choose another id"), under_way(tmp_path, SETTINGS):
             pytest.fail("it ran")
         assert [path.name for path in tmp_path.iterdir()] == ["RUNNING"]
-
-
-def test_of_runs_on_several_machines_that_choose_one_id_at_once_one_wins(root: str):
-    def claim(_) -> str:
-        try:
-            lock.claim(root, "r1")
-        except ValueError as error:
-            return str(error)
-        return "won"
-
-    with ThreadPoolExecutor(4) as pool:
-        first, *others = sorted(pool.map(claim, range(4)), reverse=True)
-    assert first == "won"
-    taken = rf"--run-id 'r1' was taken in {re.escape(root)} by process \d+ on \S+; choose another id: .*"
-    assert all(re.fullmatch(taken, error) for error in others)
-    lock.claim(root, "r2")
