@@ -1,21 +1,28 @@
 """Tiny models of the architectures that people train: random weights, the tokenizer of the Task API example.
 
-As a command it takes each through the stages with the default target_modules, and prints what becomes of it: preflight,
-SFT, merge, its gate, DPO, merge, its gate, with a few steps of training, in one process; some minutes for all.
+As a command it takes each through the whole line with the default target_modules, every gate and publishing included,
+and prints what becomes of it; about half a minute each.
 
     python -m tests.architectures [NAME ...]
 """
 
 import argparse
+import json
 import logging
+import os
+import subprocess
+import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-from examples.task_api.generate import generate, write
-from examples.task_api.tiny import build_tokenizer
+import yaml
+
+from examples.task_api.tiny import build_tokenizer, pretrain
+from posttrain.config import DpoConfig, SftConfig
+from posttrain.weights.targets import Layout, resolve
+from tests.tiny_line import write_line
 
 WIDTHS = {
     "hidden_size": 64,
@@ -49,7 +56,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "gemma3_vision": ("gemma3", {"mm_tokens_per_image": 4}),
 }
-DATASETS = {"sft": "sft_dataset", "dpo": "preference_dataset"}
+WITH_VISION = "gemma3_vision"
+PRETRAINING_STEPS = 100  # a model that knows nothing learns nothing from LoRA
+TIMEOUT_SECONDS = 600  # of a run
 WITH_HEAD = "llama_tied_with_head"  # tied, and its file holds the head nevertheless
 
 
@@ -66,8 +75,8 @@ def config_of(name: str, vocab_size: int = 600, **token_ids: int | None) -> Any:
     return AutoConfig.for_model(kind, **(common | ({} if kind == "gpt2" else WIDTHS) | values))
 
 
-def build(name: str, path: Path | str, *, seed: int = 0) -> Path:
-    """Writes the folder of a tiny model with random weights in bfloat16."""
+def build(name: str, path: Path | str, *, seed: int = 0, num_steps: int = 0) -> Path:
+    """Writes the folder of a tiny model in bfloat16: random weights, then `num_steps` of training on other rows."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -76,6 +85,7 @@ def build(name: str, path: Path | str, *, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    pretrain(model, tokenizer, num_steps=num_steps, seed=seed)
     model.to(torch.bfloat16).save_pretrained(path)
     tokenizer.save_pretrained(path)
     if name == WITH_HEAD:
@@ -91,59 +101,50 @@ def _store_head(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def outcome(name: str, folder: Path) -> str:
-    """Takes a model through the stages; says that it passes, or what refused or stopped it."""
-    from posttrain import merge, preflight
-    from posttrain.config import MergeLimits, PreflightStep
-    from posttrain.rows.formats import read_jsonl
-    from tests.stages import train, write_rows
-    from validators import merge as gate
-    from validators import sft as sft_gate
-    from validators.measuring import Timeouts
+def write_run(name: str, folder: Path) -> Path:
+    """Writes a model that knows something of the Task API, its data, and a configuration that trains the layers of the
+    defaults, for so long and judged on so many rows that gates can decide; gives the configuration's path.
+    """
+    model = build(name, folder / "base", num_steps=0 if name == WITH_VISION else PRETRAINING_STEPS)
+    path = write_line(folder, model)
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings["dpo"].pop("target_modules")
+    settings["sft"]["epochs"] = 8
+    settings["data"]["eval_fraction"] = 0.25
+    settings["validation"]["num_generated_answers"] = 32
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
 
-    model = build(name, folder / "base")
-    write(generate(num_sft=160, num_preferences=96, seed=0), folder)
-    given = {"base_model": str(model), "storage_root": str(folder / "root"), "model_name": name}
-    given |= {"sft_dataset": str(folder / "sft.jsonl"), "preference_dataset": str(folder / "preferences.jsonl")}
-    counted = preflight.Counted.of(PreflightStep())
-    if problems := preflight.findings(PreflightStep(), given, disk=folder, counted=counted):
-        return f"refused in preflight: {problems[0]}"
-    lines = preflight.target_lines(PreflightStep(), counted)
-    rows = write_rows(folder, folder)
-    for stage in ("sft", "dpo"):
-        out = folder / stage
-        default = PreflightStep().model_dump()[stage]["target_modules"]
-        train(stage, model, rows, out, target_modules=default)
-        adapter, merged = out / "out" / "adapter", out / "merged"
-        if stage == "sft":
-            shapes = sft_gate.expected_shapes(model, PreflightStep().sft.model_copy(update={"lora_r": 4}))
-            actual = sft_gate.read_tensors(adapter)["shapes"]
-            if shapes != actual:
-                return f"stopped by check_sft: adapter_tensors {sorted(shapes.keys() ^ actual.keys())[:4]}"
-        merge.merge(model, adapter, merged)
-        held_out = read_jsonl(folder / Path(given[DATASETS[stage]]).name)[-32:]
-        measured = gate.measure(model, adapter, merged, held_out, timeouts=Timeouts(120))
-        checks = [*gate.judge(measured.read(gate.Numbers), MergeLimits()), *measured.failures]
-        if stopped := [f"{check.name} {check.status} ({check.detail})" for check in checks if check.status != "passed"]:
-            return f"stopped by check_{stage}_merge: {'; '.join(stopped)}"
-        model = merged
-    return f"passes; {'; '.join(lines)}"
+
+def outcome(name: str, folder: Path) -> str:
+    """Takes a model through the whole line; says that it was published, or what refused or stopped it."""
+    command = [sys.executable, "run_pipeline.py", "--config", str(write_run(name, folder)), "--run-id", "run"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=TIMEOUT_SECONDS)
+    path = folder / "root" / "runs" / "run" / "pipeline_result.json"
+    if not path.is_file():
+        return f"ended without a result: {done.stderr.strip()[-500:]}"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if not result["success"]:
+        return "; ".join([f"stopped by {result['stopped_by']}"] * bool(result["stopped_by"]) + result["errors"])
+    layout = Layout.of(folder / "base")
+    stages = {"SFT": SftConfig().target_modules, "DPO": DpoConfig().target_modules}
+    trained = [f"{stage} trains {resolve(layout, value, setting=stage)}" for stage, value in stages.items()]
+    return f"published; {'; '.join(trained)}"
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.architectures", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="all, if none is given")
-    names = parser.parse_args(argv).names or [*ARCHITECTURES, WITH_HEAD]
-    warnings.simplefilter("ignore")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep each run here, in a folder of its name")
+    args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
-    for name in names:
+    for name in args.names or [*ARCHITECTURES, WITH_HEAD]:
         start = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                result = outcome(name, Path(folder))
-            except (ValueError, RuntimeError, TypeError) as error:  # of a stage, which would end failed
-                result = f"{type(error).__name__} in a stage: {str(error)[:300]}"
-            result = result.replace(folder, "")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = args.keep / name if args.keep else Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            result = outcome(name, folder).replace(f"{folder}/", "")
         print(f"| {name} | {result} | {time.monotonic() - start:.0f} s |", flush=True)
 
 
