@@ -25,8 +25,9 @@ from pathlib import Path
 from posttrain import config, storage
 from posttrain.step import frame, kfp_io
 from posttrain.step.running import Running
-from posttrain.weights.adapter import EMBEDDINGS, HEAD, Addition, LowRank, Plan, Whole, plan_merge, read_adapter
+from posttrain.weights.adapter import Addition, LowRank, Plan, Whole, plan_merge, read_adapter
 from posttrain.weights.folder import side_files
+from posttrain.weights.targets import HEAD, is_embedding
 from posttrain.weights.tensors import (
     EXPONENT,
     FLOAT_BYTES,
@@ -295,7 +296,7 @@ def _write_side_files(base: Path, files: list[WeightFile], plan: Plan, folder: P
         shutil.copyfile(base / name, folder / name)
     if (base / INDEX).is_file():
         _write_index(base, files, plan.addition, folder)
-    if plan.addition or any(name == HEAD or name.endswith(EMBEDDINGS) for name in plan.updates):
+    if plan.addition or any(name == HEAD or is_embedding(name) for name in plan.updates):
         _write_json(folder / "config.json", _untied(read_json(base / "config.json")))
 
 

@@ -4,7 +4,8 @@ base folder, adapter folder, merged model folder, held-out rows (JSONL) -> verdi
 
 Weights are compared tensor by tensor, byte by byte, and changed tensors with the update as peft computes it. The merged
 model's outputs are compared with those of the adapter on the base, both in float32 on the CPU. None of the merge's own
-code is used: which tensors may change is read from the adapter here.
+code is used: which tensors may change is read from the adapter here, and must be those that the adapter's own
+target_modules mean on this base, by the function that preflight and training ask, too.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from posttrain.step import digests, kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, at_least, at_most, finite, holds, none_wrong
 from posttrain.weights.folder import TOKENIZER_FILES, side_files
+from posttrain.weights.targets import HEAD, Layout, check_adapter, is_embedding
 from posttrain.weights.tensors import (
     FLOAT_BYTES,
     INDEX,
@@ -42,7 +44,6 @@ EMPTY = "The adapter is empty, or too small for the base's precision: raise epoc
 
 Names = list[str] | None  # of what is wrong; None: could not be measured
 TIES = "tie_word_embeddings"
-HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +186,8 @@ def judge_outputs(numbers: Numbers, limits: config.MergeLimits) -> list[Check]:
 def compare_weights(base: Path, adapter: Path, model: Path) -> dict[str, Any]:
     """Names, shapes, dtypes, finiteness, and which tensors changed."""
     old, new = read_places(base), read_places(model)
-    moving, may_change = targets(adapter)
-    untied = HEAD not in old and any(name == HEAD or "embed" in name or "wte" in name for name in may_change)
+    moving, may_change = targets(base, adapter)
+    untied = HEAD not in old and any(name == HEAD or is_embedding(name) for name in may_change)
     expected = old.keys() | ({HEAD} if untied else set())
     shared = sorted(old.keys() & new.keys())
     same_form = [name for name in shared if old[name][1].num_bytes == new[name][1].num_bytes]
@@ -204,13 +205,17 @@ def compare_weights(base: Path, adapter: Path, model: Path) -> dict[str, Any]:
     }
 
 
-def targets(adapter: Path) -> tuple[set[str], set[str]]:
+def targets(base: Path, adapter: Path) -> tuple[set[str], set[str]]:
     """Names of the tensors that the adapter must change (their update is not zero), and of all that it may change.
 
     Whole tensors may change only if `modules_to_save` names them.
+
+    Raises:
+        ValueError: the adapter is not on the layers of the base that its own configuration names.
     """
     file = read_weight_file(adapter / "adapter_model.safetensors")
-    saved = read_json(adapter / "adapter_config.json").get("modules_to_save") or []
+    settings = read_json(adapter / "adapter_config.json")
+    saved = settings.get("modules_to_save") or []
     zero, low_rank, whole = set(), set(), set()
     for key, tensor in file.tensors.items():
         name = key.removeprefix("base_model.model.")
@@ -221,6 +226,7 @@ def targets(adapter: Path) -> tuple[set[str], set[str]]:
             whole.add(target)
         if is_zero((file.path, tensor)):
             zero.add(target)
+    check_adapter(Layout.of(base), settings, low_rank, path=adapter / "adapter_config.json")
     return low_rank - zero, low_rank | whole
 
 

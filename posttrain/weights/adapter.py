@@ -11,11 +11,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from posttrain.weights.targets import HEAD, NO_ADAPTER, Layout, check_adapter, is_embedding
 from posttrain.weights.tensors import FLOAT_BYTES, Tensor, WeightFile, first_non_finite, read_json, read_weight_file
 
 PREFIX = "base_model.model."
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
-HEAD = "lm_head.weight"
 OWN_BASE = "merge into the model that the adapter was trained on"
 
 # Keys of adapter_config.json that the merge reads.
@@ -29,6 +28,7 @@ READ = {
     "peft_type",
     "r",
     "rank_pattern",
+    "target_modules",
     "use_rslora",
 }
 # Keys of adapter_config.json that do not change what the trained weights mean.
@@ -44,7 +44,6 @@ WITHOUT_EFFECT = {
     "peft_version",
     "qalora_group_size",
     "revision",
-    "target_modules",
     "task_type",
 }
 # Other initialisations change the base weights too, so the adapter does not fit the base as it is on disk.
@@ -52,7 +51,7 @@ NEUTRAL_INITS = (True, False, "gaussian", "orthogonal")
 REMEDIES = {
     "use_dora": "train with use_dora=False",
     "target_parameters": "train with target_modules instead",
-    "trainable_token_indices": "train the embedding whole, with modules_to_save",
+    "trainable_token_indices": "train linear layers alone, by target_modules",
     "lora_bias": "train with lora_bias=False",
     "layer_replication": "train on the model as it is",
     "ensure_weight_tying": "train with ensure_weight_tying=False",
@@ -114,6 +113,8 @@ def plan_merge(base: Path, files: list[WeightFile], adapter: Path, source: Weigh
     for module, pair in pairs.items():
         updates[f"{module}.weight"] = _low_rank(source.path, module, pair, settings)
     _check_updates(base, source.path, tensors, updates)
+    layout = Layout(str(base), read_json(base / "config.json"), {name: one.shape for name, one in tensors.items()})
+    check_adapter(layout, settings, {f"{module}.weight" for module in pairs}, path=adapter / "adapter_config.json")
     _check_modules_to_save(source.path, settings, wholes.keys() | ({HEAD} if addition else set()))
     _check_finite(source)
     return Plan(updates, addition)
@@ -165,7 +166,7 @@ def _group(source: WeightFile) -> tuple[dict[str, dict[str, Tensor]], dict[str, 
 
 def _key_remedy(name: str) -> str:
     if "lora_embedding" in name or name.endswith(".base_layer.weight"):
-        return "train embeddings and head whole, with modules_to_save, not as LoRA targets"
+        return f"it is embedding or head, {NO_ADAPTER}: leave them out of target_modules"
     return "train a plain LoRA adapter and save it with save_pretrained"
 
 
@@ -198,7 +199,7 @@ def _of_pattern(path: Path, settings: dict, key: str, module: str, default: floa
 
 def _untie(base: Path, path: Path, tensors: dict[str, Tensor], wholes: dict[str, Tensor]) -> Addition | None:
     """Adds a separate head to a tied base of which the adapter replaces embedding or head, as peft does."""
-    embedding = next((tensor for name, tensor in tensors.items() if name.endswith(EMBEDDINGS)), None)
+    embedding = next((tensor for name, tensor in tensors.items() if is_embedding(name)), None)
     if embedding is None or not (HEAD in wholes or embedding.name in wholes):
         return None
     head = wholes.get(HEAD)

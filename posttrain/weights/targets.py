@@ -1,4 +1,4 @@
-"""Answers for every step which tensors of a model a LoRA training changes: preflight, training, the gates.
+"""Answers for every step which tensors of a model a LoRA training changes: preflight, training, merge, the gates.
 
 config.json and the names and shapes of the tensors, target_modules -> module names for peft and unsloth, the tensors of
 each; or one line with the setting, its value and what the model has instead
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.weights.adapter import EMBEDDINGS, HEAD
 from posttrain.weights.tensors import read_json, read_weights
 
 WEIGHT = ".weight"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+HEAD = "lm_head.weight"
+NO_ADAPTER = "of which no adapter can be merged"
 LAYER = re.compile(r"^(.+?)\.\d+\.")  # everything up to the number of a layer
 ATTENTION = re.compile(r"(^|[._])(attn|attention)([._]|$)")
 EXPERTS = re.compile(r"\.experts\.|\.block_sparse_moe\.|\.moe\.")
@@ -25,6 +27,8 @@ ROUTERS = ("gate", "router")
 NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # keys of config.json
 TOWERS = ("vision_config", "audio_config", "speech_config")
 TOWER = re.compile(r"(^|\.)(vision_tower|vision_model|visual|audio_tower|multi_modal_projector)\.")
+NARROWING = ("exclude_modules", "layers_to_transform")  # keys of adapter_config.json by which peft leaves layers out
+TRAIN_AGAIN = "train and save the adapter again"
 MAX_SHOWN = 12  # names in an error
 
 
@@ -69,7 +73,7 @@ class Layout:
     @property
     def embedding(self) -> tuple[int, ...] | None:
         """Shape of the embedding: tokens, width."""
-        return next((shape for name, shape in self.shapes.items() if _is_embedding(name)), None)
+        return next((shape for name, shape in self.shapes.items() if is_embedding(name)), None)
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,39 @@ def resolve(layout: Layout, target_modules: list[str] | str, *, setting: str) ->
     return Targets({module: _matched(module, wanted) for module in _short(layout, wanted)}, note)
 
 
+def check_adapter(layout: Layout, settings: dict[str, Any], adapted: set[str], *, path: Path | str) -> None:
+    """Checks that an adapter has matrices for the layers that its adapter_config.json names, for all and no others.
+
+    Args:
+        settings: the content of adapter_config.json, which is at `path`.
+        adapted: names of the tensors that the adapter has matrices for.
+
+    Raises:
+        ValueError: it has not, or a layer of its target_modules is none that can be merged.
+    """
+    entries = settings.get("target_modules")
+    if isinstance(entries, str):  # a regular expression, which peft and unsloth match with whole names
+        entries = [name for name in layout.linear if re.fullmatch(entries, name)]
+    wanted = set()
+    if entries or not settings.get("modules_to_save"):
+        tensors = resolve(layout, list(entries or ()), setting=f"{path}: target_modules").tensors
+        wanted = {name for names in tensors.values() for name in names}
+    if strange := sorted(adapted - wanted):
+        raise ValueError(
+            f"{path}: the adapter changes {_listed(strange)}, which its target_modules do not name: {TRAIN_AGAIN}"
+        )
+    missing = sorted(wanted - adapted)
+    if missing and not any(settings.get(key) for key in NARROWING):
+        raise ValueError(
+            f"{path}: target_modules name {_listed(missing)}, of which the adapter has no matrices: {TRAIN_AGAIN}"
+        )
+
+
+def is_embedding(name: str) -> bool:
+    """Tells whether a tensor is the embedding of the tokens, by its name."""
+    return name.endswith(EMBEDDINGS)
+
+
 def check_trainable(layout: Layout) -> None:
     """Refuses models that the line cannot train and merge, whatever the settings."""
     towers = [key for key in TOWERS if layout.config.get(key)] or list(filter(TOWER.search, layout.shapes))[:1]
@@ -158,15 +195,11 @@ def _reason(layout: Layout, entry: str, matched: list[str]) -> str | None:
         return "part of the experts or of their router, which are fused and cannot be merged"
     if matched:
         return None
-    if leaf == HEAD.removesuffix(WEIGHT) or _matched(entry, filter(_is_embedding, layout.shapes)):
+    if leaf == HEAD.removesuffix(WEIGHT) or _matched(entry, filter(is_embedding, layout.shapes)):
         if layout.is_tied:
-            return "embedding and head are one tensor here (tied), of which no adapter can be merged"
-        return "embedding or head, of which no adapter can be merged"
+            return f"embedding and head are one tensor here (tied), {NO_ADAPTER}"
+        return f"embedding or head, {NO_ADAPTER}"
     return "no linear layer has this name"
-
-
-def _is_embedding(name: str) -> bool:
-    return name.endswith(EMBEDDINGS)
 
 
 def _matched(entry: str, modules: Iterable[str]) -> list[str]:

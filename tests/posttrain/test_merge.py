@@ -262,8 +262,30 @@ def test_damaged_adapters_are_refused(change, message, tiny_model, tiny_adapter,
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_lora_on_embedding_or_head_is_refused(target, make, tmp_path):
     base, adapter = make(target_modules=["q_proj", target])
-    with pytest.raises(ValueError, match=f"{target}.base_layer.weight .* with modules_to_save"):
+    with pytest.raises(ValueError, match=f"{target}.base_layer.weight .* leave them out of target_modules"):
         merge(base, adapter, tmp_path / "model")
+
+
+def test_an_adapter_is_on_the_layers_that_its_configuration_names(tiny_model, tiny_adapter, tmp_path):
+    adapter = copy(tiny_adapter, tmp_path / "adapter")
+    named = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
+    fewer = [name for name in named if not name.endswith("q_proj")]
+    for values, message in (
+        ({"target_modules": fewer}, "changes .*0.self_attn.q_proj.weight"),
+        ({"target_modules": [*named, "experts"]}, "target_modules: experts: no linear layer has this name"),
+        ({"target_modules": r".*\.(q|k|v|o)_proj"}, "changes .*mlp.down_proj.weight"),
+    ):
+        edit(adapter / "adapter_config.json", **values)
+        with pytest.raises(ValueError, match=message):
+            merge(tiny_model, adapter, tmp_path / "model")
+    edit(adapter / "adapter_config.json", target_modules=named)
+    change_adapter(adapter, lambda t: [t.pop(Q + one + ".weight") for one in "AB"])
+    with pytest.raises(ValueError, match="name model.layers.0.self_attn.q_proj.weight, of which the adapter has no"):
+        merge(tiny_model, adapter, tmp_path / "model")
+    edit(adapter / "adapter_config.json", layers_to_transform=[1])
+    merge(tiny_model, adapter, tmp_path / "narrowed")
+    edit(adapter / "adapter_config.json", target_modules=r".*\.(q|k|v|o|gate|up|down)_proj")
+    merge(tiny_model, adapter, tmp_path / "by pattern")
 
 
 def test_pickled_adapter_is_refused(tiny_model, tiny_adapter, tmp_path):

@@ -455,14 +455,24 @@ def test_command_writes_a_passed_verdict(tiny_model, tiny_adapter, merged, tmp_p
     assert set(verdict.subject) == {"base", "adapter", "model", "eval"}
 
 
-def test_a_module_to_save_is_named_whole(tiny_adapter, tmp_path):
+def test_an_adapter_that_lost_a_layer_fails(tiny_model, tiny_adapter, merged, tmp_path):
+    """A merge of it would be its base with what is left of it, tensor by tensor."""
+    adapter = Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    left = {name: tensor for name, tensor in tensors.items() if "layers.1" not in name}
+    save_file(left, adapter / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="target_modules name .*layers.1.*, of which the adapter has no matrices"):
+        gate.compare_weights(tiny_model, adapter, merged)
+
+
+def test_a_module_to_save_is_named_whole(tiny_model, tiny_adapter, tmp_path):
     adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file(tensors | {"base_model.model.lm_head.weight": torch.ones(2, 2)}, adapter / "adapter_model.safetensors")
     for saved, may_change in (("head", False), ("lm_head", True)):
         (adapter / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": [saved]}))
-        assert ("lm_head.weight" in gate.targets(adapter)[1]) is may_change
+        assert ("lm_head.weight" in gate.targets(tiny_model, adapter)[1]) is may_change
 
 
 @pytest.mark.parametrize(("dtype", "off"), [("BF16", 2**-6), ("F16", 2**-9), ("F32", 2**-18)])
