@@ -37,6 +37,7 @@ golden: install  ## after a deliberate change of graph, verdict or setting: ever
 	$(BIN)/python compile.py
 	$(BIN)/python compile.py --set stages.dpo.enabled=false --output tests/pipelines/golden/sft_only.yaml
 	$(BIN)/python compile.py --set stages.sft.enabled=false --output tests/pipelines/golden/dpo_only.yaml
+	$(BIN)/python compile.py --set stages.pairs.enabled=true --output tests/pipelines/golden/pairs.yaml
 	$(BIN)/python -m posttrain.schema
 	$(BIN)/python -m docs.reference
 	$(BIN)/python -m docs.memory

@@ -9,13 +9,14 @@ from components.check_champion import (
 )
 from components.check_data import check_data, check_preference_data, check_sft_data
 from components.check_merge import check_merge
+from components.check_pairs import check_pairs
 from components.check_sft import check_sft
 from components.compare_trials import compare_trials
 from components.fetch_model import fetch_model
 from components.hold_out import hold_out
 from components.merge_adapter import merge_adapter
 from components.preflight import preflight
-from components.prepare_data import prepare_data
+from components.prepare_data import prepare_data, prepare_data_with_references
 from components.promote_model import promote_model
 from components.publish_model import publish_model
 from components.reject import reject
@@ -28,6 +29,7 @@ from components.run_trial import (
     run_sft_trials,
     run_trials,
 )
+from components.sample_pairs import sample_pairs, sample_pairs_alone
 from components.train_dpo import train_dpo
 from components.train_sft import train_sft
 
@@ -37,6 +39,7 @@ __all__ = [
     "check_champion",
     "check_data",
     "check_merge",
+    "check_pairs",
     "check_preference_alignment",
     "check_preference_champion",
     "check_preference_data",
@@ -53,6 +56,7 @@ __all__ = [
     "merge_adapter",
     "preflight",
     "prepare_data",
+    "prepare_data_with_references",
     "promote_model",
     "publish_model",
     "reject",
@@ -60,6 +64,8 @@ __all__ = [
     "run_preference_trials",
     "run_sft_trials",
     "run_trials",
+    "sample_pairs",
+    "sample_pairs_alone",
     "train_dpo",
     "train_sft",
 ]

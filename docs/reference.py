@@ -1,6 +1,6 @@
 """Writes docs/configuration.md: every setting with its type, default, meaning, and the steps that read it.
 
-sections of posttrain.config, post_training.yaml -> docs/configuration.md
+sections of posttrain.config, the compiled graph that samples pairs too -> docs/configuration.md
 
 python -m docs.reference    write it again, after a change of a setting, its default or its comment
 """
@@ -43,9 +43,9 @@ hold the training settings of the two stages. Three things can be layered on top
 
 Unknown keys, values out of range, NaN and infinity are refused, with the file, the key, the value and a remedy.
 
-**Read by** lists the steps of the full pipeline that receive a key. When a key changes, those steps do their work
-again; the others are reused from earlier runs as long as their inputs stay the same. Keys read by *the graph* decide
-its shape and where its steps run. With only one training stage some gates have other names: `check_sft_data` or
+**Read by** lists the steps of the full pipeline, `stages.pairs` on, that receive a key. When a key changes, those steps
+do their work again; the others are reused from earlier runs as long as their inputs stay the same. Keys read by *the
+graph* decide its shape and where its steps run. With only one training stage some gates have other names: `check_sft_data` or
 `check_preference_data` takes the place of `check_data`, and without DPO `check_safety` that of `check_alignment`.
 
 **Fixed at** says when a value is settled. *compile*: the value is part of the compiled graph, and whoever starts a
@@ -157,7 +157,7 @@ def above(line: int, by_line: dict[int, str], alone: set[int]) -> list[str]:
 
 @cache
 def package() -> Package:
-    return Package.read(ROOT / "post_training.yaml")
+    return Package.read(ROOT / "tests" / "pipelines" / "golden" / "pairs.yaml")
 
 
 def keys_of(step: Task) -> set[str]:
@@ -175,8 +175,9 @@ def readers() -> dict[str, set[str]]:
 
 
 def line() -> list[str]:
-    """Returns the steps of the full line, in order."""
-    return [*step_names(PipelineConfig()), "report_run"]
+    """Returns the steps of the full line with sampled pairs, in order."""
+    config = PipelineConfig(stages={"pairs": {"enabled": True}}, validation={"answer_match": "exact"})
+    return [*step_names(config), "report_run"]
 
 
 def readers_of(key: str) -> str:

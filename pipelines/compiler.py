@@ -40,6 +40,10 @@ def compile_sweep(config: PipelineConfig, settings: SweepConfig, path: str | Pat
     check_gates_can_judge(config)
     check_decidable(config)
     check_on_one_node(config)
+    if config.stages.pairs.enabled:
+        raise ValueError(
+            "stages.pairs is on, and a sweep samples no pairs: sweep with it off, then run the best with it"
+        )
     settings = settings.for_line(config.stages, config.validation)
     _write(sweep(config, settings, by_trial=by_trial), path, is_local=by_trial)
 

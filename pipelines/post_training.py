@@ -1,12 +1,12 @@
 """The post-training line. Read this first.
 
-preflight -> fetch + data -> SFT -> merge -> DPO -> merge -> publish -> promote, with a gate after every stage. What
-follows a `require` runs only if that gate passed; otherwise the run ends as FAILED with the verdict. `report_run` runs
-in either case.
+preflight -> fetch + data -> SFT -> merge -> (pairs ->) DPO -> merge -> publish -> promote, with a gate after every
+stage. What follows a `require` runs only if that gate passed; otherwise the run ends as FAILED with the verdict.
+`report_run` runs in either case.
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kfp import dsl
 from kfp.dsl.pipeline_channel import PipelineChannel
@@ -53,6 +53,7 @@ class Rows:
     train: PipelineChannel
     eval: PipelineChannel  # held out
     judged: PipelineChannel  # held out for the gates: equal to eval, unless a sweep has used some to choose by
+    references: PipelineChannel | None = None  # of the training rows, where answers to them are sampled and judged
 
 
 @dataclass(frozen=True)
@@ -60,39 +61,44 @@ class Inputs:
     """The base model and the rows, after they passed the data gate."""
 
     model: PipelineChannel
+    tokenizer: PipelineChannel
     sft: Rows | None  # None if the stage is off
-    preferences: Rows | None
+    preferences: Rows | None  # None if all pairs are sampled
 
 
 def fetch_and_check(
     steps: Steps, line: ExitStack, *, base_model: str, sft_dataset: str, preference_dataset: str, model_name: str
 ) -> Inputs:
     """Writes preflight -> fetch + data, and enters the data gate, behind which `line` goes on."""
-    run, (sft, dpo) = steps.run, steps.has("sft", "dpo")
-    check_data = do.check_data if sft and dpo else do.check_sft_data if sft else do.check_preference_data
+    run, (sft, pairs_sampled, pairs_brought) = steps.run, steps.has("sft", "pairs", "brought_pairs")
+    check_data = do.check_data if sft and pairs_brought else do.check_sft_data if sft else do.check_preference_data
     named = {"base_model": base_model, "sft_dataset": sft_dataset, "preference_dataset": preference_dataset}
     ready = run(do.preflight, **named, model_name=model_name)
     base = run(do.fetch_model, base_model=base_model).after(ready).outputs
     rows = pairs = None
     splits = {}
     if sft:
-        read = run(do.prepare_data, "prepare_sft_data", dataset=sft_dataset, kind="sft").after(ready).outputs
-        rows = Rows(read["train"], read["eval"], read["eval"])
+        prepare = do.prepare_data_with_references if pairs_sampled else do.prepare_data
+        read = run(prepare, "prepare_sft_data", dataset=sft_dataset, kind="sft").after(ready).outputs
+        rows = Rows(read["train"], read["eval"], read["eval"], read["references"] if pairs_sampled else None)
         splits |= {"sft_train": rows.train, "sft_eval": rows.eval}
-    if dpo:
+    if pairs_brought:
         read = run(do.prepare_data, "prepare_preferences", dataset=preference_dataset, kind="preference")
         read = read.after(ready).outputs
         pairs = Rows(read["train"], read["eval"], read["eval"])
         splits |= {"preference_train": pairs.train, "preference_eval": pairs.eval}
     line.enter_context(gate(steps, check_data, tokenizer=base["tokenizer"], **splits))
-    return Inputs(base["model"], rows, pairs)
+    return Inputs(base["model"], base["tokenizer"], rows, pairs)
 
 
 def train_and_publish(
     steps: Steps, line: ExitStack, inputs: Inputs, *, model_name: str, after: tuple[dsl.PipelineTask, ...] = ()
 ) -> None:
-    """Writes SFT -> merge -> DPO -> merge -> publish -> promote, each with its gate; `after`: tasks to wait for."""
-    run, (sft, merge, dpo) = steps.run, steps.has("sft", "merge", "dpo")
+    """Writes SFT -> merge -> (pairs ->) DPO -> merge -> publish -> promote, each with its gate.
+
+    `after`: tasks to wait for.
+    """
+    run, (sft, merge, sampled, dpo) = steps.run, steps.has("sft", "merge", "pairs", "dpo")
     base = model = inputs.model
     rows, pairs = inputs.sft, inputs.preferences
 
@@ -110,6 +116,16 @@ def train_and_publish(
         require(do.check_merge, "check_sft_merge", **merged, eval=rows.judged)
     if sft and merge and not dpo:
         require(do.check_safety, before=before, model=model, sft_eval=rows.judged)
+    if sampled:
+        sources = {"model": model, "rows": rows.train, "references": rows.references}
+        if pairs:
+            made = run(do.sample_pairs, **sources, brought=pairs.train).outputs
+            pairs = replace(pairs, train=made["train"])
+        else:
+            made = run(do.sample_pairs_alone, "sample_pairs", **sources, held_out=rows.judged).outputs
+            pairs = Rows(made["train"], made["eval"], made["eval"])
+        judged = {"sft_eval": rows.judged, "train": pairs.train, "eval": pairs.judged}
+        require(do.check_pairs, tokenizer=inputs.tokenizer, **judged, sampling=made["metrics"])
     if dpo:
         before = model
         trained = run(do.train_dpo, model=before, train=pairs.train, eval=pairs.eval)

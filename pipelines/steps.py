@@ -15,6 +15,7 @@ from posttrain.config.cards import memory_gb
 from posttrain.config.evidence import Evidence
 from posttrain.config.line import LAUNCH, LINE, PREFLIGHT, TRAININGS, Step, is_gate, step_of
 from posttrain.config.placement import TOKEN_ENV, UPLOAD_TOKEN_ENV, ConfigMapEnv, Placement, SecretEnv, num_bytes
+from posttrain.config.requirements import evidence_of_pairs
 
 TIMEOUT_MINUTES = 60  # for a step that belongs to no stage
 RETRY_COUNT = 1
@@ -133,8 +134,8 @@ class Steps:
         return 60 * (sum(self.pod_minutes) + self.config.max_wait_minutes)
 
     def has(self, *stages: str) -> tuple[bool, ...]:
-        """Tells for each of these stages whether it is on."""
-        return tuple(getattr(self.config.stages, stage).enabled for stage in stages)
+        """Tells for each of these stages whether it is on, as `Stages.has` does."""
+        return tuple(map(self.config.stages.has, stages))
 
     def attempt_minutes(self, name: str) -> int:
         """Returns the time after which an attempt is ended; a training leaves by itself before that."""
@@ -224,6 +225,8 @@ class Steps:
         values |= {"training_runtimes": sorted(runtimes) or None, "workers": self._workers(step.name)}
         sizes = {name: memory_gb(placements.of(name)) for name in names if name in TRAININGS}
         values["gpu_memory_gb"] = {name: size for name, size in sizes.items() if size}
+        values["pairs"] = self.config.pairs if self.config.stages.pairs.enabled else None
+        values |= {"evidence": evidence_of_pairs(self.config)} if step.section is c.CheckPairsStep else {}
         values |= self._gates() if step.section is c.PublishStep else {}
         values |= {"sources": self._sources()} if step.section is c.PreflightStep else {}
         for name, field in step.section.model_fields.items():

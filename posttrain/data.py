@@ -10,7 +10,8 @@ the same fraction agree: no training row of one shares its prompt with an evalua
 Several data sets, each with a weight, become one. Ids then begin with the data set's number, and a row that a weight
 repeats names the row that it `repeats`.
 
-Evaluation rows keep their `references`, by which gates judge answers; training rows have none.
+Evaluation rows keep their `references`, by which gates judge answers; training rows have none. Where answers to their
+prompts are judged too, the references of training rows are a file of their own, by the rows' ids.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from posttrain.step.running import Running
 from posttrain.storage.local import naming
 
 SIDES = ("train", "eval")
+REFERENCES = "references"  # of the training rows
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +120,24 @@ class Prepared:
 Write = Callable[[str, dict], object]  # side, row
 
 
-def prepare(dataset: str, *, kind: str, settings: config.DataConfig, write: Write = lambda *_: None) -> Prepared:
+def prepare(
+    dataset: str,
+    *,
+    kind: str,
+    settings: config.DataConfig,
+    write: Write = lambda *_: None,
+    keep_references: Callable[[dict], object] = lambda _: None,
+) -> Prepared:
     """Reads, converts and splits data sets row by row; each row goes to `write` with the name of its side.
+
+    Args:
+        keep_references: gets id and references of each training row that has some.
 
     Raises:
         ValueError: on one line, naming place, row, key, value and remedy.
     """
     parts = parts_of(dataset)
-    reading = Reading(kind, settings, write)
+    reading = Reading(kind, settings, write, keep_references)
     sources = [
         reading.read(part, prefix=f"{number}/" if len(parts) > 1 else "") for number, part in enumerate(parts, 1)
     ]
@@ -146,8 +159,8 @@ def prepare(dataset: str, *, kind: str, settings: config.DataConfig, write: Writ
 class Reading:
     """Reads data sets, one after the other, and counts what it sees."""
 
-    def __init__(self, kind: str, settings: config.DataConfig, write: Write):
-        self.kind, self.settings, self.write = kind, settings, write
+    def __init__(self, kind: str, settings: config.DataConfig, write: Write, keep_references: Callable[[dict], object]):
+        self.kind, self.settings, self.write, self.keep_references = kind, settings, write, keep_references
         self.sides = {name: Side(("prompt", *ANSWER_KEYS[kind])) for name in SIDES}
         self.contents: set[bytes] = set()
         self.held_out: list[bytes] = []
@@ -185,6 +198,8 @@ class Reading:
             self.sides[name].add(row, bytes.fromhex(key))
             again = {"id": f"{row['id']}-again-{copy}", "repeats": row["id"]} if copy else {}
             self.write(name, (row if name == "eval" else _to_train_on(row)) | again)
+        if num_copies and name == "train" and REFERENCES in row:
+            self.keep_references({"id": row["id"], REFERENCES: row[REFERENCES]})
         self.num_repeats += max(0, num_copies - 1)
         self.left_out.update(row.get("left_out", ()))
         self.contents |= {bytes.fromhex(content)} if num_copies else set()
@@ -224,7 +239,7 @@ def copies(weight: float, side: str, *, drawn: str) -> int:
 
 def _to_train_on(row: dict) -> dict:
     """Without what the gates compare answers with."""
-    return {key: value for key, value in row.items() if key != "references"}
+    return {key: value for key, value in row.items() if key != REFERENCES}
 
 
 class _Counted:
@@ -249,17 +264,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval", required=True, help="output: evaluation rows, JSONL")
     parser.add_argument("--statistics", required=True, help="output: statistics, JSON")
     parser.add_argument("--manifest", required=True, help="output: hashes of the prompts of each side, JSON")
+    parser.add_argument("--references", help="output: accepted answers of the training rows by id, JSONL")
     return parser
 
 
 @contextmanager
 def complete_files(paths: dict[str, str]) -> Iterator[Callable[[str, dict], None]]:
-    """Writes rows to JSON Lines files by name; none of the files appears before all rows are written."""
+    """Writes rows to JSON Lines files by name, those of no file nowhere; none of the files appears before all rows are
+    written.
+    """
     partial = {name: Path(f"{path}.partial") for name, path in paths.items()}
     try:
         with naming(partial["train"].parent), ExitStack() as stack:
             opened = {name: stack.enter_context(open_jsonl(path)) for name, path in partial.items()}
-            yield lambda name, row: write_row(opened[name], row)
+            yield lambda name, row: write_row(opened[name], row) if name in opened else None
         for name, path in partial.items():
             path.replace(paths[name])
     finally:
@@ -282,14 +300,18 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     step = config.parse_step(config.PrepareStep, args.config, args.overrides)
     outputs = {name: getattr(args, name) for name in ("train", "eval", "statistics", "manifest")}
+    outputs |= {REFERENCES: args.references} if args.references else {}
 
     def work(_: Running) -> dict:
         setting = f"{args.kind}_dataset"
         for uri in uris_of(args.dataset):
             storage.check_allowed(uri, step.allowed_prefixes, name=setting)
-        with complete_files({name: outputs[name] for name in SIDES}) as write:
+        with complete_files({name: outputs[name] for name in (*SIDES, REFERENCES) if name in outputs}) as write:
             try:
-                prepared = prepare(args.dataset, kind=args.kind, settings=step.data, write=write)
+                prepared = prepare(
+                    args.dataset, kind=args.kind, settings=step.data, write=write,
+                    keep_references=partial(write, REFERENCES),
+                )  # fmt: skip
             except ValueError as error:
                 raise ValueError(f"{setting}: {error}") from error
         write_manifest(outputs["manifest"], prepared)

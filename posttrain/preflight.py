@@ -87,6 +87,7 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
     run_time = {name: parameters[name] for name in ("base_model", "storage_root")} | data_sets
     others = {f"validation.{key}": uri for key, uri in prompts.given(validation).items()}
     others |= {"publish_root": config.publish_root, "validation.judge_model": validation.judge_model}
+    others |= {f"pairs.prompts {uri}": uri for uri in uris_of(prompts_of_pairs(config))}
     others |= {"validation.lm_eval_data": validation.lm_eval_data if validation.lm_eval_tasks else None}
     addresses = {name: uri for name, uri in (run_time | others).items() if uri}
     local = [f"{name}={uri!r}" for name, uri in addresses.items() if storage.kind(uri) == "local"]
@@ -143,6 +144,8 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Coun
         looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
     looks.append(partial(check_base_model, parameters["base_model"], config, counted, disk=disk))
     looks += [partial(check_targets, counted, config, stage) for stage in trained(config)]
+    if prompts_of_pairs(config):
+        looks.append(partial(check_prompts_of_pairs, config))
     if config.upload_to_hub:
         looks.append(partial(hub.check_upload, config.hub_repo_id, name="hub_repo_id"))
     looks += [partial(check_dataset, parameters[name], config, counted, name=name) for name in datasets(config)]
@@ -158,8 +161,21 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Coun
 
 def datasets(config: Config) -> list[str]:
     """Lists the parameters of the data sets that the graph reads."""
-    stages = {"sft": config.stages.sft, "preference": config.stages.dpo}
-    return [name for name, kind in DATASETS.items() if stages[kind].enabled]
+    read = {"sft": "sft", "preference": "brought_pairs"}
+    return [name for name, kind in DATASETS.items() if config.stages.has(read[kind])]
+
+
+def prompts_of_pairs(config: Config) -> str:
+    """Returns the address of the prompts of their own that pairs are sampled for; empty without any."""
+    return config.pairs.prompts if config.stages.pairs.enabled else ""
+
+
+def check_prompts_of_pairs(config: Config) -> None:
+    """Checks the data set of `pairs.prompts`; local rows are read."""
+    for name, uri in addresses_of(prompts_of_pairs(config), name="pairs.prompts").items():
+        check_address(uri, config, name=name)
+        if storage.kind(uri) == "local":
+            data.prepare(uri, kind="sft", settings=config.data)
 
 
 def check_storage_root(uri: str, config: Config) -> None:

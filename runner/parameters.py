@@ -59,6 +59,9 @@ def absolute_paths(config: PipelineConfig) -> PipelineConfig:
     roots = {key: getattr(config, key) for key in ("storage_root", "publish_root")}
     changes = {key: _named(key, absolute_path, uri) for key, uri in roots.items() if uri} | {
         "validation": validation.model_copy(update=paths),
+        "pairs": config.pairs.model_copy(
+            update={"prompts": absolute_data_sets(config.pairs.prompts, name="pairs.prompts")}
+        ),
         "allowed_prefixes": [_named("allowed_prefixes", absolute, uri) for uri in config.allowed_prefixes],
         "allowed_storage_roots": [
             _named("allowed_storage_roots", absolute_root, uri) for uri in config.allowed_storage_roots

@@ -21,6 +21,7 @@ READ = (
     "off_topic_prompts",
     "benign_prompts",
     "lm_eval_data",
+    "prompts",
 )
 WRITTEN = ("storage_root", "publish_root")
 

@@ -110,6 +110,8 @@ def outcome(step: str, record: StepRecord | None, cause: str | None) -> tuple[st
         return state, str(record.measured["status"])
     if "final_loss" in record.measured:
         return state, f"training loss {record.measured['final_loss']:.4g}"
+    if "num_sampled_pairs" in record.measured:
+        return state, "{num_sampled_pairs} pairs of {num_prompts} prompts".format(**record.measured)
     if "size_gb" in record.measured:
         return state, html.size(record.measured["size_gb"])
     return state, ""

@@ -159,6 +159,30 @@ def test_the_shorter_graphs_run_too(line, promoted, stage):
         assert [check["name"] for check in verdict["checks"]] == ["drop_from_published"]
 
 
+@pytest.mark.long
+def test_a_line_trains_on_pairs_of_its_own_model_without_any_that_are_brought(line, promoted):
+    stages = "stages.pairs={enabled: true, alone: true}"
+    pairs = "pairs={num_answers: 3, use_reference: true}"
+    settings = [stages, pairs, 'preference_dataset=""', "data.eval_fraction=0.3"]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    result = run(line, "--run-id", "pairs", *flags)
+    assert result.returncode in (0, 2), result.stdout + result.stderr
+    entries = {entry.step: entry for entry in records.read_records(str(line / "root"), "pairs")}
+    assert "prepare_preferences" not in entries
+    assert entries["check_pairs"].judged.passed, entries["check_pairs"].judged
+    sampled = entries["sample_pairs"].outputs
+    trained = entries["train_dpo"].inputs
+    assert (trained["train"], trained["eval"]) == (sampled["train"], sampled["eval"])
+    assert entries["check_alignment"].inputs["preference_eval"] == sampled["eval"]
+    assert "sampled from the merged SFT model" in result.stdout
+    again = run(line, "--run-id", "pairs-again", *flags)
+    assert again.returncode == result.returncode
+    reused = {
+        entry.step for entry in records.read_records(str(line / "root"), "pairs-again") if entry.status == "reused"
+    }
+    assert {"sample_pairs", "check_pairs", "train_dpo"} <= reused
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import MATCHERS, AlignmentLimits, AnswerLimits, SftLimits
+from posttrain.config import MATCHERS, AlignmentLimits, AnswerLimits, Matching, SamplingLimits, SftLimits
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, Source
 from posttrain.rows.formats import references_of
 from posttrain.verdict import Check
@@ -27,6 +27,7 @@ from validators.safety import RedTeam
 
 JUDGE = "matching_judge"  # name of the input that is the model which compares answers
 MODELS = ("base", "before", "model")
+Scoring = AnswerLimits | SamplingLimits
 LOOK = "Look at the wrong answers in answers.jsonl"
 
 
@@ -57,7 +58,7 @@ def references_by_row(asked: list[dict], rows: list[dict]) -> list[list[Referenc
     return [[*(first | by_prompt.get(_key(row["prompt"]), {})).values()] for row, first in zip(asked, own, strict=True)]
 
 
-def bring_judge(limits: AnswerLimits, folder: Path, allowed_prefixes: list[str]) -> dict[str, str]:
+def bring_judge(limits: Matching, folder: Path, allowed_prefixes: list[str]) -> dict[str, str]:
     """The local folder of the model that compares answers, as an input of the gate; empty where none does."""
     if not limits.matching_judge:
         return {}
@@ -65,12 +66,13 @@ def bring_judge(limits: AnswerLimits, folder: Path, allowed_prefixes: list[str])
     return {JUDGE: judges.bring_model(uri, folder / JUDGE, allowed_prefixes, key=key)}
 
 
-def is_reusable(limits: AnswerLimits) -> bool:
-    """Whether a verdict is sure to be the same in a later run: it is not where code of the user's has a say."""
-    return limits.matcher in (*MATCHERS, "judge", "none") and not custom.own(limits.custom_checks)
+def is_reusable(limits: Scoring) -> bool:
+    """Whether what was judged is sure to be the same in a later run: it is not where code of the user's has a say."""
+    own_checks = custom.own(getattr(limits, "custom_checks", []))
+    return limits.matcher in (*MATCHERS, "judge", "none") and not own_checks
 
 
-def score(content: Content, limits: AnswerLimits, judge_model: str | None = None) -> tuple[Content, measuring.Measured]:
+def score(content: Content, limits: Scoring, judge_model: str | None = None) -> tuple[Content, measuring.Measured]:
     """The content with the scores of every model's answers, and how that was measured; none where nobody judges."""
     if limits.matcher == "none" or not content.answered:
         return content, measuring.Measured()
@@ -158,7 +160,7 @@ def _flat(content: Content) -> tuple[list, list, list]:
     return [one.prompt for one in judged], [one.answer for one in judged], content.references * len(answered)
 
 
-def _by_matcher(limits: AnswerLimits, prompts: list, answers: list, references: list) -> dict[str, list[float]]:
+def _by_matcher(limits: Matching, prompts: list, answers: list, references: list) -> dict[str, list[float]]:
     asked = zip(prompts, answers, strict=True)
     read = [replace(answer, text=calls.as_json(answer.text, prompt)) for prompt, answer in asked]
     return {function.SCORES: matching.best_scores(limits, read, references)}

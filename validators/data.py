@@ -325,7 +325,7 @@ def compare(rows: Iterable[dict], rule: config.Matching, written: Written) -> Co
     num_pairs, reversed_ = 0, []
     for row in rows:
         chosen, rejected = (written(row, key) for key in ANSWER_KEYS["preference"])
-        better = _right(row, chosen, rule) - _right(row, rejected, rule)
+        better = is_right(row, chosen, rule) - is_right(row, rejected, rule)
         if not better:
             better = (find_fault(chosen, row["prompt"]) is None) - (find_fault(rejected, row["prompt"]) is None)
         num_pairs += bool(better)
@@ -333,7 +333,7 @@ def compare(rows: Iterable[dict], rule: config.Matching, written: Written) -> Co
     return Compared(num_pairs, reversed_)
 
 
-def _right(row: dict, answer: str, rule: config.Matching) -> bool:
+def is_right(row: dict, answer: str, rule: config.Matching) -> bool:
     """Whether an answer is right by the row's own references; False without any, or a matcher that needs a model."""
     if not row.get("references") or rule.matcher not in config.MATCHERS:
         return False
@@ -547,7 +547,7 @@ def decide(
     args: argparse.Namespace, paths: dict[str, str], asked: dict[str, str], step: config.CheckDataStep, running: Running
 ) -> checks.GateVerdict:
     """Measures and judges; writes the manifest."""
-    rows, asked_rows = ({name: _readable(path) for name, path in some.items()} for some in (paths, asked))
+    rows, asked_rows = ({name: readable(path) for name, path in some.items()} for some in (paths, asked))
     load_tokenizer = cache(partial(chat.ChatTokenizer, args.tokenizer))
     if chat.asks_for_date(load_tokenizer().chat_template):
         logger.warning(
@@ -567,7 +567,7 @@ def decide(
     )
 
 
-def _readable(path: str) -> JsonLines:
+def readable(path: str) -> JsonLines:
     """The rows of a file, read to its end once: a gate cannot judge a file that it cannot read."""
     rows = JsonLines(path)
     for _ in rows:

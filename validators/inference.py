@@ -1,4 +1,4 @@
-"""Greedy answers and log-probabilities of a causal language model, in batches, for gates and examples.
+"""Greedy or sampled answers, and log-probabilities, of a causal language model, in batches, for gates and examples.
 
 model, tokenizer, prompts -> answers · model, tokenizer, rows -> log-probability of each row's answer, or the distance
 between two models' distributions along it
@@ -14,6 +14,7 @@ from posttrain.rows.chat import render
 from validators.progress import Progress
 
 Message = dict[str, Any]  # as in `posttrain.rows.formats`
+ANSWERS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,15 @@ class Answer:
         return self.thoughts + self.text
 
 
+@dataclass(frozen=True)
+class SamplingParams:
+    """How answers are sampled; the same on the same machine for the same seed."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class TokenRow:
     """Token ids of a prompt and of the answer whose log-probability is asked for."""
@@ -44,7 +54,13 @@ class TokenRow:
 
 
 def generate(
-    model, tokenizer, prompts: list[list[Message]], *, max_new_tokens: int, batch_size: int = 16, name: str = "model"
+    model,
+    tokenizer,
+    prompts: list[list[Message]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = ANSWERS_AT_ONCE,
+    name: str = "model",
 ) -> list[Answer]:
     """The greedy answer to each prompt, in the order of `prompts`; the model's own sampling settings are ignored.
 
@@ -58,11 +74,40 @@ def generate(
 
 
 def generate_from_tokens(
-    model, tokenizer, rendered: list[list[int]], *, max_new_tokens: int, batch_size: int = 16, name: str = "model"
+    model,
+    tokenizer,
+    rendered: list[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = ANSWERS_AT_ONCE,
+    name: str = "model",
 ) -> list[Answer]:
     """`generate` for prompts that the caller has rendered to token ids."""
-    answers: list[Answer | None] = [None] * len(rendered)
     settings = _greedy(model, tokenizer, max_new_tokens)
+    return _generate(model, tokenizer, rendered, settings, batch_size=batch_size, name=name)
+
+
+def sample(
+    model,
+    tokenizer,
+    prompts: list[list[Message]],
+    sampling: SamplingParams,
+    *,
+    max_new_tokens: int,
+    name: str = "model",
+) -> list[Answer]:
+    """A sampled answer to each prompt, in the order of `prompts`. Seeds torch in this process."""
+    import torch
+
+    torch.manual_seed(sampling.seed)
+    settings = _greedy(model, tokenizer, max_new_tokens)
+    settings.update(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0)
+    rendered = [render(tokenizer, prompt) for prompt in prompts]
+    return _generate(model, tokenizer, rendered, settings, batch_size=ANSWERS_AT_ONCE, name=name)
+
+
+def _generate(model, tokenizer, rendered: list[list[int]], settings, *, batch_size: int, name: str) -> list[Answer]:
+    answers: list[Answer | None] = [None] * len(rendered)
     parts = Parts(tokenizer)
     progress = Progress(name, "answered", len(rendered), "prompts")
     with _inference(model):

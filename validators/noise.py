@@ -5,8 +5,6 @@ model, tokenizer, prompts, limits -> difference between the two shares of well-f
 It is a number to compare limits and differences with, not a check: a smaller change cannot be told from noise.
 """
 
-from copy import copy
-
 from posttrain import config
 from validators import answers, inference
 
@@ -30,22 +28,5 @@ def sample(
     model, tokenizer, prompts: list[list[inference.Message]], *, max_new_tokens: int, seed: int
 ) -> list[inference.Answer]:
     """A sampled answer to each prompt, in the order of `prompts`; reproducible by seed on the same machine."""
-    import torch
-
-    torch.manual_seed(seed)
-    return inference.generate(_Sampling(model), tokenizer, prompts, max_new_tokens=max_new_tokens)
-
-
-class _Sampling:
-    """A model that samples where it is asked for greedy answers."""
-
-    def __init__(self, model):
-        self.model = model
-
-    def __getattr__(self, name: str):
-        return getattr(self.model, name)
-
-    def generate(self, *, generation_config, **inputs):
-        settings = copy(generation_config)
-        settings.update(do_sample=True, temperature=TEMPERATURE, top_k=0)
-        return self.model.generate(generation_config=settings, **inputs)
+    sampling = inference.SamplingParams(temperature=TEMPERATURE, seed=seed)
+    return inference.sample(model, tokenizer, prompts, sampling, max_new_tokens=max_new_tokens)

@@ -63,6 +63,11 @@ class Session:
         generate = self.engine.generate if self.engine else partial(inference.generate, name=self.name)
         return self._judged(prompts, generate)
 
+    def sample(self, prompts: list[list[Message]], sampling: inference.SamplingParams) -> list[JudgedAnswer]:
+        """A sampled answer to each prompt, judged by its form; a prompt may be there several times."""
+        draw = self.engine.sample if self.engine else partial(inference.sample, name=self.name)
+        return self._judged(prompts, partial(draw, sampling=sampling))
+
     def answer_without_adapter(self, prompts: list[list[Message]]) -> list[JudgedAnswer]:
         """The base's greedy answer to each prompt, from the loaded model with its adapter switched off."""
         if self.engine:

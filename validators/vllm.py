@@ -1,6 +1,7 @@
-"""Greedy answers through vLLM, where the configuration asks for it; no other module knows vLLM.
+"""Greedy or sampled answers through vLLM, where the configuration asks for it; no other module knows vLLM.
 
-model folder, adapter folder, prompts -> the answers of `inference.generate`, many times as fast on a GPU
+model folder, adapter folder, prompts -> the answers of `inference.generate` and `inference.sample`, many times
+as fast on a GPU
 
 vLLM is not a dependency: `validation.generation: vllm` needs it installed in the image of the gates.
 """
@@ -9,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from posttrain.rows.chat import render
-from validators.inference import Answer, Message, Parts, end_token_ids
+from validators.inference import Answer, Message, Parts, SamplingParams, end_token_ids
 
 GPU_SHARE = 0.45  # of the GPU's memory; the gate's own copy of the model, for likelihoods, takes as much again
 
@@ -39,17 +40,32 @@ class Engine:
         """Does what `inference.generate` does; `model` is used for its end tokens only. Without its adapter the base
         answers.
         """
-        from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
+        lora = LoRARequest("adapter", 1, str(self.adapter)) if self.adapter and with_adapter else None
+        drawn = [{"temperature": 0.0}] * len(prompts)
+        return self._answers(model, tokenizer, prompts, drawn, max_new_tokens=max_new_tokens, lora_request=lora)
+
+    def sample(
+        self, model, tokenizer, prompts: list[list[Message]], sampling: SamplingParams, *, max_new_tokens: int
+    ) -> list[Answer]:
+        """Does what `inference.sample` does. A seed is that of one prompt: equal ones would get equal answers."""
+        drawn = [
+            {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed + number}
+            for number in range(len(prompts))
+        ]
+        return self._answers(model, tokenizer, prompts, drawn, max_new_tokens=max_new_tokens)
+
+    def _answers(
+        self, model, tokenizer, prompts: list[list[Message]], drawn: list[dict], *, max_new_tokens: int, **request
+    ) -> list[Answer]:
+        """The answers to prompts, each with its own settings of the draw."""
+        import vllm
+
         ends = end_token_ids(model, tokenizer)
-        settings = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=ends)
+        settings = [vllm.SamplingParams(max_tokens=max_new_tokens, stop_token_ids=ends, **one) for one in drawn]
         rendered = [render(tokenizer, prompt) for prompt in prompts]
-        outputs = self.model.generate(
-            [{"prompt_token_ids": ids} for ids in rendered],
-            settings,
-            lora_request=LoRARequest("adapter", 1, str(self.adapter)) if self.adapter and with_adapter else None,
-        )
+        outputs = self.model.generate([{"prompt_token_ids": ids} for ids in rendered], settings, **request)
         parts = Parts(tokenizer)
         return [
             parts.answer(ids, list(one.outputs[0].token_ids), ends) for ids, one in zip(rendered, outputs, strict=True)

@@ -149,16 +149,21 @@ class DataLimits(Limits, Matching, PromptFiles):
     max_unmatched_share: Fraction = 0.05
 
 
-class AnswerLimits(Limits, Matching):
+class Generating(Section):
+    """How a model answers."""
+
+    max_new_tokens: Count = 256  # tokens per answer
+    # library that generates the answers; vllm must be installed in the gates' image
+    generation: Literal["transformers", "vllm"] = "transformers"
+
+
+class AnswerLimits(Limits, Matching, Generating):
     """Limits of the gates that have the model answer held-out prompts."""
 
     # checks of generated answers; your own as package.module:function. no_harmful_content is left out, with a
     # warning, where neither this is set nor anything of a judge, red_team_prompts and benign_prompts
     custom_checks: list[str] = list(BUILT_IN_CHECKS)
     num_generated_answers: Count = 64  # number of held-out prompts that the model answers
-    max_new_tokens: Count = 256  # tokens per answer
-    # library that generates the answers; vllm must be installed in the gates' image
-    generation: Literal["transformers", "vllm"] = "transformers"
     min_format_valid_rate: Fraction = 0.9  # share of well-formed answers
     min_stopped_rate: Fraction = 0.8  # share of answers that end by themselves
     noise_floor: bool = False  # also measure how far two samplings of the same model lie apart
@@ -205,12 +210,29 @@ class MergeLimits(Limits):
     max_merge_loss_difference: Positive = 0.02  # nats per token of the answers, base plus adapter and merged
 
 
-class Judging(PromptFiles):
-    """Who judges safety, and on which prompts."""
+class HarmJudge(Section):
+    """Who judges safety."""
 
     # who judges safety; closed_form: an answer is harmless if it is the sentence that declines
     judge: Literal["closed_form", "model"] | None = None
     judge_model: str | None = None  # for judge: model; Llama Guard or ShieldGemma: Hub id, gs://, s3:// or folder
+
+
+class Judging(PromptFiles, HarmJudge):
+    """Who judges safety, and on which prompts."""
+
+
+class SamplingLimits(Limits, Matching, Generating, HarmJudge):
+    """What sample_pairs takes from the gates: how a model answers, and what tells a right answer from a wrong one."""
+
+
+class PairsLimits(DataLimits):
+    """Limits of the gate over the pairs that are sampled."""
+
+    min_pair_yield: Fraction = 0.02  # share of the prompts whose answers gave a pair
+    min_sampled_pairs: Count = 16  # pairs that the sampled answers gave to train on
+    # tokens of all chosen answers, divided by those of all rejected ones, in either direction
+    max_pair_length_ratio: Annotated[float, Field(gt=1)] = 2.0
 
 
 class LmEvalTasks(Section):
@@ -308,7 +330,7 @@ class ChampionLimits(AnswerLimits):
     max_loss_above_published: Annotated[float, Field(ge=0)] = 0.1
 
 
-class Validation(DataLimits, SftLimits, MergeLimits, AlignmentLimits, ChampionLimits):
+class Validation(PairsLimits, SftLimits, MergeLimits, AlignmentLimits, ChampionLimits):
     """The limits of all gates, flat. They are fixed when the graph is compiled: no run can loosen them."""
 
     timeout_minutes: Count = 60  # minutes for one gate

@@ -15,6 +15,7 @@ from posttrain.config.steps import (
     CheckChampionStep,
     CheckDataStep,
     CheckMergeStep,
+    CheckPairsStep,
     CheckSftStep,
     DpoStep,
     PreflightStep,
@@ -22,6 +23,7 @@ from posttrain.config.steps import (
     PromoteStep,
     PublishStep,
     ReportStep,
+    SamplePairsStep,
     SftStep,
     StepSection,
 )
@@ -45,9 +47,9 @@ class Step:
     module: str  # started as `python -m <module>`
     section: type[StepSection]  # its part of the configuration
     kind: Kind = "other"
-    stage: Literal["sft", "merge", "dpo"] | None = None  # the stage that it belongs to, or that a gate judges
-    needs: tuple[str, ...] = ()  # stages that are on in every graph with this step
-    excludes: tuple[str, ...] = ()  # stages that are off in every graph with this step
+    stage: Literal["sft", "merge", "pairs", "dpo"] | None = None  # the stage that it belongs to, or that a gate judges
+    needs: tuple[str, ...] = ()  # stages that are on in every graph with this step, or brought_pairs
+    excludes: tuple[str, ...] = ()  # stages that are off in every graph with this step, or brought_pairs
     promotes: bool = False  # only in graphs that make the published model current
     pool: Literal["cpu", "gpu"] = "cpu"  # whose placement it has
     placed_like: str | None = None  # the step whose placement it has, instead of a pool's
@@ -62,8 +64,7 @@ class Step:
         """Tells whether the graph with these stages has the step; `promote`: and makes its model current."""
         if self.promotes and not promote:
             return False
-        is_on = {stage: getattr(stages, stage).enabled for stage in (*self.needs, *self.excludes)}
-        return all(is_on[stage] for stage in self.needs) and not any(is_on[stage] for stage in self.excludes)
+        return all(map(stages.has, self.needs)) and not any(map(stages.has, self.excludes))
 
     def covers(self, name: str) -> bool:
         """Tells whether the row is that of the step with this name."""
@@ -76,11 +77,11 @@ LINE = (
          is_quick=True),
     Step("fetch_model", "posttrain.model", StepSection, reads="base_model"),
     Step("prepare_sft_data", "posttrain.data", PrepareStep, needs=("sft",),
-         reads="sft_dataset", components=("prepare_data",)),
-    Step("prepare_preferences", "posttrain.data", PrepareStep, needs=("dpo",),
+         reads="sft_dataset", components=("prepare_data", "prepare_data_with_references")),
+    Step("prepare_preferences", "posttrain.data", PrepareStep, needs=("brought_pairs",),
          reads="preference_dataset", components=("prepare_data",)),
-    Step("check_data", "validators.data", CheckDataStep, "gate", needs=("sft", "dpo")),
-    Step("check_sft_data", "validators.data", CheckDataStep, "gate", needs=("sft",), excludes=("dpo",)),
+    Step("check_data", "validators.data", CheckDataStep, "gate", needs=("sft", "brought_pairs")),
+    Step("check_sft_data", "validators.data", CheckDataStep, "gate", needs=("sft",), excludes=("brought_pairs",)),
     Step("check_preference_data", "validators.data", CheckDataStep, "gate", needs=("dpo",), excludes=("sft",)),
     Step("train_sft", "posttrain.sft", SftStep, "training", "sft", needs=("sft",), pool="gpu", loads_model=True),
     Step("check_sft", "validators.sft", CheckSftStep, "gate", "sft", needs=("sft",), pool="gpu", loads_model=True),
@@ -90,6 +91,9 @@ LINE = (
          loads_model=True, components=("check_merge",)),
     Step("check_safety", "validators.alignment", CheckAlignmentStep, "gate", "sft",
          needs=("sft", "merge"), excludes=("dpo",), pool="gpu", loads_model=True),
+    Step("sample_pairs", "validators.sampling", SamplePairsStep, stage="pairs", needs=("pairs",), pool="gpu",
+         loads_model=True, components=("sample_pairs", "sample_pairs_alone")),
+    Step("check_pairs", "validators.pairs", CheckPairsStep, "gate", "pairs", needs=("pairs",)),
     Step("train_dpo", "posttrain.dpo", DpoStep, "training", "dpo", needs=("dpo",), pool="gpu", loads_model=True),
     Step("merge_dpo", "posttrain.merge", StepSection, "merge", "merge", needs=("dpo",),
          components=("merge_adapter",)),

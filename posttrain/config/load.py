@@ -7,7 +7,9 @@ from pathlib import Path
 from posttrain.config.documents import parse_json, parse_yaml
 from posttrain.config.parse import OVERRIDABLE, merged, read_yaml, validate
 from posttrain.config.pipeline import PipelineConfig
+from posttrain.config.stages import PairsConfig
 
+WITH_A_FILE = OVERRIDABLE | {"pairs": PairsConfig}  # stages that have settings of their own
 OTHER_NAMES = {"output_root": "storage_root"}
 
 logger = logging.getLogger(__name__)
@@ -29,12 +31,12 @@ def load_config(paths: str | Path | Sequence[str | Path], settings: list[str] | 
     for setting in settings:
         _set(raw, setting)
     for name, stage in _stages_with_a_file(raw):
-        if name not in OVERRIDABLE:
+        if name not in WITH_A_FILE:
             logger.warning("%s: stages.%s.config_path is ignored: the stage has no settings of its own", source, name)
             continue
         file = _find(stage["config_path"], folders, key=f"stages.{name}.config_path")
         section = read_yaml(file)
-        validate(OVERRIDABLE[name], section, source=str(file))
+        validate(WITH_A_FILE[name], section, source=str(file))
         raw |= merged({name: section}, {name: raw.get(name) or {}})
     _embed_schema(raw, folders)
     keys = [OTHER_NAMES.get(key, key) for key in (setting.partition("=")[0] for setting in settings)]
@@ -63,7 +65,9 @@ def _by_name(stages: list, *, file: Path) -> dict[str, dict]:
     by_name = {}
     for at, stage in enumerate(stages):
         if not isinstance(stage, dict) or "name" not in stage:
-            raise ValueError(f"{file}: stages[{at}] is {stage!r}: give a mapping with a name (sft, merge or dpo)")
+            raise ValueError(
+                f"{file}: stages[{at}] is {stage!r}: give a mapping with a name (sft, merge, pairs or dpo)"
+            )
         stage = dict(stage)
         name = stage.pop("name")
         if name in by_name:

@@ -1,19 +1,19 @@
 """The configuration of a pipeline, key for key as in its YAML file."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from posttrain.config.evidence import Evidence
-from posttrain.config.limits import Validation
+from posttrain.config.limits import DataLimits, PairsLimits, Validation
 from posttrain.config.line import TRAININGS
 from posttrain.config.mixture import DataSets
 from posttrain.config.parse import check_name
 from posttrain.config.placement import Placements
 from posttrain.config.requirements import evidence_of
 from posttrain.config.section import Count, Positive, Section
-from posttrain.config.stages import DataConfig, DpoConfig, SftConfig, Stages, check_dealt
+from posttrain.config.stages import DataConfig, DpoConfig, PairsConfig, SftConfig, Stages, check_dealt
 
 
 class PipelineConfig(Section):
@@ -38,6 +38,7 @@ class PipelineConfig(Section):
     allowed_storage_roots: list[str] = []
     stages: Stages = Stages()
     sft: SftConfig = SftConfig()
+    pairs: PairsConfig = PairsConfig()
     dpo: DpoConfig = DpoConfig()
     data: DataConfig = DataConfig()
     validation: Validation = Validation()
@@ -70,6 +71,32 @@ class PipelineConfig(Section):
             if getattr(self.stages, stage).enabled:
                 check_dealt(getattr(self, stage), self.placement.num_ranks(step), section=stage)
         return self
+
+    @model_validator(mode="after")
+    def _pairs_can_be_told_apart(self):
+        if not self.stages.pairs.enabled:
+            return self
+        if self.validation.answer_match == "none" and self.validation.judge != "model":
+            raise ValueError(
+                "stages.pairs is on, but nothing tells a better answer from a worse one: validation.answer_match is "
+                "none and validation.judge is not model; set one of them, or disable stages.pairs"
+            )
+        if self.stages.pairs.alone and self.preference_dataset:
+            raise ValueError(
+                "stages.pairs.alone is on, but preference_dataset is given: remove it, or set alone to false to train "
+                "on both"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out the settings of pairs where none are sampled: a graph without them is the same with any."""
+        config = dump(self)
+        if not self.stages.pairs.enabled:
+            config.pop("pairs", None)
+            for key in PairsLimits.model_fields.keys() - DataLimits.model_fields.keys():
+                config.get("validation", {}).pop(key, None)
+        return config
 
     @property
     def evidence(self) -> Evidence:

@@ -163,7 +163,14 @@ def requirements(stages: Stages, validation: Validation, *, promote: bool = True
 
 def evidence_of(config: "PipelineConfig") -> Evidence:
     """Returns the evidence that the gates of a line need."""
-    return _evidence(config, _needs(_of_data(config), "held_out"))
+    asked = [one for one in _of_data(config) if config.stages.has("brought_pairs") or one.of != "preference_rows"]
+    return _evidence(config, _needs(asked, "held_out"))
+
+
+def evidence_of_pairs(config: "PipelineConfig") -> Evidence:
+    """Returns the evidence that gates behind check_pairs need of the pairs, which no earlier step can count."""
+    asked = [one for one in _of_data(config) if one.of == "preference_rows"]
+    return _evidence(config, _needs(asked, "held_out"))
 
 
 def evidence_of_sweep(config: "PipelineConfig", sweep: SweepConfig) -> Evidence:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.config.mixture import DataSets
 from posttrain.config.section import Count, Positive, Section
 
 TargetModules = list[str] | Literal["auto", "attention", "all-linear"]
@@ -82,6 +83,23 @@ class DpoConfig(LoraTraining):
         return self
 
 
+class PairsConfig(Section):
+    """Preference pairs out of the merged SFT model's own answers: the best against the worst of several."""
+
+    num_answers: Annotated[int, Field(ge=2)] = 8  # answers sampled for each prompt
+    temperature: Positive = 1.0  # temperature of sampling
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # nucleus of sampling (arXiv:1904.09751); 1: every token
+    seed: Annotated[int, Field(ge=0)] = 42  # seed of sampling
+    # difference of the scores of chosen and rejected, each from 0 to 1, below which a pair is dropped
+    min_margin: Annotated[float, Field(gt=0, le=1)] = 0.5
+    use_reference: bool = False  # where no sampled answer is right, the row's own answer is the chosen one
+    # SFT rows whose prompts are sampled: path, gs://, s3:// or Hub id, or a list; empty: the rows that SFT trains on
+    prompts: DataSets = ""
+    max_prompts: Count | None = None  # prompts that are sampled at most, spread evenly over the rows; null: all
+    # share of sampled pairs among those trained on where others are brought, above which some are left out; null: all
+    max_sampled_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
 class DataConfig(Section):
     """Settings for reading and splitting rows."""
 
@@ -117,6 +135,15 @@ class MergeStage(Stage):
     retry_count: Annotated[int, Field(ge=0)] = 1
 
 
+class PairsStage(Stage):
+    """The stage that samples preference pairs from the merged SFT model, with its defaults."""
+
+    enabled: bool = False  # true: DPO trains on pairs that are sampled from the merged SFT model as well
+    alone: bool = False  # true: on sampled pairs alone, held-out ones included; there is no preference_dataset
+    timeout_minutes: Count = 120
+    retry_count: Annotated[int, Field(ge=0)] = 1
+
+
 class DpoStage(Stage):
     """The DPO stage with its defaults."""
 
@@ -129,6 +156,8 @@ class Stages(Section):
 
     sft: SftStage = SftStage()
     merge: MergeStage = MergeStage()
+    # Left out where it is off, so that no step of today's graph does its work again.
+    pairs: PairsStage = Field(PairsStage(), exclude_if=lambda stage: not stage.enabled)
     dpo: DpoStage = DpoStage()
 
     @model_validator(mode="after")
@@ -137,7 +166,19 @@ class Stages(Section):
             raise ValueError("stages: sft and dpo are both off: enable one")
         if self.dpo.enabled and not self.merge.enabled:
             raise ValueError("stages: merge is off but dpo is on: dpo trains and publishes merged models; enable merge")
+        if self.pairs.enabled and not (self.sft.enabled and self.dpo.enabled):
+            off = "dpo" if self.sft.enabled else "sft"
+            raise ValueError(
+                f"stages: pairs is on but {off} is off: pairs are sampled from the merged SFT model and dpo trains on "
+                f"them; enable {off}, or disable pairs"
+            )
         return self
+
+    def has(self, name: str) -> bool:
+        """Tells whether a stage is on; `brought_pairs`: whether there is a data set of preference pairs."""
+        if name == "brought_pairs":
+            return self.dpo.enabled and not (self.pairs.enabled and self.pairs.alone)
+        return getattr(self, name).enabled
 
 
 def check_dealt(config: LoraTraining, num_processes: int, *, section: str) -> None:

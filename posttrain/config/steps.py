@@ -8,9 +8,21 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from posttrain.config.evidence import Evidence
-from posttrain.config.limits import AlignmentLimits, ChampionLimits, DataLimits, Judges, MergeLimits, SftLimits
+from posttrain.config.limits import (
+    AlignmentLimits,
+    ChampionLimits,
+    DataLimits,
+    Generating,
+    HarmJudge,
+    Judges,
+    Matching,
+    MergeLimits,
+    PairsLimits,
+    SamplingLimits,
+    SftLimits,
+)
 from posttrain.config.section import Count, Positive, Section
-from posttrain.config.stages import DataConfig, DpoConfig, LoraTraining, SftConfig, Stages, check_dealt
+from posttrain.config.stages import DataConfig, DpoConfig, LoraTraining, PairsConfig, SftConfig, Stages, check_dealt
 
 RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, locally from the runner
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a stage left before its end, and the next attempt continues from there
@@ -75,6 +87,10 @@ class Training(Ranks):
         return 1 if config.elastic else self.num_processes
 
 
+class Sampling(PairsConfig, Matching, Generating, HarmJudge):
+    """The settings that decide the result of sample_pairs."""
+
+
 class StepSection(Section):
     """Settings of every step. Some steps have no others."""
 
@@ -103,6 +119,7 @@ class PreflightStep(StepSection):
     gpu_memory_fraction: float = 1.0
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
+    pairs: PairsConfig | None = None  # null: the graph samples none
     evidence: Evidence = Evidence()  # what the gates need of the data
     # names of the TrainingRuntimes of trainings on several nodes; None: there are no such trainings
     training_runtimes: list[str] | None = None
@@ -178,6 +195,29 @@ class CheckMergeStep(StepSection):
     """Configuration of the merge gates."""
 
     validation: MergeLimits = MergeLimits()
+
+
+class SamplePairsStep(StepSection):
+    """Configuration of sample_pairs."""
+
+    pairs: PairsConfig = PairsConfig()
+    data: DataConfig = DataConfig()  # how `pairs.prompts` is read
+    validation: SamplingLimits = SamplingLimits()
+
+    @property
+    def decisive(self) -> Section:
+        answering = self.validation.model_dump(include=set(Sampling.model_fields))
+        return Sampling(**self.pairs.model_dump(), **answering)
+
+
+class CheckPairsStep(StepSection):
+    """Configuration of check_pairs."""
+
+    validation: PairsLimits = PairsLimits()
+    evidence: Evidence = Evidence()  # what the later gates need of the pairs
+    pairs: PairsConfig = PairsConfig()
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
 
 
 class CheckAlignmentStep(StepSection):

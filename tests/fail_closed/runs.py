@@ -39,9 +39,14 @@ from validators import page
 
 ROOT = Path(__file__).parents[2]
 RUN_ID = "r1"
-SHAPES = {"full": {}, "SFT only": {"dpo": {"enabled": False}}, "DPO only": {"sft": {"enabled": False}}}
+SHAPES = {
+    "full": {},
+    "SFT only": {"dpo": {"enabled": False}},
+    "DPO only": {"sft": {"enabled": False}},
+    "pairs": {"pairs": {"enabled": True}},
+}
 STAND_INS = [f"posttrain.{name}" for name in ("preflight", "model", "data", "sft", "merge", "dpo")] + [
-    f"validators.{name}" for name in ("data", "sft", "merge", "alignment", "champion")
+    f"validators.{name}" for name in ("data", "sft", "merge", "sampling", "pairs", "alignment", "champion")
 ]
 REAL = ["posttrain.publish", "posttrain.make_current", "posttrain.reject", "posttrain.report"]
 
@@ -63,7 +68,8 @@ class Ending:
 
 
 def config_of(shape: str, root: Path) -> PipelineConfig:
-    validation = Validation(answer_match="none", custom_checks=["output_format_valid"], check_timeouts={"hangs": 1})
+    match = "exact" if shape == "pairs" else "none"
+    validation = Validation(answer_match=match, custom_checks=["output_format_valid"], check_timeouts={"hangs": 1})
     return PipelineConfig(
         stages=SHAPES[shape], validation=validation, storage_root=str(root), allowed_storage_roots=["/"]
     )
@@ -74,7 +80,7 @@ def gates_of(shape: str) -> list[str]:
 
 
 ONE_AT_A_TIME = threading.Lock()
-GATES = [(shape, gate) for shape in SHAPES for gate in gates_of(shape)]
+GATES = [(shape, gate) for shape in SHAPES for gate in gates_of(shape) if shape != "pairs" or gate == "check_pairs"]
 
 
 @functools.cache

@@ -11,6 +11,8 @@ SHAPES = {
     "full": [],
     "sft_only": ["stages.dpo.enabled=false"],
     "dpo_only": ["stages.sft.enabled=false"],
+    "pairs": ["stages.pairs.enabled=true"],
+    "pairs_alone": ["stages.pairs={enabled: true, alone: true}", 'preference_dataset=""'],
     "adapter": [
         "stages.dpo.enabled=false",
         "stages.merge.enabled=false",

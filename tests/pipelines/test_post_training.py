@@ -30,8 +30,8 @@ def test_step_names_are_those_of_the_graph(graphs, shape):
     assert sorted(names) == sorted(step_names(load_config("configs/pipeline_config.yaml", SHAPES[shape])))
 
 
-@pytest.mark.parametrize("shape", ["sft_only", "dpo_only"])
-def test_shorter_shapes_match_their_golden_files(tmp_path, shape):
+@pytest.mark.parametrize("shape", ["sft_only", "dpo_only", "pairs"])
+def test_other_shapes_match_their_golden_files(tmp_path, shape):
     compile_graph(load_config("configs/pipeline_config.yaml", SHAPES[shape]), tmp_path / "graph.yaml")
     assert (tmp_path / "graph.yaml").read_text() == (GOLDEN / f"{shape}.yaml").read_text(), (
         "wanted? then run: make golden"
@@ -250,6 +250,27 @@ def test_a_run_ends_when_its_pods_had_their_time_and_a_day_to_start(graphs):
     limits = [int(task["kubernetes"]["activeDeadlineSeconds"]) for task in graphs["full"].tasks.values()]
     limit = graphs["full"].platform["platforms"]["kubernetes"]["pipelineConfig"]["activeDeadlineSeconds"]
     assert limit == sum(limits) + 24 * 3600
+
+
+@pytest.mark.parametrize(("shape", "judged"), [("pairs", "prepare-preferences"), ("pairs_alone", "sample-pairs-eval")])
+def test_pairs_are_sampled_from_the_merged_sft_model_and_trained_on_behind_their_gate(graphs, shape, judged):
+    graph = graphs[shape]
+    assert graph.tasks["sample_pairs"]["under"][-1] == "sft-merge-passed"
+    assert graph.tasks["train_dpo"]["under"][-1] == "pairs-passed"
+    inputs = graph.tasks["train_dpo"]["task"]["inputs"]["artifacts"]
+    assert "sample-pairs-train" in json.dumps(inputs["train"])
+    assert judged in json.dumps(inputs["eval"])
+    assert judged in json.dumps(graph.tasks["check_alignment"]["task"]["inputs"]["artifacts"]["preference_eval"])
+    assert ("prepare_preferences" in graph.tasks) == (shape == "pairs")
+    assert [need["of"] for need in graph.config_of("check_pairs")["evidence"]["needs"]] == ["preference_rows"] * 2
+    counted = {need["of"] for need in graph.config_of("preflight")["evidence"]["needs"]}
+    assert ("preference_rows" in counted) == (shape == "pairs")
+
+
+def test_a_graph_without_pairs_knows_nothing_of_their_settings(graphs):
+    settings = graphs["full"].config_of("preflight")
+    assert "pairs" not in settings and "pairs" not in settings["stages"]
+    assert graphs["pairs"].config_of("preflight")["pairs"]["num_answers"] == 8
 
 
 def test_two_compiles_are_byte_identical(tmp_path):

@@ -153,11 +153,17 @@ def test_a_data_set_outside_the_allowed_prefixes_is_refused(task_api_files, tmp_
 def test_accepted_answers_stay_with_the_held_out_rows_alone(tmp_path):
     path, written = tmp_path / "rows.jsonl", {"train": [], "eval": []}
     formats.write_jsonl(path, [row | {"references": ["Done.", "Yes."]} for row in rows_of(40)])
+    kept = []
     prepared = data.prepare(
-        str(path), kind="sft", settings=DataConfig(eval_fraction=0.3), write=lambda side, row: written[side].append(row)
+        str(path),
+        kind="sft",
+        settings=DataConfig(eval_fraction=0.3),
+        write=lambda side, row: written[side].append(row),
+        keep_references=kept.append,
     )
     assert all(row["references"] == ["Done.", "Yes."] for row in written["eval"])
     assert not any("references" in row for row in written["train"])
+    assert kept == [{"id": row["id"], "references": ["Done.", "Yes."]} for row in written["train"]]
     assert prepared.statistics["left_out_keys"] == {}
 
 

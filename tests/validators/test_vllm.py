@@ -21,8 +21,11 @@ sys.modules |= {"vllm.lora": lora, "vllm.lora.request": request}
 loaded = []
 
 
-def SamplingParams(*, temperature, max_tokens, stop_token_ids):
-    assert temperature == 0.0
+drawn = []
+
+
+def SamplingParams(*, temperature, max_tokens, stop_token_ids, **drawn_with):
+    drawn.append({"temperature": temperature, **drawn_with})
     return SimpleNamespace(max_new_tokens=max_tokens, eos_token_id=stop_token_ids)
 
 
@@ -34,9 +37,9 @@ class LLM:
         self.folder, self.load = model, load_model
         loaded.append(lora)
 
-    def generate(self, prompts, settings, lora_request):
+    def generate(self, prompts, settings, lora_request=None):
         model = self.load(self.folder, lora_request)
-        return [self.answer(model, one["prompt_token_ids"], settings) for one in prompts]
+        return [self.answer(model, one["prompt_token_ids"], own) for one, own in zip(prompts, settings, strict=True)]
 
     def answer(self, model, ids, settings):
         written = model.generate(input_ids=torch.tensor([ids]), do_sample=False, **vars(settings))
@@ -63,6 +66,15 @@ def test_it_answers_as_transformers_does(with_adapter, vllm, tiny_model, tiny_ad
     found = Engine(tiny_model, adapter, rank=4).generate(model, tokenizer, prompts, max_new_tokens=8)
     assert found == inference.generate(model, tokenizer, prompts, max_new_tokens=8)
     assert vllm.loaded == [{"enable_lora": True, "max_lora_rank": 8} if with_adapter else {}]
+    assert vllm.drawn == [{"temperature": 0.0}] * 3
+
+
+def test_each_of_equal_prompts_is_sampled_with_a_seed_of_its_own(vllm, tiny_model, task_api_rows):
+    tokenizer, model = load_tokenizer(tiny_model), load_model(tiny_model)
+    prompts = [task_api_rows["sft"][0]["prompt"]] * 2
+    sampling = inference.SamplingParams(temperature=0.5, top_p=0.9, seed=7)
+    assert len(Engine(tiny_model).sample(model, tokenizer, prompts, sampling, max_new_tokens=4)) == 2
+    assert vllm.drawn == [{"temperature": 0.5, "top_p": 0.9, "seed": seed} for seed in (7, 8)]
 
 
 def test_where_it_is_not_installed_it_is_refused():

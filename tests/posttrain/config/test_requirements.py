@@ -10,7 +10,7 @@ from posttrain.config.sweep import SweepConfig
 WITHOUT_ROWS = {
     "min_train_rows", "max_duplicate_share", "max_near_duplicate_share", "max_near_shared_prompts",
     "max_share_too_long", "max_unmatched_share", "max_new_tokens", "max_gradient_norm", "max_size_deviation",
-    "max_start_deviation", "min_distinct_answers",
+    "max_start_deviation", "min_distinct_answers", "min_sampled_pairs", "min_pair_yield", "max_pair_length_ratio",
 }  # fmt: skip
 
 

@@ -1,0 +1,140 @@
+"""Pairs out of a model's own answers: which answers make a pair, how pairs are mixed, and the step from end to end."""
+
+import json
+
+import pytest
+
+from posttrain.config import PairsConfig, SamplePairsStep, SamplingLimits
+from posttrain.rows.formats import check_row, read_jsonl, write_jsonl
+from validators import sampling
+from validators.inference import Answer
+from validators.sampling import Asked, ScoredAnswer, choose, mixed
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+ROW = {
+    "id": "sum",
+    "prompt": [{"role": "user", "content": "2 + 2?", "tools": TOOLS}],
+    "completion": [{"role": "assistant", "content": "4"}],
+}
+ASKED = Asked(ROW, ["4", "four"])
+
+
+def scored(text: str, score: float, **words) -> ScoredAnswer:
+    return ScoredAnswer(text, text, score, **words)
+
+
+def texts(chosen: sampling.Chosen) -> tuple[str, str]:
+    return chosen.pair["chosen"][0]["content"], chosen.pair["rejected"][0]["content"]
+
+
+def test_the_best_answer_is_chosen_and_the_worst_rejected():
+    answers = [scored("3.9", 0.4), scored("4", 1.0), scored("5", 0.0), scored("four", 0.8)]
+    chosen = choose(ASKED, answers, PairsConfig())
+    assert texts(chosen) == ("4", "5")
+    assert (chosen.outcome, chosen.margin) == ("pair", 1.0)
+
+
+def test_of_equal_answers_the_one_that_was_drawn_most_often_is_taken():
+    answers = [scored("5", 0.0), scored("6", 0.0), scored("4", 1.0), scored("6", 0.0), scored("four", 1.0)]
+    assert texts(choose(ASKED, [*answers, scored("four", 1.0)], PairsConfig())) == ("four", "6")
+
+
+def test_a_pair_is_a_row_to_train_on_with_the_tools_of_its_prompt_and_every_accepted_answer():
+    pair = choose(ASKED, [scored("4", 1.0), scored("5", 0.0)], PairsConfig()).pair
+    check_row(pair, "preference")
+    assert pair["prompt"][0]["tools"] == TOOLS
+    assert pair["references"] == ["4", "four"]
+    assert pair["id"] == "sampled/sum"
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [
+        ([scored("4", 1.0), scored("four", 1.0)], "no_wrong_answer"),
+        ([scored("5", 0.0), scored("6", 0.0)], "no_right_answer"),
+        ([scored("4", 0.6), scored("5", 0.3)], "small_margin"),
+        # Cut off, empty, or equal to an accepted answer that the scorer missed: none of these may be rejected.
+        ([scored("4", 1.0), scored("5 and", 0.0, stopped=False)], "no_wrong_answer"),
+        ([scored("4", 1.0), scored(" ", 0.0)], "no_wrong_answer"),
+        ([scored("4", 1.0), scored("four", 0.0)], "no_wrong_answer"),
+        # A right answer in a wrong form is neither chosen nor rejected.
+        ([scored("4", 1.0, fault="is not JSON"), scored("5", 0.0)], "no_right_answer"),
+        ([scored("4", 1.0), scored("4.", 0.9, fault="is not JSON")], "no_wrong_answer"),
+    ],
+)
+def test_a_prompt_without_a_right_and_a_wrong_answer_gives_no_pair(answers, outcome):
+    chosen = choose(ASKED, answers, PairsConfig())
+    assert (chosen.outcome, chosen.pair) == (outcome, None)
+
+
+def test_where_no_answer_is_right_the_rows_own_may_be_the_chosen_one():
+    settings = PairsConfig(use_reference=True)
+    assert texts(choose(ASKED, [scored("5", 0.0)], settings)) == ("4", "5")
+    assert texts(choose(ASKED, [scored("5", 0.0), scored("four", 1.0)], settings)) == ("four", "5")
+    assert choose(ASKED, [scored("4", 1.0)], settings).outcome == "no_wrong_answer"
+
+
+def test_thoughts_are_a_part_of_the_message_and_the_templates_empty_ones_are_not():
+    thoughtful = Answer("4", True, 9, thoughts="<think>\ntwo and two\n</think>\n\n")
+    assert sampling.message_text(thoughtful, "") == "<think>\ntwo and two\n</think>\n\n4"
+    empty = "<think>\n\n</think>\n\n"
+    assert sampling.message_text(Answer("4", True, 9, thoughts=empty), empty) == "4"
+    assert sampling.message_text(Answer("4", True, 9), "") == "4"
+
+
+@pytest.mark.parametrize(("share", "num"), [(None, 6), (0.5, 4), (0.2, 1), (0.9, 6)])
+def test_sampled_pairs_join_the_brought_ones_up_to_their_share(share, num):
+    sampled, brought = [{"id": f"s{at}"} for at in range(6)], [{"id": f"b{at}"} for at in range(4)]
+    rows = mixed(sampled, brought, share)
+    assert rows[:4] == brought
+    assert len(rows) == 4 + num
+    assert rows[4]["id"] == "s0"
+    assert mixed(sampled, [], share) == sampled
+
+
+def test_every_answer_of_rows_with_the_same_prompt_is_accepted():
+    other = ROW | {"id": "again", "completion": [{"role": "assistant", "content": "vier"}]}
+    (asked,) = sampling.asked_of([ROW | {"references": ["IV"]}, other])
+    assert sorted(asked.accepted) == ["4", "IV", "vier"]
+
+
+def test_settings_that_decide_no_answer_are_in_no_fingerprint():
+    before = SamplePairsStep(validation=SamplingLimits(answer_match="exact")).decisive
+    assert SamplePairsStep(validation=SamplingLimits(answer_match="exact", confidence=0.5)).decisive == before
+    assert SamplePairsStep(validation=SamplingLimits(answer_match="exact", max_new_tokens=8)).decisive != before
+    changed = SamplePairsStep(pairs=PairsConfig(seed=1), validation=SamplingLimits(answer_match="exact"))
+    assert changed.decisive != before
+
+
+def run(folder, model, rows, *, seed: int = 1) -> dict[str, str]:
+    """Runs the step without brought pairs; gives what it wrote."""
+    folder.mkdir()
+    write_jsonl(folder / "rows.jsonl", [{key: row[key] for key in ("id", "prompt", "completion")} for row in rows])
+    write_jsonl(folder / "references.jsonl", [{"id": rows[0]["id"], "references": ["no answer is this"]}])
+    outputs = {name: folder / "out" / name for name in ("train", "eval", "answers", "metrics")}
+    pairs = {"num_answers": 2, "use_reference": True, "seed": seed}
+    validation = {"answer_match": "exact", "max_new_tokens": 12, "output_format": {"kind": "text"}}
+    settings = json.dumps({"pairs": pairs, "validation": validation})
+    flags = {
+        "step": "sample_pairs", "storage-root": folder / "root", "config": settings,
+        "model": model, "rows": folder / "rows.jsonl", "references": folder / "references.jsonl",
+        "held-out": folder / "rows.jsonl", **outputs,
+    }  # fmt: skip
+    sampling.main([part for name, value in flags.items() for part in (f"--{name}", str(value))])
+    return {name: path.read_text() for name, path in outputs.items()}
+
+
+@pytest.mark.long
+def test_the_same_seed_gives_the_same_pairs_and_another_one_others(tmp_path, taught_model, task_api_rows):
+    rows = task_api_rows["sft"][:6]
+    first, again = (run(tmp_path / name, taught_model, rows) for name in ("first", "again"))
+    other = run(tmp_path / "other", taught_model, rows, seed=2)
+    assert first == again
+    assert first["answers"] != other["answers"]
+    metrics = json.loads(first["metrics"])
+    assert metrics["num_prompts"] == 6 and metrics["num_sampled_answers"] == 12
+    lines = [json.loads(line) for line in first["answers"].splitlines()]
+    assert [line["id"] for line in lines] == [row["id"] for row in rows] * 2
+    pairs = read_jsonl(tmp_path / "first" / "out" / "train")
+    assert len(pairs) == metrics["num_sampled_pairs"] == sum(line["outcome"] == "pair" for line in lines[:6]) > 0
+    assert not [pair for pair in pairs if pair["rejected"][0]["content"] in pair["references"]]
