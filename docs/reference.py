@@ -45,8 +45,9 @@ Unknown keys, values out of range, NaN and infinity are refused, with the file, 
 
 **Read by** lists the steps of the full pipeline, `stages.pairs` on, that receive a key. When a key changes, those steps
 do their work again; the others are reused from earlier runs as long as their inputs stay the same. Keys read by *the
-graph* decide its shape and where its steps run. With only one training stage some gates have other names: `check_sft_data` or
-`check_preference_data` takes the place of `check_data`, and without DPO `check_safety` that of `check_alignment`.
+graph* decide its shape and where its steps run. With only one training stage some gates have other names:
+`check_sft_data` or `check_preference_data` takes the place of `check_data`, and without DPO `check_safety` that of
+`check_alignment`.
 
 **Fixed at** says when a value is settled. *compile*: the value is part of the compiled graph, and whoever starts a
 run cannot change it. *run*: the value is a parameter of each run. `run_pipeline.py` compiles the graph anew for every
