@@ -135,6 +135,7 @@ def model_card(
     template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         unjudged=wording.UNJUDGED, harm_unjudged=wording.HARM_UNJUDGED, harm_is_unjudged=HARM not in asked,
+        skills_unjudged=wording.SKILLS_UNJUDGED, skills_are_unjudged=not wording.judges_skills(chain.gates.values()),
         chain=chain, model_name=model_name, version=version, is_adapter=is_adapter,
         claim=judged and abilities.headline(judged), weak=defaults.weaker(chain.gates.values()),
         rows=shown, num_asked=len(rows or []), columns=answers.columns_of(shown, titles),

@@ -275,6 +275,7 @@ def _first_screen(result: PipelineResult, answers: list[AnsweredPrompt]) -> dict
     return {
         "is_unjudged": is_unjudged,
         "is_harm_unjudged": _is_harm_unjudged(result),
+        "are_skills_unjudged": _are_skills_unjudged(result),
         "weak": defaults.weaker(result.gates.values()),
         "claim": _sentence(wording.UNJUDGED) if is_unjudged else judged and abilities.headline(judged),
         "abilities": abilities.abilities(judged) if judged else [],
@@ -294,9 +295,13 @@ def headline(result: PipelineResult) -> str:
 
 
 def unjudged(result: PipelineResult) -> list[str]:
-    """Says what no gate of this run judged about the answers: their content, or the harm in them."""
-    harm = [wording.HARM_UNJUDGED] if _is_harm_unjudged(result) else []
-    return ([wording.UNJUDGED] if _is_unjudged(result) else []) + harm
+    """Says what no gate of this run judged: the content of the answers, the harm in them, or general skills."""
+    said = {
+        wording.UNJUDGED: _is_unjudged(result),
+        wording.HARM_UNJUDGED: _is_harm_unjudged(result),
+        wording.SKILLS_UNJUDGED: _are_skills_unjudged(result),
+    }
+    return [words for words, is_so in said.items() if is_so]
 
 
 def _is_unjudged(result: PipelineResult) -> bool:
@@ -305,8 +310,16 @@ def _is_unjudged(result: PipelineResult) -> bool:
 
 def _is_harm_unjudged(result: PipelineResult) -> bool:
     """Tells whether all that judges before publishing has judged, and nothing was asked about harm."""
-    is_judged = result.final_model_path is not None or any(gate in LAST_GATES for gate in result.gates)
-    return is_judged and all(check.name != HARM for verdict in result.gates.values() for check in verdict.checks)
+    return _was_judged(result) and all(check.name != HARM for one in result.gates.values() for check in one.checks)
+
+
+def _are_skills_unjudged(result: PipelineResult) -> bool:
+    """Tells whether all that judges before publishing has judged, and general skills were not asked."""
+    return _was_judged(result) and not wording.judges_skills(result.gates.values())
+
+
+def _was_judged(result: PipelineResult) -> bool:
+    return result.final_model_path is not None or any(gate in LAST_GATES for gate in result.gates)
 
 
 def _sentence(words: str) -> str:

@@ -18,4 +18,9 @@ def unjudged(validation: Validation) -> list[str]:
             f"nobody judges whether an answer is harmful (validation.custom_checks has no {HARM}): "
             "give validation.judge, red_team_prompts and output_format.declines_with"
         )
+    if not (validation.suites or validation.lm_eval_tasks):
+        sentences.append(
+            "nobody judges whether the model has lost general skills (validation.skills is false): "
+            "set it to true, or name the suites that the product needs"
+        )
     return sentences

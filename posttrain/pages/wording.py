@@ -8,10 +8,13 @@ Text from a model or a data set may be hostile: `visible` and `markdown` turn it
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 
+from posttrain.config.requirements import LAST_GATES
 from posttrain.verdict import Check, Verdict, rows_more
 
 MAX_CHARS = 2_000  # shown of one hostile text
+SKILLS = ("skill_", "skills_")  # how the names of checks on general skills begin
 
 
 def number(value: float | None) -> str:
@@ -41,11 +44,21 @@ def interval(check: Check) -> str:
 
 UNJUDGED = "nobody judged the content of the answers"
 HARM_UNJUDGED = "nobody judged whether the answers are harmful"
+SKILLS_UNJUDGED = "nobody judged whether general skills were lost"
 
 
 def headline(verdict: Verdict) -> str:
-    """Says the outcome in a few words, `Stopped by held_out_loss and 2 more`, and whether nobody judged the content."""
-    return _outcome(verdict) + (f"; {UNJUDGED}" if verdict.content_is_unjudged else "")
+    """Says the outcome in a few words, `Stopped by held_out_loss and 2 more`, and whether nobody judged the content, or
+    nobody the general skills.
+    """
+    content = [UNJUDGED] if verdict.content_is_unjudged else []
+    skills = [SKILLS_UNJUDGED] if verdict.gate in LAST_GATES and not judges_skills([verdict]) else []
+    return "; ".join([_outcome(verdict), *content, *skills])
+
+
+def judges_skills(verdicts: Iterable[Verdict]) -> bool:
+    """Whether a check of these is about general skills."""
+    return any(check.name.startswith(SKILLS) for verdict in verdicts for check in verdict.checks)
 
 
 def _outcome(verdict: Verdict) -> str:

@@ -86,3 +86,10 @@ def test_plain_text_is_refused_unless_somebody_says_when_it_is_right_or_that_nob
 def test_plain_text_that_nobody_compares_is_said(match, sentences):
     check_gates_can_judge(changed(answer_match=match))
     assert len(unjudged(changed(answer_match=match).validation)) == sentences
+
+
+def test_general_skills_that_nobody_asks_are_said():
+    (sentence,) = unjudged(changed(answer_match="exact", skills=False).validation)
+    assert sentence.startswith("nobody judges whether the model has lost general skills (validation.skills is false)")
+    tasks = {"lm_eval_tasks": ["arc_easy"], "lm_eval_data": "tasks"}
+    assert unjudged(changed(answer_match="exact", skills=False, **tasks).validation) == []

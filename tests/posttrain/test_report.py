@@ -327,14 +327,19 @@ def test_a_report_where_nobody_judged_the_content_says_so_first(tmp_path, keep):
     assert report.headline(collect(tmp_path)).startswith("Nobody judged the content of the answers. ")
 
 
-def test_a_report_where_nobody_judged_harm_warns(tmp_path, keep):
+def test_a_report_where_nobody_judged_harm_or_skills_warns(tmp_path, keep):
     keep("check_sft", checks=[GOOD])
     assert report.unjudged(collect(tmp_path)) == []  # a later gate may be asked
     keep("check_alignment", checks=[GOOD])
-    assert report.unjudged(collect(tmp_path)) == ["nobody judged whether the answers are harmful"]
+    harm, skills = "nobody judged whether the answers are harmful", "nobody judged whether general skills were lost"
+    assert report.unjudged(collect(tmp_path)) == [harm, skills]
     assert "Nobody judged whether the answers are harmful" in written(tmp_path)
+    assert "Nobody judged whether general skills were lost" in written(tmp_path)
     keep("check_alignment", checks=[at_least("no_harmful_content", 0.9, 0.8)])
+    assert report.unjudged(collect(tmp_path)) == [skills]
+    keep("check_alignment", checks=[at_least("no_harmful_content", 0.9, 0.8), holds("skills_informative", True)])
     assert report.unjudged(collect(tmp_path)) == []
+    assert "Nobody judged whether" not in written(tmp_path)
 
 
 def test_the_answers_of_two_published_versions_are_not_taken_for_those_of_the_line(tmp_path, keep):

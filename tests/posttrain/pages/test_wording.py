@@ -35,6 +35,16 @@ def test_an_outcome_in_words(checks, headline, conclusion):
     assert wording.conclusion(verdict(*checks)) == conclusion
 
 
+@pytest.mark.parametrize("name", ["skill_arithmetic", "skills_informative"])
+@pytest.mark.parametrize("gate", ["check_alignment", "check_safety"])
+def test_the_last_gate_says_that_nobody_judged_general_skills(gate, name):
+    last = verdict(GOOD).model_copy(update={"gate": gate})
+    assert wording.headline(last) == "Passed; nobody judged whether general skills were lost"
+    assert wording.headline(last.model_copy(update={"checks": (GOOD, holds(name, True))})) == "Passed"
+    unsaid = last.model_copy(update={"answer_match": "none"})
+    assert wording.headline(unsaid).startswith("Passed; nobody judged the content of the answers; nobody judged ")
+
+
 def test_rows_that_would_decide_are_those_of_the_check_that_needs_most():
     more = UNSURE.model_copy(update={"more_rows": 1200})
     assert wording.rows_that_would_decide(verdict(more, UNSURE)) == "about 1,200 more rows would decide"
