@@ -60,13 +60,25 @@ WITH_VISION = "gemma3_vision"
 PRETRAINING_STEPS = 100  # a model that knows nothing learns nothing from LoRA
 TIMEOUT_SECONDS = 600  # of a run
 WITH_HEAD = "llama_tied_with_head"  # tied, and its file holds the head nevertheless
+WITH_THOUGHTS = "qwen3_with_thoughts"  # its template puts a block of thoughts before the last answer, as Qwen3's does
+VARIANTS = {WITH_HEAD: "llama_tied", WITH_THOUGHTS: "qwen3"}  # -> architecture
+THOUGHTS = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}"
+    "{{ '<think>\n' + (message.reasoning_content or '') + '\n</think>\n\n' }}"
+    "{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def config_of(name: str, vocab_size: int = 600, **token_ids: int | None) -> Any:
     """Makes the configuration of an architecture."""
     from transformers import AutoConfig
 
-    kind, values = ARCHITECTURES["llama_tied" if name == WITH_HEAD else name]
+    kind, values = ARCHITECTURES[VARIANTS.get(name, name)]
     common = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 3} | token_ids
     if kind == "gemma3":
         text = common | WIDTHS | GEMMA | {"model_type": "gemma3_text"}
@@ -81,6 +93,8 @@ def build(name: str, path: Path | str, *, seed: int = 0, num_steps: int = 0) -> 
     from transformers import AutoModelForCausalLM
 
     tokenizer = build_tokenizer()
+    if name == WITH_THOUGHTS:
+        tokenizer.chat_template = THOUGHTS
     config = config_of(name, len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -139,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep each run here, in a folder of its name")
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
-    for name in args.names or [*ARCHITECTURES, WITH_HEAD]:
+    for name in args.names or [*ARCHITECTURES, *VARIANTS]:
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as temporary:
             folder = args.keep / name if args.keep else Path(temporary)
