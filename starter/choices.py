@@ -59,6 +59,8 @@ def choose(survey: Survey, addresses: dict[str, str], *, red_team: str | None, d
     """Chooses every setting for which the defaults need not fit."""
     draft = Draft()
     _addresses(draft, addresses, red_team)
+    if survey.ignored_keys:
+        draft.set("data.ignored_keys", survey.ignored_keys, "THE MODEL DOES NOT SEE THEM: nobody knows what they mean")
     for kind, stage in (("sft", "sft"), ("preference", "dpo")):
         if kind in survey.rows:
             _training(draft, stage, survey, survey.rows[kind])

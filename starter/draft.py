@@ -12,7 +12,7 @@ import yaml
 
 from pipelines.compiler import check_gates_can_judge
 from posttrain import model, preflight
-from posttrain.config import CheckDataStep, PipelineConfig, load_config
+from posttrain.config import CheckDataStep, DataConfig, PipelineConfig, load_config
 from posttrain.config.limits import DataLimits
 from posttrain.config.requirements import check_decidable
 from posttrain.config.unjudged import unjudged
@@ -45,9 +45,20 @@ def write(args: argparse.Namespace, output: Path) -> None:
     check(config, addresses, survey)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
-    for sentence in unjudged(config.validation):
+    for sentence in (*unseen(config.data), *unjudged(config.validation)):
         print(f"warning: {sentence}")
     print(f"\nWritten: {output}. Read it, then run\n\n  python run_pipeline.py --config {output}")
+
+
+def unseen(settings: DataConfig) -> list[str]:
+    """Warns of the columns that the draft leaves out."""
+    if not settings.ignored_keys:
+        return []
+    names = ", ".join(map(repr, settings.ignored_keys))
+    return [
+        f"the model will not see {names}: it is not known what they mean, and so data.ignored_keys lists them; "
+        "put what answers depend on into the messages, and start again"
+    ]
 
 
 def describe(survey: Survey, addresses: dict[str, str]) -> None:

@@ -5,15 +5,18 @@ addresses -> `Survey`; every problem that preflight would name is named here fir
 
 import sys
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from posttrain import data, model, preflight, storage
 from posttrain.config import DataConfig, PreflightStep
-from posttrain.rows import chat, prompts
+from posttrain.config.mixture import uris_of
+from posttrain.rows import chat, keys, prompts
 from posttrain.rows.formats import ANSWER_KEYS, prompt_key
 from posttrain.rows.held_out import Prompts, side_of
+from posttrain.rows.sources import open_data_set
 from posttrain.rows.thoughts import said
 
 NUM_MEASURED = 20_000  # rows of a data set of which tokens are counted
@@ -52,6 +55,7 @@ class Survey:
     asks_for_date: bool
     rows: dict[str, MeasuredRows]  # by kind: sft, preference
     num_red_team: int | None
+    ignored_keys: list[str]  # of rows and messages, whose meaning is unknown
 
     @property
     def max_positions(self) -> int | None:
@@ -65,11 +69,12 @@ def look(addresses: dict[str, str], red_team: str | None) -> Survey:
     Raises:
         ValueError: the line cannot take them; with every problem, each also printed on a line.
     """
-    check_addresses(addresses, red_team)
+    kinds = {kind: addresses[name] for name, kind in preflight.DATASETS.items() if addresses[name]}
+    ignored = list(dict.fromkeys(key for kind, uri in kinds.items() for key in unknown_keys(uri, kind)))
+    check_addresses(addresses, red_team, ignored)
     with model.described(addresses["base_model"]) as (folder, layout):
         tokenizer = chat.ChatTokenizer(folder)
-        kinds = {kind: addresses[name] for name, kind in preflight.DATASETS.items() if addresses[name]}
-        rows = {kind: look_at_rows(uri, kind, tokenizer) for kind, uri in kinds.items()}
+        rows = {kind: look_at_rows(uri, kind, tokenizer, ignored) for kind, uri in kinds.items()}
         return Survey(
             settings=layout.config,
             num_parameters=sum(map(prod, layout.shapes.values())),
@@ -78,10 +83,24 @@ def look(addresses: dict[str, str], red_team: str | None) -> Survey:
             num_red_team=len(prompts.read_prompts(red_team, prefixes(addresses, red_team), key="red_team_prompts"))
             if red_team
             else None,
+            ignored_keys=ignored,
         )
 
 
-def check_addresses(addresses: dict[str, str], red_team: str | None) -> None:
+def unknown_keys(uri: str, kind: str) -> list[str]:
+    """Lists the keys of a data set whose meaning is unknown, in its first rows; none, if it cannot be read."""
+    unknown: dict[str, None] = {}
+    try:
+        for one in uris_of(uri):
+            with open_data_set(one) as data_set:
+                for row in islice(data_set.rows, NUM_MEASURED):
+                    unknown |= dict.fromkeys(keys.unknown_keys(row, kind))
+    except (ValueError, OSError):  # preflight says why
+        return []
+    return list(unknown)
+
+
+def check_addresses(addresses: dict[str, str], red_team: str | None, ignored_keys: list[str]) -> None:
     """Asks preflight about everything but numbers of rows, which depend on settings that are still to be chosen."""
     stages = {
         "sft": {"enabled": bool(addresses["sft_dataset"])},
@@ -90,7 +109,7 @@ def check_addresses(addresses: dict[str, str], red_team: str | None) -> None:
     step = PreflightStep.model_validate(
         {
             "stages": stages,
-            "data": {"eval_fraction": FRACTION},
+            "data": {"eval_fraction": FRACTION, "ignored_keys": ignored_keys},
             "validation": {"red_team_prompts": red_team},
             "allowed_prefixes": prefixes(addresses, red_team),
         }
@@ -112,26 +131,27 @@ def prefixes(addresses: dict[str, str], *others: str | None) -> list[str]:
     return ["/", "hf://", *dict.fromkeys("/".join(uri.split("/")[:3]) + "/" for uri in uris)]
 
 
-def look_at_rows(uri: str, kind: str, tokenizer: Any) -> MeasuredRows:
+def look_at_rows(uri: str, kind: str, tokenizer: Any, ignored_keys: list[str]) -> MeasuredRows:
     """Reads a data set as the run would, and counts the tokens of its rows.
 
     Raises:
         ValueError: it cannot be read, or the chat template renders none of its rows.
     """
     kept: list[dict] = []
-    keys: list[bytes] = []
+    hashes: list[bytes] = []
 
     def keep(_: str, row: dict) -> None:
-        keys.append(bytes.fromhex(prompt_key(row)))
+        hashes.append(bytes.fromhex(prompt_key(row)))
         if len(kept) < NUM_MEASURED:
             kept.append(row)
 
-    prepared = data.prepare(uri, kind=kind, settings=DataConfig(eval_fraction=FRACTION), write=keep)
+    settings = DataConfig(eval_fraction=FRACTION, ignored_keys=ignored_keys)
+    prepared = data.prepare(uri, kind=kind, settings=settings, write=keep)
     seen = MeasuredRows(
         kind=kind,
         format=prepared.statistics["format"],
         num_rows=prepared.statistics["num_rows"],
-        keys=keys,
+        keys=hashes,
     )
     for row in kept:
         _measure(row, seen, tokenizer, uri)

@@ -82,6 +82,14 @@ WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 MAX_LABEL_CHARS = 300  # a longer text under such a name, or one of several lines, is more than a label
 
 
+class UnknownKey(ValueError):
+    """A row or message has a key of unknown meaning."""
+
+    def __init__(self, key: str, message: str):
+        super().__init__(message)
+        self.key = key
+
+
 @dataclass(frozen=True)
 class Read:
     """A raw row whose keys have been read."""
@@ -125,6 +133,20 @@ def read(raw: Any, kind: str, *, ignored: Collection[str] = ()) -> Read:
         done.append("input joined to the prompt")
     done += ["the system column made the system turn"] if system else []
     return Read(row, system, tuple(dict.fromkeys(left_out)), tuple(done))
+
+
+def unknown_keys(raw: Any, kind: str) -> list[str]:
+    """Lists the keys of a row and of its messages whose meaning is unknown; none, if something else is wrong there."""
+    unknown: list[str] = []
+    while True:
+        try:
+            read(raw, kind, ignored=unknown)
+        except UnknownKey as error:
+            unknown.append(error.key)
+        except ValueError:
+            return []
+        else:
+            return unknown
 
 
 def read_asked(raw: dict) -> Read:
@@ -229,9 +251,10 @@ def _check_column(key: str, row: dict, kind: str) -> None:
     elif any(key in keys for keys in FAMILIES.values()):
         raise ValueError(f"{key!r} {_shown(value)} belongs to another format than the row's {_shown([*row])}: give one")
     elif not names_label(key, value):
-        raise ValueError(
+        raise UnknownKey(
+            key,
             f"{key!r} is a key of unknown meaning, {_shown(value)}: put what the model should see into the messages, "
-            "or list the key in data.ignored_keys"
+            "or list the key in data.ignored_keys",
         )
 
 
@@ -264,9 +287,10 @@ def _check_message_key(name: str, value: Any, key: str) -> None:
     if name.lower() in REFUSED_IN_MESSAGES:
         raise ValueError(f"{key!r} has a message with {name!r} {_shown(value)}: {REFUSED_IN_MESSAGES[name.lower()]}")
     if not names_label(name, value):
-        raise ValueError(
+        raise UnknownKey(
+            name,
             f"{key!r} has a message with {name!r}, a key of unknown meaning, {_shown(value)}: put what the model "
-            "should see into the content, or list the key in data.ignored_keys"
+            "should see into the content, or list the key in data.ignored_keys",
         )
 
 

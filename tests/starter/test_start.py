@@ -76,6 +76,20 @@ def test_one_long_row_is_left_out_and_said(given, capsys):
     assert "too_long_share: left out, sft_" in capsys.readouterr().out
 
 
+def test_columns_of_unknown_meaning_are_left_out_and_said(given, capsys):
+    def with_mood(row):
+        messages = [{"role": "user", "content": row["prompt"], "voice": "alto"}]
+        return {"messages": [*messages, {"role": "assistant", "content": row["completion"]}], "mood": "calm"}
+
+    write_jsonl("sft.jsonl", [with_mood(sft_row(city)) for city in CITIES])
+    write_jsonl("pairs.jsonl", [pair(city, persona="A pirate.", source="a book") for city in CITIES])
+    assert begin("--preference-dataset", "pairs.jsonl") == 0
+    assert load_config("my_pipeline.yaml").data.ignored_keys == ["mood", "voice", "persona"]
+    text = (given / "my_pipeline.yaml").read_text()
+    assert text.count("data:") == 1 and "ignored_keys: [mood, voice, persona]" in text
+    assert "warning: the model will not see 'mood', 'voice', 'persona'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
