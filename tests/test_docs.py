@@ -62,6 +62,7 @@ RUN_ELSEWHERE = {  # command, or its beginning and ..., which stands for one com
     "docker run ...": DOCKER,
     "python run_pipeline.py --endpoint ...": CLUSTER,
     "kfp ...": CLUSTER,
+    "kubectl apply -n kubeflow -f configs/kubernetes/trainer.yaml": CLUSTER,
     "make test-cluster ENDPOINT=https://kubeflow.example.org/pipeline ...": "needs a Kubeflow of the reader's",
     "python -m pytest -k poisoned": f"{MINUTES}; `make test` runs them",
     "python run_pipeline.py --config my_pipeline.yaml --sweep ...": f"{MINUTES}: 12 trials",

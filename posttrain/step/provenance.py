@@ -49,6 +49,22 @@ class Mixture(Source):
     parts: tuple[Weighted, ...]
 
 
+class Ranks(BaseModel):
+    """The processes on several nodes that a model was trained by."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_nodes: int
+    num_ranks: int  # of all nodes
+    train_job: str  # UID of the TrainJob
+
+    @classmethod
+    def of(cls, measured: dict[str, Any]) -> "Ranks | None":
+        """Returns what a training on several nodes has measured of itself; None for any other step."""
+        values = {name: measured.get(name) for name in cls.model_fields}
+        return cls(**values) if all(value is not None for value in values.values()) else None
+
+
 class Link(BaseModel):
     """One step of the chain."""
 
@@ -62,6 +78,7 @@ class Link(BaseModel):
     outputs: dict[str, str]
     source: Source | Mixture | None = None  # if the step has no inputs
     verdict: dict[str, Any] | None = None  # if the step is a gate
+    trained_by: Ranks | None = None  # if the step trained on several nodes
 
     @classmethod
     def of(cls, done: StepRecord) -> "Link":
@@ -69,7 +86,8 @@ class Link(BaseModel):
         sha256, address, commit = (done.measured.get(name) for name in ("digest", "source", "commit"))
         is_source = not done.inputs and address and sha256
         source = _source(done.measured.get("data_sets"), address, commit or "", sha256) if is_source else None
-        return cls(**done.model_dump(include=set(cls.model_fields) - {"source"}), source=source)
+        shared = done.model_dump(include=set(cls.model_fields) - {"source", "trained_by"})
+        return cls(**shared, source=source, trained_by=Ranks.of(done.measured))
 
     @property
     def judged(self) -> Verdict | None:

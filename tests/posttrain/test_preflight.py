@@ -14,7 +14,9 @@ from safetensors.numpy import save_file
 
 from posttrain import preflight, storage
 from posttrain.config import PipelineConfig, PreflightStep
+from posttrain.nodes import kubernetes
 from posttrain.step import records
+from tests.trainer_server import serving
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]
 PAIRS = [{"prompt": f"question {n}", "chosen": "yes", "rejected": "no"} for n in range(40)]
@@ -510,3 +512,34 @@ def test_tasks_of_lm_eval_are_looked_for(given, tmp_path):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "sums.yaml").write_text("task: sums\n")
     check(given, validation=tasks)
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A cluster with Kubeflow Trainer, whose pod this process is."""
+    with serving(tmp_path / "credentials") as trainer:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "localhost")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(trainer.port))
+        monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", trainer.folder)
+        yield trainer
+
+
+def test_a_cluster_that_can_train_on_several_nodes_is_no_problem(given, cluster):
+    assert findings(given, training_runtimes=["posttrain"]) == []
+
+
+def test_a_runtime_that_is_not_there_is_named(given, cluster):
+    (problem,) = findings(given, training_runtimes=["posttrain", "ours"])
+    assert problem.startswith("placement.nodes: namespace ml has no TrainingRuntime 'ours': apply configs/kubernetes/")
+
+
+def test_what_the_pod_may_not_do_with_train_jobs_is_named(given, cluster):
+    cluster.allowed = {"get", "create"}
+    (problem,) = findings(given, training_runtimes=["posttrain"])
+    assert "may not watch trainjobs, delete trainjobs in namespace ml: give it the Role of configs/" in problem
+
+
+def test_several_nodes_need_a_cluster(given, monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    (problem,) = findings(given, training_runtimes=["posttrain"])
+    assert problem.startswith("placement.nodes: several nodes need a cluster")

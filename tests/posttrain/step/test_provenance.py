@@ -46,6 +46,14 @@ def test_links_follow_what_they_take_whatever_the_clocks_say(seed):
         assert found.index(before) < found.index(after)
 
 
+def test_a_link_says_by_which_processes_a_model_was_trained_on_several_nodes():
+    ranks = {"num_nodes": 2, "num_ranks": 4, "train_job": "0b1e"}
+    alone, together = (done("train", ["base"], ["adapter"]) for _ in range(2))
+    together.measured.update(ranks | {"train_loss": 0.5})
+    assert Link.of(together).trained_by.model_dump() == ranks
+    assert Link.of(alone).trained_by is None
+
+
 def test_what_the_model_does_not_rest_on_is_left_out():
     aside = [
         done("train_dpo", ["base"], ["another adapter"]),
