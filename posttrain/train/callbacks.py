@@ -11,6 +11,7 @@ from typing import Any
 from posttrain.config import DpoConfig
 from posttrain.train import ranks
 from posttrain.train.checkpoints import Checkpoints, Diverged
+from posttrain.train.overrides import require
 
 MAX_ROW_IDS = 8  # in one message
 MAX_REWARD_AT_START = 0.02  # nats; the loss of the first step is then within 0.01 of its value
@@ -29,6 +30,9 @@ def attach(
     from transformers import TrainerCallback
 
     class Events(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            keep_buckets(trainer.model_wrapped)
+
         def on_log(self, args, state, control, logs, train_dataloader=None, **kwargs):
             for handle in on_log:
                 handle(args, state, logs, train_dataloader)
@@ -42,6 +46,20 @@ def attach(
                 handle(args, state, control)
 
     trainer.add_callback(Events())
+
+
+def keep_buckets(model: Any) -> None:
+    """Puts DDP's buckets into their final order before the first step, if `model` is DDP's.
+
+    DDP itself does so after the first step of a process, and orders them as the gradients came. With more than two
+    ranks the last bits of a sum depend on its place in a bucket, so that the step after a resume would differ.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    if isinstance(model, DistributedDataParallel):
+        require(type(model.reducer), "_push_all_rebuilt_params", library="torch")
+        model.reducer._push_all_rebuilt_params()
+        model.reducer._rebuild_buckets()
 
 
 def log_step(args, state, logs, dataloader) -> None:

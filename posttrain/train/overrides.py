@@ -25,10 +25,10 @@ def overrides(trainer_class: type) -> Callable[[Method], Method]:
     return check
 
 
-def require(trainer_class: type, name: str) -> None:
-    """Raises ValueError if `trainer_class` has no method `name`, on which one of its extensions builds."""
-    if not callable(getattr(trainer_class, name, None)):
+def require(extended: type, name: str, *, library: str = "trl") -> None:
+    """Raises ValueError if the class `extended` has no method `name`, on which one of its extensions builds."""
+    if not callable(getattr(extended, name, None)):
         raise ValueError(
-            f"{trainer_class.__name__} of trl {version('trl')} has no method {name}, on which posttrain builds: "
-            "install the version of trl that pyproject.toml names"
+            f"{extended.__name__} of {library} {version(library)} has no method {name}, on which posttrain builds: "
+            f"install the version of {library} that pyproject.toml names"
         )
