@@ -8,15 +8,17 @@ The method is arXiv:2305.18290.
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from posttrain.config import DpoConfig, DpoStep, parse_step
+from posttrain.config import DpoConfig, DpoStep, Training, parse_step
 from posttrain.rows import chat
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.train import backend, ranks, stage, tracking
 from posttrain.train.callbacks import CheckReference
 from posttrain.train.checkpoints import Checkpoints
+from posttrain.train.ends import LeaveInTime
 from posttrain.train.fast.trainers import dpo_trainer
 from posttrain.train.overrides import overrides
 
@@ -34,7 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def train(
-    base: str, *, files: dict[str, str], outputs: dict[str, str], step: DpoStep, checkpoints: Checkpoints
+    base: str,
+    *,
+    files: dict[str, str],
+    outputs: dict[str, str],
+    step: DpoStep,
+    checkpoints: Checkpoints,
+    deadline: Callable[[Training], LeaveInTime] = LeaveInTime,
 ) -> dict:
     """Trains, writes the outputs, and returns the metrics.
 
@@ -75,7 +83,7 @@ def train(
             )
             checks = [CheckReference(config).on_log]
             evaluation = stage.run(
-                trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"], checks=checks
+                trainer, deadline=deadline(step.training), checkpoints=checkpoints, rows=rows["train"], checks=checks
             )
         metrics = stage.summary(trainer.state, rows=rows, num_left_out=num_left_out)
         metrics |= reward_metrics(trainer.state.log_history, evaluation, config)
@@ -131,13 +139,24 @@ def keeping_reference(trainer_class: type, checkpoints: Checkpoints) -> type:
             columns = ("ref_chosen_logps", "ref_rejected_logps")
             stored = ranks.from_first(lambda: checkpoints.read_reference(name, num_rows=len(dataset)))
             if stored is None:
-                dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+                extended = self._extended(dataset, name, batch_size)
+                stored = ranks.from_first(lambda: list(zip(*(extended[column] for column in columns), strict=True)))
                 if ranks.is_first():
-                    checkpoints.write_reference(name, list(zip(*(dataset[column] for column in columns), strict=True)))
-                return dataset
+                    checkpoints.write_reference(name, stored)
+                if ranks.num_nodes() == 1:
+                    return extended
             for column, logprobs in zip(columns, zip(*stored, strict=True), strict=True):
                 dataset = dataset.add_column(column, list(logprobs))
             return dataset
+
+        def _extended(self, dataset, name: str, batch_size: int):
+            """Returns what trl computes. It leaves that to a file of the first rank, which other nodes do not have."""
+            try:
+                return super()._precompute_ref_logps(dataset, name, batch_size)
+            except FileNotFoundError:
+                if ranks.node() == 0:
+                    raise
+                return None
 
     return KeepsReference
 

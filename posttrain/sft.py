@@ -5,13 +5,15 @@ base model, train and eval rows -> adapter folder, metrics.json, training-curve 
 
 import argparse
 import sys
+from collections.abc import Callable
 
-from posttrain.config import SftConfig, SftStep, parse_step
+from posttrain.config import SftConfig, SftStep, Training, parse_step
 from posttrain.rows import chat
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.train import backend, ranks, stage, tracking
 from posttrain.train.checkpoints import Checkpoints
+from posttrain.train.ends import LeaveInTime
 from posttrain.train.fast.trainers import sft_trainer
 
 
@@ -28,7 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def train(
-    base: str, *, files: dict[str, str], outputs: dict[str, str], step: SftStep, checkpoints: Checkpoints
+    base: str,
+    *,
+    files: dict[str, str],
+    outputs: dict[str, str],
+    step: SftStep,
+    checkpoints: Checkpoints,
+    deadline: Callable[[Training], LeaveInTime] = LeaveInTime,
 ) -> dict:
     """Trains, writes the outputs, and returns the metrics.
 
@@ -65,7 +73,9 @@ def train(
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
-            evaluation = stage.run(trainer, training=step.training, checkpoints=checkpoints, rows=rows["train"])
+            evaluation = stage.run(
+                trainer, deadline=deadline(step.training), checkpoints=checkpoints, rows=rows["train"]
+            )
         metrics = {
             **stage.summary(trainer.state, rows=rows, num_left_out=num_left_out),
             "eval_loss": evaluation["eval_loss"],

@@ -56,7 +56,7 @@ def reuse(running: Running, outputs: dict[str, str]) -> Result | None:
         return None
     try:
         for name, path in outputs.items():
-            if _bring(storage.join(running.storage_root, result.kept, name), path) != result.outputs.get(name):
+            if bring(storage.join(running.storage_root, result.kept, name), path) != result.outputs.get(name):
                 raise OSError(f"{name!r} is damaged")
     except OSError as error:
         logger.warning(
@@ -89,7 +89,7 @@ def keep(running: Running, outputs: dict[str, str], measured: dict[str, Any], *,
     are not reusable.
     """
     kept = storage.join(layout.RESULTS, running.step, running.fingerprint, f"{run_id()}-{secrets.token_hex(4)}")
-    digests = {name: _send(path, storage.join(running.storage_root, kept, name)) for name, path in outputs.items()}
+    digests = {name: send(path, storage.join(running.storage_root, kept, name)) for name, path in outputs.items()}
     result = Result(outputs=digests, measured=measured, kept=kept)
     if reusable and result.measured.get("passed", True) and result.measured.get("is_final", True):
         receipt = _receipt(running.storage_root, running.step, running.fingerprint)
@@ -98,15 +98,15 @@ def keep(running: Running, outputs: dict[str, str], measured: dict[str, Any], *,
     return result
 
 
-def _send(path: str, uri: str) -> str:
+def send(path: str, uri: str) -> str:
     """Uploads an output and returns its digest."""
     if Path(path).is_dir():
         return folder_digest(file_digests(path, known=storage.upload_folder(path, uri)))
     return storage.upload_file(path, uri)
 
 
-def _bring(uri: str, path: str) -> str:
-    """Downloads an output and returns the digest of the local copy."""
+def bring(uri: str, path: str) -> str:
+    """Downloads an output, a file or a folder, and returns the digest of the local copy."""
     if storage.exists(uri):
         return storage.download_file(uri, path)
     return folder_digest(file_digests(path, known=storage.download_folder(uri, path)))

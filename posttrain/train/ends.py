@@ -1,6 +1,6 @@
 """Ends a training early: it saves a checkpoint and exits with 75, and the next attempt resumes from there.
 
-deadline, SIGTERM -> a checkpoint, exit code 75
+deadline, SIGTERM, a lapsed lease -> a checkpoint, exit code 75
 
 A stage stops before its own deadline, `timeout_minutes`; its pod would be ended some minutes later. (The idea is
 NeMo-RL's.) SIGTERM stops it in the same way where there is time. On a cluster there is none: a pod is killed about a
@@ -29,12 +29,21 @@ logger = logging.getLogger(__name__)
 class LeaveInTime:
     """Makes the trainer save every few minutes, and save and stop when the deadline is near or SIGTERM arrives.
 
-    `clock` returns seconds; `started` is its value when the stage began.
+    `clock` returns seconds; `started` is its value when the stage began. `has_lapsed` tells whether nobody waits for
+    the result any more; it answers at once.
     """
 
-    def __init__(self, training: Training, *, started: float = STARTED, clock: Callable[[], float] = time.monotonic):
-        self.training, self.clock = training, clock
-        self.deadline = started + training.timeout_minutes * 60
+    def __init__(
+        self,
+        training: Training,
+        *,
+        started: float = STARTED,
+        limit_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        has_lapsed: Callable[[], bool] = lambda: False,
+    ):
+        self.training, self.clock, self.has_lapsed = training, clock, has_lapsed
+        self.deadline = started + (training.timeout_minutes * 60 if limit_seconds is None else limit_seconds)
         self.saved_at = self.stepped_at = clock()
         self.longest_step = 0.0  # seconds
         self.reason: str | None = None  # why the training stops early
@@ -48,9 +57,11 @@ class LeaveInTime:
             return
         is_late = now + self.longest_step >= self.deadline
         is_due = now - self.saved_at >= self.training.checkpoint_every_n_minutes * 60
-        got_sigterm, is_late, is_due = ranks.any_of(self.got_sigterm, is_late, is_due)
+        got_sigterm, has_lapsed, is_late, is_due = ranks.any_of(self.got_sigterm, self.has_lapsed(), is_late, is_due)
         if got_sigterm:
             self.reason = "SIGTERM"
+        elif has_lapsed:
+            self.reason = "its lease has lapsed: the step that started it is gone"
         elif is_late:
             self.reason = f"the time limit is near (timeout_minutes: {self.training.timeout_minutes})"
         elif self.training.leave_at and state.global_step >= self.training.leave_at * state.max_steps:

@@ -164,7 +164,7 @@ def training_args(config: LoraTraining, training: Training, *, num_train_rows: i
 
 
 def run(
-    trainer: Any, *, training: Training, checkpoints: Checkpoints, rows: list[dict], checks: Sequence[Callable] = ()
+    trainer: Any, *, deadline: LeaveInTime, checkpoints: Checkpoints, rows: list[dict], checks: Sequence[Callable] = ()
 ) -> dict[str, float]:
     """Trains on `rows` from the newest whole checkpoint or from the start, and returns the metrics of an evaluation.
 
@@ -177,8 +177,7 @@ def run(
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    divergence, deadline = callbacks.StopOnDivergence(checkpoints, rows), LeaveInTime(training)
-    held_out = HeldOutLoss(trainer)
+    divergence, held_out = callbacks.StopOnDivergence(checkpoints, rows), HeldOutLoss(trainer)
     with Uploads(checkpoints) as uploads, deadline.on_sigterm():
         trainer.remove_callback(PrinterCallback)
         callbacks.attach(

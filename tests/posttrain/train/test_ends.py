@@ -14,9 +14,9 @@ TRAINING = Training(timeout_minutes=10, checkpoint_every_n_minutes=2)
 class Steps:
     """Ends optimizer steps at times of its own choice, in seconds from the start of the stage."""
 
-    def __init__(self, training: Training = TRAINING):
+    def __init__(self, training: Training = TRAINING, **others):
         self.now, self.state = 0.0, SimpleNamespace(global_step=0, max_steps=1000)
-        self.leave = LeaveInTime(training, started=0.0, clock=lambda: self.now)
+        self.leave = LeaveInTime(training, started=0.0, clock=lambda: self.now, **others)
 
     def end(self, now: float) -> tuple[bool, bool]:
         """Tells whether the trainer saves, and whether it stops."""
@@ -71,3 +71,15 @@ def test_sigterm_is_a_request_and_only_inside(number):
     assert signal.getsignal(number) is before
     with pytest.raises(Unfinished, match="stopped at step 1/1000: SIGTERM"):
         steps.leave.raise_if_stopped(steps.state, stored_step=1)
+
+
+def test_another_limit_counts_instead_of_that_of_the_stage():
+    steps = Steps(limit_seconds=300)
+    assert [now for now in range(10, 700, 10) if steps.end(now)[1]][0] == 290
+
+
+def test_it_leaves_when_nobody_waits_for_the_result():
+    steps = Steps(has_lapsed=lambda: steps.now >= 50)
+    assert not steps.end(40)[1] and steps.end(50) == (True, True)
+    with pytest.raises(Unfinished, match="stopped at step 2/1000: its lease has lapsed: the step that started it is"):
+        steps.leave.raise_if_stopped(steps.state, stored_step=2)

@@ -1,16 +1,11 @@
 """Two ranks on the CPU, over gloo. They are forked: torch and trl are imported once for all of them."""
 
 import hashlib
-import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
-import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +18,7 @@ from posttrain.rows.formats import read_jsonl, write_jsonl
 from posttrain.step.digests import digest
 from posttrain.train import backend, callbacks, ranks, stage
 from posttrain.train.checkpoints import Checkpoints
+from tests.posttrain.train.forked_ranks import in_ranks
 
 pytestmark = pytest.mark.long
 
@@ -37,34 +33,6 @@ Rows = dict[type, dict[str, str]]
 
 class Killed(BaseException):
     """Nothing in the product catches this."""
-
-
-def in_ranks(function: Callable[[int], Any]) -> list[Any]:
-    """Returns what `function(rank)` returns in each rank, or the class and message of what it raises."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    pipes = [context.Pipe(duplex=False) for _ in range(NUM_RANKS)]
-    started = [context.Process(target=play, args=(function, rank, port, pipes[rank][1])) for rank in range(NUM_RANKS)]
-    for process in started:
-        process.start()
-    results = [json.loads(receiver.recv_bytes()) if receiver.poll(60) else "hangs" for receiver, _ in pipes]
-    for process in started:
-        process.kill()
-        process.join()
-    return results
-
-
-def play(function: Callable[[int], Any], rank: int, port: int, sender) -> None:
-    """Calls `function` as a rank, and sends what it returns or raises."""
-    size = str(NUM_RANKS)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    try:
-        result = function(rank)
-    except BaseException as error:  # noqa: BLE001  how a rank ends is what is asked
-        result = [type(error).__name__, str(error)]
-    sender.send_bytes(json.dumps(result).encode())
 
 
 @pytest.fixture(scope="module")
