@@ -290,7 +290,10 @@ def text() -> str:
     config = PipelineConfig()
     chapters = {name: value for name, value in config if isinstance(value, Section)}
     top = [setting for setting in settings(PipelineConfig, default=config) if "." not in setting.key]
-    blocks = [section_text(name, type(value), value) for name, value in chapters.items()]
+    blocks = [
+        *entries_text(PipelineConfig),
+        *(section_text(name, type(value), value) for name, value in chapters.items()),
+    ]
     sweep = [table(rows_of(SweepConfig), with_readers=False), *entries_text(SweepConfig)]
     return "\n".join([HEAD, "## The pipeline\n", table(top), *blocks, SWEEP_HEAD, *sweep])
 

@@ -169,6 +169,7 @@ class Steps:
         placement = self.config.placement.of(name)
         if placement.nodes > 1:  # its pod only launches; the workers have this placement
             return self.config.placement.cpu
+        placement = placement.model_copy(update={"secrets": self.config.secrets_of(name)})
         if name != PREFLIGHT:
             return placement
         secrets, config_maps = [*placement.secrets, *self._upload_token()], list(placement.config_maps)
@@ -229,6 +230,8 @@ class Steps:
         values |= {"evidence": evidence_of_pairs(self.config)} if step.section is c.CheckPairsStep else {}
         values |= self._gates() if step.section is c.PublishStep else {}
         values |= {"sources": self._sources()} if step.section is c.PreflightStep else {}
+        images = {name: image_reference(name) for name in ("cpu", "train")}
+        values["signing"] = c.SigningStep(images=images) if self.config.signing else None
         for name, field in step.section.model_fields.items():
             if name == "training":
                 values[name] = self._training(step.name)

@@ -30,6 +30,7 @@ from posttrain.nodes.kubernetes import Kubernetes
 from posttrain.pages import wording
 from posttrain.rows import prompts
 from posttrain.rows.held_out import Prompts, supplies
+from posttrain.signing import envelope
 from posttrain.step import frame, kfp_io, run, settings
 from posttrain.step.running import Running
 from posttrain.storage import hub
@@ -140,6 +141,8 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Coun
     looks += [partial(check_source, source, variable) for variable, source in sources.items()]
     runtimes = (config.training_runtimes or []) if isinstance(config, PreflightStep) else []
     looks += [partial(check_runtime, runtime) for runtime in runtimes]
+    if config.signing and isinstance(config, PreflightStep):
+        looks.append(partial(envelope.signing_key))
     if config.publish_root:
         looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
     looks.append(partial(check_base_model, parameters["base_model"], config, counted, disk=disk))
@@ -349,6 +352,7 @@ SETTINGS = {
     check_storage_root: "storage_root",
     check_base_model: "base_model",
     check_runtime: "placement.nodes",
+    envelope.signing_key: "signing",
 }  # look without a name -> its setting
 
 

@@ -1,7 +1,8 @@
 """Publish the model that was judged, if every required gate of this run passed on exactly these files.
 
 model folder, run record -> <publish_root>/<model_name>/<version>/ with the model's files, README.md (model card),
-provenance.json, SHA256SUMS and, last, manifest.json; receipt; optionally a Hub repository
+provenance.json, SHA256SUMS, optionally bom.cdx.json, attestations.jsonl and model.sig, and last manifest.json; receipt;
+optionally a Hub repository
 
 The default version is the start of the model's digest. Publishing the same model again is fine; another model under the
 same version is refused. The first publisher claims the version by writing PUBLISHING.json, which fixes every byte of
@@ -16,6 +17,7 @@ import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,13 +27,28 @@ from posttrain.config.limits import HARM
 from posttrain.pages import abilities, answers, defaults, wording
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.rows.formats import user_text
+from posttrain.signing import bill, envelope, signature
 from posttrain.step import digests, frame, gate_answers, kfp_io, provenance, published, records, run
 from posttrain.step.code import code_of, fingerprint
 from posttrain.step.provenance import Link, Provenance
-from posttrain.step.published import CARD, CLAIM, MANIFEST, PROVENANCE, SUMS, WRITTEN, Manifest, read_manifest
+from posttrain.step.published import (
+    BILL,
+    CARD,
+    CLAIM,
+    MANIFEST,
+    PROVENANCE,
+    SIGNED,
+    SUMS,
+    WRITTEN,
+    Manifest,
+    read_manifest,
+)
 from posttrain.step.running import Running
 from posttrain.storage import layout
 from posttrain.train import checkpoints
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 STEP = "publish_model"  # name in the graph
 
@@ -74,17 +91,21 @@ def publish(
     sha256 = digests.folder_digest(files)
     version = version or sha256[:12]
     _check_names(model_name, version, settings)
-    _check_files(model, files)
+    key = envelope.signing_key() if settings.signing else None
+    _check_files(model, files, is_signed=key is not None)
     chain = read_chain(storage_root, run_id, sha256, settings)
     target = storage.join(layout.versions(storage_root, settings.publish_root, model_name), version)
     written = {}
     if read_manifest(target) is None:
         rows = read_answers(chain, storage_root)
-        written = _publish(model, target, _claim_of(chain, rows, model_name=model_name, version=version, files=files))
+        named = {"model_name": model_name, "version": version}
+        written = _publish(model, target, _claim_of(model, chain, rows, files=files, key=key, **named))
     storage.remove(storage.join(target, CLAIM))  # or that of a publisher that was killed at its end
     manifest = read_manifest(target)
     _check_same(target, manifest.sha256, sha256)
     _check_published(target, manifest, model_name=model_name, version=version, written=written)
+    if key:
+        _check_signed(target, manifest, key)
     hub = _upload_to_hub(target, manifest, model, settings) if settings.upload_to_hub else None
     num_bytes = sum(file.stat().st_size for file in digests.files_of(model))
     receipt = _receipt(target, manifest, num_bytes=num_bytes)
@@ -176,8 +197,8 @@ def _check_names(model_name: str, version: str, settings: PublishStep) -> None:
         )
 
 
-def _check_files(model: Path, files: dict[str, str]) -> None:
-    taken = sorted(set(WRITTEN) & files.keys())
+def _check_files(model: Path, files: dict[str, str], *, is_signed: bool) -> None:
+    taken = sorted({*WRITTEN, *(SIGNED if is_signed else ())} & files.keys())
     if taken:
         raise ValueError(f"{model / taken[0]}: publishing writes a file of this name itself; leave it out of the model")
 
@@ -209,21 +230,38 @@ def _check_published(
         raise ValueError(f"{target}: is not what was published there: {' | '.join(faults)}; {remedy}")
 
 
+def _check_signed(target: str, manifest: Manifest, key: "ec.EllipticCurvePrivateKey") -> None:
+    """Refuses a receipt for a version that was published before without a signature, or with another key."""
+    chain = published.parse(target, storage.read_bytes(storage.join(target, PROVENANCE)), Provenance)
+    if faults := signature.faults(target, manifest, chain, key.public_key()):
+        remedy = "publish under another version, or remove the folder and publish again"
+        raise ValueError(f"{target}: is not signed with the key of this run: {' | '.join(faults)}; {remedy}")
+
+
 def _claim_of(
-    chain: Provenance, rows: list[AnsweredPrompt], *, model_name: str, version: str, files: dict[str, str]
+    model: Path,
+    chain: Provenance,
+    rows: list[AnsweredPrompt],
+    *,
+    files: dict[str, str],
+    key: "ec.EllipticCurvePrivateKey | None",
+    **named: str,
 ) -> Claim:
     """Builds the claim: everything that will be published beside the model's own files."""
-    is_adapter = "adapter_config.json" in files
-    named = {"model_name": model_name, "version": version}
-    named["published_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    is_adapter, card_name = "adapter_config.json" in files, named
+    named = named | {"published_at": datetime.now(UTC).isoformat(timespec="seconds")}
     chain = chain.model_copy(update=named)
     written = {
-        CARD: model_card(chain, model_name=model_name, version=version, is_adapter=is_adapter, rows=rows),
+        CARD: model_card(chain, is_adapter=is_adapter, rows=rows, **card_name),
         PROVENANCE: chain.model_dump_json(indent=2) + "\n",
     }
+    if key:
+        named["signed_with"] = envelope.key_name(key.public_key())
+        written[BILL] = bill.text(model, chain, files)
     files = files | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}
     manifest = Manifest(sha256=chain.sha256, run_id=chain.run_id, files=dict(sorted(files.items())), **named)
-    return Claim(manifest=manifest, written=written | {SUMS: manifest.sums})
+    signed = signature.sign(manifest, chain, key) if key else {}
+    return Claim(manifest=manifest, written=written | {SUMS: manifest.sums} | signed)
 
 
 def _publish(model: Path, target: str, mine: Claim) -> dict[str, str]:
@@ -280,7 +318,8 @@ def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: Publi
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"])
     api.create_repo(settings.hub_repo_id, private=True, exist_ok=True)
     sources = {file.relative_to(model).as_posix(): str(file) for file in digests.files_of(model)}
-    sources |= {name: storage.read_bytes(storage.join(target, name)) for name in (CARD, PROVENANCE, SUMS, MANIFEST)}
+    names = [name for name in manifest.written if name != CLAIM]
+    sources |= {name: storage.read_bytes(storage.join(target, name)) for name in names}
     operations = [CommitOperationAdd(name, source) for name, source in sources.items()]
     title = f"{manifest.model_name} {manifest.version}"
     commit = api.create_commit(settings.hub_repo_id, operations, commit_message=title)

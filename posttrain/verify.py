@@ -4,7 +4,8 @@ published model (path, gs://, s3://) -> the chain, one line per link, then `veri
 each fault and exit code 1
 
 Files, SHA256SUMS, manifest.json and provenance.json must agree. Someone who can rewrite all of these files can forge a
-consistent set. Pass --storage-root, --base and --data to compare with independent copies.
+consistent set: with --public-key the signature on all of them, and on each gate's verdict, must be of that key. Pass
+--storage-root, --base and --data to compare with independent copies.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from posttrain import storage
 from posttrain.pages import wording
+from posttrain.signing import envelope, signature
 from posttrain.step import digests, provenance, run
 from posttrain.step.provenance import Link, Provenance
 from posttrain.step.published import MANIFEST, PROVENANCE, Manifest, read
@@ -38,22 +40,31 @@ class Findings:
 
 
 def verify(
-    published: str, *, storage_root: str | None = None, base: str | None = None, data: tuple[str, ...] = ()
+    published: str,
+    *,
+    public_key: str | None = None,
+    storage_root: str | None = None,
+    base: str | None = None,
+    data: tuple[str, ...] = (),
 ) -> Findings:
     """Reads and hashes everything again.
 
     Args:
+        public_key: the file of the key that should have signed the model; without one, signatures are not checked.
         storage_root: where the run record is that the chain was built from.
         base: the folder that should be the base model.
         data: the files that should be the data sets of the run.
 
     Raises:
         OSError: the storage does not answer.
-        ValueError: `base` is not a model.
+        ValueError: `base` is not a model, or `public_key` not a key.
     """
+    key = envelope.read_public_key(public_key) if public_key else None
     findings = Findings(*read(published))
     if findings.chain is None:
         return findings
+    if key:
+        findings.faults += signature.faults(published, findings.manifest, findings.chain, key)
     if storage_root:
         sha256 = hashlib.sha256(storage.read_bytes(storage.join(published, MANIFEST))).hexdigest()
         findings.faults += record_faults(findings.chain, storage_root, manifest_sha256=sha256)
@@ -134,16 +145,20 @@ def _outcome(link: Link) -> str:
     return f"{verdict.outcome}, {num_passed} of {len(verdict.checks)} checks"
 
 
-def _conclusion(findings: Findings, *, storage_root: str | None) -> str:
+def _conclusion(findings: Findings, *, storage_root: str | None, public_key: str | None) -> str:
     links = findings.chain.links
     gates = sum(link.verdict is not None for link in links)
     compared = f"the run record in {storage_root} agrees" if storage_root else "not compared with a run record"
-    return f"verified: {len(findings.manifest.files)} files, {len(links)} links, {gates} gates passed; {compared}"
+    counts = f"{len(findings.manifest.files)} files, {len(links)} links, {gates} gates passed"
+    signed = f"; signed with {public_key}" if public_key else ""
+    unchecked = "; the signature was not checked" if findings.manifest.signed_with and not public_key else ""
+    return f"verified: {counts}{signed}; {compared}{unchecked}"
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("published", help="folder of the published model: path, gs:// or s3://")
+    parser.add_argument("--public-key", metavar="FILE", help="check that the model is signed with this key, PEM")
     parser.add_argument("--storage-root", help="compare with the run record in this storage root")
     parser.add_argument("--base", metavar="DIR", help="check that the run started from this model")
     parser.add_argument("--data", metavar="FILE", action="append", default=[], help="check that the run read this file")
@@ -154,7 +169,10 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     run.configure_logging()
     try:
-        findings = verify(args.published, storage_root=args.storage_root, base=args.base, data=tuple(args.data))
+        findings = verify(
+            args.published, public_key=args.public_key, storage_root=args.storage_root, base=args.base,
+            data=tuple(args.data),
+        )  # fmt: skip
     except (OSError, ValueError) as error:
         print(f"error: {wording.line(str(error))}", file=sys.stderr)
         return 1
@@ -164,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     if findings.chain:
         print(*lines(findings.chain), sep="\n")
     if not findings.faults:
-        print(_conclusion(findings, storage_root=args.storage_root))
+        print(wording.line(_conclusion(findings, storage_root=args.storage_root, public_key=args.public_key)))
     for fault in findings.faults:
         print(wording.line(f"wrong: {fault}"))
     return 1 if findings.faults else 0

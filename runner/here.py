@@ -11,7 +11,6 @@ from pathlib import Path
 from components.container import image_reference
 from pipelines.package import Package
 from posttrain import preflight, report, storage
-from posttrain.config.placement import Placements
 from posttrain.config.sweep import SweepConfig
 from posttrain.storage import layout
 from runner import junit, lock, places
@@ -86,7 +85,7 @@ def docker_runner(args: argparse.Namespace, request: RunRequest) -> Docker:
 
     def variables_of(step: str) -> list[str]:
         """Returns the names given by --env, and those that the step gets from secrets on a cluster."""
-        return [*args.env, *(secret.env for secret in config.placement.of(step).secrets)]
+        return [*args.env, *(secret.env for secret in config.secrets_of(step))]
 
     runner = Docker(places.of_step, variables_of, (folder / "cache").absolute(), gpus=args.gpus)
     runner.check(map(image_reference, ("cpu", "train")))
@@ -130,8 +129,7 @@ def report_killed_runs(run: Run) -> None:
 
 def compile_unplaced(request: RunRequest, graph: Path) -> None:
     """Writes the graph without its placements: a cluster's nodes, secrets and paths mean nothing on this machine."""
-    config = request.config.model_copy(update={"placement": Placements()})
-    replace(request, config=config).compile(graph, by_trial=True)
+    replace(request, config=request.config.unplaced()).compile(graph, by_trial=True)
 
 
 def run_steps(graph: Path, run: Run) -> tuple[list[str], str | None]:

@@ -32,7 +32,7 @@ from posttrain.config.sweep import CompareStep, HoldOutStep, TrialStep
 Kind = Literal["gate", "training", "merge", "trial", "rejection", "other"]
 REJECTION = "reject_"  # comes before the name of the gate, in place of `check_`
 GATE = "check_"
-PREFLIGHT, CHAMPION, PROMOTE = "preflight", "check_champion", "promote_model"
+PREFLIGHT, PUBLISH, CHAMPION, PROMOTE = "preflight", "publish_model", "check_champion", "promote_model"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
 LAUNCH = "posttrain.launch"  # the module of a training on several nodes, in place of its own
 TRIAL_COMPONENTS = ("run_trials", "run_sft_trials", "run_preference_trials")
@@ -101,7 +101,7 @@ LINE = (
          loads_model=True, components=("check_merge",)),
     Step("check_alignment", "validators.alignment", CheckAlignmentStep, "gate", "dpo", needs=("dpo",),
          pool="gpu", loads_model=True, components=("check_alignment", "check_preference_alignment")),
-    Step("publish_model", "posttrain.publish", PublishStep),
+    Step(PUBLISH, "posttrain.publish", PublishStep),
     Step(CHAMPION, "validators.champion", CheckChampionStep, "gate", promotes=True, pool="gpu",
          loads_model=True, components=(
              "check_champion", "check_sft_champion", "check_preference_champion", "check_adapter_champion")),

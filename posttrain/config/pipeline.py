@@ -7,12 +7,13 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from posttrain.config.evidence import Evidence
 from posttrain.config.limits import DataLimits, PairsLimits, Validation
-from posttrain.config.line import TRAININGS
+from posttrain.config.line import PREFLIGHT, PUBLISH, TRAININGS
 from posttrain.config.mixture import DataSets
 from posttrain.config.parse import check_name
-from posttrain.config.placement import Placements
+from posttrain.config.placement import Placements, SecretEnv
 from posttrain.config.requirements import evidence_of
 from posttrain.config.section import Count, Positive, Section
+from posttrain.config.signing import Signing
 from posttrain.config.stages import DataConfig, DpoConfig, PairsConfig, SftConfig, Stages, check_dealt
 
 
@@ -53,6 +54,7 @@ class PipelineConfig(Section):
     save_intermediate: bool = True  # keep the run's checkpoints after promotion
     upload_to_hub: bool = False  # also publish to a Hub repository, private unless it already is public
     hub_repo_id: str | None = None  # Hub repository, org/name
+    signing: Signing | None = None  # secret with the key that signs published models; null: they are not signed
 
     @model_validator(mode="after")
     def _hub_upload_has_a_repo(self):
@@ -102,6 +104,15 @@ class PipelineConfig(Section):
     def evidence(self) -> Evidence:
         """The evidence that the gates of the line need."""
         return evidence_of(self)
+
+    def secrets_of(self, step: str) -> list[SecretEnv]:
+        """Returns the secrets of a step: those of its placement, and those that other sections name for it."""
+        named = self.signing.secrets if self.signing and step in (PREFLIGHT, PUBLISH) else []
+        return [*self.placement.of(step).secrets, *named]
+
+    def unplaced(self) -> "PipelineConfig":
+        """Returns the configuration for a machine without a cluster's nodes and secrets."""
+        return self.model_copy(update={"placement": Placements(), "signing": self.signing and Signing()})
 
     @property
     def storage_roots(self) -> list[str]:

@@ -104,6 +104,12 @@ class StepSection(Section):
         return self
 
 
+class SigningStep(Section):
+    """What publish_model says of the run when it signs the model."""
+
+    images: dict[str, str] = {}  # name of an image that the graph uses -> its reference
+
+
 class PreflightStep(StepSection):
     """Configuration of preflight."""
 
@@ -113,6 +119,7 @@ class PreflightStep(StepSection):
     publish_root: str | None = None
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
+    signing: SigningStep | None = None  # null: the model is not signed
     num_gpus: dict[str, int] = {}  # step that can use a GPU -> number of GPUs in its placement
     sources: dict[str, str] = {}  # variable of its pod -> secret or config map that it comes from, of any step
     gpu_memory_gb: dict[str, float] = {}  # training -> gigabytes of one of its GPUs, if its placement says so
@@ -238,6 +245,7 @@ class PublishStep(StepSection):
     promote: bool = True  # promote_model follows, and removes the run's checkpoints if they are not to be kept
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
+    signing: SigningStep | None = None  # null: the model is not signed
 
 
 class CheckChampionStep(StepSection):

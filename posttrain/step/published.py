@@ -23,6 +23,8 @@ from posttrain.storage.address import check_name
 MANIFEST, CARD, SUMS, PROVENANCE = "manifest.json", "README.md", "SHA256SUMS", "provenance.json"
 CLAIM = "PUBLISHING.json"
 WRITTEN = (CARD, PROVENANCE, SUMS, MANIFEST, CLAIM)  # beside the model's own files
+BILL, ATTESTATIONS, SIGNATURE = "bom.cdx.json", "attestations.jsonl", "model.sig"
+SIGNED = (BILL, ATTESTATIONS, SIGNATURE)  # and these, if it is signed
 HUB_FILES = {".gitattributes"}  # the Hub adds this file to every repository
 BOUND = ("run_id", "sha256", "model_name", "version", "published_at")  # in manifest and chain alike
 
@@ -42,7 +44,9 @@ class Manifest(BaseModel):
     sha256: str  # `digests.digest` of the model's own files
     run_id: str
     published_at: str  # UTC, ISO 8601
-    files: dict[str, str]  # name -> SHA-256, without this file and SHA256SUMS, which agrees with it
+    signed_with: str | None = None  # SHA-256 of the public key, in PEM; None: the model is not signed
+    # name -> SHA-256, without this file, SHA256SUMS, which agrees with it, and the two files that sign it
+    files: dict[str, str]
 
     @field_validator("files")
     @classmethod
@@ -54,7 +58,12 @@ class Manifest(BaseModel):
     @property
     def model_files(self) -> dict[str, str]:
         """The files that the gates judged."""
-        return {name: sha256 for name, sha256 in self.files.items() if name not in WRITTEN}
+        return {name: sha256 for name, sha256 in self.files.items() if name not in self.written}
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The names of what publishing writes beside the model's own files."""
+        return (*WRITTEN, *(SIGNED if self.signed_with else ()))
 
     @property
     def sums(self) -> str:
@@ -64,7 +73,7 @@ class Manifest(BaseModel):
     @property
     def json_bytes(self) -> bytes:
         """The content of its file."""
-        return self.model_dump_json(indent=2).encode()
+        return self.model_dump_json(indent=2, exclude_none=True).encode()
 
 
 def read_manifest(published: str) -> Manifest | None:
@@ -118,7 +127,9 @@ def file_faults(manifest: Manifest, published: str, *, known: Mapping[str, str] 
             faults.append(f"{name}: is missing, though in {MANIFEST}")
         elif actual != sha256:
             faults.append(f"{name}: was changed: its SHA-256 is {actual}, not {sha256}")
-    for name in sorted(there - manifest.files.keys() - {SUMS, MANIFEST} - HUB_FILES):
+    signing = {ATTESTATIONS, SIGNATURE} if manifest.signed_with else set()
+    faults += [f"{name}: is missing, though the model is signed" for name in sorted(signing - there)]
+    for name in sorted(there - manifest.files.keys() - {SUMS, MANIFEST} - signing - HUB_FILES):
         killed = " (left by a publisher that was killed at its end: publish again, or remove it)"
         faults.append(f"{name}: was added: it is not in {MANIFEST}{killed if name == CLAIM else ''}")
     faults += [

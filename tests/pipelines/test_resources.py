@@ -8,7 +8,7 @@ from kfp import compiler, dsl
 
 from pipelines.compiler import compile_graph
 from pipelines.resources import CACHE_FOLDER, place
-from posttrain.config import Attempts, load_config
+from posttrain.config import Attempts, PipelineConfig, load_config
 from posttrain.config.placement import Placement
 from tests.pipelines.graph import Graph
 
@@ -215,3 +215,20 @@ def test_bare_metal_has_registry_queue_cache_and_minio(clusters):
         assert ("pvcMount" in task["kubernetes"]) == (name in ("preflight", "fetch_model")), name
         queued = "kueue.x-k8s.io/queue-name" in task["kubernetes"]["podMetadata"]["labels"]
         assert queued == ("accelerator" in task["container"]["resources"]), name
+
+
+def test_the_signing_key_is_a_file_of_the_pods_that_need_it_and_of_no_other(tmp_path):
+    sections = {"signing": {"secret": "model-signing", "key": "private.pem"}}
+    config = load_config("configs/pipeline_config.yaml", ["signing={secret: model-signing, key: private.pem}"])
+    compile_graph(config, tmp_path / "graph.yaml")
+    graph = Graph(tmp_path / "graph.yaml")
+    mounted = {
+        name: task["kubernetes"].get("secretAsVolume", []) for name, task in graph.tasks.items() if task["kubernetes"]
+    }
+    assert {name for name, volumes in mounted.items() if volumes} == {"preflight", "publish_model"}
+    assert {"name": "POSTTRAIN_SIGNING_KEY", "value": "/etc/posttrain/model-signing/private.pem"} in graph.tasks[
+        "publish_model"
+    ]["container"]["env"]
+    assert PipelineConfig(**sections).unplaced().secrets_of("publish_model") == []
+    with pytest.raises(ValueError, match="give both, or neither"):
+        PipelineConfig(signing={"secret": "model-signing"})

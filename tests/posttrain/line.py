@@ -140,5 +140,7 @@ class Line:
 def write_model(folder: Path, text: str) -> None:
     """A folder with the names of a model's files."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+    for name in ("tokenizer.json", "model.safetensors"):
         (folder / name).write_text(f"{name} of {text}")
+    config = {"model_type": "tiny", "architectures": ["TinyForCausalLM"], "made_by": text}
+    (folder / "config.json").write_text(json.dumps(config))
