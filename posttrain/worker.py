@@ -151,8 +151,7 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def _ending(order: Order, outcome: Outcome, **others: Any) -> Ending:
-    rank = int(os.environ.get("RANK", "0"))
-    return Ending(outcome=outcome, rank=rank, num_ranks=order.num_ranks, num_nodes=order.num_nodes, **others)
+    return Ending(outcome=outcome, rank=ranks.rank(), num_ranks=order.num_ranks, num_nodes=order.num_nodes, **others)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -111,6 +111,7 @@ def device_args(config: LoraTraining) -> dict[str, Any]:
     }
     if is_sharded(config):  # the trainer's own checkpointing would gather each layer's weights a second time
         fsdp = {"activation_checkpointing": arguments["gradient_checkpointing"]}
+        fsdp["state_dict_type"] = "SHARDED_STATE_DICT"  # a checkpoint gathers no whole model; see shards.py
         return arguments | {"fsdp": True, "fsdp_config": fsdp, "gradient_checkpointing": False}
     return arguments | ({"ddp_find_unused_parameters": False} if ranks.count() > 1 else {})
 

@@ -41,8 +41,7 @@ FILES = (
     "scaler.pt",
     "rng_state*.pth",
     "trainer_state.json",
-    "optimizer.bin",
-    "pytorch_model_fsdp.bin",
+    "shard-*.safetensors",
 )
 FOLDER = re.compile(r"(step-(\d{8})/[^/]+)/")
 LOGPROBS = TypeAdapter(list[tuple[float, float]])

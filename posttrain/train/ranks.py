@@ -26,9 +26,14 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Returns the number of this process; that of the first is 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_first() -> bool:
     """Tells whether this process is the one that writes what must be written only once."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 def per_node() -> int:
@@ -43,12 +48,12 @@ def num_nodes() -> int:
 
 def node() -> int:
     """Returns the number of this process's node; that of the first rank is 0."""
-    return int(os.environ.get("RANK", "0")) // per_node()
+    return rank() // per_node()
 
 
 def is_first_of_node() -> bool:
     """Tells whether this process is the one that writes what each node needs on its own disk."""
-    return int(os.environ.get("RANK", "0")) % per_node() == 0
+    return rank() % per_node() == 0
 
 
 def join(device: Literal["cuda", "cpu"]) -> None:

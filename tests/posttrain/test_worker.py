@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -181,6 +184,43 @@ def test_after_leaving_and_a_killed_rank_the_weights_are_the_same(whole, inputs,
     assert (ending.outputs, ending.measured) == (whole.ending.outputs, whole.ending.measured)
 
 
+def shard_on_cpu() -> None:
+    """accelerate shards models on GPUs alone; what it does there it can do here."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+
+
+@pytest.mark.long
+def test_a_sharded_model_resumes_on_as_many_ranks_to_the_same_bytes_and_on_fewer_if_elastic(inputs, tmp_path):
+    config = SFT.model_copy(update={"parallelism": "fsdp", "elastic": True})
+    disks, undisturbed = tmp_path / "disks", order(tmp_path / "whole", inputs, config)
+    sharding = lambda rank: shard_on_cpu()  # noqa: E731
+    assert attempt(undisturbed, disks, change=sharding)[0] == ["finished"] * 4
+
+    def leave_sharded(rank: int) -> None:
+        shard_on_cpu()
+        at_step(3, 1, partial(os.kill, os.getpid(), signal.SIGTERM))(rank)
+
+    ordered = order(tmp_path / "store", inputs, config)
+    ended, ending = attempt(ordered, disks, change=leave_sharded)
+    assert ending.reason == "stopped at step 3/4: SIGTERM; the next attempt resumes from step 3", ended
+    (newest,) = Path(ordered.storage_root).glob("checkpoints/*/*/step-00000003/*")
+    manifest = Manifest.model_validate_json((newest / COMPLETE).read_bytes())
+    assert {f"shard-{rank:05}.safetensors" for rank in range(4)} < set(manifest.files)
+    assert not any(name.endswith(".bin") or name.startswith("optimizer") for name in manifest.files)
+    shutil.copytree(tmp_path / "store", tmp_path / "fewer")
+
+    _, ending = attempt(ordered.model_copy(update={"attempt": 2}), disks, change=sharding)
+    assert (ending.outputs, ending.measured) == (read_ending(undisturbed).outputs, read_ending(undisturbed).measured)
+    fewer = order(tmp_path / "fewer", inputs, config, shape=(2, 1), attempt=2)
+    assert attempt(fewer, disks, change=sharding)[0] == ["finished"] * 2
+    assert losses(fewer) == pytest.approx(losses(undisturbed), rel=0.01)
+    assert losses(fewer)[:3] == losses(undisturbed)[:3]
+
+
 @pytest.mark.long
 def test_the_rank_that_ends_an_attempt_says_why_and_its_peers_do_not(inputs, tmp_path):
     change = at_step(1, 2, partial(raise_error, torch.OutOfMemoryError("CUDA out of memory")))
@@ -254,3 +294,30 @@ def test_a_worker_has_the_environment_of_the_attempt(inputs, tmp_path, monkeypat
     monkeypatch.setattr(worker, "work", lambda order: None)
     worker.main([kept.uri, kept.sha256])
     assert [os.environ[name] for name in (RUN_ID_ENV, FRESH_ENV, HALVINGS_ENV)] == [RUN, "1", "1"]
+
+
+@pytest.mark.long
+def test_torchrun_starts_workers_by_the_variables_of_kubeflow_trainer(inputs, tmp_path):
+    ordered = order(tmp_path / "store", inputs, SFT, shape=(2, 1))
+    kept = write_order(ordered)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "-m", "posttrain.worker", kept.uri, kept.sha256]
+    common = {
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": "1",
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": f"{port}",
+    }
+    nodes = []
+    for node in range(2):
+        (tmp_path / f"disk-{node}").mkdir()
+        own = {"PET_NODE_RANK": str(node), "TMPDIR": str(tmp_path / f"disk-{node}")}
+        nodes.append(subprocess.Popen(command, env=os.environ | common | own, stderr=subprocess.PIPE, text=True))
+    logs = [node.communicate(timeout=200)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], logs
+    ending = read_ending(ordered)
+    assert (ending.outcome, ending.num_ranks, ending.num_nodes) == ("finished", 2, 2)
+    assert ending.outputs == {name: digest(outputs(ordered) / name) for name in stage.OUTPUTS}
+    assert [log.count("step 4/4 loss") for log in logs] == [1, 0]  # the first rank logs for all
+    assert not any((tmp_path / f"disk-{node}" / name).exists() for node in range(2) for name in ("base", "outputs"))

@@ -18,6 +18,7 @@ from posttrain.train import backend
 from posttrain.train.fast import layers, lora, packing
 from posttrain.train.fast.chosen import may_take
 from posttrain.train.overrides import overrides, require
+from posttrain.train.shards import keeping_shards
 
 
 def sft_trainer(model: Any, config: SftConfig) -> type:
@@ -28,6 +29,8 @@ def sft_trainer(model: Any, config: SftConfig) -> type:
     """
     from trl import SFTTrainer
 
+    if backend.is_sharded(config):
+        return keeping_shards(SFTTrainer)
     if not backend.leaves_trainer_alone(config):
         return SFTTrainer
     trainer_class = lora.in_fewer_passes(SFTTrainer) if may_take("lora") else SFTTrainer
@@ -59,6 +62,8 @@ def dpo_trainer(model: Any, config: DpoConfig) -> type:
     """
     from trl import DPOTrainer
 
+    if backend.is_sharded(config):
+        return keeping_shards(DPOTrainer)
     if not backend.leaves_trainer_alone(config):
         return DPOTrainer
     trainer_class = lora.in_fewer_passes(DPOTrainer) if may_take("lora") else DPOTrainer

@@ -110,7 +110,8 @@ def test_a_model_is_sharded_where_asked_and_where_there_is_somebody_to_share_wit
     is_sharded = (parallelism, num_ranks) == ("fsdp", 4)
     assert arguments.get("fsdp", False) == is_sharded
     assert arguments["gradient_checkpointing"] != is_sharded  # then it is FSDP's to do
-    assert arguments.get("fsdp_config") == ({"activation_checkpointing": True} if is_sharded else None)
+    fsdp = {"activation_checkpointing": True, "state_dict_type": "SHARDED_STATE_DICT"}
+    assert arguments.get("fsdp_config") == (fsdp if is_sharded else None)
     assert ("ddp_find_unused_parameters" in arguments) == ((parallelism, num_ranks) == ("ddp", 4))
 
 
