@@ -1,13 +1,16 @@
 """The launch step as a process of its own, with a cluster's credentials: `python -m tests.launch_step FOLDER FLAGS`."""
 
+import os
 import sys
 from pathlib import Path
 
 from posttrain import launch
 from posttrain.nodes import follow, kubernetes
+from posttrain.train import order
 
 kubernetes.SERVICE_ACCOUNT = Path(sys.argv[1])
-follow.LOOK_SECONDS = 1
+follow.LOOK_SECONDS = follow.RENEW_SECONDS = 1
+order.LAPSE_SECONDS = float(os.environ.get("LAPSE_SECONDS", order.LAPSE_SECONDS))
 
 if __name__ == "__main__":
     launch.main(sys.argv[2:])

@@ -132,15 +132,21 @@ class LeaseReader:
 
     def __init__(self, order: Order, *, clock: Callable[[], float]):
         self.order, self.clock = order, clock
-        self._content, self._changed_at = b"", clock()
+        self._changed_at = clock()
+        self._content: bytes | None = b""  # None: it could not be read
 
     def has_lapsed(self) -> bool:
-        """Reads the lease, and returns whether it has lapsed. A storage that is away counts as a lease unchanged."""
+        """Reads the lease, and returns whether it has lapsed.
+
+        While the storage is away nobody can renew it: then its time begins anew.
+        """
         try:
             content = storage.read_bytes(self.order.uri(LEASE))
+        except FileNotFoundError:
+            content = b""
         except OSError:
-            content = self._content
+            content = None
         now = self.clock()
-        if content != self._content:
+        if content is None or content != self._content:
             self._content, self._changed_at = content, now
         return now - self._changed_at >= self.order.lapse_seconds

@@ -123,6 +123,8 @@ def test_the_runtime_ends_an_attempt_with_its_first_pod_and_lets_none_be_root():
     assert (pod.security_context.run_as_user, pod.security_context.run_as_non_root) == (10001, True)
     (container,) = pod.containers
     assert container.name == POD and container.security_context.capabilities.drop == ["ALL"]
+    assert container.security_context.read_only_root_filesystem is True
+    assert [mount.mount_path for mount in container.volume_mounts] == ["/tmp", "/cache"]  # what the image writes to
 
 
 def test_the_role_allows_what_the_launch_step_does_and_no_more():
