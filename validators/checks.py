@@ -27,7 +27,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from posttrain.config import Limits, masking
+from posttrain.config import CheckTimeouts, masking
 from posttrain.pages import answers
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.step import frame
@@ -108,7 +108,7 @@ def without_secrets(verdict: GateVerdict) -> GateVerdict:
     return verdict.model_copy(update={"checks": tuple(map(masked, verdict.checks))})
 
 
-def timeouts(limits: Limits) -> measuring.Timeouts:
+def timeouts(limits: CheckTimeouts) -> measuring.Timeouts:
     return measuring.Timeouts(limits.check_timeout_seconds, limits.check_timeouts)
 
 

@@ -110,15 +110,20 @@ class Matching(Section):
         return self.match_options.judge_model if self.answer_match == "judge" else None
 
 
-class Limits(Section):
+class CheckTimeouts(Section):
+    """How long a measurement may take."""
+
+    # seconds for one measurement, after which its process is ended and the gate fails
+    check_timeout_seconds: Count = 1800
+    check_timeouts: dict[str, Count] = {}  # seconds for single measurements or custom checks, by name
+
+
+class Limits(CheckTimeouts):
     """Limits that every gate shares."""
 
     check_nan: Literal[True] = True  # cannot be turned off: a gate that ignores NaN is no gate
     # confidence level of every interval; one that crosses its limit is undecided
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-    # seconds for one measurement, after which its process is ended and the gate fails
-    check_timeout_seconds: Count = 1800
-    check_timeouts: dict[str, Count] = {}  # seconds for single measurements or custom checks, by name
 
 
 class PromptFiles(Section):
@@ -222,7 +227,7 @@ class Judging(PromptFiles, HarmJudge):
     """Who judges safety, and on which prompts."""
 
 
-class SamplingLimits(Limits, Matching, Generating, HarmJudge):
+class SamplingLimits(CheckTimeouts, Matching, Generating, HarmJudge):
     """What sample_pairs takes from the gates: how a model answers, and what tells a right answer from a wrong one."""
 
 

@@ -100,7 +100,7 @@ def test_every_answer_of_rows_with_the_same_prompt_is_accepted():
 
 def test_settings_that_decide_no_answer_are_in_no_fingerprint():
     before = SamplePairsStep(validation=SamplingLimits(answer_match="exact")).decisive
-    assert SamplePairsStep(validation=SamplingLimits(answer_match="exact", confidence=0.5)).decisive == before
+    assert SamplePairsStep(validation=SamplingLimits(answer_match="exact", check_timeout_seconds=9)).decisive == before
     assert SamplePairsStep(validation=SamplingLimits(answer_match="exact", max_new_tokens=8)).decisive != before
     changed = SamplePairsStep(pairs=PairsConfig(seed=1), validation=SamplingLimits(answer_match="exact"))
     assert changed.decisive != before
