@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from datetime import UTC, datetime
+from itertools import count
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -59,13 +60,20 @@ def read_history(model_folder: str) -> list[Promotion]:
     """Reads all promotions of a published model, the oldest first; none if it was never promoted.
 
     Raises:
-        ValueError: a promotion is missing or invalid.
+        ValueError: a promotion is missing or invalid. So it is where CURRENT names one that is not there: without it
+            the next model would be compared with an older version, or with none.
     """
+    pointer = read_pointer(model_folder)  # first: it is written after its promotion
     names = storage.list_files(layout.promotions(model_folder))
     numbers = sorted(int(match[1]) for name in names if (match := ENTRY.fullmatch(name)))
-    if missing := sorted(set(range(1, len(numbers) + 1)) - set(numbers)):
-        uri = _entry(model_folder, missing[0])
-        raise ValueError(f"{uri}: is missing, though later promotions are there; restore it")
+    missing = next(number for number in count(1) if number not in numbers)
+    if missing <= max(numbers, default=0):
+        raise ValueError(f"{_entry(model_folder, missing)}: is missing, though later promotions are there; restore it")
+    if pointer and missing <= pointer.number:
+        raise ValueError(
+            f"{_entry(model_folder, missing)}: is missing, though {layout.current(model_folder)} names promotion "
+            f"{pointer.number}; restore it, or remove {layout.CURRENT} if nobody made that promotion"
+        )
     return [_read_entry(model_folder, number) for number in numbers]
 
 

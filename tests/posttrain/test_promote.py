@@ -182,6 +182,19 @@ def test_a_slower_promoter_leaves_no_older_version_in_the_pointer(folder, monkey
     assert pointer(folder)["version"] == "v2"
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_promotion_that_current_names_and_that_is_gone_is_no_older_history(folder, kept):
+    for follows, version in enumerate(["v1", "v2", "v3"]):
+        go(folder, version, follows)
+    for number in range(kept + 1, 4):
+        storage.remove(layout.promotions(folder, f"{number:06}.json"))
+    with pytest.raises(ValueError, match=rf"00000{kept + 1}\.json: is missing, though .*CURRENT names promotion 3"):
+        promote.current(folder)
+    with pytest.raises(ValueError, match="is missing"):
+        go(folder, "v1", kept)
+    assert pointer(folder)["version"] == "v3"
+
+
 def tamper(folder: str) -> None:
     storage.write_bytes(storage.join(folder, "v2", "model.safetensors"), b"tampered")
 
