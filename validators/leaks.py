@@ -2,8 +2,9 @@
 
 training rows, held-out rows and asked prompts -> by file, ids of the prompts with where their answer was learned
 
-A prompt is asked elsewhere as a later turn of a conversation, inside a system turn or an answer, or with its answer and
-one word more or less. Texts are compared by their skeletons. Of the training rows only hashes stay in memory.
+A prompt is asked elsewhere as a later turn of a conversation, inside a system turn, an answer or its thoughts, or with
+its answer: inside a longer turn, or with one word more or less. Texts are compared by their skeletons. Of the training
+rows only hashes stay in memory.
 """
 
 import json
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from posttrain.rows.formats import message_text, references_of, text_key, user_text
+from posttrain.rows.keys import THOUGHTS
 from posttrain.rows.skeleton import skeleton
 
 MIN_WORDS = 5  # from which a text that stands inside another one does so by no coincidence
@@ -21,6 +23,7 @@ MAX_SHORT_WORDS = 12  # of longer texts, one that differs in a word is a near-du
 
 LATER, LAST = "a later turn", "its last turn and answer"
 WORD, INSIDE = "one word more or less and its answer", "the text of a system turn or an answer"
+LONGER = "a part of a longer turn and its answer"
 
 Rows = dict[str, Iterable[dict]]
 Exchange = tuple[str, tuple[str, ...]]  # what the user says, and the answers that rows give to it
@@ -72,10 +75,11 @@ class Taught:
             for answer in answers:
                 self.pairs.add(_key(turn, answer))
                 self.shortened.update(_key(shorter, answer) for shorter in _shorter(turn))
+            self.contents.look_in_turn(turn, answers)
         for message in row["prompt"]:
             if message["role"] == "system":
                 self.contents.look_in(message["content"])
-        for answer in _answers(row):
+        for answer in (*_answers(row), *_thoughts(row)):
             self.contents.look_in(answer)
 
     def says(self, asked: Asked) -> str:
@@ -96,6 +100,8 @@ class Taught:
             lacks_a_word = any(_key(shorter, answer) in self.pairs for shorter in _shorter(asked.opening))
             if lacks_a_word or (_is_short(asked.opening) and _key(asked.opening, answer) in self.shortened):
                 return WORD
+        if asked.opening in self.contents.seen_in_turns:
+            return LONGER
         return INSIDE if asked.opening in self.contents.seen else ""
 
 
@@ -105,6 +111,7 @@ class Contents:
 
     asked: Iterable[Asked]
     seen: set[str] = field(default_factory=set)  # openings that stand inside a text
+    seen_in_turns: set[str] = field(default_factory=set)  # or inside a longer turn that has their answer
     by_start: dict[tuple[str, ...], list[tuple[list[str], Asked]]] = field(init=False)
 
     def __post_init__(self):
@@ -121,11 +128,22 @@ class Contents:
             return
         self._looked_in.add(key)
         words = skeleton(text).split()
+        self.seen.update(asked.opening for own, asked in self._inside(words) if self._counts(own, asked, words))
+
+    def look_in_turn(self, turn: str, answers: Iterable[str]) -> None:
+        """Notes which prompts are a part of a user's turn that is answered as they are."""
+        words, keys = skeleton(turn).split(), {_key(answer) for answer in answers}
+        for own, asked in self._inside(words):
+            if MIN_WORDS <= len(own) < len(words) and keys & {_key(answer) for answer in asked.answers}:
+                self.seen_in_turns.add(asked.opening)
+
+    def _inside(self, words: list[str]) -> Iterator[tuple[list[str], Asked]]:
+        """Yields the prompts whose words stand among these, one after another."""
         for at in range(len(words)):
             for length in self.lengths:
                 for own, asked in self.by_start.get(tuple(words[at : at + length]), ()):
-                    if words[at : at + len(own)] == own and self._counts(own, asked, words):
-                        self.seen.add(asked.opening)
+                    if words[at : at + len(own)] == own:
+                        yield own, asked
 
     def _counts(self, own: list[str], asked: Asked, words: list[str]) -> bool:
         if len(own) >= MIN_WORDS:
@@ -150,6 +168,11 @@ def exchanges(row: dict) -> Iterator[Exchange]:
 
 def _answers(row: dict) -> list[str]:
     return [message_text(row[key][0]) for key in ("completion", "chosen", "rejected") if key in row]
+
+
+def _thoughts(row: dict) -> list[str]:
+    answers = [row[key][0] for key in ("completion", "chosen", "rejected") if key in row]
+    return [answer[key] for answer in answers for key in THOUGHTS if answer.get(key)]
 
 
 def _is_short(text: str) -> bool:

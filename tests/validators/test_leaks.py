@@ -2,7 +2,7 @@
 
 import pytest
 
-from validators.leaks import INSIDE, LAST, LATER, WORD, answered_elsewhere, exchanges
+from validators.leaks import INSIDE, LAST, LATER, LONGER, WORD, answered_elsewhere, exchanges
 
 ROLES = {"S": "system", "U": "user", "A": "assistant", "T": "tool"}
 
@@ -45,7 +45,16 @@ def test_a_last_turn_of_four_words_is_a_question_of_its_own(length, place):
 
 @pytest.mark.parametrize(
     ("trained", "asked", "place"),
-    [(1, 2, ""), (2, 1, ""), (2, 3, WORD), (3, 2, WORD), (12, 13, WORD), (13, 12, WORD), (13, 14, ""), (14, 13, "")],
+    [
+        (1, 2, ""),
+        (2, 1, ""),
+        (2, 3, WORD),
+        (3, 2, WORD),
+        (12, 13, WORD),
+        (13, 12, WORD),
+        (13, 14, ""),
+        (14, 13, LONGER),
+    ],
 )
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_short_prompt_with_a_word_more_or_less_and_the_same_answer(trained, asked, place, is_first):
@@ -117,3 +126,23 @@ def test_all_answers_of_a_pair_are_given_to_its_last_turn():
     pair = {key: [{"role": "assistant", "content": key}] for key in ("chosen", "rejected")}
     prompt = {"id": "r", "prompt": [{"role": "user", "content": "a"}]}
     assert [*exchanges(prompt | pair)] == [("a", ("chosen", "rejected"))]
+
+
+@pytest.mark.parametrize(("length", "place"), [(4, ""), (5, LONGER), (20, LONGER)])
+@pytest.mark.parametrize("turn", ["{0} {1}", "{1} {0}", "{1} {0} {1}"])
+def test_a_prompt_inside_a_longer_turn_with_its_answer(length, place, turn):
+    trained = f"U: {turn.format(words(length), words(20, start=100))}"
+    assert where(row(trained), row(f"U: {words(length)}")) == place
+    assert where(row(trained), row(f"U: {words(length)}", answer="It is not.")) == ""
+    assert where(row("U: hello", "A: hi", trained), row(f"U: {words(length)}")) == place
+
+
+def test_a_longer_prompt_is_not_asked_by_a_part_of_it():
+    assert where(row(f"U: {words(19)}"), row(f"U: {words(20)} and more")) == ""
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_thoughts_of_an_answer_are_learned_too(key):
+    trained = row("U: hello")
+    trained["completion"][0][key] = f"They may ask: {words(5)}"
+    assert where(trained, row(f"U: {words(5)}")) == INSIDE
