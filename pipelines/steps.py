@@ -232,6 +232,11 @@ class Steps:
         values |= {"sources": self._sources()} if step.section is c.PreflightStep else {}
         images = {name: image_reference(name) for name in ("cpu", "train")}
         values["signing"] = c.SigningStep(images=images) if self.config.signing else None
+        at = self.config.notify.at if self.config.notify else []
+        is_told = "stop" in at if step.section is c.RejectStep else "end" in at if step.section is c.ReportStep else at
+        values["notify"] = True if is_told else None
+        if step.section is c.RejectStep:
+            values["pipeline_id"] = self.config.pipeline_id if is_told else None
         for name, field in step.section.model_fields.items():
             if name == "training":
                 values[name] = self._training(step.name)

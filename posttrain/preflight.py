@@ -31,7 +31,7 @@ from posttrain.pages import wording
 from posttrain.rows import prompts
 from posttrain.rows.held_out import Prompts, supplies
 from posttrain.signing import envelope
-from posttrain.step import frame, kfp_io, run, settings
+from posttrain.step import frame, kfp_io, run, settings, webhook
 from posttrain.step.running import Running
 from posttrain.storage import hub
 from posttrain.train import memory
@@ -143,6 +143,8 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Coun
     looks += [partial(check_runtime, runtime) for runtime in runtimes]
     if config.signing and isinstance(config, PreflightStep):
         looks.append(partial(envelope.signing_key))
+    if config.notify and isinstance(config, PreflightStep):
+        looks.append(partial(webhook.check))
     if config.publish_root:
         looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
     looks.append(partial(check_base_model, parameters["base_model"], config, counted, disk=disk))
@@ -353,6 +355,7 @@ SETTINGS = {
     check_base_model: "base_model",
     check_runtime: "placement.nodes",
     envelope.signing_key: "signing",
+    webhook.check: "notify",
 }  # look without a name -> its setting
 
 

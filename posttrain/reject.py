@@ -1,6 +1,6 @@
 """End the run as FAILED, with the verdict of the gate that stopped it.
 
-verdict -> the checks that did not pass on stderr, exit 1
+verdict -> the checks that did not pass on stderr, exit 1; where one is configured, a message to a webhook
 
 Merely skipping the rest of the graph would leave the run green.
 """
@@ -11,9 +11,11 @@ from pathlib import Path
 
 from posttrain import config
 from posttrain.pages import wording
-from posttrain.step import frame, kfp_io
+from posttrain.step import frame, kfp_io, run, webhook
 from posttrain.step.running import Running
 from posttrain.verdict import Verdict
+
+MAX_CHECKS = 5  # in a message
 
 
 class Rejected(RuntimeError):
@@ -34,6 +36,14 @@ def reject(verdict: Verdict) -> None:
     raise Rejected(f"rejected by {verdict.gate}{undecided}: {wording.reason(verdict)}")
 
 
+def tell(verdict: Verdict, pipeline_id: str) -> str:
+    """Tells the webhook which gate stops the run, and by which checks; returns what came of that."""
+    how = "cannot decide" if verdict.outcome == "undecided" else "stops the run"
+    title = f"{pipeline_id}: {verdict.gate} {how}"
+    sentences = [f"{check.status}: {check.sentence}" for check in verdict.failed_checks]
+    return webhook.send(title, [*sentences[:MAX_CHECKS], f"run {run.run_id()}"])
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--verdict", required=True, help="verdict of the gate that did not pass, JSON")
@@ -42,10 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    step = config.parse_step(config.StepSection, args.config, args.overrides)
+    step = config.parse_step(config.RejectStep, args.config, args.overrides)
 
     def work(_: Running) -> None:
-        reject(Verdict.read(Path(args.verdict).read_bytes()))
+        verdict = Verdict.read(Path(args.verdict).read_bytes())
+        if step.notify:
+            tell(verdict, step.pipeline_id)
+        reject(verdict)
 
     try:
         frame.run_step(args, inputs={"verdict": args.verdict}, outputs={}, config=step, work=work, reusable=False)

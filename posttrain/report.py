@@ -1,7 +1,7 @@
 """Report a run from its record: the result as JSON, and an HTML page for people. The exit task of the graph.
 
 run record -> pipeline_result.json, report.html; copies of both below `<storage_root>/runs/<run id>/`, with the verdict
-of each gate and the curve of each training
+of each gate and the curve of each training; a message to a webhook, where one is configured
 
 A run has succeeded if its publish step left a receipt, the published manifest exists and names the same model and, if
 the run was to promote it, its promotion is in the history of that name.
@@ -25,7 +25,7 @@ from posttrain.pages import abilities, defaults, wording
 from posttrain.pages.answers import ANSWERS, AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
 from posttrain.publish import STEP as PUBLISH_STEP
-from posttrain.step import frame, gate_answers, kfp_io, run
+from posttrain.step import frame, gate_answers, kfp_io, run, webhook
 from posttrain.step.progress import Progress
 from posttrain.step.records import StepRecord, read_records
 from posttrain.step.running import Running
@@ -46,6 +46,7 @@ SHOWN = {
 }
 LOST = "left no record: killed, evicted or timed out; see its log"
 KILLED = "did not finish: killed, evicted or timed out"
+MAX_ERRORS = 5  # in a message
 NUM_ANSWERS = 15  # held-out prompts that the report shows
 
 logger = logging.getLogger(__name__)
@@ -373,6 +374,15 @@ def publish_report(storage_root: str, result: PipelineResult) -> None:
     storage.write_bytes(storage.join(folder, RESULT), to_json(result).encode())
 
 
+def tell(result: PipelineResult) -> str:
+    """Tells the webhook how the run ended, and returns what came of that."""
+    lines = [f"{stage}: {wording.duration(done.time_seconds)}" for stage, done in result.stage_results.items()]
+    where = [result.final_model_path] if result.final_model_path else []
+    errors = result.errors[:MAX_ERRORS]
+    whole = f"run {result.run_id}, {wording.duration(result.total_time_seconds)}"
+    return webhook.send(f"{result.pipeline_id}: {headline(result)}", [*where, *errors, *lines, whole])
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--status", default="{}", help="what Kubeflow says about the run, as JSON; kept, not trusted")
@@ -391,7 +401,8 @@ def main(argv: list[str] | None = None) -> None:
         answers = read_answers(running.storage_root, result.run_id)
         Path(args.report).write_text(to_html(result, answers=answers), encoding="utf-8")
         publish_report(running.storage_root, result)
-        return {"success": result.success, "runner_says": _state(args.status)}
+        told = {"webhook": tell(result)} if settings.notify else {}
+        return {"success": result.success, "runner_says": _state(args.status)} | told
 
     outputs = {"result": args.result, "report": args.report}
     frame.run_step(args, inputs={}, outputs=outputs, config=settings, work=work, reusable=False)

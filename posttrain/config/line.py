@@ -22,6 +22,7 @@ from posttrain.config.steps import (
     PrepareStep,
     PromoteStep,
     PublishStep,
+    RejectStep,
     ReportStep,
     SamplePairsStep,
     SftStep,
@@ -32,7 +33,8 @@ from posttrain.config.sweep import CompareStep, HoldOutStep, TrialStep
 Kind = Literal["gate", "training", "merge", "trial", "rejection", "other"]
 REJECTION = "reject_"  # comes before the name of the gate, in place of `check_`
 GATE = "check_"
-PREFLIGHT, PUBLISH, CHAMPION, PROMOTE = "preflight", "publish_model", "check_champion", "promote_model"
+PREFLIGHT, PUBLISH, REPORT = "preflight", "publish_model", "report_run"
+CHAMPION, PROMOTE = "check_champion", "promote_model"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
 LAUNCH = "posttrain.launch"  # the module of a training on several nodes, in place of its own
 TRIAL_COMPONENTS = ("run_trials", "run_sft_trials", "run_preference_trials")
@@ -109,12 +111,8 @@ LINE = (
 )  # fmt: skip
 # Those that a promoted run has not, or has whatever its end.
 ENDS = (
-    Step(
-        "reject", "posttrain.reject", StepSection, "rejection", is_retried=False, is_quick=True, also=f"{REJECTION}.+"
-    ),
-    Step(
-        "report_run", "posttrain.report", ReportStep, is_retried=False, is_quick=True
-    ),  # a hook: kfp refuses to retry it
+    Step("reject", "posttrain.reject", RejectStep, "rejection", is_retried=False, is_quick=True, also=f"{REJECTION}.+"),
+    Step(REPORT, "posttrain.report", ReportStep, is_retried=False, is_quick=True),  # a hook: kfp refuses to retry it
 )
 # Trials are placed like the last training that they run.
 SWEEP = (

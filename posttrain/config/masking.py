@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 MASK = "***"
-NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+NAMES = re.compile(r"WEBHOOK|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 MIN_CHARS = 8  # length of a value: shorter ones would mask ordinary words
 ADDRESS = r"(?<=://)[^/\s:@]{0,256}:[^\s@]{1,256}(?=@)"  # user:password@ in an address; AWS's secrets have slashes
 TOKENS = re.compile(
@@ -25,7 +25,7 @@ TOKENS = re.compile(
     r"|\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_\w{36,}"  # GitHub
     r"|\bglpat-[\w-]{20,}"  # GitLab
     r"|\bsk-[\w-]{20,}"  # OpenAI, Anthropic
-    r"|\bxox[abeoprs]-[\w-]{10,}"  # Slack
+    r"|\bxox[abeoprs]-[\w-]{10,}|(?<=hooks\.slack\.com/)[\w/-]{20,}"  # Slack
     r"|\b(?:npm|dckr_pat|pypi|api_org)[_-][\w-]{20,}"  # registries, organisations of the Hub
     r"|(?<![\w-])eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+"  # a JSON web token
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"

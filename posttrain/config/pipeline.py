@@ -7,8 +7,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from posttrain.config.evidence import Evidence
 from posttrain.config.limits import DataLimits, PairsLimits, Validation
-from posttrain.config.line import PREFLIGHT, PUBLISH, TRAININGS
+from posttrain.config.line import PREFLIGHT, PUBLISH, REPORT, TRAININGS, is_rejection
 from posttrain.config.mixture import DataSets
+from posttrain.config.notify import Notify
 from posttrain.config.parse import check_name
 from posttrain.config.placement import Placements, SecretEnv
 from posttrain.config.requirements import evidence_of
@@ -55,6 +56,7 @@ class PipelineConfig(Section):
     upload_to_hub: bool = False  # also publish to a Hub repository, private unless it already is public
     hub_repo_id: str | None = None  # Hub repository, org/name
     signing: Signing | None = None  # secret with the key that signs published models; null: they are not signed
+    notify: Notify | None = None  # webhook that hears when a gate stops a run and when a run ends; null: nobody
 
     @model_validator(mode="after")
     def _hub_upload_has_a_repo(self):
@@ -107,12 +109,15 @@ class PipelineConfig(Section):
 
     def secrets_of(self, step: str) -> list[SecretEnv]:
         """Returns the secrets of a step: those of its placement, and those that other sections name for it."""
-        named = self.signing.secrets if self.signing and step in (PREFLIGHT, PUBLISH) else []
-        return [*self.placement.of(step).secrets, *named]
+        signing = self.signing.secrets if self.signing and step in (PREFLIGHT, PUBLISH) else []
+        told = step in (PREFLIGHT, REPORT) or is_rejection(step)
+        notify = self.notify.secrets if self.notify and told else []
+        return [*self.placement.of(step).secrets, *signing, *notify]
 
     def unplaced(self) -> "PipelineConfig":
         """Returns the configuration for a machine without a cluster's nodes and secrets."""
-        return self.model_copy(update={"placement": Placements(), "signing": self.signing and Signing()})
+        update = {"placement": Placements(), "signing": self.signing and Signing()}
+        return self.model_copy(update=update | {"notify": self.notify and Notify(at=self.notify.at)})
 
     @property
     def storage_roots(self) -> list[str]:

@@ -120,6 +120,7 @@ class PreflightStep(StepSection):
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
     signing: SigningStep | None = None  # null: the model is not signed
+    notify: bool | None = None  # true: a webhook is told of this run
     num_gpus: dict[str, int] = {}  # step that can use a GPU -> number of GPUs in its placement
     sources: dict[str, str] = {}  # variable of its pod -> secret or config map that it comes from, of any step
     gpu_memory_gb: dict[str, float] = {}  # training -> gigabytes of one of its GPUs, if its placement says so
@@ -264,8 +265,16 @@ class PromoteStep(StepSection):
     save_intermediate: bool = True
 
 
+class RejectStep(StepSection):
+    """Configuration of the steps that fail a run for its gates."""
+
+    pipeline_id: str | None = None  # null: nobody is told
+    notify: bool | None = None  # true: a webhook is told
+
+
 class ReportStep(StepSection):
     """Configuration of report_run."""
 
     pipeline_id: str = "task-api-v1.0"
     steps: list[str] = []  # in the order of the graph
+    notify: bool | None = None  # true: a webhook is told

@@ -232,3 +232,15 @@ def test_the_signing_key_is_a_file_of_the_pods_that_need_it_and_of_no_other(tmp_
     assert PipelineConfig(**sections).unplaced().secrets_of("publish_model") == []
     with pytest.raises(ValueError, match="give both, or neither"):
         PipelineConfig(signing={"secret": "model-signing"})
+
+
+def test_the_webhook_is_a_variable_of_the_pods_that_tell_and_of_preflight(tmp_path):
+    settings = ["notify={secret: slack, key: url}"]
+    compile_graph(load_config("configs/pipeline_config.yaml", settings), tmp_path / "graph.yaml")
+    secrets = {
+        name: [secret["keyToEnv"][0]["envVar"] for secret in task["kubernetes"].get("secretAsEnv", [])]
+        for name, task in Graph(tmp_path / "graph.yaml").tasks.items()
+        if task["kubernetes"]
+    }
+    named = {name for name, variables in secrets.items() if "POSTTRAIN_WEBHOOK_URL" in variables}
+    assert named == {name for name in secrets if name.startswith("reject_")} | {"preflight", "report_run"}
