@@ -62,8 +62,11 @@ def _signature_faults(texts: dict[str, str], manifest: Manifest, public_key: "ec
     except ValueError as error:
         return [f"{SIGNATURE}: {error}"]
     wanted = statements.signed_files(manifest, texts[ATTESTATIONS])
-    if statement == statements.model_signature(wanted, model_name=manifest.model_name):
-        return []
+    try:
+        if statement == statements.model_signature(wanted, model_name=manifest.model_name):
+            return []
+    except ValueError:
+        return [f"{MANIFEST}: names a SHA-256 that is none"]
     present = {one["name"]: one["digest"] for one in statement.get("predicate", {}).get("resources", [])}
     differ = sorted(name for name in wanted.keys() | present.keys() if wanted.get(name) != present.get(name))
     return [f"{name}: is not the file that was signed" for name in differ] or [

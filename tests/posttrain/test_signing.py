@@ -119,6 +119,11 @@ def test_a_change_of_any_file_is_caught(name, folder, keys):
     assert faults(folder, keys)
 
 
+def test_a_digest_that_is_none_is_a_fault_and_no_crash(folder, keys):
+    edit(folder, "manifest.json", lambda manifest: manifest["files"].update({"config.json": "z" * 64}))
+    assert "manifest.json: names a SHA-256 that is none" in faults(folder, keys)
+
+
 @pytest.mark.parametrize("name", ["attestations.jsonl", "model.sig"])
 def test_a_signed_model_without_its_signature_is_refused_with_and_without_a_key(name, folder, keys):
     (folder / name).unlink()
