@@ -22,8 +22,10 @@ from typing import Any
 from posttrain import config, storage
 from posttrain.step import frame, kfp_io
 from posttrain.step.digests import folder_digest
+from posttrain.step.published import CARD
 from posttrain.step.running import Running
 from posttrain.storage import hashing, hub
+from posttrain.weights import licence
 from posttrain.weights.folder import (
     CONFIG_FILES,
     SIDE_FILES,
@@ -67,12 +69,25 @@ class Repo:
     commit: str
     sizes: dict[str, int]
     download: Download
+    licence: str = ""  # as the Hub names it; empty: its card names none
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was brought: its address, its commit (empty unless from the Hub), its files and its licence."""
+
+    source: str
+    commit: str
+    files: Digests
+    licence: str  # empty: unknown
 
 
 def fetch(
     base_model: str, model: Path | str, tokenizer: Path | str, *, allowed_prefixes: list[str] | None = None
 ) -> dict[str, str]:
     """Writes the model and the tokenizer folder; returns source, commit (empty unless from the Hub) and digest.
+
+    The licence is there too, if the model's card names one.
 
     Raises:
         ValueError: the model is missing, not allowed, incomplete or quantised, or lacks a file.
@@ -86,13 +101,16 @@ def fetch(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        source, commit, files = _from_hub(base_model, unfinished) if from_hub else _from_storage(base_model, unfinished)
+        fetched = _from_hub(base_model, unfinished) if from_hub else _from_storage(base_model, unfinished)
         check_model_folder(unfinished)
         unfinished.replace(model)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     _copy_files(model, tokenizer, (*TOKENIZER_FILES, *CONFIG_FILES))
-    return {"source": source, "commit": commit, "digest": folder_digest(files)}
+    if restricted := licence.restriction(fetched.licence):
+        logger.warning("base_model: %s %s", fetched.source, restricted)
+    known = {"licence": fetched.licence} if fetched.licence else {}
+    return {"source": fetched.source, "commit": fetched.commit, "digest": folder_digest(fetched.files)} | known
 
 
 def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
@@ -175,8 +193,8 @@ def _of_shards(folder: Path, read: Callable[[str], Shapes]) -> Shapes:
         return {name: shape for part in parts for name, shape in part.items()}
 
 
-def _from_storage(uri: str, folder: Path) -> tuple[str, str, Digests]:
-    """Downloads a model folder; returns its URI, an empty commit and the digests."""
+def _from_storage(uri: str, folder: Path) -> Fetched:
+    """Downloads a model folder."""
     if not storage.is_remote(uri):
         storage.check_links(storage.local_path(uri))
     names = storage.list_files(uri)
@@ -193,15 +211,16 @@ def _from_storage(uri: str, folder: Path) -> tuple[str, str, Digests]:
             logger.info("fetched %s", name)
         return digests
 
-    return uri, "", _bring(uri, names, folder, download)
+    card = storage.read_bytes(storage.join(uri, CARD)).decode(errors="replace") if CARD in names else ""
+    return Fetched(uri, "", _bring(uri, names, folder, download), licence.of_card(card))
 
 
-def _from_hub(base_model: str, folder: Path) -> tuple[str, str, Digests]:
-    """Downloads `org/name`, or the 16-bit source of a bitsandbytes copy; returns `hf://org/name`, commit, digests."""
+def _from_hub(base_model: str, folder: Path) -> Fetched:
+    """Downloads `org/name`, or the 16-bit source of a bitsandbytes copy."""
     with hub.errors("base_model", base_model, otherwise="folder"):
         repo = _find_repo(base_model, folder)
         digests = _bring(repo.name, list(repo.sizes), folder, repo.download)
-    return f"hf://{repo.name}", repo.commit, digests
+    return Fetched(f"hf://{repo.name}", repo.commit, digests, repo.licence)
 
 
 def _find_repo(base_model: str, folder: Path) -> Repo:
@@ -252,7 +271,8 @@ def _open_repo(name: str, revision: str | None) -> Repo:
             raise ValueError(f"HF_HOME: {error.filename} cannot be written; {remedy}") from error
         return _copy(Path(snapshot), wanted, target)
 
-    return Repo(name, info.sha, {sibling.rfilename: sibling.size or 0 for sibling in info.siblings}, download)
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings}
+    return Repo(name, info.sha, sizes, download, licence.named(info.card_data and info.card_data.license))
 
 
 def _bring(source: str, names: list[str], folder: Path, download: Download) -> Digests:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,10 +22,8 @@ from pydantic import BaseModel, ConfigDict
 
 from posttrain import config, storage
 from posttrain.config import PublishStep, check_name
-from posttrain.config.limits import HARM
-from posttrain.pages import abilities, answers, defaults, wording
+from posttrain.pages import card, wording
 from posttrain.pages.answers import AnsweredPrompt
-from posttrain.rows.formats import user_text
 from posttrain.signing import bill, envelope, signature
 from posttrain.step import digests, frame, gate_answers, kfp_io, provenance, published, records, run
 from posttrain.step.code import code_of, fingerprint
@@ -44,18 +41,13 @@ from posttrain.step.published import (
     read_manifest,
 )
 from posttrain.step.running import Running
-from posttrain.storage import layout
+from posttrain.storage import hub, layout
 from posttrain.train import checkpoints
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 STEP = "publish_model"  # name in the graph
-
-CARD_TEMPLATE = Path(__file__).parent / "pages" / "templates" / "model_card.md"
-
-NUM_ANSWERS = 5  # on the card: the first that the gate asked, right or wrong
-MAX_CHARS = 300  # of a text among them
 
 logger = logging.getLogger(__name__)
 
@@ -99,17 +91,20 @@ def publish(
     if read_manifest(target) is None:
         rows = read_answers(chain, storage_root)
         named = {"model_name": model_name, "version": version}
-        written = _publish(model, target, _claim_of(model, chain, rows, files=files, key=key, **named))
+        hub_id = settings.hub_repo_id if settings.upload_to_hub else None
+        written = _publish(
+            model, target, _claim_of(model, chain, rows, files=files, key=key, hub_repo_id=hub_id, **named)
+        )
     storage.remove(storage.join(target, CLAIM))  # or that of a publisher that was killed at its end
     manifest = read_manifest(target)
     _check_same(target, manifest.sha256, sha256)
     _check_published(target, manifest, model_name=model_name, version=version, written=written)
     if key:
         _check_signed(target, manifest, key)
-    hub = _upload_to_hub(target, manifest, model, settings) if settings.upload_to_hub else None
+    uploaded = _upload(target, manifest, model, settings) if settings.upload_to_hub else None
     num_bytes = sum(file.stat().st_size for file in digests.files_of(model))
     receipt = _receipt(target, manifest, num_bytes=num_bytes)
-    return receipt | {"run_id": run_id, "gates": sorted(settings.required_gates), "hub": hub}
+    return receipt | {"run_id": run_id, "gates": sorted(settings.required_gates), "hub": uploaded}
 
 
 def read_chain(storage_root: str, run_id: str, sha256: str, settings: PublishStep) -> Provenance:
@@ -135,43 +130,6 @@ def read_answers(chain: Provenance, storage_root: str) -> list[AnsweredPrompt]:
         logger.warning("the model card shows no answers: %s", wording.line(str(error)))
         return []
     return [row for row in rows if row.source == "held-out prompt"]
-
-
-def model_card(
-    chain: Provenance, *, model_name: str, version: str, is_adapter: bool, rows: list[AnsweredPrompt] | None = None
-) -> str:
-    """Renders the card, with the first of the answers by which the model was judged."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"cell": wording.markdown, "name": wording.markdown_name, "address": _address}
-    environment.filters |= {name: getattr(wording, name) for name in ("measured", "limit", "interval")}
-    environment.filters |= {"brief": _brief, "user_text": user_text, "reference": answers.reference_text}
-    gate = gate_answers.judging_gate(chain)
-    judged, shown = gate and gate.judged, (rows or [])[:NUM_ANSWERS]
-    titles = abilities.titles(judged) if judged else {}
-    asked = {check.name for verdict in chain.gates.values() for check in verdict.checks}
-    template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        unjudged=wording.UNJUDGED, harm_unjudged=wording.HARM_UNJUDGED, harm_is_unjudged=HARM not in asked,
-        skills_unjudged=wording.SKILLS_UNJUDGED, skills_are_unjudged=not wording.judges_skills(chain.gates.values()),
-        chain=chain, model_name=model_name, version=version, is_adapter=is_adapter,
-        claim=judged and abilities.headline(judged), weak=defaults.weaker(chain.gates.values()),
-        rows=shown, num_asked=len(rows or []), columns=answers.columns_of(shown, titles),
-    )  # fmt: skip
-
-
-def _brief(text: str) -> str:
-    """Formats a text of unknown origin for a table cell, cut where it is long."""
-    return wording.markdown(text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]} ...")
-
-
-def _address(source: provenance.Source) -> str:
-    """Formats an address as code, so that it can be copied, or escapes it if it could break out of the code."""
-    text = str(source)
-    return f"`{text}`" if re.fullmatch(r"[\w.:/@+=-]+", text, re.ASCII) else wording.markdown(text)
 
 
 def _receipt(target: str, manifest: Manifest, *, num_bytes: int) -> dict:
@@ -245,14 +203,14 @@ def _claim_of(
     *,
     files: dict[str, str],
     key: "ec.EllipticCurvePrivateKey | None",
+    hub_repo_id: str | None = None,
     **named: str,
 ) -> Claim:
     """Builds the claim: everything that will be published beside the model's own files."""
-    is_adapter, card_name = "adapter_config.json" in files, named
     named = named | {"published_at": datetime.now(UTC).isoformat(timespec="seconds")}
     chain = chain.model_copy(update=named)
     written = {
-        CARD: model_card(chain, is_adapter=is_adapter, rows=rows, **card_name),
+        CARD: card.model_card(chain, rows, files=files, folder=hub_repo_id or "."),
         PROVENANCE: chain.model_dump_json(indent=2) + "\n",
     }
     if key:
@@ -311,11 +269,25 @@ def _check_strangers(target: str, mine: Claim) -> None:
         )
 
 
+def _upload(target: str, manifest: Manifest, model: Path, settings: PublishStep) -> dict:
+    """Uploads to the Hub; one that is away, or refuses, costs nothing of what is published, and is said."""
+    repo = settings.hub_repo_id
+    try:
+        with hub.errors("hub_repo_id", repo):
+            return _upload_to_hub(target, manifest, model, settings)
+    except (ConnectionError, ValueError) as error:
+        problem = (
+            f"published in {target}, but not uploaded to the Hub: {wording.line(str(error))}; run again to repeat it"
+        )
+        logger.warning("%s", problem)
+        return {"repo_id": repo, "error": problem}
+
+
 def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: PublishStep) -> dict:
     """Uploads everything in one commit; a new repository is private."""
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd
 
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ["HF_TOKEN"])
+    api = hub.client()
     api.create_repo(settings.hub_repo_id, private=True, exist_ok=True)
     sources = {file.relative_to(model).as_posix(): str(file) for file in digests.files_of(model)}
     names = [name for name in manifest.written if name != CLAIM]

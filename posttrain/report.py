@@ -205,7 +205,8 @@ def published_model(records: list[StepRecord]) -> tuple[str | None, list[str]]:
         return None, [f"{PUBLISH_STEP}: the published manifest cannot be read: {error}"]
     if manifest.get("sha256") != receipt.get("sha256"):
         return None, [f"{PUBLISH_STEP}: {receipt['manifest_uri']} names another model than this run's receipt"]
-    return receipt["uri"], []
+    uploaded = receipt.get("hub") or {}
+    return receipt["uri"], [f"{PUBLISH_STEP}: {uploaded['error']}"] if uploaded.get("error") else []
 
 
 def promotion(records: list[StepRecord]) -> tuple[bool, list[str]]:

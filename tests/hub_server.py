@@ -18,6 +18,7 @@ class Hub(BaseHTTPRequestHandler):
     """Models are folders. With `accounts` a token that is not among them is refused."""
 
     repos: dict[str, Path] = {}
+    licences: dict[str, str] = {}  # of repositories whose card names one
     datasets: set[str] = set()
     accounts: dict[str, dict] = {}  # token -> who that is
     writable: set[str] = set()  # repositories that any account may write to
@@ -69,7 +70,8 @@ class Hub(BaseHTTPRequestHandler):
                 {"rfilename": name} | ({"size": (folder / name).stat().st_size} if with_sizes else {})
                 for name in sorted(names(folder))
             ]
-            self.reply(json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode(), {})
+            card = {"cardData": {"license": self.licences[repo]}} if repo in self.licences else {}
+            self.reply(json.dumps({"id": repo, "sha": COMMIT, "siblings": files} | card).encode(), {})
 
     def describe_dataset(self, repo: str) -> None:
         if repo in self.datasets:
@@ -124,7 +126,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
     from huggingface_hub import constants
 
     Hub.repos, Hub.accounts, Hub.requests, Hub.ranges = {}, {}, [], []
-    Hub.datasets, Hub.writable, Hub.gated = set(), set(), set()
+    Hub.datasets, Hub.writable, Hub.gated, Hub.licences = set(), set(), set(), {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()

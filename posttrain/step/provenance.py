@@ -29,6 +29,7 @@ class Source(BaseModel):
     address: str
     commit: str = ""  # on the Hub
     sha256: str  # of the bytes that were read
+    licence: str = ""  # the Hub's name for it; empty: unknown
 
     def __str__(self) -> str:
         return f"{self.address}@{self.commit}" if self.commit else self.address
@@ -86,6 +87,8 @@ class Link(BaseModel):
         sha256, address, commit = (done.measured.get(name) for name in ("digest", "source", "commit"))
         is_source = not done.inputs and address and sha256
         source = _source(done.measured.get("data_sets"), address, commit or "", sha256) if is_source else None
+        if source and (licence := done.measured.get("licence")):
+            source = source.model_copy(update={"licence": licence})
         shared = done.model_dump(include=set(cls.model_fields) - {"source", "trained_by"})
         return cls(**shared, source=source, trained_by=Ranks.of(done.measured))
 
@@ -109,7 +112,7 @@ class Link(BaseModel):
 def _source(data_sets: list[dict] | None, address: str, commit: str, sha256: str) -> Source:
     if not data_sets:
         return Source(address=address, commit=commit, sha256=sha256)
-    parts = [Weighted(**{name: one[name] for name in Weighted.model_fields}) for one in data_sets]
+    parts = [Weighted(**{name: one[name] for name in Weighted.model_fields if name in one}) for one in data_sets]
     return Mixture(address=address, commit=commit, sha256=sha256, parts=parts)
 
 

@@ -113,6 +113,16 @@ def test_hub_model_is_fetched_at_its_commit(source, tmp_path, hub):
     assert not any("pytorch_model.bin" in path for path in files)
 
 
+def test_the_licence_comes_from_the_card_and_one_that_forbids_is_said(source, tmp_path, hub, caplog):
+    hub.repos, hub.licences = {"org/tiny": source}, {"org/tiny": "cc-by-nc-4.0"}
+    assert fetch_from("org/tiny", tmp_path)["licence"] == "cc-by-nc-4.0"
+    assert "hf://org/tiny is under cc-by-nc-4.0, which forbids commercial use" in caplog.text
+    (source / "README.md").write_text("---\nlicense: [Apache-2.0]\n---\n# Tiny\n")
+    caplog.clear()
+    assert fetch_from(source, tmp_path / "local")["licence"] == "apache-2.0"
+    assert "licence" not in caplog.text
+
+
 def test_the_token_comes_from_the_environment_alone(source, tmp_path, hub, monkeypatch):
     hub.repos["org/tiny"] = source
     fetch_from("org/tiny", tmp_path)

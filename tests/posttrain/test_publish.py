@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -12,10 +14,12 @@ import pytest
 
 from posttrain import publish, storage
 from posttrain.config import PublishStep
+from posttrain.pages import card
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, to_jsonl
 from posttrain.step import digests, published, records
 from posttrain.verdict import at_most, holds
 from posttrain.verify import verify
+from posttrain.weights.folder import source_digest
 from tests.posttrain.line import GATES, Line
 from tests.posttrain.publisher import NUM_WRITES
 
@@ -73,7 +77,8 @@ def test_the_chain_reaches_from_the_sources_to_the_model(line, place):
         "publish_model",
     }  # fmt: skip
     assert links["fetch_model"]["source"] == {
-        "address": "hf://acme/base", "commit": "c0ffee", "sha256": links["fetch_model"]["outputs"]["model"]
+        "address": "hf://acme/base", "commit": "c0ffee", "sha256": links["fetch_model"]["outputs"]["model"],
+        "licence": "",
     }  # fmt: skip
     assert links["prepare_sft_data"]["source"]["sha256"] == digests.digest(line.data)
     assert links["train_sft"]["inputs"]["train"] == links["prepare_sft_data"]["outputs"]["train"]
@@ -129,6 +134,49 @@ def test_card_names_the_limits_that_are_weaker_than_the_defaults(line, place):
     line.judge("check_safety", checks=(at_most("chosen_drop", 1.0, 5.0),))
     card = Path(line.publish(place)["uri"], "README.md").read_text()
     assert "weaker than the defaults: `chosen_drop` ≤ 5 (default ≤ 0.5)." in card
+
+
+def test_the_hub_reads_base_licence_data_sets_and_results_in_the_card(line, place):
+    from huggingface_hub import ModelCard
+
+    told = {"source": "hf://acme/base", "commit": "c0ffee", "digest": source_digest(line.base)}
+    line.edit("fetch_model", measured=told | {"licence": "cc-by-nc-4.0"})
+    told = {"source": "hf://acme/calls", "commit": "", "digest": digests.digest(line.data)}
+    line.edit("prepare_sft_data", measured=told)
+    line.judge("check_safety", answers=to_jsonl(map(asked, range(8))), claims={"numbers": NUMBERS})
+    text = Path(line.publish(place)["uri"], "README.md").read_text()
+    data = ModelCard(text).data
+    assert (data.base_model, data.base_model_relation, data.license) == ("acme/base", "finetune", "cc-by-nc-4.0")
+    assert (data.datasets, data.pipeline_tag, data.library_name) == (["acme/calls"], "text-generation", "transformers")
+    results = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert results == {"right_answers": 0.5, "loss": 1.0}
+    assert {result.dataset_name for result in data.eval_results} == {"held-out rows, judged by check_safety"}
+    assert "- 50 % of those answers were wrong." in text
+    assert "- Its base model is under cc-by-nc-4.0, which forbids commercial use." in text
+    assert "No row that it was trained on is longer than 2,048 tokens." in text
+
+
+@pytest.mark.parametrize(("kind", "question"), [("transformers", "question 0"), ("peft", "Hello")])
+def test_the_snippet_is_python_and_names_the_prompt(kind, question, line, place):
+    if kind == "peft":
+        (line.model / "adapter_config.json").write_text("{}")
+        line.step("merge_sft", {"base": line.path("fetch_model", "model")}, ["model"])
+        line.judge("check_safety")
+    else:
+        line.judge("check_safety", answers=to_jsonl(map(asked, range(8))), claims={"numbers": NUMBERS})
+    text = Path(line.publish(place)["uri"], "README.md").read_text()
+    snippet = text.partition("```python\n")[2].partition("```")[0]
+    compile(snippet, "snippet", "exec")
+    assert f'"content": "{question}"' in snippet and f"from {kind} import" in snippet
+
+
+def test_a_base_of_unknown_licence_is_named_and_its_text_carried(line, place):
+    (line.model / "LICENSE").write_text("terms")
+    line.step("merge_sft", {"base": line.path("fetch_model", "model")}, ["model"])
+    line.judge("check_safety")
+    text = Path(line.publish(place)["uri"], "README.md").read_text()
+    assert "license: other\nlicense_name: of-the-base-model\nlicense_link: LICENSE\n" in text
+    assert "names no licence that is known here" in text and "Its text: `LICENSE`." in text
 
 
 def test_an_adapter_is_called_one(line, place):
@@ -490,6 +538,20 @@ def test_a_repository_that_exists_gets_the_commit(line, place, hub, monkeypatch)
     assert line.publish(place, upload_to_hub=True, hub_repo_id="org/m")["hub"]["commit"] == "c0ffee"
 
 
+def test_a_hub_that_is_away_loses_nothing_and_a_second_run_uploads(line, place, monkeypatch, caplog, hub):
+    endpoint = os.environ["HF_ENDPOINT"]
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        away = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", away)
+    receipt = line.publish(place, upload_to_hub=True, hub_repo_id="org/m")
+    assert verify(receipt["uri"]).faults == []
+    assert "not uploaded to the Hub: hub_repo_id: 'org/m': the Hub does not answer" in receipt["hub"]["error"]
+    assert receipt["hub"]["error"] in caplog.text and "hf_secret" not in caplog.text
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    again = line.publish(place, upload_to_hub=True, hub_repo_id="org/m")
+    assert (again["hub"]["commit"], again["manifest_sha256"]) == ("c0ffee", receipt["manifest_sha256"])
+
+
 def test_command_writes_receipt_and_record(line, place, tmp_path, monkeypatch):
     monkeypatch.setenv("KFP_RUN_ID", "run-1")
     receipt = tmp_path / "out/receipt.json"
@@ -511,4 +573,4 @@ def test_what_the_command_must_be_told(capsys):
 
 @pytest.mark.parametrize(("length", "is_cut"), [(300, False), (301, True)])
 def test_long_texts_are_cut_on_the_card(length, is_cut):
-    assert (publish._brief("a" * length) != "a" * length) is is_cut
+    assert (card._brief("a" * length) != "a" * length) is is_cut

@@ -164,6 +164,12 @@ def test_a_receipt_without_its_model_is_no_success(tmp_path, keep, changes, mess
     assert message in result.errors[-1]
 
 
+def test_a_model_that_the_hub_did_not_take_is_published_and_that_is_said(tmp_path, keep):
+    publish(tmp_path, keep, hub={"repo_id": "org/m", "error": "not uploaded"})
+    result = collect(tmp_path)
+    assert result.success and result.errors == ["publish_model: not uploaded"]
+
+
 def test_steps_without_a_receipt_are_no_success(tmp_path, keep):
     for step in STEPS[:-1]:
         keep(step, checks=[GOOD] if step.startswith("check_") else None)
