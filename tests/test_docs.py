@@ -6,6 +6,7 @@ Every command in a bash block is run here or by CI (.ci/run), or is in RUN_ELSEW
 import functools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from examples.task_api.generate import generate, write
 from pipelines.compiler import check_gates_can_judge
 from posttrain.config import load_config
+from posttrain.config.mixture import parts_of
 
 ROOT = Path(__file__).parents[1]
 GLOBS = ("*.md", "docs/*.md", "examples/*/README.md", "images/README.md", "benchmarks/README.md")
@@ -212,3 +214,14 @@ def test_the_version_of_torch_is_the_projects():
     (pin,) = [one for one in project["optional-dependencies"]["train"] if one.startswith("torch==")]
     for document in DOCUMENTS:
         assert set(re.findall(r"torch==[\w.]+", (ROOT / document).read_text(encoding="utf-8"))) <= {pin}, document
+
+
+def test_kfps_own_command_gives_the_list_of_data_sets_as_text():
+    from kfp.cli.utils.parsing import parse_parameter_value
+
+    (line,) = re.findall(
+        r"^sft_dataset='\".*$", (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    [argument] = shlex.split(line)
+    value = parse_parameter_value(argument.partition("=")[2])
+    assert [part.weight for part in parts_of(value)] == [1, 2.5]
