@@ -7,7 +7,8 @@ text of a cell -> the messages that it holds, the text itself, or an error: such
     numpy's and pandas' form     array([{'role': 'user'} {'role': 'assistant'}], dtype=object)
     HH-RLHF                      \\n\\nHuman: ...\\n\\nAssistant: ...
 
-JSON that is no conversation is an answer like any other.
+JSON text that is no conversation is an answer like any other. A list of tool calls, which is what a CSV cell with one
+is read as, is the message that makes these calls.
 """
 
 import ast
@@ -15,7 +16,7 @@ import re
 import warnings
 from typing import Any
 
-from posttrain.config.documents import parse_json
+from posttrain.config.documents import Refused, parse_json
 
 MAX_ENCODINGS = 4  # JSON text of JSON text of ...
 SPEAKERS = {"system", "user", "human", "assistant", "gpt", "chatgpt", "tool", "observation", "function_call"}
@@ -79,6 +80,13 @@ def unpacked(text: str, key: str, *, is_asked: bool = False) -> str | list[dict]
     return text
 
 
+def calling(answer: Any) -> Any:
+    """Returns the message that makes the calls, for an answer that is a list of tool calls; any other as it is."""
+    if isinstance(answer, list) and answer and all(map(_is_call, answer)):
+        return [{"role": "assistant", "content": "", "tool_calls": answer}]
+    return answer
+
+
 def check_content(text: str, key: str) -> None:
     """Raises ValueError if the content of a message is itself the text of messages or of their parts."""
     if _messages(text, f"{key}[].content") is not None:
@@ -128,15 +136,13 @@ def _parsed(text: str) -> Any:
     for _ in range(MAX_ENCODINGS):
         if not isinstance(value, str):
             return value
-        value = _read_json(value.strip("\ufeff \t\r\n")) or _read_repr(value)
+        try:
+            value = parse_json(value.strip("\ufeff \t\r\n"))
+        except Refused:  # a key that stands twice, of which a repr would be read as the last
+            return None
+        except ValueError:
+            value = _read_repr(value)
     return None
-
-
-def _read_json(text: str) -> Any:
-    try:
-        return parse_json(text)
-    except (ValueError, RecursionError):  # a key that stands twice, too
-        return None
 
 
 def _read_repr(text: str) -> Any:
@@ -156,6 +162,14 @@ def _is_message(value: Any) -> bool:
         return False
     has_turn = "role" in value and bool(value.keys() & {"content", "tool_calls"})
     return has_turn or ("value" in value and str(value.get("from")).lower() in SPEAKERS)
+
+
+def _is_call(value: Any) -> bool:
+    """Tells whether this is a tool call, in OpenAI's form or the bare one."""
+    if not isinstance(value, dict) or value.keys() & {"role", "from"}:
+        return False
+    function = value.get("function", value)
+    return isinstance(function, dict) and isinstance(function.get("name"), str) and "arguments" in function
 
 
 def _is_part(value: Any) -> bool:

@@ -29,6 +29,7 @@ FAMILIES = {  # of formats, by their first key: the keys that belong together
     "instruction": {"instruction", "input", "output", "history", "text", "chosen", "rejected"},
 }
 OTHER_KIND = {"sft": {"chosen", "rejected"}, "preference": {"messages", "completion"}}
+ANSWERS = ("completion", "chosen", "rejected")
 CONVERSATIONS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -114,6 +115,9 @@ def read(raw: Any, kind: str, *, ignored: Collection[str] = ()) -> Read:
         if isinstance(row.get(key), str):
             row[key] = disguise.unpacked(row[key], key)
             done += [f"{key} read from the text of messages"] if not isinstance(row[key], str) else []
+        if key in ANSWERS and (called := disguise.calling(row.get(key))) is not row.get(key):
+            row[key] = called
+            done.append(f"{key} read as tool calls")
     family = _family(row, kind)
     if family is None:  # the formats say what is missing
         return Read(row)

@@ -107,6 +107,11 @@ def test_a_conversation_that_cannot_be_read_is_an_error_with_row_and_key(text):
     assert "row 1: 'chosen' " in refused({"prompt": "x", "chosen": text, "rejected": "y"})
 
 
+def test_a_key_that_stands_twice_in_text_is_no_conversation():
+    text = '[{"role": "user", "content": "q", "content": "r"}]'
+    assert "'prompt' is the text of messages that cannot be read" in refused({"prompt": text, "completion": "a"}, "sft")
+
+
 def test_messages_inside_a_content_are_refused():
     inner = {"role": "user", "content": "[{'role': 'user', 'content': 'q'}]"}
     assert "'messages' has a message whose content is the text of messages" in refused(

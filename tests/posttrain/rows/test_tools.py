@@ -1,9 +1,11 @@
+import csv
 import json
 
 import pytest
 
 from posttrain.rows import chat, formats
 from posttrain.rows.formats import check_row, content_key, convert, empty_key, message_text, references_of
+from posttrain.rows.sources import open_data_set
 from posttrain.rows.tools import call_values, read_calls, read_tools
 from tests.tool_chat import ASKED, CALL, CALLS, DONE, RESULT, TEMPLATE, TOOL, WRITTEN, model_that_calls, raw_row
 
@@ -47,6 +49,21 @@ def test_calls_have_one_normal_form(calls):
     assert read_calls(calls) == [CALL]
     message = {"role": "assistant", "content": None, "tool_calls": calls}
     assert converted({"messages": [ASKED, message, RESULT, DONE], "tools": [TOOL]})[0]["completion"] == [CALLS]
+
+
+@pytest.mark.parametrize("form", ["function", "bare"])
+def test_a_csv_cell_with_a_list_of_calls_makes_these_calls(form, tmp_path):
+    calls = {"function": [CALL, CALL], "bare": [CALL["function"]]}[form]
+    cells = ["Pay the rent.", json.dumps(calls), json.dumps([TOOL])]
+    with open(tmp_path / "calls.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["prompt", "completion", "tools"], cells])
+    with open_data_set(str(tmp_path / "calls.csv")) as data_set:
+        [row] = convert(data_set.rows, kind="sft", source="calls.csv")[0]
+    assert row["completion"] == [CALLS | {"tool_calls": [CALL] * len(calls)}]
+    assert row["prompt"] == [{"role": "user", "content": "Pay the rent.", "tools": [TOOL]}]
+    pair = {"prompt": "Pay the rent.", "chosen": calls, "rejected": "Paid.", "tools": [TOOL]}
+    assert converted(pair, "preference")[0]["chosen"] == row["completion"]
+    assert "offers no 'tools'" in refused(pair | {"tools": None}, "preference")
 
 
 @pytest.mark.parametrize("offered", [[TOOL], [TOOL["function"]], json.dumps([TOOL]), [json.dumps(TOOL)]])
