@@ -85,7 +85,7 @@ def docker_runner(args: argparse.Namespace, request: RunRequest) -> Docker:
 
     def variables_of(step: str) -> list[str]:
         """Returns the names given by --env, and those that the step gets from secrets on a cluster."""
-        return [*args.env, *(secret.env for secret in config.secrets_of(step))]
+        return [*args.env, *config.variables_of(step)]
 
     runner = Docker(places.of_step, variables_of, (folder / "cache").absolute(), gpus=args.gpus)
     runner.check(map(image_reference, ("cpu", "train")))

@@ -28,6 +28,11 @@ class Notify(Section):
         return self
 
     @property
+    def env(self) -> str:
+        """The variable with the URL."""
+        return WEBHOOK_ENV
+
+    @property
     def secrets(self) -> list[SecretEnv]:
         """The variable with the URL, if it comes from a secret."""
         return [SecretEnv(env=WEBHOOK_ENV, secret=self.secret, key=self.key)] if self.secret else []

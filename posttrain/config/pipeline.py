@@ -109,10 +109,18 @@ class PipelineConfig(Section):
 
     def secrets_of(self, step: str) -> list[SecretEnv]:
         """Returns the secrets of a step: those of its placement, and those that other sections name for it."""
-        signing = self.signing.secrets if self.signing and step in (PREFLIGHT, PUBLISH) else []
-        told = step in (PREFLIGHT, REPORT) or is_rejection(step)
-        notify = self.notify.secrets if self.notify and told else []
-        return [*self.placement.of(step).secrets, *signing, *notify]
+        named = [secret for section in self._sections_for(step) for secret in section.secrets]
+        return [*self.placement.of(step).secrets, *named]
+
+    def variables_of(self, step: str) -> list[str]:
+        """Returns the variables of a step that have or name a secret, also where no Kubernetes secret gives them."""
+        named = [section.env for section in self._sections_for(step)]
+        return [*(secret.env for secret in self.placement.of(step).secrets), *named]
+
+    def _sections_for(self, step: str) -> list[Signing | Notify]:
+        """Returns the sections whose secret a step gets; preflight looks at both."""
+        signs, tells = step in (PREFLIGHT, PUBLISH), step in (PREFLIGHT, REPORT) or is_rejection(step)
+        return [section for section, is_for in ((self.signing, signs), (self.notify, tells)) if section and is_for]
 
     def unplaced(self) -> "PipelineConfig":
         """Returns the configuration for a machine without a cluster's nodes and secrets."""

@@ -25,6 +25,11 @@ class Signing(Section):
         return self
 
     @property
+    def env(self) -> str:
+        """The variable that names the file of the key."""
+        return SIGNING_KEY_ENV
+
+    @property
     def secrets(self) -> list[SecretEnv]:
         """The variable that names the file of the key, if it comes from a secret."""
         if self.secret is None:

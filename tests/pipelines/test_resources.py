@@ -229,7 +229,10 @@ def test_the_signing_key_is_a_file_of_the_pods_that_need_it_and_of_no_other(tmp_
     assert {"name": "POSTTRAIN_SIGNING_KEY", "value": "/etc/posttrain/model-signing/private.pem"} in graph.tasks[
         "publish_model"
     ]["container"]["env"]
-    assert PipelineConfig(**sections).unplaced().secrets_of("publish_model") == []
+    local = PipelineConfig(**sections).unplaced()
+    assert local.secrets_of("publish_model") == []
+    assert local.variables_of("publish_model") == ["POSTTRAIN_SIGNING_KEY"]
+    assert local.variables_of("train_sft") == local.variables_of("report_run") == []
     with pytest.raises(ValueError, match="give both, or neither"):
         PipelineConfig(signing={"secret": "model-signing"})
 
