@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,13 @@ from posttrain.config.placement import SECRETS_FOLDER
 from posttrain.nodes import kubernetes
 from posttrain.nodes.kubernetes import Kubernetes
 from posttrain.pages import wording
-from posttrain.rows import prompts
+from posttrain.rows import chat, prompts
+from posttrain.rows.chat import ChatTokenizer
 from posttrain.rows.held_out import Prompts, supplies
 from posttrain.signing import envelope
-from posttrain.step import frame, kfp_io, run, settings, webhook
+from posttrain.step import cost, frame, kfp_io, run, settings, webhook
+from posttrain.step.cost import Load
+from posttrain.step.records import recent_records
 from posttrain.step.running import Running
 from posttrain.storage import hub
 from posttrain.train import memory
@@ -39,6 +43,7 @@ from posttrain.weights.folder import check_model_folder, weights_size
 from posttrain.weights.targets import Layout, Targets, check_trainable, resolve
 from posttrain.weights.tokens import check_tokens
 
+NUM_MEASURED_ROWS = 200  # of a data set, whose tokens are counted
 SMALL_STORE = "minio://"  # the object store that an installation brings along
 DATASETS = {"sft_dataset": "sft", "preference_dataset": "preference"}  # parameter -> kind of rows
 
@@ -54,6 +59,8 @@ class Counted:
     data_sets: dict[str, Prompts | None]  # by kind; None: remote, unread or unreadable
     asked: dict[str, int] = field(default_factory=dict)  # different prompts by the key of their file
     layout: Layout | None = None  # of the base model; None: unreadable
+    tokenizer: ChatTokenizer | None = None  # of the base model
+    loads: dict[str, Load] = field(default_factory=dict)  # by training: what it is to read, of local data
     warning: str | None = None  # of the base model
 
     @classmethod
@@ -68,6 +75,27 @@ class Counted:
             for supply in supplies(config.evidence, self.data_sets, self.asked)
             if supply.is_short
         ]
+
+
+@dataclass
+class Lengths:
+    """Counts the rows of a training, and the tokens of the first of them: enough for an estimate, in little time."""
+
+    tokenizer: ChatTokenizer | None  # None: unreadable
+    num_rows: int = 0
+    tokens: list[int] = field(default_factory=list)  # of each of the first rows
+
+    def add(self, side: str, row: dict) -> None:
+        if side != "train":
+            return
+        self.num_rows += 1
+        if self.tokenizer and len(self.tokens) < NUM_MEASURED_ROWS:
+            with suppress(ValueError, *chat.refusals()):  # a row that does not render is the data gate's to report
+                self.tokens.append(chat.num_tokens(self.tokenizer, row))
+
+    @property
+    def mean(self) -> float | None:
+        return sum(self.tokens) / len(self.tokens) if self.tokens else None
 
 
 def check(config: Config, parameters: dict[str, Any], *, disk: Path) -> None:
@@ -247,6 +275,8 @@ def check_base_model(uri: str, config: Config, counted: Counted, *, disk: Path) 
     with model.described(uri) as (folder, layout):
         check_trainable(layout)
         counted.warning = check_tokens(folder, layout)
+        with suppress(ValueError, OSError):  # without one, tokens are not counted: others check that it is there
+            counted.tokenizer = ChatTokenizer(folder)
     counted.layout = layout
     num_copies = 1 + (config.stages.sft.enabled and config.stages.merge.enabled) + config.stages.dpo.enabled
     check_disk(disk, num_bytes, num_copies=num_copies)
@@ -285,8 +315,11 @@ def check_dataset(dataset: str, config: Config, counted: Counted, *, name: str) 
         check_address(uri, config, name=key)
     local = [uri for uri in by_name.values() if storage.kind(uri) == "local"]
     if len(local) == len(by_name):
-        prepared = data.prepare(dataset, kind=DATASETS[name], settings=config.data)
-        counted.data_sets[DATASETS[name]] = Prompts(prepared.held_out, set().union(*prepared.prompts.values()))
+        kind, lengths = DATASETS[name], Lengths(counted.tokenizer)
+        prepared = data.prepare(dataset, kind=kind, settings=config.data, write=lengths.add)
+        counted.data_sets[kind] = Prompts(prepared.held_out, set().union(*prepared.prompts.values()))
+        training, section = ("train_dpo", config.dpo) if kind == "preference" else ("train_sft", config.sft)
+        counted.loads[training] = Load(lengths.num_rows, section.epochs, lengths.mean)
         return
     for uri in local:  # only what is wrong with them: how many rows there are in all is not known here
         data.prepare(uri, kind=DATASETS[name], settings=config.data)
@@ -382,7 +415,8 @@ def main(argv: list[str] | None = None) -> None:
     if len(problems) > 1:
         print(*(f"problem: {problem}" for problem in problems), sep="\n", file=sys.stderr)
     targets = [] if problems else target_lines(step, counted)
-    for line in targets:
+    expected = [] if problems else cost_lines(step, counted, storage_root=args.storage_root, base_model=args.base_model)
+    for line in (*targets, *expected):
         logger.info("%s", line)
     warnings = [
         f"{name}: its placement has no GPU, so it will run on the CPU"
@@ -399,7 +433,7 @@ def main(argv: list[str] | None = None) -> None:
         refuse(problems)
         settings.write(args.storage_root, compiled)
         if args.notes:
-            Path(args.notes).write_text(notes(root, warnings, targets), encoding="utf-8")
+            Path(args.notes).write_text(notes(root, warnings, [*targets, *expected]), encoding="utf-8")
         return {"artifacts": root} if root else {}
 
     outputs = {"notes": args.notes} if args.notes else {}
@@ -426,6 +460,33 @@ def target_lines(config: Config, counted: Counted) -> list[str]:
     """Lists the layers that each training will adapt."""
     lines = {stage: check_targets(counted, config, stage) for stage in trained(config)}
     return [f"{stage} trains adapters on {targets}" for stage, targets in lines.items() if targets]
+
+
+def cost_lines(step: PreflightStep, counted: Counted, *, storage_root: str, base_model: str) -> list[str]:
+    """Says what each training is to read and what the run is expected to cost, as far as that is known."""
+    try:
+        known = cost.costs(recent_records(storage_root), base_model=base_model, loads=counted.loads)
+    except (OSError, ValueError) as error:
+        logger.warning("what earlier runs cost cannot be read: %s", wording.line(str(error)))
+        known = {}
+    shape = memory.Shape.of(counted.layout.config) if counted.layout else None
+    lines = []
+    for name in (name for name, stage in TRAININGS.items() if stage in trained(step)):
+        load, before = counted.loads.get(name), known.get(name)
+        words = [load.words if load else "its rows are remote"]
+        words += [before.words if before else "no earlier run of this base model says how long it takes"]
+        words += [gpu_memory(step, shape, name)] if shape and step.num_gpus.get(name) else []
+        lines.append(f"{name}: {'; '.join(words)}")
+    return [*lines, *([f"the run: {cost.sentence(known)}"] if known else [])]
+
+
+def gpu_memory(step: PreflightStep, shape: memory.Shape, name: str) -> str:
+    """Says how much memory of each GPU a training is estimated to take, with and without gradient checkpointing."""
+    config, num_ranks = getattr(step, TRAININGS[name]), step.num_gpus[name]
+    most, least = (
+        memory.estimate(shape, config, num_ranks=num_ranks, checkpointing=on).total / 1e9 for on in (False, True)
+    )
+    return f"an estimated {least:.0f} to {most:.0f} GB of each GPU, with and without gradient checkpointing"
 
 
 def notes(root: str | None, warnings: list[str], targets: list[str]) -> str:

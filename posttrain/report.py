@@ -59,6 +59,7 @@ class StepResult(BaseModel):
     status: Literal["succeeded", "reused", "failed", "unfinished", "lost", "not run"]
     seconds: float = 0.0  # of all attempts
     num_attempts: int = 0
+    gpu_seconds: float = 0.0  # of all attempts: their time, by the number of GPUs that they had
     error: str | None = None
     inputs: dict[str, str] = {}  # name -> SHA-256
     outputs: dict[str, str] = {}
@@ -77,6 +78,7 @@ class StageResult(BaseModel):
     loss: float | None = None  # training loss of the last steps
     size_gb: float | None = None  # of the last merged model
     time_seconds: float
+    gpu_hours: float | None = None  # of its steps, gates included; None: without a GPU
 
 
 class PipelineResult(BaseModel):
@@ -180,6 +182,7 @@ def stage_results(steps: list[StepResult], gates: dict[str, Verdict]) -> dict[st
             loss=measured.get("final_loss"),
             size_gb=measured.get("size_gb"),
             time_seconds=round(sum(step.seconds for step in work), 3),
+            gpu_hours=round(sum(step.gpu_seconds for step in own) / 3600, 4) or None,
         )
     return results
 
@@ -416,6 +419,7 @@ def _step_result(name: str, attempts: list[StepRecord]) -> StepResult:
         name=name, num_attempts=len(attempts),
         status="lost" if was_killed else last.status, error=killed(last) if was_killed else last.error,
         seconds=round(sum(record.seconds for record in attempts), 3),
+        gpu_seconds=round(sum(record.seconds * record.num_gpus for record in attempts), 3),
         inputs=last.inputs, outputs=last.outputs, measured=last.measured, progress=last.progress,
     )  # fmt: skip
 

@@ -11,16 +11,14 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from pipelines.package import Package
-from posttrain import storage
 from posttrain.config import StepSection, parse_step
-from posttrain.config.line import PROMOTE, is_rejection, step_of
+from posttrain.config.line import PROMOTE, TRAININGS, is_rejection, step_of
 from posttrain.publish import STEP as PUBLISH
-from posttrain.step import code, results
-from posttrain.step.records import RECORD, StepRecord, read_records
-from posttrain.storage import layout
+from posttrain.step import code, cost, results
+from posttrain.step.cost import Cost, Load
+from posttrain.step.records import StepRecord
 from posttrain.train.checkpoints import Checkpoints
 
-NUM_RUNS = 20  # the newest by name; no records of older runs are read
 TO_DO, REUSED = "to do", "reused"
 
 
@@ -59,12 +57,15 @@ def state_of(storage_root: str, record: StepRecord) -> str:
     return f"resuming at step {newest}" if newest else TO_DO
 
 
-def recent_records(storage_root: str) -> list[StepRecord]:
-    """Reads the records of the newest runs, in the order in which their steps started."""
-    names = storage.list_files(layout.runs(storage_root))
-    runs = sorted({run for run, _, name in (name.partition("/") for name in names) if RECORD.fullmatch(name)})
-    records = [record for run in runs[-NUM_RUNS:] for record in read_records(storage_root, run)]
-    return sorted(records, key=lambda record: record.started_at)
+def costs(package: Package, parameters: dict[str, Any], records: list[StepRecord]) -> dict[str, Cost]:
+    """Returns what each step cost in an earlier run of this base model; a training, for as many passes as now."""
+    rows = {one.step: one.measured.get("num_train_rows") for one in records if one.status == "succeeded"}
+    loads = {
+        step: Load(rows[step], getattr(section, TRAININGS[step]).epochs)
+        for step, section in sections(package, parameters["overrides"])
+        if step in TRAININGS and rows.get(step)
+    }
+    return cost.costs(records, base_model=parameters["base_model"], loads=loads)
 
 
 def broken_off(records: list[StepRecord], steps: Collection[str]) -> tuple[StepRecord | None, bool]:

@@ -11,6 +11,8 @@ from posttrain.config.mixture import parts_of
 from posttrain.config.sweep import SweepConfig
 from posttrain.config.unjudged import unjudged
 from posttrain.pages import wording
+from posttrain.step import cost
+from posttrain.step.records import recent_records
 from posttrain.storage import layout
 from posttrain.sweep import compare
 from posttrain.sweep.ranking import GATE_FAILED, QUALIFIED
@@ -122,15 +124,19 @@ def data_sets(dataset: str) -> str:
 
 def print_plan(package: Package, parameters: dict[str, Any]) -> set[str]:
     """Prints what each step will do if an earlier run left something to reuse; returns the steps that need not run."""
-    records = plan.recent_records(parameters["storage_root"])
+    records = recent_records(parameters["storage_root"])
     states = plan.plan(package, parameters, records)
-    if set(states.values()) == {plan.TO_DO}:
+    known = plan.costs(package, parameters, records)
+    expected = {step: known[step] for step, state in states.items() if state == plan.TO_DO and step in known}
+    if set(states.values()) == {plan.TO_DO} and not expected:
         return set()
     last, is_published = plan.broken_off(records, states)
     if last:
         lacks = "making its published model current" if is_published else "publishing a model"
         print_pairs({"Earlier run": f"{last.run_id} stopped at {last.step} without {lacks}"})
-    print_pairs({"Plan": "\n".join(f"{step:<20} {state}" for step, state in states.items())})
+    words = {step: f", {expected[step].words}" if step in expected else "" for step in states}
+    print_pairs({"Plan": "\n".join(f"{step:<20} {state}{words[step]}" for step, state in states.items())})
+    print_pairs({"Cost": cost.sentence(expected) if expected else None})
     print(flush=True)
     return {step for step, state in states.items() if state == plan.REUSED}
 

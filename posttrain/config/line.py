@@ -160,6 +160,11 @@ def is_rejection(name: str) -> bool:
     return (step := find_step(name)) is not None and step.kind == "rejection"
 
 
+def loads_model(name: str) -> bool:
+    """Tells whether a GPU is of use to the step with this name."""
+    return (step := find_step(name)) is not None and step.loads_model
+
+
 def gate_of(rejection: str) -> str:
     """Returns the gate whose verdict makes this step fail."""
     return GATE + rejection.removeprefix(REJECTION)

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from posttrain import storage
 from posttrain.config import masking
+from posttrain.config.line import loads_model
 from posttrain.step import kfp_io, usage
 from posttrain.step.code import code_of, fingerprint
 from posttrain.step.digests import digest, file_digests, files_of, folder_digest
@@ -156,6 +157,7 @@ class Attempt:
             work_seconds=round(self.work_seconds, 3),
             cpu_seconds=round(usage.cpu_seconds_of(*usage.here()) - self.cpu_clock, 3),
             peak_memory=usage.peak_memory_of(*usage.here()),
+            num_gpus=usage.num_gpus() if loads_model(self.args.step) else 0,
             fingerprint=self.running.fingerprint if self.running else "",
             code=code_of(self.args.module, config=self.config),
             config=self.config,

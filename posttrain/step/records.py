@@ -16,6 +16,7 @@ from posttrain.step.progress import LEASE_SECONDS, Progress
 from posttrain.storage import layout
 from posttrain.verdict import Verdict
 
+NUM_RUNS = 20  # the newest by name; no records of older runs are read
 RECORD = re.compile(r"(?P<step>[^/]+)\.(?P<attempt>\d+)\.json")  # name of a record's file
 # running: stays in the record of a step that was killed. unfinished: the next attempt continues it.
 Status = Literal["running", "succeeded", "reused", "failed", "unfinished"]
@@ -35,6 +36,7 @@ class StepRecord(BaseModel):
     work_seconds: float = 0.0  # the step's work alone; the rest went into digests, copies and records
     cpu_seconds: float = 0.0  # with those of all processes that it started
     peak_memory: int = 0  # bytes, of its largest process
+    num_gpus: int = 0  # that it could use
     fingerprint: str
     code: Code | None = None
     config: dict[str, Any]
@@ -87,6 +89,14 @@ def _masked(record: StepRecord) -> StepRecord:
 
 def _name(storage_root: str, record: StepRecord) -> str:
     return layout.runs(storage_root, record.run_id, f"{record.step}.{record.attempt}.json")
+
+
+def recent_records(storage_root: str) -> list[StepRecord]:
+    """Reads the records of the newest runs, in the order in which their steps started."""
+    names = storage.list_files(layout.runs(storage_root))
+    runs = sorted({run for run, _, name in (name.partition("/") for name in names) if RECORD.fullmatch(name)})
+    records = [record for run in runs[-NUM_RUNS:] for record in read_records(storage_root, run)]
+    return sorted(records, key=lambda record: record.started_at)
 
 
 def read_records(

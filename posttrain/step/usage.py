@@ -29,6 +29,11 @@ def of_children() -> resource.struct_rusage:
     return resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
+def num_gpus() -> int:
+    """Returns the number of GPUs that this container or machine has."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def has_gpu() -> bool:
     """Returns whether NVIDIA's driver is installed, without importing torch."""
     return Path("/dev/nvidiactl").exists()

@@ -15,7 +15,10 @@ from safetensors.numpy import save_file
 from posttrain import preflight, storage
 from posttrain.config import PipelineConfig, PreflightStep
 from posttrain.nodes import kubernetes
+from posttrain.rows.chat import ChatTokenizer
 from posttrain.step import records
+from posttrain.step.cost import Load
+from posttrain.weights.targets import Layout
 from tests.trainer_server import serving
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]
@@ -478,6 +481,8 @@ def test_the_step_says_where_artifacts_go_and_warns_of_the_small_store(given, tm
     result = run_step(given | more, {})
     assert result.returncode == 0, result.stderr
     assert (f"artifacts go to {root}, the installation's own store" in result.stderr) == warns
+    unknown = "no earlier run of this base model says how long it takes"
+    assert re.search(rf"INFO __main__: train_sft: \d+ rows, 3 passes; {unknown}\n", result.stderr)
     text = (tmp_path / "notes.md").read_text()
     assert root.replace("://", "\\://") in text
     assert ("Warning" in text) == warns
@@ -501,6 +506,38 @@ def test_the_step_needs_neither_torch_nor_transformers(given):
     assert result.returncode == 0, result.stderr
     (entry,) = records.read_records(given["storage_root"], "manual")
     assert (entry.step, entry.status) == ("preflight", "succeeded")
+
+
+def test_what_an_earlier_run_took_and_a_gpus_memory_are_said_before_the_start(tmp_path):
+    root, both = str(tmp_path), {"attempt": 1, "run_id": "r1", "status": "succeeded", "fingerprint": "f", "config": {}}
+    both |= {"started_at": "2026-01-01T00:00:00+00:00", "inputs": {}, "outputs": {}, "seconds": 20.0}
+    records.write_record(root, records.StepRecord(step="fetch_model", measured={"source": "/tiny"}, **both))
+    trained = {"samples_processed": 100}
+    both |= {"work_seconds": 20.0, "num_gpus": 1, "peak_memory": 3_000_000_000}
+    records.write_record(root, records.StepRecord(step="train_sft", measured=trained, **both))
+    qwen = {"num_hidden_layers": 24, "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
+            "num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": True}  # fmt: skip
+    counted = preflight.Counted({}, layout=Layout("/tiny", qwen, {}), loads={"train_sft": Load(1000, 3, 128.0)})
+    step = PreflightStep(num_gpus={"train_sft": 1})
+    first, second, whole = preflight.cost_lines(step, counted, storage_root=root, base_model="/tiny")
+    assert first.startswith(
+        "train_sft: 1,000 rows, about 128,000 tokens, 3 passes; about 10 min 00 s, 0.17 GPU hours, 3 GB"
+    )
+    assert re.search(r"; an estimated \d+ to \d+ GB of each GPU, with and without gradient checkpointing$", first)
+    assert second == "train_dpo: its rows are remote; no earlier run of this base model says how long it takes"
+    assert whole == "the run: about 10 min 20 s and 0.17 GPU hours of work, by r1"
+
+
+def test_the_tokens_of_the_first_training_rows_stand_for_all(tiny_model, monkeypatch):
+    monkeypatch.setattr(preflight, "NUM_MEASURED_ROWS", 2)
+    lengths = preflight.Lengths(ChatTokenizer(tiny_model))
+    row = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
+    longer = row | {"completion": [{"role": "assistant", "content": "b b b b"}]}
+    for side, one in (("eval", longer), ("train", row), ("train", longer), ("train", longer)):
+        lengths.add(side, one)
+    assert lengths.num_rows == 3 and len(lengths.tokens) == 2
+    assert lengths.tokens[0] < lengths.mean < lengths.tokens[1]
+    assert preflight.Lengths(None).mean is None
 
 
 def test_tasks_of_lm_eval_are_looked_for(given, tmp_path):

@@ -170,6 +170,19 @@ def test_a_model_that_the_hub_did_not_take_is_published_and_that_is_said(tmp_pat
     assert result.success and result.errors == ["publish_model: not uploaded"]
 
 
+def test_gpu_hours_are_those_of_a_stages_steps_and_of_all_their_attempts(tmp_path, keep):
+    publish(tmp_path, keep)
+    assert '"gpu_hours"' not in report.to_json(collect(tmp_path))
+    for entry in records.read_records(str(tmp_path), "r1"):
+        if entry.step in ("train_sft", "check_sft"):
+            records.replace_record(str(tmp_path), entry.model_copy(update={"num_gpus": 4, "seconds": 900.0}))
+    result = collect(tmp_path)
+    assert {name: stage.gpu_hours for name, stage in result.stage_results.items()} == {
+        "sft": 2.0, "merge": None, "dpo": None
+    }  # fmt: skip
+    assert ", 2 GPU hours" in report.to_html(result)
+
+
 def test_steps_without_a_receipt_are_no_success(tmp_path, keep):
     for step in STEPS[:-1]:
         keep(step, checks=[GOOD] if step.startswith("check_") else None)

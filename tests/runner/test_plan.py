@@ -11,7 +11,7 @@ from pipelines.package import Package
 from posttrain import storage
 from posttrain.config import PipelineConfig, SftConfig, Validation
 from posttrain.step import code, results
-from posttrain.step.records import StepRecord, write_record
+from posttrain.step.records import StepRecord, recent_records, write_record
 from posttrain.train.checkpoints import Checkpoints
 from runner import plan
 
@@ -99,7 +99,7 @@ def ran(graph, parameters):
 
 
 def planned(graph: Package, parameters: dict) -> dict[str, str]:
-    return plan.plan(graph, parameters, plan.recent_records(parameters["storage_root"]))
+    return plan.plan(graph, parameters, recent_records(parameters["storage_root"]))
 
 
 def test_where_nothing_ran_everything_is_to_do_in_the_order_of_the_graph(graph, parameters):
@@ -147,15 +147,28 @@ def test_other_code_makes_everything_anew(graph, parameters, ran, monkeypatch):
     assert set(planned(graph, parameters).values()) == {"to do"}
 
 
+def test_a_step_that_is_to_do_costs_what_it_did_by_the_passes_of_now(graph, parameters, ran):
+    ran("check_sft")
+    records = [
+        entry.model_copy(update={"work_seconds": 1.0, "measured": {"samples_processed": 30, "num_train_rows": 10}})
+        if entry.step == "train_sft" else entry
+        for entry in recent_records(parameters["storage_root"])
+    ]  # fmt: skip
+    costs = plan.costs(graph, parameters | {"overrides": {"sft": {"epochs": 9}}}, records)
+    assert costs["train_sft"].seconds == pytest.approx(3.0)
+    assert "check_sft" not in costs  # it was killed
+    assert plan.costs(graph, parameters | {"base_model": "other"}, records) == {}
+
+
 def test_where_the_newest_run_broke_off(parameters, ran):
     ran("train_sft", run_id="r1")
-    last, is_published = plan.broken_off(plan.recent_records(parameters["storage_root"]), ["publish_model"])
+    last, is_published = plan.broken_off(recent_records(parameters["storage_root"]), ["publish_model"])
     assert (last.run_id, last.step, last.status, is_published) == ("r1", "train_sft", "running", False)
 
 
 def test_a_run_broke_off_unless_it_published_and_promoted_what_it_was_to(parameters, ran):
     ran("check_sft")
-    records = plan.recent_records(parameters["storage_root"])
+    records = recent_records(parameters["storage_root"])
     steps = ["publish_model", "check_champion", "promote_model"]
     done = [records[-1].model_copy(update={"step": step, "status": "succeeded"}) for step in steps]
     assert plan.broken_off([*records, *done[:1]], steps[:1]) == (None, True)
@@ -168,4 +181,4 @@ def test_only_records_are_read(graph, parameters, ran, tmp_path):
     (tmp_path / "runs" / "r1" / "pipeline_result.json").write_text(json.dumps({"success": False}))
     (tmp_path / "runs" / "r0" / "logs").mkdir(parents=True)
     (tmp_path / "runs" / "r0" / "logs" / "train_sft.log").write_text("")
-    assert {entry.run_id for entry in plan.recent_records(parameters["storage_root"])} == {"r1"}
+    assert {entry.run_id for entry in recent_records(parameters["storage_root"])} == {"r1"}
