@@ -5,7 +5,6 @@ commit and digest
 """
 
 import argparse
-import json
 import logging
 import os
 import re
@@ -39,7 +38,7 @@ from posttrain.weights.folder import (
     weights_size,
 )
 from posttrain.weights.targets import Layout
-from posttrain.weights.tensors import INDEX, SINGLE, read_json, read_shapes, read_weight_map
+from posttrain.weights.tensors import INDEX, SINGLE, json_object, read_json, read_shapes, read_weight_map
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +130,8 @@ def size_on_hub(base_model: str, *, name: str = "base_model") -> int:
 def read_config(base_model: str) -> dict[str, Any]:
     """Returns the content of the model's config.json, wherever the model is."""
     if storage.kind(base_model) != "hub":
-        try:
-            return json.loads(storage.read_bytes(storage.join(base_model, "config.json")))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"base_model: {base_model}/config.json: not valid JSON ({error}); copy it again") from None
+        uri = storage.join(base_model, "config.json")
+        return json_object(storage.read_bytes(uri), source=f"base_model: {uri}")
     with hub.errors("base_model", base_model, otherwise="folder"), tempfile.TemporaryDirectory() as temporary:
         _find_repo(base_model, Path(temporary)).download(["config.json"], Path(temporary))
         return read_json(Path(temporary, "config.json"))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from posttrain.config.documents import Refused, parse_json
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # Bytes per element. Only the first three can be merged into; the others mark a quantised or foreign file.
@@ -149,14 +151,27 @@ def read_weight_map(index: Path) -> dict[str, str]:
 def read_json(path: Path) -> dict:
     """Reads a JSON object; raises ValueError if the file is missing or holds anything else."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))  # from bytes, json would take UTF-16 as well
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path}: is missing; the folder is incomplete") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); copy the file again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
-    return content
+    return json_object(content, source=str(path))
+
+
+def json_object(content: bytes, *, source: str) -> dict:
+    """Parses a JSON object, strictly: a key that stands twice, or a number that JSON does not have, is refused.
+
+    Raises:
+        ValueError: naming `source`.
+    """
+    try:
+        value = parse_json(content.decode("utf-8-sig"))
+    except Refused as error:
+        raise ValueError(f"{source}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{source}: not valid JSON ({error}); copy the file again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{source}: holds a {type(value).__name__}, expected a JSON object")
+    return value
 
 
 def chunks(num_bytes: int, chunk_bytes: int = 1 << 22) -> Iterator[tuple[int, int]]:

@@ -184,7 +184,7 @@ DEEP = '{"prompt": "a", "completion": "b", "meta": ' + "[" * 990 + "]" * 990 + "
             "validation.red_team_prompts: .*row 1: 'prompt' has an unpaired",
         ),
         ("red_team.json", '[{"prompt": ["how?"]}]', "validation.red_team_prompts: .*row 1: 'prompt' is"),
-        ("model/config.json", "{" + '"a":{' * 9999, "base_model: .*config.json: not valid JSON"),
+        ("model/config.json", "{" + '"a":{' * 9999, "base_model: .*config.json: JSON with more than 200 levels"),
     ],
 )
 def test_a_file_that_ends_its_look_is_named_with_its_setting_and_costs_no_other(

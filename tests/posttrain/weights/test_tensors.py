@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from posttrain.model import read_config
 from posttrain.weights import tensors
 from posttrain.weights.tensors import Tensor, check_unquantised, first_non_finite, read_weight_file, read_weights
 
@@ -152,13 +153,23 @@ def test_a_header_or_a_configuration_in_another_encoding_is_refused(encoding, tm
         tensors.read_json(tmp_path / "config.json")
 
 
+def test_a_key_that_stands_twice_in_a_configuration_is_refused_wherever_it_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"rope": {"theta": 1, "theta": 2}}')
+    for read, given in ((tensors.read_json, tmp_path / "config.json"), (read_config, str(tmp_path))):
+        with pytest.raises(ValueError, match=r"config\.json: 'rope\.theta' stands twice"):
+            read(given)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"base_model: .*config\.json: holds a list"):
+        read_config(str(tmp_path))
+
+
 def test_json_that_is_nested_too_deep_is_an_error_on_one_line(tmp_path):
     deep = b'{"a":' * 100_000
     (tmp_path / "config.json").write_bytes(deep)
     (tmp_path / "a.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep)
     for read in (tensors.read_json, tensors.read_weight_file):
         for file in tmp_path.iterdir():
-            with pytest.raises(ValueError, match="not valid JSON|header"):
+            with pytest.raises(ValueError, match="not valid JSON|header|200 levels"):
                 read(file)
 
 
