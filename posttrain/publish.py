@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 STEP = "publish_model"  # name in the graph
 
+
+GIT_ATTRIBUTES = ".gitattributes"  # of a repository on the Hub: which of its files git keeps elsewhere
+
 logger = logging.getLogger(__name__)
 
 
@@ -284,8 +287,11 @@ def _upload(target: str, manifest: Manifest, model: Path, settings: PublishStep)
 
 
 def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: PublishStep) -> dict:
-    """Uploads everything in one commit; a new repository is private."""
-    from huggingface_hub import CommitOperationAdd
+    """Makes the repository hold this version and nothing else, in one commit; a new repository is private.
+
+    Weights or a tokenizer of an earlier version that stayed would be loaded in place of this one's, or beside them.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     api = hub.client()
     api.create_repo(settings.hub_repo_id, private=True, exist_ok=True)
@@ -293,6 +299,8 @@ def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: Publi
     names = [name for name in manifest.written if name != CLAIM]
     sources |= {name: storage.read_bytes(storage.join(target, name)) for name in names}
     operations = [CommitOperationAdd(name, source) for name, source in sources.items()]
+    others = set(api.list_repo_files(settings.hub_repo_id)) - sources.keys() - {GIT_ATTRIBUTES}
+    operations += [CommitOperationDelete(name) for name in sorted(others)]
     title = f"{manifest.model_name} {manifest.version}"
     commit = api.create_commit(settings.hub_repo_id, operations, commit_message=title)
     return {"repo_id": settings.hub_repo_id, "commit": commit.oid}

@@ -17,6 +17,7 @@ from posttrain.config import PublishStep
 from posttrain.pages import card
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, to_jsonl
 from posttrain.step import digests, published, records
+from posttrain.step.provenance import Source
 from posttrain.verdict import at_most, holds
 from posttrain.verify import verify
 from posttrain.weights.folder import source_digest
@@ -482,10 +483,15 @@ def test_of_two_publishers_of_different_models_one_is_refused(root, publisher, t
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The three answers of the Hub that an upload of small files needs."""
+    """The answers of the Hub that an upload of small files needs."""
 
     requests: list[tuple[str, list[dict]]] = []
     has_repository = False
+    files = [".gitattributes"]  # in the repository
+
+    def do_GET(self):
+        files = [{"type": "file", "path": name, "oid": "0" * 40, "size": 1} for name in self.files]
+        self.answer(files, status=200 if self.path.startswith("/api/models/org/m/tree/main") else 404)
 
     def do_POST(self):
         lines = self.rfile.read(int(self.headers["Content-Length"])).splitlines()
@@ -500,8 +506,11 @@ class Hub(BaseHTTPRequestHandler):
             answer = {"files": files}
         else:
             answer = {"commitUrl": f"http://{self.headers['Host']}/org/m/commit/c0ffee", "commitOid": "c0ffee"}
+        self.answer(answer, status=409 if self.has_repository and self.path == "/api/repos/create" else 200)
+
+    def answer(self, answer: dict | list, *, status: int = 200) -> None:
         content = json.dumps(answer).encode()
-        self.send_response(409 if self.has_repository and self.path == "/api/repos/create" else 200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -533,9 +542,15 @@ def test_hub_gets_one_commit_in_a_private_repository(line, place, hub):
     assert {line["value"]["path"] for line in commit if line["key"] == "file"} == FILES
 
 
-def test_a_repository_that_exists_gets_the_commit(line, place, hub, monkeypatch):
+def test_a_repository_that_exists_holds_nothing_else_after_the_commit(line, place, hub, monkeypatch):
+    """Shards of a larger model, and code, that an earlier version or somebody else left there."""
+    left = ["chat_templates/tool_use.jinja", "model-00001-of-00002.safetensors", "modeling_x.py"]
     monkeypatch.setattr(hub, "has_repository", True)
+    monkeypatch.setattr(hub, "files", [".gitattributes", "config.json", *left])
     assert line.publish(place, upload_to_hub=True, hub_repo_id="org/m")["hub"]["commit"] == "c0ffee"
+    (commit,) = [body for path, body in hub.requests if "/commit/" in path]
+    assert [line["value"]["path"] for line in commit if line["key"] == "deletedFile"] == left
+    assert {line["value"]["path"] for line in commit if line["key"] == "file"} == FILES
 
 
 def test_a_hub_that_is_away_loses_nothing_and_a_second_run_uploads(line, place, monkeypatch, caplog, hub):
@@ -574,3 +589,9 @@ def test_what_the_command_must_be_told(capsys):
 @pytest.mark.parametrize(("length", "is_cut"), [(300, False), (301, True)])
 def test_long_texts_are_cut_on_the_card(length, is_cut):
     assert (card._brief("a" * length) != "a" * length) is is_cut
+
+
+@pytest.mark.parametrize("address", ["gs://b/x` [click](https://evil.example)", "` gs://b/x", "gs://b/x\ny"])
+def test_an_address_that_would_break_out_of_code_is_escaped(address):
+    assert not card._address(Source(address=address, sha256="")).startswith("`")
+    assert card._address(Source(address="gs://b/x", sha256="")) == "`gs://b/x`"
