@@ -15,8 +15,14 @@ WITHOUT_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER
 
 
 def exact(reference: Reference, options: MatchOptions) -> Scorer:
-    """Builds a scorer: 1 for an answer with the reference's text, compared in plain form, else 0."""
+    """Builds a scorer: 1 for an answer with the reference's text, compared in plain form, else 0.
+
+    Raises:
+        ValueError: the reference is blank, and a model that says nothing would be right.
+    """
     wanted = plain(text_of(reference))
+    if not wanted:
+        raise ValueError(f"reference {reference!r} is blank, so that no answer would be right: give the answer")
     return lambda answer: float(plain(answer) == wanted)
 
 

@@ -29,6 +29,13 @@ def test_exact():
     check("exact", "Café au lait", right, ["café au lait", "Café au lait.", "Café", "Cafe au lait", *NOTHING])
 
 
+@pytest.mark.parametrize("reference", ["", " \u200b", "\u2060"])
+@pytest.mark.parametrize("name", ["exact", "contains"])
+def test_a_blank_reference_would_make_right_of_a_model_that_says_nothing(name, reference):
+    with pytest.raises(ValueError, match="is blank"):
+        scorer(name, reference, MatchOptions())
+
+
 def test_contains():
     right = ["Paris", "It is paris.", "(Paris)", "Paris's light", "“PARIS”, of course", "Not Rome but Paris"]
     check("contains", "Paris", right, ["Parisian", "comparison", "par is", "Par-is", *NOTHING])
