@@ -10,6 +10,7 @@ import pytest
 from examples.task_api.generate import answer_text, examples
 from posttrain.config import AnswerLimits
 from posttrain.verdict import Check
+from validators import collapse
 from validators.collapse import Row, canonical, checks, following, is_copy, shown
 
 NAMES = ["distinct_answers", "one_answer_to_all", "echoes_prompt", "answers_follow_prompts"]
@@ -270,3 +271,7 @@ def test_how_near_answers_are_is_told_with_what_chance_does():
     assert value == 1.0 and 0.05 < high - value < 2 * (value - low) < 4 * (high - value) < 1
     (_, (lower, higher)) = following(answers, answers, 0.99)
     assert lower < low and high < higher
+
+
+def test_pieces_of_a_text_have_three_letters():
+    assert collapse._pieces("abc") == {" ab": 1, "abc": 1, "bc ": 1}

@@ -186,3 +186,25 @@ def test_memory_that_the_kernel_took_is_counted(tmp_path, monkeypatch):
     assert attempts.num_killed_for_memory() == 0
     (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
     assert attempts.num_killed_for_memory() == 2
+
+
+@pytest.mark.parametrize(
+    ("ended", "number", "said"),
+    [
+        (attempts.Ended(attempts.UNAVAILABLE), 1, ""),
+        (attempts.Ended(attempts.UNAVAILABLE), 2, "2 attempts failed; the last one: no bucket\n"),
+        (attempts.Ended(-signal.SIGKILL), 1, "no bucket\n"),
+        (attempts.Ended(1), 2, ""),
+    ],
+)
+def test_what_a_child_has_said_itself_is_not_said_again(ended, number, said, capsys):
+    assert attempts.give_up(ended, number, "no bucket") == 1
+    assert capsys.readouterr().err == said
+
+
+def test_without_a_limit_of_attempts_the_process_becomes_the_step(monkeypatch):
+    monkeypatch.delenv(ATTEMPTS_ENV, raising=False)
+    monkeypatch.setattr(attempts.become, "run", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        attempts.main(["posttrain.sft", "--step"])
+    assert ended.value.code == ["posttrain.sft", "--step"]

@@ -86,3 +86,7 @@ def test_storage_that_is_away_costs_a_beat_and_not_the_step(beats, caplog):
     with beating(beats.append, write):
         wait_for(lambda: len(beats) > 4)
     assert [entry.levelname for entry in caplog.records] == ["WARNING", "WARNING"]
+
+
+def test_a_training_begins_anew_unless_it_says_otherwise():
+    assert progress_of("step 1/2").resumed_at == 0
