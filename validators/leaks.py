@@ -131,10 +131,10 @@ class Contents:
         self.seen.update(asked.opening for own, asked in self._inside(words) if self._counts(own, asked, words))
 
     def look_in_turn(self, turn: str, answers: Iterable[str]) -> None:
-        """Notes which prompts are a part of a user's turn that is answered as they are."""
-        words, keys = skeleton(turn).split(), {_key(answer) for answer in answers}
+        """Notes which prompts are a part of a user's turn, and their answer at least a part of the answer to it."""
+        words = skeleton(turn).split()
         for own, asked in self._inside(words):
-            if MIN_WORDS <= len(own) < len(words) and keys & {_key(answer) for answer in asked.answers}:
+            if MIN_WORDS <= len(own) < len(words) and _is_answered(asked, answers):
                 self.seen_in_turns.add(asked.opening)
 
     def _inside(self, words: list[str]) -> Iterator[tuple[list[str], Asked]]:
@@ -168,6 +168,13 @@ def exchanges(row: dict) -> Iterator[Exchange]:
 
 def _answers(row: dict) -> list[str]:
     return [message_text(row[key][0]) for key in ("completion", "chosen", "rejected") if key in row]
+
+
+def _is_answered(asked: Asked, answers: Iterable[str]) -> bool:
+    """Tells whether an answer is that of the prompt, or holds it: one of a few words may stand there by coincidence."""
+    wanted, texts = list(map(skeleton, asked.answers)), list(map(skeleton, answers))
+    long = [f" {text} " for text in wanted if len(text.split()) >= MIN_WORDS]
+    return bool(set(wanted) & set(texts)) or any(part in f" {text} " for part in long for text in texts)
 
 
 def _thoughts(row: dict) -> list[str]:

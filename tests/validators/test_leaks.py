@@ -137,6 +137,13 @@ def test_a_prompt_inside_a_longer_turn_with_its_answer(length, place, turn):
     assert where(row("U: hello", "A: hi", trained), row(f"U: {words(length)}")) == place
 
 
+@pytest.mark.parametrize(("length", "place"), [(4, ""), (5, LONGER)])
+def test_two_prompts_in_one_turn_and_both_answers(length, place):
+    answer = words(length, start=200)
+    trained = row(f"U: {words(20, start=100)} {words(5)}", answer=f"It is done. {answer}, and so is this.")
+    assert where(trained, row(f"U: {words(5)}", answer=answer)) == place
+
+
 def test_a_longer_prompt_is_not_asked_by_a_part_of_it():
     assert where(row(f"U: {words(19)}"), row(f"U: {words(20)} and more")) == ""
 
