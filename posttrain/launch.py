@@ -22,7 +22,7 @@ from posttrain import storage
 from posttrain.config import HALVINGS_ENV, DpoStep, SftStep, Workers, parse_step
 from posttrain.config.line import step_of
 from posttrain.nodes import inputs
-from posttrain.nodes.follow import follow, keeping_lease, signals_blocked, wait_until_ended
+from posttrain.nodes.follow import deleting_when_stopped, follow, keeping_lease, signals_blocked, wait_until_ended
 from posttrain.nodes.kubernetes import Kubernetes, has_ended
 from posttrain.nodes.train_job import FINGERPRINT, name_of, train_job
 from posttrain.step import frame
@@ -58,8 +58,8 @@ class OnNodes(BaseModel):
 
 def launch(
     running: Running, step: SftStep | DpoStep, *, api: Kubernetes, paths: dict[str, str], executor_input: str
-) -> tuple[Order, Ending]:
-    """Trains on several nodes, and returns the order of the attempt that finished, and how.
+) -> tuple[Order, Ending, str]:
+    """Trains on several nodes, and returns the order of the newest attempt, how it ended, and its TrainJob's UID.
 
     Raises:
         Unfinished, Diverged, MemoryError, ValueError, RuntimeError: as in the rank that ended the attempt.
@@ -71,14 +71,14 @@ def launch(
         number = _prepare_next(running, api)
         kept = inputs.addresses(running, paths, run_id=run_id(), executor_input=executor_input)
         order = order_of(running, step, number=number, kept=kept)
-    ending = read_ending(order)
-    if ending is None:
-        workers = step.workers
-        with keeping_lease(order):
-            name = create_or_adopt(order, workers, api)
-            limit_seconds = 60.0 * (workers.queue_minutes + workers.deadline_minutes)
-            ending = follow(api, name, order, limit_seconds=limit_seconds)
-    return order, ending
+    name, workers = name_of(order.run_id, order.step, order.attempt), step.workers
+    if ending := read_ending(order):  # an earlier launch step was lost before it could bring the outputs
+        job = api.get(name)
+        return order, ending, job["metadata"]["uid"] if job else ""
+    with keeping_lease(order), deleting_when_stopped(api, name):
+        uid = create_or_adopt(order, workers, api)
+        limit_seconds = 60.0 * (workers.queue_minutes + workers.deadline_minutes)
+        return order, follow(api, name, order, limit_seconds=limit_seconds), uid
 
 
 def order_of(running: Running, step: SftStep | DpoStep, *, number: int, kept: dict[str, orders.Kept]) -> Order:
@@ -102,7 +102,7 @@ def order_of(running: Running, step: SftStep | DpoStep, *, number: int, kept: di
 
 
 def create_or_adopt(order: Order, workers: Workers, api: Kubernetes) -> str:
-    """Returns the name of the attempt's TrainJob, which is created unless an earlier launch step has.
+    """Creates the attempt's TrainJob, unless an earlier launch step has, and returns its UID.
 
     Raises:
         ValueError: there is one of this name that trains something else.
@@ -114,12 +114,12 @@ def create_or_adopt(order: Order, workers: Workers, api: Kubernetes) -> str:
         created = api.create(job)
     if created:
         logger.info("TrainJob %s created: %d nodes, %d processes", name, order.num_nodes, order.num_ranks)
-        return name
+        return created["metadata"]["uid"]
     there = api.get(name)
     if there and there["metadata"].get("annotations", {}).get(FINGERPRINT) != order.fingerprint:
         raise ValueError(f"TrainJob {name}: trains something else than this run; find out who has created it")
     logger.info("TrainJob %s adopted: an earlier pod of this step has created it", name)
-    return name
+    return there["metadata"]["uid"] if there else ""
 
 
 def _attempts(running: Running) -> list[Order]:
@@ -183,12 +183,10 @@ def _work(
             f"{running.step} trains on {step.workers.num_nodes} nodes, which only a cluster has: run the graph there, "
             f"or set placement.steps.{running.step}.nodes to 1 and compile it again"
         )
-    order, ending = launch(running, step, api=api, paths=paths, executor_input=executor_input)
+    order, ending, uid = launch(running, step, api=api, paths=paths, executor_input=executor_input)
     if ending.outcome != "finished":
         raise_as_single(ending)
     collect(order, ending, outputs)
-    job = api.get(name_of(order.run_id, order.step, order.attempt))
-    uid = job["metadata"].get("uid", "") if job else ""
     return ending.measured | {"num_nodes": ending.num_nodes, "num_ranks": ending.num_ranks, "train_job": uid}
 
 

@@ -34,29 +34,27 @@ def follow(api: Kubernetes, name: str, order: Order, *, limit_seconds: float) ->
     Raises:
         TimeoutError: its time was up, here or at the TrainJob, before any rank has said how it ended.
         RuntimeError: its pods have ended, or are gone, and none has said how.
-        Stopped: SIGTERM; the TrainJob is deleted.
     """
     deadline, teller = time.monotonic() + limit_seconds, _Teller(name, order)
-    with _deleting_when_stopped(api, name):
-        while True:
-            ending = read_ending(order)
-            teller.tell_progress()
-            if ending:
-                return ending
-            if time.monotonic() >= deadline:
-                api.delete(name)
-                raise TimeoutError(f"TrainJob {name}: was not done after {limit_seconds / 60:.3g} min, queue included")
-            try:
-                job = api.get(name)
-                if has_ended(job):
-                    return read_ending(order) or _raise_silent(name, job)
-                teller.tell_state(job)
-                api.wait_for_change(job, seconds=LOOK_SECONDS)
-            except OSError as error:
-                if isinstance(error, TimeoutError):
-                    raise
-                logger.warning("TrainJob %s goes on, but cannot be looked at: %s", name, " ".join(str(error).split()))
-                time.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+    while True:
+        ending = read_ending(order)
+        teller.tell_progress()
+        if ending:
+            return ending
+        if time.monotonic() >= deadline:
+            api.delete(name)
+            raise TimeoutError(f"TrainJob {name}: was not done after {limit_seconds / 60:.3g} min, queue included")
+        try:
+            job = api.get(name)
+        except OSError as error:
+            logger.warning("TrainJob %s goes on, but cannot be looked at: %s", name, " ".join(str(error).split()))
+            time.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+            continue
+        if has_ended(job):
+            return read_ending(order) or _raise_silent(name, job)
+        teller.tell_state(job)
+        with suppress(OSError):  # then it is looked at again
+            api.wait_for_change(job, seconds=LOOK_SECONDS)
 
 
 def wait_until_ended(api: Kubernetes, name: str, *, patience_seconds: float) -> None:
@@ -110,8 +108,12 @@ def signals_blocked() -> Iterator[None]:
 
 
 @contextmanager
-def _deleting_when_stopped(api: Kubernetes, name: str) -> Iterator[None]:
-    """Deletes the TrainJob at SIGTERM: its pods then save a checkpoint in the time that their runtime gives them."""
+def deleting_when_stopped(api: Kubernetes, name: str) -> Iterator[None]:
+    """Deletes the TrainJob at SIGTERM: its pods then save a checkpoint in the time that their runtime gives them.
+
+    Raises:
+        Stopped: it has been deleted.
+    """
 
     def stop(*_) -> None:
         for number in SIGNALS:

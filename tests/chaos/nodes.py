@@ -84,6 +84,10 @@ class Training:
         jobs = dict(self.trainer.jobs | self.trainer.gone)
         return [name for name, job in jobs.items() if any(node.poll() is None for node in job.nodes)]
 
+    def active(self) -> list[str]:
+        """Returns the TrainJobs that neither are complete nor have failed; pods of a failed one are being ended."""
+        return [name for name in self.alive() if self.trainer.jobs.get(name) and self.trainer.jobs[name].ended is None]
+
     def wait_for_end(self) -> list[str]:
         """Waits until no TrainJob has nodes that run, and returns those that still have."""
         deadline = time.monotonic() + MAX_SECONDS / 3
@@ -139,8 +143,8 @@ def watch(training: Training, process: subprocess.Popen, *, seconds: float, tall
     """Waits while a launch step runs, and tells whether it still does."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
-        if len(alive := training.alive()) > 1 and f"side by side: {alive}" not in tally.faults:
-            tally.faults.append(f"side by side: {alive}")
+        if len(active := training.active()) > 1 and f"side by side: {active}" not in tally.faults:
+            tally.faults.append(f"side by side: {active}")
         time.sleep(0.05)
     return process.poll() is None
 

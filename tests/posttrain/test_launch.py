@@ -127,6 +127,7 @@ def test_the_step_ends_as_the_rank_that_ended_the_attempt(step, outcome, error):
     assert step.record().status == ("unfinished" if outcome == "unfinished" else "failed")
 
 
+@pytest.mark.long
 def test_the_next_attempt_is_another_train_job_and_the_pods_of_the_last_are_gone(step):
     step.plan("unfinished", "killed", "finished")
     for error in (Unfinished, RuntimeError):
@@ -162,8 +163,8 @@ def test_a_finished_result_starts_no_second_train_job(step, monkeypatch):
 def test_a_queue_that_does_not_admit_it_in_time_ends_the_attempt(step, monkeypatch):
     step.trainer.queue_seconds = 1000
     step.plan("finished")
-    monkeypatch.setattr(launch, "follow", lambda *args, limit_seconds: follow.follow(*args, limit_seconds=1))
-    with pytest.raises(TimeoutError, match="was not done after 0.0167 min, queue included"):
+    monkeypatch.setattr(launch, "follow", lambda *args, limit_seconds: follow.follow(*args, limit_seconds=0.3))
+    with pytest.raises(TimeoutError, match="was not done after 0.005 min, queue included"):
         step.run()
     assert not [running for running in step.trainer.jobs.values() if running.nodes]
     assert [call.split()[0] for call in step.trainer.calls] == ["create", "delete"]
@@ -185,10 +186,10 @@ def test_a_train_job_that_is_late_is_ended_by_trainer(step, monkeypatch):
         step.run()
 
 
+@pytest.mark.long
 def test_a_faulty_api_is_asked_again_while_the_train_job_goes_on(step, caplog):
     step.plan("waits")
     step.trainer.faults = {"get": [500, 503], "watch": [500]}
-    follow.LOOK_SECONDS = 0.1
     (step.folder / "finish").write_text("")
     step.run()
     assert step.record().status == "succeeded"
@@ -220,6 +221,7 @@ def test_changed_outputs_are_refused(step, monkeypatch):
         step.run()
 
 
+@pytest.mark.long
 def test_a_launch_step_that_is_killed_is_followed_by_one_that_adopts_its_train_job(step):
     step.plan("waits")
     first = step.start()
@@ -243,6 +245,7 @@ def test_a_launch_step_that_is_killed_before_it_collects_is_followed_by_one_that
     assert len(step.trainer.created()) == 1 and step.record().status == "succeeded"
 
 
+@pytest.mark.long
 def test_at_sigterm_the_train_job_is_deleted_once_and_its_workers_save(step):
     step.plan("waits", "finished")
     process = step.start()
@@ -261,6 +264,7 @@ def test_at_sigterm_the_train_job_is_deleted_once_and_its_workers_save(step):
     assert step.record().status == "succeeded" and len(step.trainer.created()) == 2
 
 
+@pytest.mark.long
 def test_workers_that_nobody_follows_any_more_leave_when_their_lease_lapses(step, monkeypatch):
     step.plan("waits")
     monkeypatch.setattr(orders, "LAPSE_SECONDS", 1.0)
