@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 STEP = "publish_model"  # name in the graph
-
-
 GIT_ATTRIBUTES = ".gitattributes"  # of a repository on the Hub: which of its files git keeps elsewhere
 
 logger = logging.getLogger(__name__)

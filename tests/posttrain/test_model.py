@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from posttrain import model as fetching
+from posttrain import preflight
 from posttrain.model import fetch
+from posttrain.rows.chat import ChatTokenizer
 from posttrain.step import digests, records
 from posttrain.weights.folder import check_model_folder, source_digest
 from tests.hub_server import COMMIT, names
@@ -310,3 +312,15 @@ def test_command_records_source_and_digest(source, tmp_path, monkeypatch):
     (entry,) = records.read_records(str(tmp_path / "root"), "r")
     assert entry.measured["source"] == str(source)
     assert entry.outputs["model"] == entry.measured["digest"]
+
+
+def test_the_tokens_of_the_first_training_rows_stand_for_all(tiny_model, monkeypatch):
+    monkeypatch.setattr(preflight, "NUM_MEASURED_ROWS", 2)
+    lengths = preflight.Lengths(ChatTokenizer(tiny_model))
+    row = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
+    longer = row | {"completion": [{"role": "assistant", "content": "b b b b"}]}
+    for side, one in (("eval", longer), ("train", row), ("train", longer), ("train", longer)):
+        lengths.add(side, one)
+    assert lengths.num_rows == 3 and len(lengths.tokens) == 2
+    assert lengths.tokens[0] < lengths.mean < lengths.tokens[1]
+    assert preflight.Lengths(None).mean is None

@@ -15,7 +15,6 @@ from safetensors.numpy import save_file
 from posttrain import preflight, storage
 from posttrain.config import PipelineConfig, PreflightStep
 from posttrain.nodes import kubernetes
-from posttrain.rows.chat import ChatTokenizer
 from posttrain.step import records
 from posttrain.step.cost import Load
 from posttrain.weights.targets import Layout
@@ -526,18 +525,6 @@ def test_what_an_earlier_run_took_and_a_gpus_memory_are_said_before_the_start(tm
     assert re.search(r"; an estimated \d+ to \d+ GB of each GPU, with and without gradient checkpointing$", first)
     assert second == "train_dpo: its rows are remote; no earlier run of this base model says how long it takes"
     assert whole == "the run: about 10 min 20 s and 0.17 GPU hours of work, by r1"
-
-
-def test_the_tokens_of_the_first_training_rows_stand_for_all(tiny_model, monkeypatch):
-    monkeypatch.setattr(preflight, "NUM_MEASURED_ROWS", 2)
-    lengths = preflight.Lengths(ChatTokenizer(tiny_model))
-    row = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
-    longer = row | {"completion": [{"role": "assistant", "content": "b b b b"}]}
-    for side, one in (("eval", longer), ("train", row), ("train", longer), ("train", longer)):
-        lengths.add(side, one)
-    assert lengths.num_rows == 3 and len(lengths.tokens) == 2
-    assert lengths.tokens[0] < lengths.mean < lengths.tokens[1]
-    assert preflight.Lengths(None).mean is None
 
 
 def test_tasks_of_lm_eval_are_looked_for(given, tmp_path):
