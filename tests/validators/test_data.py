@@ -411,7 +411,9 @@ def test_a_gate_s_prompt_inside_a_training_answer(tokenizer, files):
 def test_a_prompt_that_is_nearly_a_held_out_one_is_found_across_data_sets(tokenizer, files):
     words = " ".join(f"word{number}" for number in range(40))
     change(files["preference_eval"], lambda found: [with_user_text(found[0], words), *found[1:]])
-    leaked = leak(files, of="preference_eval", into="sft_train", text=lambda text: f"Please, {text[: text.rindex(' ')]}")
+    leaked = leak(
+        files, of="preference_eval", into="sft_train", text=lambda text: f"Please, {text[: text.rindex(' ')]}"
+    )
     found = failed(tokenizer, files, LIMITS.model_copy(update={"max_share_too_long": 1.0}))
     assert list(found) == ["near_shared_prompts"]
     assert found["near_shared_prompts"].detail == f"preference_eval has 1: {leaked} like leaked of sft_train"
