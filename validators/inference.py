@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain.rows import chat, thoughts
 from posttrain.rows.chat import render
+from validators import shrinking
 from validators.progress import Progress
 
 Message = dict[str, Any]  # as in `posttrain.rows.formats`
@@ -59,12 +60,13 @@ def generate(
     prompts: list[list[Message]],
     *,
     max_new_tokens: int,
-    batch_size: int = ANSWERS_AT_ONCE,
+    batch_size: int | None = None,
     name: str = "model",
 ) -> list[Answer]:
     """The greedy answer to each prompt, in the order of `prompts`; the model's own sampling settings are ignored.
 
     Args:
+        batch_size: rows at once; by default as many as `validators.shrinking` finds right.
         name: who answers, for the log.
     """
     rendered = [render(tokenizer, prompt) for prompt in prompts]
@@ -79,7 +81,7 @@ def generate_from_tokens(
     rendered: list[list[int]],
     *,
     max_new_tokens: int,
-    batch_size: int = ANSWERS_AT_ONCE,
+    batch_size: int | None = None,
     name: str = "model",
 ) -> list[Answer]:
     """`generate` for prompts that the caller has rendered to token ids."""
@@ -106,18 +108,19 @@ def sample(
     return _generate(model, tokenizer, rendered, settings, batch_size=ANSWERS_AT_ONCE, name=name)
 
 
-def _generate(model, tokenizer, rendered: list[list[int]], settings, *, batch_size: int, name: str) -> list[Answer]:
+def _generate(
+    model, tokenizer, rendered: list[list[int]], settings, *, batch_size: int | None, name: str
+) -> list[Answer]:
     answers: list[Answer | None] = [None] * len(rendered)
+    lengths = [len(ids) for ids in rendered]
     parts = Parts(tokenizer)
     progress = Progress(name, "answered", len(rendered), "prompts")
     with _inference(model):
-        for indices in _batches([len(ids) for ids in rendered], batch_size):
+        for indices in _batches(lengths, batch_size or shrinking.batch_size(model, lengths, settings.max_new_tokens)):
             inputs = _padded([rendered[i] for i in indices], settings.pad_token_id, side="left", device=model.device)
-            width = inputs["input_ids"].shape[1]
-            written = model.generate(**inputs, generation_config=settings)[:, width:].tolist()
+            written = shrinking.generate(model, inputs, settings, advance=progress.advance)
             for i, ids in zip(indices, written, strict=True):
                 answers[i] = parts.answer(rendered[i], ids, settings.eos_token_id)
-            progress.advance(len(indices))
     return answers
 
 
