@@ -171,10 +171,18 @@ def _answers(row: dict) -> list[str]:
 
 
 def _is_answered(asked: Asked, answers: Iterable[str]) -> bool:
-    """Tells whether an answer is that of the prompt, or holds it: one of a few words may stand there by coincidence."""
-    wanted, texts = list(map(skeleton, asked.answers)), list(map(skeleton, answers))
-    long = [f" {text} " for text in wanted if len(text.split()) >= MIN_WORDS]
-    return bool(set(wanted) & set(texts)) or any(part in f" {text} " for part in long for text in texts)
+    """Tells whether an answer is that of the prompt, or holds it: one of a few words may stand there by coincidence.
+
+    A skeleton lacks the brackets that end JSON, and so would stand in that of a longer object: the text itself must.
+    """
+    if {_key(answer) for answer in asked.answers} & {_key(answer) for answer in answers}:
+        return True
+    long = [_spaced(answer) for answer in asked.answers if len(answer.split()) >= MIN_WORDS]
+    return any(part in _spaced(answer) for part in long for answer in answers)
+
+
+def _spaced(text: str) -> str:
+    return f" {' '.join(text.casefold().split())} "
 
 
 def _thoughts(row: dict) -> list[str]:

@@ -140,8 +140,14 @@ def test_a_prompt_inside_a_longer_turn_with_its_answer(length, place, turn):
 @pytest.mark.parametrize(("length", "place"), [(4, ""), (5, LONGER)])
 def test_two_prompts_in_one_turn_and_both_answers(length, place):
     answer = words(length, start=200)
-    trained = row(f"U: {words(20, start=100)} {words(5)}", answer=f"It is done. {answer}, and so is this.")
-    assert where(trained, row(f"U: {words(5)}", answer=answer)) == place
+    trained = row(f"U: {words(20, start=100)} {words(5)}", answer=f"It is done. {answer} And so is this.")
+    assert where(trained, row(f"U: {words(5)}", answer=answer.upper())) == place
+
+
+def test_a_call_with_one_argument_more_is_another_answer():
+    call = '{"operation": "create_task", "arguments": {"title": "plan the next workshop"%s}}'
+    trained = row(f"U: {words(5)} by Monday", answer=call % ', "due": "Monday"')
+    assert where(trained, row(f"U: {words(5)}", answer=call % "")) == ""
 
 
 def test_a_longer_prompt_is_not_asked_by_a_part_of_it():
