@@ -205,31 +205,34 @@ def shard_on_cpu() -> None:
 
 
 @pytest.mark.long
-def test_a_sharded_model_resumes_on_as_many_ranks_to_the_same_bytes_and_on_fewer_if_elastic(inputs, tmp_path):
+def test_a_sharded_model_resumes_on_as_many_ranks_to_the_same_bytes_and_on_more_if_elastic(inputs, tmp_path):
     config = SFT.model_copy(update={"parallelism": "fsdp", "elastic": True})
-    disks, undisturbed = tmp_path / "disks", order(tmp_path / "whole", inputs, config)
-    sharding = lambda rank: shard_on_cpu()  # noqa: E731
-    assert attempt(undisturbed, disks, change=sharding)[0] == ["finished"] * 4
+    disks, undisturbed = tmp_path / "disks", order(tmp_path / "whole", inputs, config, shape=(2, 1))
+
+    def sharding(rank: int) -> None:
+        shard_on_cpu()
+
+    assert attempt(undisturbed, disks, change=sharding)[0] == ["finished"] * 2
 
     def leave_sharded(rank: int) -> None:
         shard_on_cpu()
         at_step(2, 1, partial(os.kill, os.getpid(), signal.SIGTERM))(rank)
 
-    ordered = order(tmp_path / "store", inputs, config)
+    ordered = order(tmp_path / "store", inputs, config, shape=(2, 1))
     ended, ending = attempt(ordered, disks, change=leave_sharded)
     assert ending.reason == "stopped at step 3/4: SIGTERM; the next attempt resumes from step 3", ended
     (newest,) = Path(ordered.storage_root).glob("checkpoints/*/*/step-00000003/*")
     manifest = Manifest.model_validate_json((newest / COMPLETE).read_bytes())
-    assert {f"shard-{rank:05}.safetensors" for rank in range(4)} < set(manifest.files)
+    assert {f"shard-{rank:05}.safetensors" for rank in range(2)} < set(manifest.files)
     assert not any(name.endswith(".bin") or name.startswith("optimizer") for name in manifest.files)
-    shutil.copytree(tmp_path / "store", tmp_path / "fewer")
+    shutil.copytree(tmp_path / "store", tmp_path / "more")
 
     _, ending = attempt(ordered.model_copy(update={"attempt": 2}), disks, change=sharding)
     assert (ending.outputs, ending.measured) == (read_ending(undisturbed).outputs, read_ending(undisturbed).measured)
-    fewer = order(tmp_path / "fewer", inputs, config, shape=(2, 1), attempt=2)
-    assert attempt(fewer, disks, change=sharding)[0] == ["finished"] * 2
-    assert losses(fewer) == pytest.approx(losses(undisturbed), rel=0.01)
-    assert losses(fewer)[:3] == losses(undisturbed)[:3]
+    more = order(tmp_path / "more", inputs, config, attempt=2)
+    assert attempt(more, disks, change=sharding)[0] == ["finished"] * 4
+    assert losses(more) == pytest.approx(losses(undisturbed), rel=0.01)
+    assert losses(more)[:3] == losses(undisturbed)[:3]
 
 
 @pytest.mark.long
