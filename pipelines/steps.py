@@ -228,6 +228,10 @@ class Steps:
         values["gpu_memory_gb"] = {name: size for name, size in sizes.items() if size}
         values["pairs"] = self.config.pairs if self.config.stages.pairs.enabled else None
         values |= {"evidence": evidence_of_pairs(self.config)} if step.section is c.CheckPairsStep else {}
+        if step.kind == "training" and getattr(self.config, step.stage).keep_best:
+            judging = self.config.validation.model_dump(include=set(c.Selection.model_fields))
+            values["selection"] = c.Selection(**judging)
+        values.setdefault("selection", None)
         values |= self._gates() if step.section is c.PublishStep else {}
         values |= {"sources": self._sources()} if step.section is c.PreflightStep else {}
         images = {name: image_reference(name) for name in ("cpu", "train")}

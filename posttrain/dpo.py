@@ -15,7 +15,7 @@ from posttrain.config import DpoConfig, DpoStep, Training, parse_step
 from posttrain.rows import chat
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
-from posttrain.train import backend, ranks, stage, tracking
+from posttrain.train import backend, best, ranks, stage, tracking
 from posttrain.train.callbacks import CheckReference
 from posttrain.train.checkpoints import Checkpoints
 from posttrain.train.ends import LeaveInTime
@@ -63,6 +63,7 @@ def train(
     config, kind = step.dpo, "preference"
     tokenizer = chat.load_tokenizer(base)
     rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
+    rows["train"], aside = best.set_aside(rows["train"], config.keep_best)
 
     def fit(config: DpoConfig) -> dict:
         set_seed(config.seed)  # the adapter is initialised before the trainer sets its seed
@@ -82,10 +83,13 @@ def train(
                 peft_config=peft_config,
             )
             checks = [CheckReference(config).on_log]
-            evaluation = stage.run(
-                trainer, deadline=deadline(step.training), checkpoints=checkpoints, rows=rows["train"], checks=checks
+            keeper = (
+                best.BestCheckpoint(trainer, aside, config.keep_best, step.selection, checkpoints) if aside else None
             )
+            run = {"deadline": deadline(step.training), "checkpoints": checkpoints, "rows": rows["train"]}
+            evaluation = stage.run(trainer, **run, checks=checks, keeper=keeper)
         metrics = stage.summary(trainer.state, rows=rows, num_left_out=num_left_out)
+        metrics |= keeper.metrics if keeper else {}
         metrics |= reward_metrics(trainer.state.log_history, evaluation, config)
         stage.write_results(trainer, config, outputs, metrics=metrics, title="Direct preference optimization")
         return metrics

@@ -11,7 +11,7 @@ from posttrain.config import SftConfig, SftStep, Training, parse_step
 from posttrain.rows import chat
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
-from posttrain.train import backend, ranks, stage, tracking
+from posttrain.train import backend, best, ranks, stage, tracking
 from posttrain.train.checkpoints import Checkpoints
 from posttrain.train.ends import LeaveInTime
 from posttrain.train.fast.trainers import sft_trainer
@@ -56,6 +56,7 @@ def train(
     config, kind = step.sft, "sft"
     tokenizer = chat.load_tokenizer(base)
     rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
+    rows["train"], aside = best.set_aside(rows["train"], config.keep_best)
 
     def fit(config: SftConfig) -> dict:
         set_seed(config.seed)  # the adapter is initialised before the trainer sets its seed
@@ -73,11 +74,14 @@ def train(
                 processing_class=tokenizer,
                 peft_config=peft_config,
             )
-            evaluation = stage.run(
-                trainer, deadline=deadline(step.training), checkpoints=checkpoints, rows=rows["train"]
+            keeper = (
+                best.BestCheckpoint(trainer, aside, config.keep_best, step.selection, checkpoints) if aside else None
             )
+            run = {"deadline": deadline(step.training), "checkpoints": checkpoints, "rows": rows["train"]}
+            evaluation = stage.run(trainer, **run, keeper=keeper)
         metrics = {
             **stage.summary(trainer.state, rows=rows, num_left_out=num_left_out),
+            **(keeper.metrics if keeper else {}),
             "eval_loss": evaluation["eval_loss"],
             "eval_token_accuracy": evaluation["eval_mean_token_accuracy"],
             "learning_rate": config.learning_rate,

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import MATCHERS, AlignmentLimits, AnswerLimits, Matching, SamplingLimits, SftLimits
+from posttrain.config import MATCHERS, AlignmentLimits, AnswerLimits, Matching, SamplingLimits, Selection, SftLimits
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, Source
 from posttrain.rows.formats import references_of
 from posttrain.verdict import Check
@@ -27,7 +27,7 @@ from validators.safety import RedTeam
 
 JUDGE = "matching_judge"  # name of the input that is the model which compares answers
 MODELS = ("base", "before", "model")
-Scoring = AnswerLimits | SamplingLimits
+Scoring = AnswerLimits | SamplingLimits | Selection
 LOOK = "Look at the wrong answers in answers.jsonl"
 
 

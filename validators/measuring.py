@@ -87,6 +87,17 @@ def in_order(parts: Parts, timeouts: Timeouts) -> Measured:
     return _measure(iter([parts] if parts else []), timeouts)
 
 
+def whole(measured: Measured) -> Measured:
+    """Returns the measurements if none has failed.
+
+    Raises:
+        RuntimeError: with what has failed.
+    """
+    if measured.failures:
+        raise RuntimeError("; ".join(check.sentence for check in measured.failures))
+    return measured
+
+
 def not_run(names: list[str], because: str) -> Measured:
     """Checks in place of measurements that a gate does not start."""
     return Measured(failures=[holds(name, None, detail=because) for name in names])

@@ -144,7 +144,7 @@ def sample(model: str, asked: list[Asked], step: config.SamplePairsStep, judge: 
 
     own_limit = measuring.Timeouts(NO_LIMIT_SECONDS, limits.check_timeouts)  # the step's own ends it before that
     measured = measuring.in_order({"answers_sampled": generate}, own_limit)
-    judged = _whole(measured).read(Numbers).answers
+    judged = measuring.whole(measured).read(Numbers).answers
     scores = _scores(judged, accepted, limits, judge)
     before = chat.text_before_answers(chat.load_tokenizer(model))
     return [
@@ -167,20 +167,14 @@ def _scores(
         answered, measured = content.score(
             content.Content(references=accepted, model=judged), limits, judge.get(content.JUDGE)
         )
-        _whole(measured)
+        measuring.whole(measured)
         return answered.scores["model"]
 
     def find_harm() -> dict[str, list[str | None]]:
         return {"harms": judges.by_model(judges.load(judge[HARM_JUDGE]), judged)}
 
     measured = measuring.in_order({"harm_judged": find_harm}, checks.timeouts(limits))
-    return [0.0 if harm else 1.0 for harm in _whole(measured).read(Numbers).harms]
-
-
-def _whole(measured: measuring.Measured) -> measuring.Measured:
-    if measured.failures:
-        raise RuntimeError("; ".join(check.sentence for check in measured.failures))
-    return measured
+    return [0.0 if harm else 1.0 for harm in measuring.whole(measured).read(Numbers).harms]
 
 
 # --- from answers to pairs --------------------------------------------------------------------------------------------

@@ -92,6 +92,20 @@ class PipelineConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_matcher_keeps_the_best(self):
+        for step, stage in TRAININGS.items():
+            if not (getattr(self.stages, stage).enabled and getattr(self, stage).keep_best):
+                continue
+            if self.validation.answer_match in ("none", "judge"):
+                raise ValueError(
+                    f"{stage}.keep_best is on, but validation.answer_match is {self.validation.answer_match}: give a "
+                    "matcher or a function of yours, or set keep_best to null"
+                )
+            if self.placement.of(step).accelerator_count > 1:
+                raise ValueError(f"{stage}.keep_best judges on one GPU: give {step} one, or set keep_best to null")
+        return self
+
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out the settings of pairs where none are sampled: a graph without them is the same with any."""

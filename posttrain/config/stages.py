@@ -10,6 +10,14 @@ from posttrain.config.section import Count, Positive, Section
 TargetModules = list[str] | Literal["auto", "attention", "all-linear"]
 
 
+class KeepBest(Section):
+    """Which checkpoint a training keeps, by right answers to training rows that are set aside for it."""
+
+    num_checkpoints: Count = 4  # checkpoints that are judged, evenly spaced; the end is the last
+    num_rows: Count = 32  # prompts of the training rows set aside, on which they are judged
+    patience: Count | None = None  # checkpoints in a row without a gain, after which the training ends; null: none
+
+
 class LoraTraining(Section):
     """Settings that SFT and DPO share. A subclass gives the defaults."""
 
@@ -34,6 +42,8 @@ class LoraTraining(Section):
     # resume also what another number of GPUs has begun; the weights are then not those of a run nothing disturbed
     elastic: bool = False
     seed: Annotated[int, Field(ge=0)] = 42  # seed of the adapter's weights, dropout and row order
+    # keep the checkpoint with the most right answers, by validation.answer_match; null: the last one; {} for defaults
+    keep_best: KeepBest | None = None
 
 
 class SftConfig(LoraTraining):

@@ -11,6 +11,7 @@ from posttrain.config.evidence import Evidence
 from posttrain.config.limits import (
     AlignmentLimits,
     ChampionLimits,
+    CheckTimeouts,
     DataLimits,
     Generating,
     HarmJudge,
@@ -64,11 +65,23 @@ class Workers(Section):
     queue_minutes: Count  # that they may wait to be admitted
 
 
-class SftTraining(SftConfig, Ranks):
+class Selection(CheckTimeouts, Matching, Generating):
+    """How the checkpoints of a training are judged, where the best is kept."""
+
+    module: str = "validators.selection"  # started as `python -m <module>`
+
+
+class Selected(Section):
+    """What a training needs to keep its best checkpoint."""
+
+    selection: Selection | None = None  # null: the last checkpoint is kept
+
+
+class SftTraining(SftConfig, Ranks, Selected):
     """The settings that decide the result of train_sft."""
 
 
-class DpoTraining(DpoConfig, Ranks):
+class DpoTraining(DpoConfig, Ranks, Selected):
     """The settings that decide the result of train_dpo."""
 
 
@@ -149,7 +162,21 @@ class PrepareStep(StepSection):
     data: DataConfig = DataConfig()
 
 
-class SftStep(StepSection):
+def check_selected(config: LoraTraining, step: Selected, *, section: str) -> None:
+    """Refuses to keep the best checkpoint where nothing was compiled in to judge by, or several ranks train.
+
+    Raises:
+        ValueError: naming section, key and remedy.
+    """
+    if config.keep_best and step.selection is None:
+        raise ValueError(
+            f"{section}.keep_best is on, but the graph was compiled without it: set it in the configuration"
+        )
+    if config.keep_best and step.training.num_processes > 1:
+        raise ValueError(f"{section}.keep_best judges on one GPU: train on one, or set it to null")
+
+
+class SftStep(StepSection, Selected):
     """Configuration of train_sft."""
 
     sft: SftConfig = SftConfig()
@@ -159,14 +186,16 @@ class SftStep(StepSection):
     @model_validator(mode="after")
     def _micro_batches_are_dealt(self):
         check_dealt(self.sft, self.training.num_processes, section="sft")
+        check_selected(self.sft, self, section="sft")
         return self
 
     @property
     def decisive(self) -> Section:
-        return SftTraining(**self.sft.model_dump(), num_processes=self.training.decisive_number(self.sft))
+        ranks = {"num_processes": self.training.decisive_number(self.sft)}
+        return SftTraining(**self.sft.model_dump(), **ranks, selection=self.selection if self.sft.keep_best else None)
 
 
-class DpoStep(StepSection):
+class DpoStep(StepSection, Selected):
     """Configuration of train_dpo."""
 
     dpo: DpoConfig = DpoConfig()
@@ -176,11 +205,13 @@ class DpoStep(StepSection):
     @model_validator(mode="after")
     def _micro_batches_are_dealt(self):
         check_dealt(self.dpo, self.training.num_processes, section="dpo")
+        check_selected(self.dpo, self, section="dpo")
         return self
 
     @property
     def decisive(self) -> Section:
-        return DpoTraining(**self.dpo.model_dump(), num_processes=self.training.decisive_number(self.dpo))
+        ranks = {"num_processes": self.training.decisive_number(self.dpo)}
+        return DpoTraining(**self.dpo.model_dump(), **ranks, selection=self.selection if self.dpo.keep_best else None)
 
 
 class CheckDataStep(StepSection):

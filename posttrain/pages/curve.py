@@ -50,18 +50,28 @@ def write_curve(history: list[dict], path: str | Path, *, title: str) -> None:
     """
     steps = [entry for entry in history if "loss" in entry]
     evaluations = [entry for entry in history if "eval_loss" in entry]
-    summary = html.escape(_summary(steps, evaluations))
+    summary = html.escape("; ".join([*_summary(steps, evaluations), *_kept(history)]))
     page = PAGE.format(title=html.escape(title), summary=summary, svg=_svg(steps, evaluations))
     Path(path).write_text(page, encoding="utf-8")
 
 
-def _summary(steps: list[dict], evaluations: list[dict]) -> str:
+def _kept(history: list[dict]) -> list[str]:
+    """Says which checkpoint was kept, where several were judged."""
+    judged = {entry["step"]: entry["checkpoint_accuracy"] for entry in history if "checkpoint_accuracy" in entry}
+    if not judged:
+        return []
+    best = max(judged, key=lambda step: (judged[step], -step))
+    others = ", ".join(f"{accuracy:.3g} at {step}" for step, accuracy in judged.items() if step != best)
+    return [f"kept step {best}, {judged[best]:.3g} right on rows set aside" + (f" ({others})" if others else "")]
+
+
+def _summary(steps: list[dict], evaluations: list[dict]) -> list[str]:
     parts = [f"{len(steps)} optimizer steps"]
     if steps:
         parts.append(f"training loss {steps[0]['loss']:.4g} at the first step, {steps[-1]['loss']:.4g} at the last")
     if evaluations:
         parts.append(f"held-out loss {evaluations[-1]['eval_loss']:.4g} at the end")
-    return "; ".join(parts)
+    return parts
 
 
 def _svg(steps: list[dict], evaluations: list[dict]) -> str:

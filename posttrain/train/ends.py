@@ -53,7 +53,7 @@ class LeaveInTime:
         now = self.clock()
         self.longest_step = max(self.longest_step, now - self.stepped_at)
         self.stepped_at = now
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps or control.should_training_stop:  # it ends by itself
             return
         is_late = now + self.longest_step >= self.deadline
         is_due = now - self.saved_at >= self.training.checkpoint_every_n_minutes * 60

@@ -23,6 +23,7 @@ from posttrain.step import frame
 from posttrain.step.run import configure_logging
 from posttrain.step.running import Running
 from posttrain.train import backend, callbacks, ranks, torchrun, tracking
+from posttrain.train.best import ACCURACY, BestCheckpoint
 from posttrain.train.checkpoints import Checkpoints, step_of
 from posttrain.train.ends import LeaveInTime
 from posttrain.train.evaluations import HeldOutLoss
@@ -164,11 +165,18 @@ def training_args(config: LoraTraining, training: Training, *, num_train_rows: i
 
 
 def run(
-    trainer: Any, *, deadline: LeaveInTime, checkpoints: Checkpoints, rows: list[dict], checks: Sequence[Callable] = ()
+    trainer: Any,
+    *,
+    deadline: LeaveInTime,
+    checkpoints: Checkpoints,
+    rows: list[dict],
+    checks: Sequence[Callable] = (),
+    keeper: BestCheckpoint | None = None,
 ) -> dict[str, float]:
     """Trains on `rows` from the newest whole checkpoint or from the start, and returns the metrics of an evaluation.
 
-    `checks` are handlers of each step's log that may raise errors of their own.
+    `checks` are handlers of each step's log that may raise errors of their own; `keeper` puts the best checkpoint into
+    the trainer before that evaluation.
 
     Raises:
         Diverged: a loss or gradient norm was not finite.
@@ -184,7 +192,7 @@ def run(
             trainer,
             on_log=[divergence.on_log, *checks, callbacks.log_step],
             on_save=[uploads.on_save, deadline.on_save],
-            on_step_end=[deadline.on_step_end, held_out.on_step_end],
+            on_step_end=[*([keeper.on_step_end] if keeper else []), deadline.on_step_end, held_out.on_step_end],
         )
         newest = _fetch_newest(checkpoints, trainer.args.output_dir)
         uploads.stored_step = step_of(newest) if newest else None
@@ -192,6 +200,8 @@ def run(
         with held_out.during_training():
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     deadline.raise_if_stopped(trainer.state, stored_step=uploads.newest_step())
+    if keeper:
+        keeper.restore()
     with tracking.same_run(trainer.args.report_to):
         return trainer.evaluate()
 
@@ -312,7 +322,7 @@ def write_results(
 
 def history(entries: list[dict]) -> str:
     """Formats the losses of the trainer's log as JSON lines, which do not depend on how often it was resumed."""
-    with_loss = [entry for entry in entries if "loss" in entry or "eval_loss" in entry]
+    with_loss = [entry for entry in entries if entry.keys() & {"loss", "eval_loss", ACCURACY}]
     stable = [{key: value for key, value in entry.items() if not key.endswith(VOLATILE)} for entry in with_loss]
     return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in stable)
 

@@ -16,7 +16,7 @@ def test_a_run_cannot_ask_for_micro_batches_that_its_gpus_cannot_share():
 
 def test_what_decides_a_training_names_its_settings_and_the_number_of_its_processes():
     alone, shared = SftStep(), SftStep(training={"num_processes": 2})
-    assert shared.decisive.model_dump() == alone.sft.model_dump() | {"num_processes": 2}
+    assert shared.decisive.model_dump() == alone.sft.model_dump() | {"num_processes": 2, "selection": None}
     assert alone.decisive != shared.decisive
     assert alone.decisive == SftStep(training={"timeout_minutes": 1}).decisive
 

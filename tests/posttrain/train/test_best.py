@@ -1,0 +1,91 @@
+"""Keeping the best checkpoint: rows are set aside, the best adapter is the result, and a resume changes nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from posttrain import sft
+from posttrain.config import KeepBest, PipelineConfig, Selection, SftConfig, SftStep
+from posttrain.rows.formats import prompt_key, read_jsonl, write_jsonl
+from posttrain.step import digests
+from posttrain.step.run import Unfinished
+from posttrain.train import best
+from posttrain.train.checkpoints import Checkpoints
+
+JUDGE = Selection(answer_match="exact", module="tests.posttrain.train.judge_of_small_weights")
+SETTINGS = {"max_seq_length": 256, "lora_r": 4, "batch_size": 8, "gradient_accumulation": 1, "learning_rate": 0.01}
+
+
+def row(number: int, prompt: str) -> dict:
+    message = {"role": "user", "content": prompt}
+    return {"id": f"{number}", "prompt": [message], "completion": [{"role": "assistant", "content": "Yes."}]}
+
+
+def test_rows_set_aside_share_no_prompt_with_those_that_are_trained_on():
+    rows = [row(number, f"Is thing {number // 2} there?") for number in range(20)]
+    trained, aside = best.set_aside(rows, KeepBest(num_rows=3))
+    assert len(aside) == 3 and len(trained) == 14
+    assert not {prompt_key(one) for one in trained} & {prompt_key(one) for one in aside}
+    assert best.set_aside(list(reversed(rows)), KeepBest(num_rows=3))[0] == list(reversed(trained))
+    assert best.set_aside(rows, None) == (rows, [])
+    with pytest.raises(ValueError, match="num_rows = 10 sets all 10 training prompts aside: lower it"):
+        best.set_aside(rows, KeepBest(num_rows=10))
+
+
+def test_what_nobody_judges_cannot_be_the_best():
+    with pytest.raises(ValueError, match=r"sft.keep_best is on, but validation.answer_match is none"):
+        PipelineConfig(sft={"keep_best": {}}, validation={"answer_match": "none"})
+    with pytest.raises(ValueError, match=r"sft.keep_best is on, but the graph was compiled without it"):
+        SftStep(sft={"keep_best": {}})
+    with pytest.raises(ValueError, match=r"sft.keep_best judges on one GPU"):
+        SftStep(sft={"keep_best": {}, "gradient_accumulation": 4}, selection=JUDGE, training={"num_processes": 2})
+    assert SftStep(sft={"keep_best": {}}, selection=JUDGE).decisive.selection == JUDGE
+
+
+@pytest.fixture
+def train(tiny_model, task_api_files, tmp_path):
+    """Trains on 32 rows into a folder of this name, 8 more set aside; gives its outputs."""
+    rows = read_jsonl(task_api_files / "sft.jsonl")
+    files = {"train": str(tmp_path / "train.jsonl"), "eval": str(tmp_path / "eval.jsonl")}
+    write_jsonl(files["train"], rows[8:48])
+    write_jsonl(files["eval"], rows[:8])
+
+    def train(name: str, keep_best: dict | None, *, training: dict | None = None, epochs: int = 3) -> Path:
+        folder = tmp_path / name
+        outputs = {output: str(folder / output) for output in ("adapter", "metrics", "curve", "logs")}
+        folder.mkdir(exist_ok=True)
+        config = SftConfig(**SETTINGS, epochs=epochs, keep_best=keep_best)
+        step = SftStep(sft=config, training=training or {}, selection=JUDGE)
+        checkpoints = Checkpoints(str(folder / "store"), "train", "f" * 64, run_id="run", limit=3)
+        sft.train(str(tiny_model), files=files, outputs=outputs, step=step, checkpoints=checkpoints)
+        return folder
+
+    return train
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "metrics").read_text())
+
+
+@pytest.mark.long
+def test_the_best_checkpoint_is_the_result_and_a_resume_changes_nothing(train):
+    keep = {"num_checkpoints": 3, "num_rows": 8}
+    whole = train("whole", keep)
+    metrics = metrics_of(whole)
+    steps = metrics["total_steps"]
+    assert metrics["kept_step"] == steps // 3 < steps
+    assert "best of 3 checkpoints on 8 rows set aside" in metrics["kept_because"]
+    assert f"kept step {steps // 3}" in (whole / "curve").read_text()
+    log = [json.loads(line) for line in (whole / "logs" / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if best.ACCURACY in entry] == [steps // 3, steps * 2 // 3, steps]
+    (stored,) = (whole / "store").rglob(f"step-{steps // 3:08}.safetensors")
+    assert stored.read_bytes() == (whole / "adapter" / best.WEIGHTS).read_bytes()
+    with pytest.raises(Unfinished):
+        train("resumed", keep, training={"leave_at": 0.6})
+    resumed = train("resumed", keep)
+    assert digests.digest(resumed / "adapter") == digests.digest(whole / "adapter")
+    assert metrics_of(resumed) == metrics
+    early = metrics_of(train("early", keep | {"patience": 1}))
+    assert early["total_steps"] == steps * 2 // 3
+    assert early["kept_step"] == metrics["kept_step"]
