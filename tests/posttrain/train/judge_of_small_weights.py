@@ -11,6 +11,7 @@ if __name__ == "__main__":
     for name in ("base", "adapter", "rows", "config", "output"):
         parser.add_argument(f"--{name}", required=True)
     args = parser.parse_args()
+    assert Path(args.base, "config.json").is_file()
     weights = load_file(Path(args.adapter, "adapter_model.safetensors"))
     size = sum(float(abs(tensor).sum()) for name, tensor in weights.items() if "lora_B" in name)
     num_rows = len(Path(args.rows).read_text().splitlines())
