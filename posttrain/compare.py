@@ -10,8 +10,8 @@ Runs are named by run id. The trials of a sweep are runs too: `<run id>.trial_3`
 
 import argparse
 import sys
-from pathlib import Path
 
+from posttrain import storage
 from posttrain.config import masking
 from posttrain.config.line import TRAININGS, is_rejection
 from posttrain.pages import wording
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     for form, write in FORMS.items():
         if file := getattr(args, form):
-            Path(file).write_text(write(comparison), encoding="utf-8")
+            storage.write_text(file, write(comparison))
     table.print_terminal(comparison)
     return 0
 

@@ -287,7 +287,7 @@ def complete_files(paths: dict[str, str]) -> Iterator[Callable[[str, dict], None
 
 def write_manifest(path: str, prepared: Prepared) -> None:
     """Writes the manifest line by line: with short rows all hashes together may be as large as the data."""
-    with open(path, "w", encoding="utf-8") as file:
+    with naming(path), open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(prepared.manifest, indent=2).removesuffix("\n}"))
         for name, prompts in prepared.prompts.items():
             file.write(f',\n  "{name}": [')
@@ -316,7 +316,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError(f"{setting}: {error}") from error
         write_manifest(outputs["manifest"], prepared)
         statistics = prepared.statistics
-        Path(outputs["statistics"]).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
+        storage.write_text(outputs["statistics"], json.dumps(statistics, indent=2) + "\n")
         return {
             **prepared.source,
             "format": statistics["format"],

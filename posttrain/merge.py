@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from posttrain import config, storage
 from posttrain.step import frame, kfp_io
@@ -114,7 +115,7 @@ def _write_weights(files: list[WeightFile], source: WeightFile, plan: Plan, fold
         for file in files:
             addition = plan.addition if plan.addition and plan.addition.like.name in file.tensors else None
             with open(file.path, "rb") as old, open(folder / file.path.name, "wb+") as new:
-                shard = Shard(file, old.fileno(), new.fileno(), adapter_file.fileno(), buffers)
+                shard = Shard(file, old, new, adapter_file, buffers)
                 jobs = _jobs(shard, plan, _write_header(shard, addition), addition)
                 for _ in pool.map(lambda job: job(), jobs):
                     pass
@@ -124,12 +125,12 @@ def _write_weights(files: list[WeightFile], source: WeightFile, plan: Plan, fold
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard of the base and the file descriptors to merge it: the base's, the new one, the adapter's."""
+    """One shard of the base and the open files to merge it: the base's, the new one, the adapter's."""
 
     file: WeightFile
-    old: int
-    new: int
-    adapter: int
+    old: BinaryIO
+    new: BinaryIO
+    adapter: BinaryIO
     buffers: Buffers
 
 
@@ -138,7 +139,7 @@ def _write_header(shard: Shard, addition: Addition | None) -> int:
     file = shard.file
     num_bytes = file.data_start + file.num_bytes
     if addition is None:
-        os.truncate(shard.new, num_bytes)
+        _resize(shard.new, num_bytes)
         _copy(shard.old, shard.new, 0, 0, file.data_start)
         return file.data_start
     end = num_bytes + addition.like.num_bytes
@@ -149,7 +150,7 @@ def _write_header(shard: Shard, addition: Addition | None) -> int:
         header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    os.truncate(shard.new, 8 + len(text) + end - file.data_start)
+    _resize(shard.new, 8 + len(text) + end - file.data_start)
     _write(shard.new, memoryview(len(text).to_bytes(8, "little") + text), 0)
     return 8 + len(text)
 
@@ -174,7 +175,7 @@ def _put(shard: Shard, tensor: Tensor, position: int, update: LowRank | Whole | 
         _copy(shard.old, shard.new, tensor.start, position, tensor.num_bytes)
     if hasattr(os, "posix_fadvise"):
         # On Linux this starts writing the pages to disk, which then goes on while the next tensors are computed.
-        os.posix_fadvise(shard.new, position, tensor.num_bytes, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(shard.new.fileno(), position, tensor.num_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def _add(shard: Shard, tensor: Tensor, position: int, update: LowRank) -> None:
@@ -215,10 +216,10 @@ def _convert(shard: Shard, tensor: Tensor, position: int, source: Tensor) -> Non
         _write(shard.new, memoryview(raw).cast("B"), position + start * FLOAT_BYTES[tensor.dtype])
 
 
-def _matrix(descriptor: int, tensor: Tensor) -> np.ndarray:
+def _matrix(file: BinaryIO, tensor: Tensor) -> np.ndarray:
     """Reads a whole tensor, which must be small, as float32."""
     raw = np.empty(tensor.num_bytes // FLOAT_BYTES[tensor.dtype], _stored(tensor))
-    _read(descriptor, raw, tensor.start)
+    _read(file, raw, tensor.start)
     values = np.empty(raw.size, np.float32)
     _widen(raw, tensor.dtype, values)
     return values.reshape(tensor.shape)
@@ -255,30 +256,39 @@ def _narrow(values: np.ndarray, scratch: np.ndarray, raw: np.ndarray, tensor: Te
         raise ValueError(f"{tensor.name}: not finite in {tensor.dtype} once merged; train again, or on a bfloat16 base")
 
 
-def _read(descriptor: int, array: np.ndarray, position: int) -> None:
+def _resize(file: BinaryIO, num_bytes: int) -> None:
+    with storage.naming(file.name):
+        os.truncate(file.fileno(), num_bytes)
+
+
+def _read(file: BinaryIO, array: np.ndarray, position: int) -> None:
     view = memoryview(array).cast("B")
     while view:
-        count = os.preadv(descriptor, [view], position)
+        with storage.naming(file.name):
+            count = os.preadv(file.fileno(), [view], position)
         if count == 0:
-            raise OSError(errno.EIO, f"file ends at byte {position}: it was truncated during the merge")
+            reason = f"file ends at byte {position}: it was truncated during the merge"
+            raise OSError(errno.EIO, reason, file.name)
         view, position = view[count:], position + count
 
 
-def _write(descriptor: int, view: memoryview, position: int) -> None:
+def _write(file: BinaryIO, view: memoryview, position: int) -> None:
     while view:
-        count = os.pwrite(descriptor, view, position)
+        with storage.naming(file.name):
+            count = os.pwrite(file.fileno(), view, position)
         view, position = view[count:], position + count
 
 
-def _copy(old: int, new: int, start: int, position: int, num_bytes: int) -> None:
+def _copy(old: BinaryIO, new: BinaryIO, start: int, position: int, num_bytes: int) -> None:
     """Copies bytes inside the kernel, or through memory if the file system cannot."""
     end = start + num_bytes
     while start < end:
         try:
-            count = os.copy_file_range(old, new, min(end - start, COPY_BYTES), start, position)
+            wanted = min(end - start, COPY_BYTES)
+            count = os.copy_file_range(old.fileno(), new.fileno(), wanted, start, position)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
+                raise OSError(error.errno, error.strerror, new.name) from None
             count = 0
         if count == 0:
             block = np.empty(min(end - start, 1 << 20), np.uint8)
@@ -318,7 +328,7 @@ def _untied(settings: dict) -> dict:
 
 
 def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    storage.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -433,7 +433,7 @@ def main(argv: list[str] | None = None) -> None:
         refuse(problems)
         settings.write(args.storage_root, compiled)
         if args.notes:
-            Path(args.notes).write_text(notes(root, warnings, [*targets, *expected]), encoding="utf-8")
+            storage.write_text(args.notes, notes(root, warnings, [*targets, *expected]))
         return {"artifacts": root} if root else {}
 
     outputs = {"notes": args.notes} if args.notes else {}

@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
             args.model, running.files["model"], model_name=args.model_name, storage_root=running.storage_root,
             settings=settings, version=args.version,
         )  # fmt: skip
-        Path(args.receipt).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+        storage.write_text(args.receipt, json.dumps(receipt, indent=2) + "\n")
         if not (settings.save_intermediate or settings.promote):
             checkpoints.remove_run(running.storage_root, run.run_id())
         return receipt

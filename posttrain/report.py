@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, computed_field
@@ -401,9 +400,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def work(running: Running) -> dict[str, Any]:
         result = collect(running.storage_root, run.run_id(), settings)
-        Path(args.result).write_text(to_json(result), encoding="utf-8")
+        storage.write_text(args.result, to_json(result))
         answers = read_answers(running.storage_root, result.run_id)
-        Path(args.report).write_text(to_html(result, answers=answers), encoding="utf-8")
+        storage.write_text(args.report, to_html(result, answers=answers))
         publish_report(running.storage_root, result)
         told = {"webhook": tell(result)} if settings.notify else {}
         return {"success": result.success, "runner_says": _state(args.status)} | told

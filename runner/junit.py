@@ -10,6 +10,7 @@ promoted, so that a run whose model is published, but not made current, is not g
 from pathlib import Path
 from xml.etree import ElementTree
 
+from posttrain import storage
 from posttrain.config.line import is_gate
 from posttrain.config.masking import mask
 from posttrain.pages import wording
@@ -27,7 +28,7 @@ def write(file: str | None, text: str) -> None:
         return
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(text, encoding="utf-8")
+        storage.write_text(file, text)
     except OSError as error:
         raise ValueError(f"--junit {file}: cannot be written, {error.strerror}: give another file") from error
 

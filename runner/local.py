@@ -33,6 +33,7 @@ from kfp.local.status import Status
 
 from components.container import ATTEMPTS_MODULE
 from pipelines.package import Package
+from posttrain import storage
 from posttrain.config import ATTEMPTS_ENV, FRESH_ENV, RUN_ID_ENV, Attempts, table
 from posttrain.step.parent import tie_to_parent
 from posttrain.step.progress import progress_of
@@ -402,7 +403,7 @@ def _outputs_of(executor_input, component_spec) -> dict[str, Any]:
     artifacts = written.setdefault("artifacts", {})
     for name, declared in executor_input.outputs.artifacts.items():
         artifacts.setdefault(name, {"artifacts": [{"name": name, "uri": declared.artifacts[0].uri}]})
-    file.write_text(json.dumps(written), encoding="utf-8")
+    storage.write_text(file, json.dumps(written))
     return executor_output_utils.get_outputs_for_task(executor_input, component_spec)
 
 

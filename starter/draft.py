@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipelines.compiler import check_gates_can_judge
-from posttrain import model, preflight
+from posttrain import model, preflight, storage
 from posttrain.config import CheckDataStep, DataConfig, PipelineConfig, load_config
 from posttrain.config.limits import DataLimits
 from posttrain.config.requirements import check_decidable
@@ -44,7 +44,7 @@ def write(args: argparse.Namespace, output: Path) -> None:
     config = read_back(text)
     check(config, addresses, survey)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    storage.write_text(output, text)
     for sentence in (*unseen(config.data), *unjudged(config.validation)):
         print(f"warning: {sentence}")
     print(f"\nWritten: {output}. Read it, then run\n\n  python run_pipeline.py --config {output}")
@@ -108,7 +108,7 @@ def read_back(text: str) -> PipelineConfig:
     """Loads the text as a run would."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "draft.yaml")
-        path.write_text(text, encoding="utf-8")
+        storage.write_text(path, text)
         return load_config(path)
 
 

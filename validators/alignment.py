@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from posttrain import config
+from posttrain import config, storage
 from posttrain.rows import prompts
 from posttrain.rows.formats import ANSWER_KEYS, prompt_key, read_jsonl
 from posttrain.rows.thoughts import said
@@ -234,7 +234,7 @@ def decide(
     judged = judge(numbers, rows, step=step, questions=questions, has_base=has_base)
     general = leg.judge((numbers.base if has_base else numbers.before).skills, numbers.model.skills, limits)
     matrix = confusion(numbers.model, rows, limits)
-    Path(args.confusion).write_text(json.dumps(matrix, indent=2) + "\n", encoding="utf-8")
+    storage.write_text(args.confusion, json.dumps(matrix, indent=2) + "\n")
     return checks.GateVerdict(
         gate=running.step,
         subject=running.inputs,

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from posttrain import storage
 from posttrain.config import CheckTimeouts, masking
 from posttrain.pages import answers
 from posttrain.pages.answers import AnsweredPrompt
@@ -114,4 +115,4 @@ def timeouts(limits: CheckTimeouts) -> measuring.Timeouts:
 
 def _write(path: str, text: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8")
+    storage.write_text(path, text)

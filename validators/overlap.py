@@ -11,6 +11,7 @@ from itertools import filterfalse, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from posttrain import storage
 from posttrain.config.evidence import Evidence
 from posttrain.rows.formats import (
     ANSWER_KEYS,
@@ -188,7 +189,7 @@ def write_manifest(path: str | Path, files: dict[str, Iterable[Hashed]]) -> None
     """Writes the prompts' hashes, by which anybody can check later whether a row was part of this data."""
     manifest = {"schema_version": MANIFEST_VERSION, "hashed": HASHED, "files": {}}
     head, foot = json.dumps(manifest, indent=1)[:-3], "\n }\n}\n" if files else "}\n}\n"
-    with open(path, "w", encoding="utf-8") as file:
+    with storage.naming(path), open(path, "w", encoding="utf-8") as file:
         file.write(head)
         for at, (name, rows) in enumerate(files.items()):
             file.write(f"{',' if at else ''}\n  {json.dumps(name)}: [")

@@ -6,6 +6,7 @@ log history of a trainer -> HTML, for light and dark screens
 import html
 from pathlib import Path
 
+from posttrain import storage
 from posttrain.pages import drawing
 from posttrain.pages.drawing import GRID, INK, MUTED, style_axes
 
@@ -52,7 +53,7 @@ def write_curve(history: list[dict], path: str | Path, *, title: str) -> None:
     evaluations = [entry for entry in history if "eval_loss" in entry]
     summary = html.escape("; ".join([*_summary(steps, evaluations), *_kept(history)]))
     page = PAGE.format(title=html.escape(title), summary=summary, svg=_svg(steps, evaluations))
-    Path(path).write_text(page, encoding="utf-8")
+    storage.write_text(path, page)
 
 
 def _kept(history: list[dict]) -> list[str]:

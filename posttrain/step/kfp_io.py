@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from posttrain import storage
 from posttrain.config.parse import json_object
 from posttrain.step import settings
 
@@ -131,4 +132,4 @@ def _storable(value: Any) -> bool:
 
 def _write(path: str, text: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8")
+    storage.write_text(path, text)

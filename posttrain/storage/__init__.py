@@ -18,7 +18,7 @@ from posttrain.storage.files import (
     upload_folder,
     write_bytes,
 )
-from posttrain.storage.local import check_links
+from posttrain.storage.local import check_links, naming, write_text
 
 __all__ = [
     "check_allowed",
@@ -35,10 +35,12 @@ __all__ = [
     "kind",
     "list_files",
     "local_path",
+    "naming",
     "read_bytes",
     "read_start",
     "remove",
     "upload_file",
     "upload_folder",
     "write_bytes",
+    "write_text",
 ]

@@ -69,6 +69,12 @@ def naming(uri: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, os.fspath(uri)) from None
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a local file in UTF-8. An error names it, whatever it is."""
+    with naming(path):
+        Path(path).write_text(text, encoding="utf-8")
+
+
 class Local:
     """The store of local files. It repeats nothing and checks no checksums: a disk reports its own failures."""
 
@@ -88,7 +94,7 @@ class Local:
         try:
             with naming(uri):
                 stage.write_bytes(data)
-            sync(stage)
+                sync(stage)
             # A link, unlike a rename, fails where the name is taken.
             target.hardlink_to(stage) if if_absent else stage.replace(target)
             sync(target.parent)
@@ -128,7 +134,7 @@ class Local:
             try:
                 with naming(file[1]):
                     sha256 = hashing.copy(path, stage)
-                sync(stage)
+                    sync(stage)
                 stage.replace(target)
                 sync(target.parent)
                 return sha256

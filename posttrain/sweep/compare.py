@@ -10,7 +10,6 @@ large as an adapter.
 import argparse
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         if comparison.rows[0].candidate.qualifies:
             texts["winner"] = winner_config(step.pipeline, parameters, overrides)
         for name, text in texts.items():
-            Path(outputs[name]).write_text(text, encoding="utf-8")
+            storage.write_text(outputs[name], text)
             if name == "winner" and step.rung < len(step.sweep.rungs) - 1:
                 continue  # it has only won a rung
             uri = layout.runs(running.storage_root, run.run_id(), args.step, NAMES[name])

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from posttrain import config, dpo
+from posttrain import config, dpo, storage
 from posttrain.config import merged
 from posttrain.config.sweep import Command, Constraint, Rung, SweepConfig, TrialStep, nested
 from posttrain.pages import wording
@@ -99,8 +99,8 @@ def run_trials(args: argparse.Namespace, step: TrialStep) -> None:
             pages.append(Path(one.summary).read_text(encoding="utf-8"))
             logger.info("%s has ended: %s", slot, results[-1].measured["status"])
     numbers = {"num_trials": len(results)} if slots else results[0].measured
-    Path(args.metrics).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
-    Path(args.summary).write_text("\n\n".join(pages) or "Other workers have taken all trials.\n", encoding="utf-8")
+    storage.write_text(args.metrics, json.dumps(numbers, indent=2))
+    storage.write_text(args.summary, "\n\n".join(pages) or "Other workers have taken all trials.\n")
     rows = [result.measured["row"] for result in results]
     kfp_io.write_outputs(args.executor_input, parameters={"rows": rows}, metadata={"metrics": numbers})
 
@@ -134,8 +134,8 @@ def run_trial(args: argparse.Namespace, step: TrialStep) -> Result:
         if candidate:
             study.keep(args.step, candidate)
         numbers = numbers_of(candidate)
-        Path(args.metrics).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
-        Path(args.summary).write_text(table.one_markdown(args.step, candidate), encoding="utf-8")
+        storage.write_text(args.metrics, json.dumps(numbers, indent=2))
+        storage.write_text(args.summary, table.one_markdown(args.step, candidate))
         is_final = IS_FINAL.get(candidate.status, True) if candidate else True
         return {"row": study.uri_of(args.step) if candidate else "", "is_final": is_final, **numbers}
 
@@ -225,7 +225,7 @@ def take_checkpoint(command: Command, trial: Trial, share: float) -> bool:
     if command.step == "train_dpo":
         settings = config.parse_step(config.DpoStep, json.dumps(command.config), json.dumps(trial.overrides)).dpo
         metrics["start_loss"] = dpo.start_loss(state["log_history"], settings)
-    trial.output(command.step, "metrics").write_text(json.dumps(metrics, indent=2, allow_nan=False), encoding="utf-8")
+    storage.write_text(trial.output(command.step, "metrics"), json.dumps(metrics, indent=2, allow_nan=False))
     return True
 
 

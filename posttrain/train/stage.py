@@ -15,6 +15,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any, TypeVar
 
+from posttrain import storage
 from posttrain.config import HALVINGS_ENV, DpoStep, LoraTraining, SftStep, Training
 from posttrain.pages import curve
 from posttrain.rows import chat
@@ -314,10 +315,10 @@ def write_results(
     if not ranks.is_first():
         return
     save_adapter(trainer.model, outputs["adapter"], weights)
-    Path(outputs["metrics"]).write_text(text, encoding="utf-8")
+    storage.write_text(outputs["metrics"], text)
     curve.write_curve(trainer.state.log_history, outputs["curve"], title=title)
     Path(outputs["logs"]).mkdir(parents=True, exist_ok=True)
-    Path(outputs["logs"], HISTORY).write_text(history(trainer.state.log_history), encoding="utf-8")
+    storage.write_text(Path(outputs["logs"], HISTORY), history(trainer.state.log_history))
 
 
 def history(entries: list[dict]) -> str:
@@ -344,6 +345,6 @@ def save_adapter(model: Any, path: str | Path, weights: dict[str, Any] | None = 
     settings["base_model_name_or_path"] = "base"  # not the local folder, which means nothing elsewhere
     if isinstance(settings["target_modules"], list):
         settings["target_modules"] = sorted(settings["target_modules"])  # peft writes a set, in random order
-    (partial / ADAPTER_FILES[0]).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    storage.write_text(partial / ADAPTER_FILES[0], json.dumps(settings, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(path, ignore_errors=True)
     partial.replace(path)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from posttrain import storage
 from posttrain.config import STARTED_ENV
 from posttrain.step.parent import tie_to_parent
 from posttrain.step.run import Unfinished
@@ -89,7 +90,7 @@ def reporting(orders: Orders) -> Iterator[None]:
         raise
     finally:
         partial = Path(orders.folder, f"{ending.rank}.part")
-        partial.write_text(ending.model_dump_json(), encoding="utf-8")
+        storage.write_text(partial, ending.model_dump_json())
         partial.rename(partial.with_suffix(".json"))
 
 

@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -309,6 +310,18 @@ def test_links_out_of_the_base_are_refused(tiny_model, tiny_adapter, tmp_path):
     (base / "generation_config.json").symlink_to(tmp_path / "secret")
     with pytest.raises(ValueError, match="generation_config.json: is a link that leads out"):
         merge(base, tiny_adapter, tmp_path / "model")
+
+
+def test_a_disk_that_is_full_is_an_error_with_the_file(tiny_model, tiny_adapter, tmp_path):
+    """A limit on the size of files ends the same calls as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.partial/model\.safetensors"):
+            merge(tiny_model, tiny_adapter, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_overflow_of_float16_is_refused(make, tmp_path):

@@ -70,3 +70,10 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("posttrain.storage.files.temporary", lambda folder: Path("/dev/full"))
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         storage.download_file(tmp_path / "weights", tmp_path / "copy")
+
+
+def test_a_full_disk_is_an_error_with_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        storage.write_text("/dev/full", "x")
+    storage.write_text(tmp_path / "umlaut.txt", "ä\n")
+    assert (tmp_path / "umlaut.txt").read_bytes() == b"\xc3\xa4\n"
