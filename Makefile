@@ -38,6 +38,7 @@ golden: install  ## after a deliberate change of graph, verdict or setting: ever
 	$(BIN)/python compile.py --set stages.dpo.enabled=false --output tests/pipelines/golden/sft_only.yaml
 	$(BIN)/python compile.py --set stages.sft.enabled=false --output tests/pipelines/golden/dpo_only.yaml
 	$(BIN)/python compile.py --set stages.pairs.enabled=true --output tests/pipelines/golden/pairs.yaml
+	$(BIN)/python compile.py --set 'export.formats=[q8_0]' --output tests/pipelines/golden/exported.yaml
 	$(BIN)/python -m posttrain.schema
 	$(BIN)/python -m docs.reference
 	$(BIN)/python -m docs.memory

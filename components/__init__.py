@@ -8,17 +8,19 @@ from components.check_champion import (
     check_sft_champion,
 )
 from components.check_data import check_data, check_preference_data, check_sft_data
+from components.check_export import check_export, check_preference_export, check_sft_export
 from components.check_merge import check_merge
 from components.check_pairs import check_pairs
 from components.check_sft import check_sft
 from components.compare_trials import compare_trials
+from components.export_model import export_model
 from components.fetch_model import fetch_model
 from components.hold_out import hold_out
 from components.merge_adapter import merge_adapter
 from components.preflight import preflight
 from components.prepare_data import prepare_data, prepare_data_with_references
 from components.promote_model import promote_model
-from components.publish_model import publish_model
+from components.publish_model import publish_exported_model, publish_model
 from components.reject import reject
 from components.report_run import report_run
 from components.run_trial import (
@@ -38,16 +40,20 @@ __all__ = [
     "check_alignment",
     "check_champion",
     "check_data",
+    "check_export",
     "check_merge",
     "check_pairs",
     "check_preference_alignment",
     "check_preference_champion",
     "check_preference_data",
+    "check_preference_export",
     "check_safety",
     "check_sft",
     "check_sft_champion",
     "check_sft_data",
+    "check_sft_export",
     "compare_trials",
+    "export_model",
     "fetch_model",
     "hold_out",
     "judge_preference_winner",
@@ -58,6 +64,7 @@ __all__ = [
     "prepare_data",
     "prepare_data_with_references",
     "promote_model",
+    "publish_exported_model",
     "publish_model",
     "reject",
     "report_run",

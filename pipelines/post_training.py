@@ -140,11 +140,18 @@ def train_and_publish(
         check_alignment = do.check_alignment if sft else do.check_preference_alignment
         require(check_alignment, "check_alignment", **judged, preference_eval=pairs.judged)
 
-    receipt = run(do.publish_model, model=model, model_name=model_name).outputs["receipt"]
+    held_out = {"sft_eval": rows.judged} if sft else {}
+    held_out |= {"preference_eval": pairs.judged} if dpo else {}
+    exported = {}
+    if steps.config.export:
+        exported = {"export": run(do.export_model, model=model).outputs["export"]}
+        by_one_kind = do.check_sft_export if sft else do.check_preference_export
+        check_export = do.check_export if sft and dpo else by_one_kind
+        require(check_export, "check_export", model=model, **exported, **held_out)
+    publish = do.publish_exported_model if exported else do.publish_model
+    receipt = run(publish, "publish_model", model=model, **exported, model_name=model_name).outputs["receipt"]
     if steps.config.promote:
-        judged = {"receipt": receipt, "model": model}
-        judged |= {"sft_eval": rows.judged} if sft else {}
-        judged |= {"preference_eval": pairs.judged} if dpo else {}
+        judged = {"receipt": receipt, "model": model} | held_out
         judged |= {} if merge or dpo else {"base": base}
         by_one_kind = do.check_sft_champion if sft else do.check_preference_champion
         check_champion = do.check_champion if sft and dpo else by_one_kind

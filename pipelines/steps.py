@@ -29,7 +29,8 @@ SOURCE_ENV = "POSTTRAIN_SECRET"  # with a number: what a secret of another step 
 
 def step_names(config: c.PipelineConfig) -> list[str]:
     """Returns the names of the steps of a promoted run, in the order of the graph."""
-    return [step.name for step in LINE if step.is_in(config.stages, promote=config.promote)]
+    shape = {"promote": config.promote, "sections": config.sections}
+    return [step.name for step in LINE if step.is_in(config.stages, **shape)]
 
 
 def num_models(task: dsl.PipelineTask) -> int:

@@ -32,6 +32,7 @@ from posttrain.pages import wording
 from posttrain.rows import chat, prompts
 from posttrain.rows.chat import ChatTokenizer
 from posttrain.rows.held_out import Prompts, supplies
+from posttrain.serving import formats
 from posttrain.signing import envelope
 from posttrain.step import cost, frame, kfp_io, run, settings, webhook
 from posttrain.step.cost import Load
@@ -62,6 +63,7 @@ class Counted:
     tokenizer: ChatTokenizer | None = None  # of the base model
     loads: dict[str, Load] = field(default_factory=dict)  # by training: what it is to read, of local data
     warning: str | None = None  # of the base model
+    unexported: str = ""  # what of the base model a format of `export` has no place for
 
     @classmethod
     def of(cls, config: Config) -> "Counted":
@@ -179,6 +181,9 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Coun
     looks += [partial(check_targets, counted, config, stage) for stage in trained(config)]
     if prompts_of_pairs(config):
         looks.append(partial(check_prompts_of_pairs, config))
+    if config.export:
+        looks.append(partial(formats.check_installed, config.export))
+        looks.append(partial(check_export, counted, name="export.formats"))
     if config.upload_to_hub:
         looks.append(partial(hub.check_upload, config.hub_repo_id, name="hub_repo_id"))
     looks += [partial(check_dataset, parameters[name], config, counted, name=name) for name in datasets(config)]
@@ -277,9 +282,27 @@ def check_base_model(uri: str, config: Config, counted: Counted, *, disk: Path) 
         counted.warning = check_tokens(folder, layout)
         with suppress(ValueError, OSError):  # without one, tokens are not counted: others check that it is there
             counted.tokenizer = ChatTokenizer(folder)
+        counted.unexported = export_fault(folder, layout, config)
     counted.layout = layout
     num_copies = 1 + (config.stages.sft.enabled and config.stages.merge.enabled) + config.stages.dpo.enabled
     check_disk(disk, num_bytes, num_copies=num_copies)
+
+
+def export_fault(folder: Path, layout: Layout, config: Config) -> str:
+    """Says what of the base model a format of `export` has no place for; the empty text: nothing."""
+    if config.export is None:
+        return ""
+    try:
+        formats.check_model(folder, layout, config.export)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def check_export(counted: Counted, *, name: str) -> None:
+    """Refuses formats that cannot hold the base model: the model that is trained on it is of the same shape."""
+    if counted.unexported:
+        raise ValueError(f"{name}: {counted.unexported}")
 
 
 def check_model(uri: str, config: Config, *, name: str) -> int:

@@ -1,12 +1,13 @@
 """Publish the model that was judged, if every required gate of this run passed on exactly these files.
 
-model folder, run record -> <publish_root>/<model_name>/<version>/ with the model's files, README.md (model card),
-provenance.json, SHA256SUMS, optionally bom.cdx.json, attestations.jsonl and model.sig, and last manifest.json; receipt;
-optionally a Hub repository
+model folder (and that of its exported files), run record -> <publish_root>/<model_name>/<version>/ with the model's
+files, export/, README.md (model card), provenance.json, SHA256SUMS, optionally bom.cdx.json, attestations.jsonl and
+model.sig, and last manifest.json; receipt; optionally a Hub repository
 
-The default version is the start of the model's digest. Publishing the same model again is fine; another model under the
-same version is refused. The first publisher claims the version by writing PUBLISHING.json, which fixes every byte of
-the other files: two publishers at once write the same, and one that follows a killed one finishes its work.
+The default version is the start of the model's digest, and of that of its exported files. Publishing the same model
+again is fine; another model under the same version is refused. The first publisher claims the version by writing
+PUBLISHING.json, which fixes every byte of the other files: two publishers at once write the same, and one that
+follows a killed one finishes its work.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +34,7 @@ from posttrain.step.published import (
     BILL,
     CARD,
     CLAIM,
+    EXPORT,
     MANIFEST,
     PROVENANCE,
     SIGNED,
@@ -53,6 +56,33 @@ GIT_ATTRIBUTES = ".gitattributes"  # of a repository on the Hub: which of its fi
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Folders:
+    """What is published: folders, and the SHA-256 of each of their files by its name."""
+
+    model: Path
+    files: dict[str, str]
+    export: Path | None = None  # of the files in which the model is served
+    exported: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of each folder, as a step that takes them records it."""
+        model = {"model": digests.folder_digest(self.files)}
+        return model | ({"export": digests.folder_digest(self.exported)} if self.export else {})
+
+    @property
+    def names(self) -> dict[str, str]:
+        """SHA-256 of all files by their names in the published folder."""
+        return self.files | {f"{EXPORT}/{name}": sha256 for name, sha256 in self.exported.items()}
+
+    @property
+    def version(self) -> str:
+        """The version under which it is published unless another one is given."""
+        model, *export = self.inputs.values()
+        return "-".join([model[:12], *(sha256[:6] for sha256 in export)])
+
+
 class Claim(BaseModel):
     """PUBLISHING.json: the manifest and the files beside the model's own, before they are written."""
 
@@ -63,59 +93,49 @@ class Claim(BaseModel):
 
 
 def publish(
-    model: Path | str,
-    files: dict[str, str],
-    *,
-    model_name: str,
-    storage_root: str,
-    settings: PublishStep,
-    version: str | None = None,
+    folders: Folders, *, model_name: str, storage_root: str, settings: PublishStep, version: str | None = None
 ) -> dict:
     """Publishes the model and returns the receipt.
 
-    Args:
-        files: relative name -> SHA-256 of each file of the model.
-
     Raises:
         ValueError: a gate has no verdict, did not pass or judged something else; the chain from the sources to the
-            model is broken; a name is invalid; the version is taken; a file does not match `files`.
+            model is broken; a name is invalid; the version is taken; a file is not the one that was judged.
     """
-    model, run_id = Path(model), run.run_id()
-    sha256 = digests.folder_digest(files)
-    version = version or sha256[:12]
+    run_id, version = run.run_id(), version or folders.version
     _check_names(model_name, version, settings)
     key = envelope.signing_key() if settings.signing else None
-    _check_files(model, files, is_signed=key is not None)
-    chain = read_chain(storage_root, run_id, sha256, settings)
+    _check_files(folders, is_signed=key is not None)
+    chain = read_chain(storage_root, run_id, folders.inputs, settings)
     target = storage.join(layout.versions(storage_root, settings.publish_root, model_name), version)
     written = {}
     if read_manifest(target) is None:
         rows = read_answers(chain, storage_root)
         named = {"model_name": model_name, "version": version}
         hub_id = settings.hub_repo_id if settings.upload_to_hub else None
-        written = _publish(
-            model, target, _claim_of(model, chain, rows, files=files, key=key, hub_repo_id=hub_id, **named)
-        )
+        written = _publish(folders, target, _claim_of(chain, rows, folders, key=key, hub_repo_id=hub_id, **named))
     storage.remove(storage.join(target, CLAIM))  # or that of a publisher that was killed at its end
     manifest = read_manifest(target)
-    _check_same(target, manifest.sha256, sha256)
+    _check_same(target, manifest, folders)
     _check_published(target, manifest, model_name=model_name, version=version, written=written)
     if key:
         _check_signed(target, manifest, key)
-    uploaded = _upload(target, manifest, model, settings) if settings.upload_to_hub else None
-    num_bytes = sum(file.stat().st_size for file in digests.files_of(model))
+    uploaded = _upload(target, manifest, folders, settings) if settings.upload_to_hub else None
+    num_bytes = sum(file.stat().st_size for file in digests.files_of(folders.model))
     receipt = _receipt(target, manifest, num_bytes=num_bytes)
     return receipt | {"run_id": run_id, "gates": sorted(settings.required_gates), "hub": uploaded}
 
 
-def read_chain(storage_root: str, run_id: str, sha256: str, settings: PublishStep) -> Provenance:
-    """Builds the chain from the sources to the model with this SHA-256 from the record of this run.
+def read_chain(storage_root: str, run_id: str, inputs: dict[str, str], settings: PublishStep) -> Provenance:
+    """Builds the chain from the sources to the model, and its exported files, from the record of this run.
+
+    Args:
+        inputs: SHA-256 of `model` and, where there are exported files, of `export`.
 
     Raises:
         ValueError: the chain has faults; all of them are in the message.
     """
     values = settings.model_dump(mode="json")
-    bound = {"config": values, "inputs": {"model": sha256}, "code": code_of(__spec__.name, config=values)}
+    bound = {"config": values, "inputs": inputs, "code": code_of(__spec__.name, config=values)}
     end = Link(step=STEP, fingerprint=fingerprint(STEP, **bound), outputs={}, **bound)
     chain = provenance.trace(records.read_records(storage_root, run_id, is_proof=True), run_id=run_id, end=end)
     if faults := provenance.faults(chain):
@@ -156,17 +176,22 @@ def _check_names(model_name: str, version: str, settings: PublishStep) -> None:
         )
 
 
-def _check_files(model: Path, files: dict[str, str], *, is_signed: bool) -> None:
-    taken = sorted({*WRITTEN, *(SIGNED if is_signed else ())} & files.keys())
+def _check_files(folders: Folders, *, is_signed: bool) -> None:
+    written = {*WRITTEN, *(SIGNED if is_signed else ())}
+    taken = [name for name in sorted(folders.files) if name in written or name.startswith(f"{EXPORT}/")]
     if taken:
-        raise ValueError(f"{model / taken[0]}: publishing writes a file of this name itself; leave it out of the model")
+        file = folders.model / taken[0]
+        raise ValueError(f"{file}: publishing writes a file of this name itself; leave it out of the model")
 
 
-def _check_same(target: str, published: str, sha256: str) -> None:
-    if published != sha256:
+def _check_same(target: str, manifest: Manifest, folders: Folders) -> None:
+    sha256 = folders.inputs["model"]
+    if manifest.sha256 != sha256:
         raise ValueError(
-            f"{target}: is another model ({published}, this one is {sha256}); publish under another version"
+            f"{target}: is another model ({manifest.sha256}, this one is {sha256}); publish under another version"
         )
+    if manifest.exported_files != folders.exported:
+        raise ValueError(f"{target}: has other exported files than this run; publish under another version")
 
 
 def _check_published(
@@ -198,32 +223,31 @@ def _check_signed(target: str, manifest: Manifest, key: "ec.EllipticCurvePrivate
 
 
 def _claim_of(
-    model: Path,
     chain: Provenance,
     rows: list[AnsweredPrompt],
+    folders: Folders,
     *,
-    files: dict[str, str],
     key: "ec.EllipticCurvePrivateKey | None",
     hub_repo_id: str | None = None,
     **named: str,
 ) -> Claim:
-    """Builds the claim: everything that will be published beside the model's own files."""
+    """Builds the claim: everything that will be published beside the files of the folders."""
     named = named | {"published_at": datetime.now(UTC).isoformat(timespec="seconds")}
     chain = chain.model_copy(update=named)
     written = {
-        CARD: card.model_card(chain, rows, files=files, folder=hub_repo_id or "."),
+        CARD: card.model_card(chain, rows, files=folders.files, folder=hub_repo_id or "."),
         PROVENANCE: chain.model_dump_json(indent=2) + "\n",
     }
     if key:
         named["signed_with"] = envelope.key_name(key.public_key())
-        written[BILL] = bill.text(model, chain, files)
-    files = files | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}
+        written[BILL] = bill.text(folders.model, chain, folders.files)
+    files = folders.names | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}
     manifest = Manifest(sha256=chain.sha256, run_id=chain.run_id, files=dict(sorted(files.items())), **named)
     signed = signature.sign(manifest, chain, key) if key else {}
     return Claim(manifest=manifest, written=written | {SUMS: manifest.sums} | signed)
 
 
-def _publish(model: Path, target: str, mine: Claim) -> dict[str, str]:
+def _publish(folders: Folders, target: str, mine: Claim) -> dict[str, str]:
     """Claims the version, then writes the files and last the manifest.
 
     Returns name -> SHA-256 of what it wrote: nothing if another publisher has finished meanwhile.
@@ -235,12 +259,16 @@ def _publish(model: Path, target: str, mine: Claim) -> dict[str, str]:
         return {}
     if read_manifest(target) is not None:  # by a publisher that finished before our claim
         return {}
-    if claim.manifest.sha256 != mine.manifest.sha256:
+    own = [one.manifest.model_files | one.manifest.exported_files for one in (claim, mine)]
+    if claim.manifest.sha256 != mine.manifest.sha256 or own[0] != own[1]:
         other = f"another model ({claim.manifest.sha256}) is being published there, or was when its run was killed"
         raise ValueError(f"{target}: {other}; give another version, or remove the folder if no run writes to it")
-    sent = storage.upload_folder(model, target)
-    if changed := sorted(name for name, sha256 in claim.manifest.model_files.items() if sent.get(name) != sha256):
-        raise ValueError(f"{model / changed[0]}: is not the file that was judged; run again, from the last merge on")
+    sent = storage.upload_folder(folders.model, target)
+    if folders.export:
+        exported = storage.upload_folder(folders.export, storage.join(target, EXPORT))
+        sent |= {f"{EXPORT}/{name}": sha256 for name, sha256 in exported.items()}
+    if changed := sorted(name for name, sha256 in folders.names.items() if sent.get(name) != sha256):
+        raise ValueError(f"{changed[0]}: is not the file that was judged; run again, from the last merge on")
     for name, text in claim.written.items():
         storage.write_bytes(storage.join(target, name), text.encode())
     try:
@@ -270,12 +298,12 @@ def _check_strangers(target: str, mine: Claim) -> None:
         )
 
 
-def _upload(target: str, manifest: Manifest, model: Path, settings: PublishStep) -> dict:
+def _upload(target: str, manifest: Manifest, folders: Folders, settings: PublishStep) -> dict:
     """Uploads to the Hub; one that is away, or refuses, costs nothing of what is published, and is said."""
     repo = settings.hub_repo_id
     try:
         with hub.errors("hub_repo_id", repo):
-            return _upload_to_hub(target, manifest, model, settings)
+            return _upload_to_hub(target, manifest, folders, settings)
     except (ConnectionError, ValueError) as error:
         problem = (
             f"published in {target}, but not uploaded to the Hub: {wording.line(str(error))}; run again to repeat it"
@@ -284,7 +312,7 @@ def _upload(target: str, manifest: Manifest, model: Path, settings: PublishStep)
         return {"repo_id": repo, "error": problem}
 
 
-def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: PublishStep) -> dict:
+def _upload_to_hub(target: str, manifest: Manifest, folders: Folders, settings: PublishStep) -> dict:
     """Makes the repository hold this version and nothing else, in one commit; a new repository is private.
 
     Weights or a tokenizer of an earlier version that stayed would be loaded in place of this one's, or beside them.
@@ -293,7 +321,8 @@ def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: Publi
 
     api = hub.client()
     api.create_repo(settings.hub_repo_id, private=True, exist_ok=True)
-    sources = {file.relative_to(model).as_posix(): str(file) for file in digests.files_of(model)}
+    sources = {file.relative_to(folders.model).as_posix(): str(file) for file in digests.files_of(folders.model)}
+    sources |= {f"{EXPORT}/{name}": str(folders.export / name) for name in folders.exported}
     names = [name for name in manifest.written if name != CLAIM]
     sources |= {name: storage.read_bytes(storage.join(target, name)) for name in names}
     operations = [CommitOperationAdd(name, source) for name, source in sources.items()]
@@ -307,6 +336,7 @@ def _upload_to_hub(target: str, manifest: Manifest, model: Path, settings: Publi
 def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--model", required=True, help="folder of the model")
+    parser.add_argument("--export", help="folder of its exported files")
     parser.add_argument("--model-name", required=True, help="name to publish under")
     parser.add_argument("--version", help="version to publish under (default: the start of the model's digest)")
     parser.add_argument("--receipt", required=True, help="file for the receipt")
@@ -318,16 +348,18 @@ def main(argv: list[str] | None = None) -> None:
     settings = config.parse_step(PublishStep, args.config)
 
     def work(running: Running) -> dict:
+        export = Path(args.export) if args.export else None
+        folders = Folders(Path(args.model), running.files["model"], export, running.files.get("export", {}))
         receipt = publish(
-            args.model, running.files["model"], model_name=args.model_name, storage_root=running.storage_root,
-            settings=settings, version=args.version,
+            folders, model_name=args.model_name, storage_root=running.storage_root, settings=settings,
+            version=args.version,
         )  # fmt: skip
         storage.write_text(args.receipt, json.dumps(receipt, indent=2) + "\n")
         if not (settings.save_intermediate or settings.promote):
             checkpoints.remove_run(running.storage_root, run.run_id())
         return receipt
 
-    inputs, outputs = {"model": args.model}, {"receipt": args.receipt}
+    inputs, outputs = {"model": args.model, "export": args.export}, {"receipt": args.receipt}
     frame.run_step(args, inputs=inputs, outputs=outputs, config=settings, work=work, reusable=False)
 
 

@@ -30,7 +30,7 @@ def test_so_it_is_with_a_gate_that_is_started_as_the_runner_starts_it(tmp_path, 
 def test_the_shapes_have_every_gate():
     assert {gate for _, gate in runs.GATES} == {
         "check_data", "check_sft_data", "check_preference_data", "check_sft", "check_sft_merge", "check_dpo_merge",
-        "check_pairs", "check_alignment", "check_safety", "check_champion",
+        "check_pairs", "check_alignment", "check_safety", "check_export", "check_champion",
     }  # fmt: skip
 
 

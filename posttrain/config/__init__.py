@@ -41,6 +41,7 @@ from posttrain.config.parse import (
 )
 from posttrain.config.pipeline import PipelineConfig
 from posttrain.config.section import Section
+from posttrain.config.serving import Export
 from posttrain.config.stages import (
     DataConfig,
     DpoConfig,
@@ -67,11 +68,13 @@ from posttrain.config.steps import (
     CheckAlignmentStep,
     CheckChampionStep,
     CheckDataStep,
+    CheckExportStep,
     CheckMergeStep,
     CheckPairsStep,
     CheckSftStep,
     DpoStep,
     DpoTraining,
+    ExportStep,
     PreflightStep,
     PrepareStep,
     PromoteStep,
@@ -101,6 +104,7 @@ __all__ = [
     "CheckAlignmentStep",
     "CheckChampionStep",
     "CheckDataStep",
+    "CheckExportStep",
     "CheckMergeStep",
     "CheckPairsStep",
     "CheckSftStep",
@@ -112,6 +116,8 @@ __all__ = [
     "DpoStep",
     "DpoTraining",
     "EXIT_AGAIN",
+    "Export",
+    "ExportStep",
     "FRESH_ENV",
     "HALVINGS_ENV",
     "Judging",

@@ -5,6 +5,7 @@ stand for several steps of a graph, as many as its configuration asks for: trial
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -14,10 +15,12 @@ from posttrain.config.steps import (
     CheckAlignmentStep,
     CheckChampionStep,
     CheckDataStep,
+    CheckExportStep,
     CheckMergeStep,
     CheckPairsStep,
     CheckSftStep,
     DpoStep,
+    ExportStep,
     PreflightStep,
     PrepareStep,
     PromoteStep,
@@ -35,6 +38,7 @@ REJECTION = "reject_"  # comes before the name of the gate, in place of `check_`
 GATE = "check_"
 PREFLIGHT, PUBLISH, REPORT = "preflight", "publish_model", "report_run"
 CHAMPION, PROMOTE = "check_champion", "promote_model"
+EXPORT_GATE = "check_export"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
 LAUNCH = "posttrain.launch"  # the module of a training on several nodes, in place of its own
 TRIAL_COMPONENTS = ("run_trials", "run_sft_trials", "run_preference_trials")
@@ -53,6 +57,7 @@ class Step:
     needs: tuple[str, ...] = ()  # stages that are on in every graph with this step, or brought_pairs
     excludes: tuple[str, ...] = ()  # stages that are off in every graph with this step, or brought_pairs
     promotes: bool = False  # only in graphs that make the published model current
+    section_set: str | None = None  # only in graphs whose configuration has this optional section
     pool: Literal["cpu", "gpu"] = "cpu"  # whose placement it has
     placed_like: str | None = None  # the step whose placement it has, instead of a pool's
     loads_model: bool = False  # has torch in its image: a GPU is of use to it
@@ -62,9 +67,14 @@ class Step:
     components: tuple[str, ...] = ()  # one for each shape of the line; empty: one of the step's name
     also: str = ""  # regular expression for the names of the steps that it stands for, beside its own
 
-    def is_in(self, stages: Stages, *, promote: bool = True) -> bool:
-        """Tells whether the graph with these stages has the step; `promote`: and makes its model current."""
-        if self.promotes and not promote:
+    def is_in(self, stages: Stages, *, promote: bool = True, sections: Collection[str] = ()) -> bool:
+        """Tells whether the graph with these stages has the step.
+
+        Args:
+            promote: the graph makes its model current.
+            sections: optional sections of the configuration that are set.
+        """
+        if (self.promotes and not promote) or (self.section_set and self.section_set not in sections):
             return False
         return all(map(stages.has, self.needs)) and not any(map(stages.has, self.excludes))
 
@@ -103,7 +113,10 @@ LINE = (
          loads_model=True, components=("check_merge",)),
     Step("check_alignment", "validators.alignment", CheckAlignmentStep, "gate", "dpo", needs=("dpo",),
          pool="gpu", loads_model=True, components=("check_alignment", "check_preference_alignment")),
-    Step(PUBLISH, "posttrain.publish", PublishStep),
+    Step("export_model", "posttrain.export", ExportStep, section_set="export"),
+    Step(EXPORT_GATE, "validators.export", CheckExportStep, "gate", section_set="export", pool="gpu", loads_model=True,
+         components=("check_export", "check_sft_export", "check_preference_export")),
+    Step(PUBLISH, "posttrain.publish", PublishStep, components=("publish_model", "publish_exported_model")),
     Step(CHAMPION, "validators.champion", CheckChampionStep, "gate", promotes=True, pool="gpu",
          loads_model=True, components=(
              "check_champion", "check_sft_champion", "check_preference_champion", "check_adapter_champion")),

@@ -14,8 +14,11 @@ from posttrain.config.parse import check_name
 from posttrain.config.placement import Placements, SecretEnv
 from posttrain.config.requirements import evidence_of
 from posttrain.config.section import Count, Positive, Section
+from posttrain.config.serving import Export
 from posttrain.config.signing import Signing
 from posttrain.config.stages import DataConfig, DpoConfig, PairsConfig, SftConfig, Stages, check_dealt
+
+OPTIONAL = ("export",)  # sections that are null where their steps are not in the graph
 
 
 class PipelineConfig(Section):
@@ -57,11 +60,19 @@ class PipelineConfig(Section):
     hub_repo_id: str | None = None  # Hub repository, org/name
     signing: Signing | None = None  # secret with the key that signs published models; null: they are not signed
     notify: Notify | None = None  # webhook that hears when a gate stops a run and when a run ends; null: nobody
+    # files in which the model is served, judged and published beside it; null: none
+    export: Export | None = None
 
     @model_validator(mode="after")
     def _hub_upload_has_a_repo(self):
         if self.upload_to_hub and not self.hub_repo_id:
             raise ValueError("upload_to_hub is on, but hub_repo_id is empty: give org/name")
+        return self
+
+    @model_validator(mode="after")
+    def _a_whole_model_is_exported(self):
+        if self.export and not self.stages.merge.enabled:
+            raise ValueError("export is set, but stages.merge is off: an adapter is no model to serve; enable merge")
         return self
 
     @model_validator(mode="after")
@@ -115,6 +126,11 @@ class PipelineConfig(Section):
             for key in PairsLimits.model_fields.keys() - DataLimits.model_fields.keys():
                 config.get("validation", {}).pop(key, None)
         return config
+
+    @property
+    def sections(self) -> list[str]:
+        """Names of the optional sections that are set."""
+        return [name for name in OPTIONAL if getattr(self, name) is not None]
 
     @property
     def evidence(self) -> Evidence:

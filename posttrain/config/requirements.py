@@ -25,7 +25,8 @@ from posttrain.config.evidence import (
     Statistic,
 )
 from posttrain.config.limits import Validation
-from posttrain.config.line import LINE
+from posttrain.config.line import EXPORT_GATE, LINE
+from posttrain.config.serving import Export
 from posttrain.config.stages import Stages
 from posttrain.config.sweep import SweepConfig
 
@@ -74,11 +75,12 @@ def _judges_content(validation: Validation) -> bool:
 class Limit:
     """A row of the table."""
 
-    key: str  # of validation
+    key: str
     of: Of
     statistic: Statistic
     gates: tuple[str, ...]  # those of them that a graph has judge it
     is_asked: Callable[[Validation], bool] = _always
+    section: str = "validation"  # of the configuration, in which the key stands
 
 
 LIMITS = (
@@ -126,11 +128,15 @@ LIMITS = (
     # SkillLimits itself refuses too few of them.
     Limit("max_skill_drop", "skill_rows", CEILING, LAST_GATES, lambda v: bool(v.suites)),
     Limit("max_off_topic_call_rate", "off_topic_prompts", CEILING, LAST_GATES, lambda v: bool(v.off_topic_prompts)),
+    Limit("max_export_drop", "prompts", CEILING, (EXPORT_GATE,), section="export"),
+    Limit("max_export_loss_rise", "sft_rows", BOOTSTRAP, (EXPORT_GATE,), _judges_loss, section="export"),
+    Limit("max_export_loss_rise", "preference_rows", BOOTSTRAP, (EXPORT_GATE,), _judges_loss, section="export"),
     Limit("max_drop_from_published", "prompts", CEILING, ("check_champion",), _judges_content),
     Limit("max_loss_above_published", "sft_rows", BOOTSTRAP, ("check_champion",), _judges_loss),
     Limit("max_loss_above_published", "preference_rows", BOOTSTRAP, ("check_champion",), _judges_loss),
 )  # fmt: skip
 STATISTICS = {limit.key: limit.statistic for limit in LIMITS}
+SECTIONS = {limit.key: limit.section for limit in LIMITS}
 
 
 @dataclass(frozen=True)
@@ -144,21 +150,30 @@ class Requirement:
     num_rows: int | None  # at a perfect score; None: no number would do
 
 
-def requirements(stages: Stages, validation: Validation, *, promote: bool = True) -> list[Requirement]:
+def requirements(
+    stages: Stages, validation: Validation, *, promote: bool = True, export: Export | None = None
+) -> list[Requirement]:
     """Lists the rows that each limit needs in the graph with these stages, in the order of its gates."""
-    gates = [step.name for step in LINE if step.kind == "gate" and step.is_in(stages, promote=promote)]
+    shape = {"promote": promote, "sections": ["export"] if export else []}
+    gates = [step.name for step in LINE if step.kind == "gate" and step.is_in(stages, **shape)]
+    sections = {"validation": validation, "export": export}
     return [
         Requirement(
             gate=gate,
             key=limit.key,
-            limit=getattr(validation, limit.key),
+            limit=getattr(sections[limit.section], limit.key),
             of=limit.of,
-            num_rows=limit.statistic.rows(getattr(validation, limit.key), validation.confidence),
+            num_rows=limit.statistic.rows(getattr(sections[limit.section], limit.key), validation.confidence),
         )
         for gate in gates
         for limit in LIMITS
         if gate in limit.gates and limit.is_asked(validation) and _has_rows(stages, limit.of)
     ]
+
+
+def _asked(config: "PipelineConfig") -> list[Requirement]:
+    """Lists the rows that each limit needs in the line of a configuration."""
+    return requirements(config.stages, config.validation, promote=config.promote, export=config.export)
 
 
 def evidence_of(config: "PipelineConfig") -> Evidence:
@@ -192,7 +207,7 @@ def check_decidable(config: "PipelineConfig") -> None:
     Raises:
         ValueError: on one line, with each limit, how many answers it needs, and the keys to change.
     """
-    asked = requirements(config.stages, config.validation, promote=config.promote)
+    asked = _asked(config)
     problems = [
         *dict.fromkeys(_never(one, config.validation.confidence) for one in asked if one.num_rows is None),
         *_too_few_answers(asked, config.validation),
@@ -205,7 +220,7 @@ def shortage(needs: Iterable[Need], num_rows: int, confidence: float) -> tuple[s
     """`(what needs more rows than there are, how to change the limits instead)`."""
     short = {key: (limit, need.num_rows) for need in needs if need.num_rows > num_rows
              for key, limit in need.limits.items()}  # fmt: skip
-    needed = _listed([f"validation.{key} = {limit:g} needs {num}" for key, (limit, num) in short.items()])
+    needed = _listed([f"{SECTIONS[key]}.{key} = {limit:g} needs {num}" for key, (limit, num) in short.items()])
     changes = _listed([change for key in short if (change := _change(key, num_rows, confidence))])
     if all(STATISTICS[key] is COUNT for key in short):
         return needed, f"otherwise {changes}"
@@ -215,7 +230,7 @@ def shortage(needs: Iterable[Need], num_rows: int, confidence: float) -> tuple[s
 
 def table(config: "PipelineConfig") -> str:
     """Every limit that is judged on rows, with the number that it needs."""
-    asked = requirements(config.stages, config.validation, promote=config.promote)
+    asked = _asked(config)
     rows = [(one.gate, f"{one.key} {one.limit:g}", str(one.num_rows), NOUNS[one.of]) for one in asked]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -256,9 +271,7 @@ def _head(config: "PipelineConfig") -> str:
 
 def _of_data(config: "PipelineConfig") -> list[Requirement]:
     """Requirements on data sets and prompt files, without those on the rows of suites, which are bundled."""
-    return [
-        one for one in requirements(config.stages, config.validation, promote=config.promote) if one.of != "skill_rows"
-    ]
+    return [one for one in _asked(config) if one.of != "skill_rows"]
 
 
 def _has_rows(stages: Stages, of: Of) -> bool:
@@ -282,8 +295,8 @@ def _evidence(config: "PipelineConfig", needs: list[Need], **values: float) -> E
 def _never(one: Requirement, confidence: float) -> str:
     bound = "above 0" if STATISTICS[one.key] is CEILING else "below 1"
     return (
-        f"validation.{one.key} = {one.limit:g} cannot be decided by any number of rows: the interval of a share, at "
-        f"confidence {confidence:g}, always reaches {bound}; set it {bound}"
+        f"{SECTIONS[one.key]}.{one.key} = {one.limit:g} cannot be decided by any number of rows: the interval of a "
+        f"share, at confidence {confidence:g}, always reaches {bound}; set it {bound}"
     )
 
 
@@ -304,7 +317,7 @@ def _change(key: str, num_rows: int, confidence: float) -> str:
     statistic = STATISTICS[key]
     if statistic.tightest is None or not num_rows:
         return ""
-    return f"{statistic.remedy} validation.{key} to {statistic.tightest(num_rows, confidence):g}"
+    return f"{statistic.remedy} {SECTIONS[key]}.{key} to {statistic.tightest(num_rows, confidence):g}"
 
 
 def _first_of(limits: dict[str, float]) -> str:

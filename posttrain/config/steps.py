@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from posttrain.config.evidence import Evidence
 from posttrain.config.limits import (
     AlignmentLimits,
+    AnswerLimits,
     ChampionLimits,
     CheckTimeouts,
     DataLimits,
@@ -23,6 +24,7 @@ from posttrain.config.limits import (
     SftLimits,
 )
 from posttrain.config.section import Count, Positive, Section
+from posttrain.config.serving import Export
 from posttrain.config.stages import DataConfig, DpoConfig, LoraTraining, PairsConfig, SftConfig, Stages, check_dealt
 
 RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, locally from the runner
@@ -144,6 +146,7 @@ class PreflightStep(StepSection):
     evidence: Evidence = Evidence()  # what the gates need of the data
     # names of the TrainingRuntimes of trainings on several nodes; None: there are no such trainings
     training_runtimes: list[str] | None = None
+    export: Export | None = None  # files in which the model is served
 
     @property
     def prefixes(self) -> list[str]:
@@ -265,6 +268,21 @@ class CheckAlignmentStep(StepSection):
     validation: AlignmentLimits = AlignmentLimits()
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
+
+
+class ExportStep(StepSection):
+    """Configuration of export_model."""
+
+    export: Export = Export(formats=["q8_0"])
+
+
+class CheckExportStep(StepSection):
+    """Configuration of check_export."""
+
+    validation: AnswerLimits = AnswerLimits()
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
+    export: Export = Export(formats=["q8_0"])
 
 
 class PublishStep(StepSection):

@@ -7,13 +7,14 @@ import hashlib
 from collections.abc import Iterable
 
 from posttrain import storage
-from posttrain.config.line import CHAMPION
+from posttrain.config.line import CHAMPION, EXPORT_GATE
 from posttrain.pages import answers
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.step.provenance import Link, Provenance
 from posttrain.step.records import StepRecord
 
 OUTPUT = "answers"
+COMPARING = (CHAMPION, EXPORT_GATE)  # gates whose answers are not all of the line's own models in transformers
 
 
 def kept_by(record: StepRecord, storage_root: str) -> list[AnsweredPrompt]:
@@ -33,13 +34,14 @@ def kept_by(record: StepRecord, storage_root: str) -> list[AnsweredPrompt]:
 
 def last_judged(records: Iterable[StepRecord]) -> StepRecord | None:
     """The last gate of a run that reached a verdict on answers of the line's own models."""
-    answered = [one for one in records if one.verdict and OUTPUT in one.outputs and one.step != CHAMPION]
+    answered = [one for one in records if one.verdict and OUTPUT in one.outputs and one.step not in COMPARING]
     return answered[-1] if answered else None
 
 
 def judging_gate(chain: Provenance) -> Link | None:
     """The last gate of a chain that judged its model by answers."""
-    gates = [link for link in chain.links if link.verdict is not None and OUTPUT in link.outputs]
+    answered = [link for link in chain.links if link.verdict is not None and OUTPUT in link.outputs]
+    gates = [link for link in answered if link.step not in COMPARING]
     return next((gate for gate in reversed(gates) if chain.sha256 in gate.judged.subject.values()), None)
 
 

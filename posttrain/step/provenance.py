@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
+from posttrain.config.line import EXPORT_GATE
 from posttrain.pages import wording
 from posttrain.step.code import Code, fingerprint
 from posttrain.step.records import StepRecord
@@ -256,11 +257,24 @@ def _read_verdict(link: Link) -> tuple[Verdict | None, list[str]]:
     return verdict, faults
 
 
+def _export_faults(end: Link, verdicts: dict[str, Verdict | None]) -> list[str]:
+    """Checks that the gate over exported files judged exactly those that were published, of exactly this model."""
+    if "export" not in end.inputs:
+        return []
+    verdict, required = verdicts.get(EXPORT_GATE), end.config.get("required_gates") or []
+    if verdict is None or EXPORT_GATE not in required:
+        return [f"gate {EXPORT_GATE}: no verdict on the exported files; publishing them needs it"]
+    if {name: verdict.subject.get(name) for name in ("model", "export")} != end.inputs:
+        return [f"gate {EXPORT_GATE}: judged other files than those that are published; run it again"]
+    return []
+
+
 def _publish_faults(chain: Provenance, verdicts: dict[str, Verdict | None]) -> list[str]:
     """Checks that every required gate is there, and that the judging ones judged exactly this model."""
     end, faults = chain.links[-1], []
-    if end.inputs != {"model": chain.sha256}:
+    if end.inputs.get("model") != chain.sha256 or end.inputs.keys() - {"model", "export"}:
         faults.append(f"{end.step}: took {end.inputs.get('model')}, not the model {chain.sha256}")
+    faults += _export_faults(end, verdicts)
     try:
         wanted = Required.model_validate(end.config)
     except ValidationError as error:

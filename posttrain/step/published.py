@@ -25,6 +25,7 @@ CLAIM = "PUBLISHING.json"
 WRITTEN = (CARD, PROVENANCE, SUMS, MANIFEST, CLAIM)  # beside the model's own files
 BILL, ATTESTATIONS, SIGNATURE = "bom.cdx.json", "attestations.jsonl", "model.sig"
 SIGNED = (BILL, ATTESTATIONS, SIGNATURE)  # and these, if it is signed
+EXPORT = "export"  # folder beside these, with the files in which the model is served
 HUB_FILES = {".gitattributes"}  # the Hub adds this file to every repository
 BOUND = ("run_id", "sha256", "model_name", "version", "published_at")  # in manifest and chain alike
 
@@ -57,8 +58,15 @@ class Manifest(BaseModel):
 
     @property
     def model_files(self) -> dict[str, str]:
-        """The files that the gates judged."""
-        return {name: sha256 for name, sha256 in self.files.items() if name not in self.written}
+        """The model's own files, which the gates judged."""
+        others = {*self.written, *(f"{EXPORT}/{name}" for name in self.exported_files)}
+        return {name: sha256 for name, sha256 in self.files.items() if name not in others}
+
+    @property
+    def exported_files(self) -> dict[str, str]:
+        """The files in which the model is served, as check_export judged them, by their names in their folder."""
+        start = f"{EXPORT}/"
+        return {name.removeprefix(start): sha256 for name, sha256 in self.files.items() if name.startswith(start)}
 
     @property
     def written(self) -> tuple[str, ...]:
@@ -165,6 +173,9 @@ def chain_faults(manifest: Manifest, chain: Provenance) -> list[str]:
         for name in BOUND
         if getattr(chain, name) != getattr(manifest, name)
     ]
+    exported, judged = manifest.exported_files, chain.links[-1].inputs.get("export")
+    if (digests.folder_digest(exported) if exported else None) != judged:
+        faults.append(f"{MANIFEST}: was changed: its files below {EXPORT}/ are not those of {PROVENANCE}, {judged}")
     return faults + provenance.faults(chain)
 
 

@@ -27,7 +27,7 @@ from unittest.mock import patch
 from pipelines.compiler import compile_graph
 from pipelines.steps import step_names
 from posttrain import report
-from posttrain.config import PipelineConfig, Validation
+from posttrain.config import Export, PipelineConfig, Validation
 from posttrain.step.code import code_of
 from posttrain.step.records import read_records
 from posttrain.verdict import Verdict, holds
@@ -44,9 +44,10 @@ SHAPES = {
     "SFT only": {"dpo": {"enabled": False}},
     "DPO only": {"sft": {"enabled": False}},
     "pairs": {"pairs": {"enabled": True}},
+    "exported": {},
 }
-STAND_INS = [f"posttrain.{name}" for name in ("preflight", "model", "data", "sft", "merge", "dpo")] + [
-    f"validators.{name}" for name in ("data", "sft", "merge", "sampling", "pairs", "alignment", "champion")
+STAND_INS = [f"posttrain.{name}" for name in ("preflight", "model", "data", "sft", "merge", "dpo", "export")] + [
+    f"validators.{name}" for name in ("data", "sft", "merge", "sampling", "pairs", "alignment", "export", "champion")
 ]
 REAL = ["posttrain.publish", "posttrain.make_current", "posttrain.reject", "posttrain.report"]
 
@@ -70,13 +71,16 @@ class Ending:
 def config_of(shape: str, root: Path) -> PipelineConfig:
     match = "exact" if shape == "pairs" else "none"
     validation = Validation(answer_match=match, custom_checks=["output_format_valid"], check_timeouts={"hangs": 1})
+    export = Export(formats=["q8_0"]) if shape == "exported" else None
     return PipelineConfig(
-        stages=SHAPES[shape], validation=validation, storage_root=str(root), allowed_storage_roots=["/"]
+        export=export, stages=SHAPES[shape], validation=validation, storage_root=str(root), allowed_storage_roots=["/"]
     )
 
 
 def gates_of(shape: str) -> list[str]:
-    return [name for name in step_names(config_of(shape, Path("/"))) if name.startswith("check_")]
+    """The gates of a shape; of the one with exported files that which no other has."""
+    gates = [name for name in step_names(config_of(shape, Path("/"))) if name.startswith("check_")]
+    return gates if shape != "exported" else ["check_export"]
 
 
 ONE_AT_A_TIME = threading.Lock()

@@ -44,9 +44,10 @@ def work_step(args: argparse.Namespace) -> None:
 
     def work(_: Running) -> dict[str, float | str]:
         for name, path in outputs.items():
-            if name == "model":
+            is_folder = name in ("model", "export")
+            if is_folder:
                 Path(path).mkdir()
-            file = Path(path, "weights") if name == "model" else Path(path)
+            file = Path(path, "weights") if is_folder else Path(path)
             file.write_text(f"{name} of {args.step}")
         source = {} if inputs else {"source": f"address of {args.step}", "digest": "0" * 64}
         return {"final_loss": 0.5} | source

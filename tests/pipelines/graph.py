@@ -13,6 +13,7 @@ SHAPES = {
     "dpo_only": ["stages.sft.enabled=false"],
     "pairs": ["stages.pairs.enabled=true"],
     "pairs_alone": ["stages.pairs={enabled: true, alone: true}", 'preference_dataset=""'],
+    "exported": ["export.formats=[q8_0]"],
     "adapter": [
         "stages.dpo.enabled=false",
         "stages.merge.enabled=false",

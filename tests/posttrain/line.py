@@ -108,7 +108,7 @@ class Line:
 
         def work(_) -> dict:
             for path in paths.values():
-                write_model(path, step + self.seed) if path.name == "model" else path.write_text(
+                write_model(path, step + self.seed) if path.name in ("model", "export") else path.write_text(
                     words.get(path.name) or words.get("text") or f"{path.name} of {step}{self.seed}"
                 )
             return words.get("measured") or {}
@@ -121,6 +121,18 @@ class Line:
             )  # fmt: skip
         return paths
 
+    def export(self) -> Path:
+        """Writes exported files, and the verdict on them."""
+        (folder,) = self.step("export_model", {"model": self.model}, ["export"]).values()
+        self.judge("check_export", {"model": self.model, "export": folder})
+        return folder
+
+    @property
+    def exported(self) -> tuple:
+        """The folder of exported files and their SHA-256, if there is one."""
+        folder = self.path("export_model", "export")
+        return (folder, digests.file_digests(folder)) if folder.is_dir() else ()
+
     def edit(self, step: str, **changes) -> None:
         """Changes what stands in the record of a step."""
         (file,) = Path(self.root, "runs", self.run_id).glob(f"{step}.*.json")
@@ -131,10 +143,8 @@ class Line:
         gates = {"required_gates": GATES, "judged_gates": ["check_safety"]}
         settings = PublishStep(publish_root=root, **gates | values)
         with patch.dict(os.environ, {RUN_ID_ENV: self.run_id}):
-            return publish.publish(
-                self.model, digests.file_digests(self.model), model_name="m", storage_root=self.root, settings=settings,
-                version=version,
-            )  # fmt: skip
+            folders = publish.Folders(self.model, digests.file_digests(self.model), *self.exported)
+            return publish.publish(folders, model_name="m", storage_root=self.root, settings=settings, version=version)
 
 
 def write_model(folder: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from posttrain import preflight, storage
 from posttrain.config import PipelineConfig, PreflightStep
 from posttrain.nodes import kubernetes
+from posttrain.serving import formats
 from posttrain.step import records
 from posttrain.step.cost import Load
 from posttrain.weights.targets import Layout
@@ -567,3 +568,19 @@ def test_several_nodes_need_a_cluster(given, monkeypatch):
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     (problem,) = findings(given, training_runtimes=["posttrain"])
     assert problem.startswith("placement.nodes: several nodes need a cluster")
+
+
+def test_a_format_that_cannot_hold_the_base_model_is_named(given, tmp_path, tiny_model):
+    model = shutil.copytree(tiny_model, tmp_path / "foreign")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    export = {"formats": ["q8_0"]}
+    assert findings(given | {"base_model": str(tiny_model)}, export=export) == []
+    (problem,) = findings(given | {"base_model": str(model)}, export=export)
+    assert problem.startswith(f"export.formats: {model}: hidden_act 'gelu' is not silu")
+
+
+def test_an_engine_that_is_missing_is_named_at_the_start(given, tiny_model, monkeypatch):
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    (problem,) = findings(given | {"base_model": str(tiny_model)}, export={"formats": ["q8_0"]})
+    assert problem.startswith("export.formats: q8_0 needs gguf and xllamacpp, not installed here; install posttrain")

@@ -595,3 +595,42 @@ def test_long_texts_are_cut_on_the_card(length, is_cut):
 def test_an_address_that_would_break_out_of_code_is_escaped(address):
     assert not card._address(Source(address=address, sha256="")).startswith("`")
     assert card._address(Source(address="gs://b/x", sha256="")) == "`gs://b/x`"
+
+
+WITH_EXPORT = {"required_gates": [*GATES, "check_export"]}
+
+
+def test_exported_files_are_published_beside_the_model(line, place):
+    export = line.export()
+    receipt = line.publish(place, **WITH_EXPORT)
+    folder = Path(receipt["uri"])
+    assert folder.name == f"{digests.digest(line.model)[:12]}-{digests.digest(export)[:6]}"
+    assert {name for name in storage.list_files(folder) if "/" in name} == {f"export/{name}" for name in MODEL_FILES}
+    assert verify(str(folder)).faults == []
+    (folder / "export" / "config.json").write_text("other")
+    assert any("export/config.json: was changed" in fault for fault in verify(str(folder)).faults)
+
+
+def test_a_manifest_that_names_other_exported_files_is_seen(line, place):
+    line.export()
+    folder = Path(line.publish(place, **WITH_EXPORT)["uri"])
+    (folder / "export" / "config.json").write_text("other")
+    manifest = published.read_manifest(str(folder))
+    files = manifest.files | {"export/config.json": digests.digest(folder / "export" / "config.json")}
+    forged = manifest.model_copy(update={"files": files})
+    (folder / "manifest.json").write_bytes(forged.json_bytes)
+    (folder / "SHA256SUMS").write_text(forged.sums)
+    (fault,) = verify(str(folder)).faults
+    assert "its files below export/ are not those of provenance.json" in fault
+
+
+def test_exported_files_without_a_verdict_on_them_are_not_published(line, place):
+    line.export()
+    refused(line, place, "gate check_export: no verdict on the exported files")
+
+
+def test_a_verdict_on_other_exported_files_publishes_nothing(line, place):
+    export = line.export()
+    other = shutil.copytree(line.base, export.parent / "other")
+    line.judge("check_export", {"model": line.model, "export": other})
+    refused(line, place, "judged other files than those that are published", **WITH_EXPORT)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.config import PipelineConfig, Stages, Validation, requirements
+from posttrain.config import Export, PipelineConfig, Stages, Validation, requirements
 from posttrain.config.evidence import Need
 from posttrain.config.sweep import SweepConfig
 
@@ -29,7 +29,8 @@ def needed(config: PipelineConfig, gate: str) -> dict[str, int]:
 
 
 def test_every_limit_has_a_row_in_the_table_or_is_judged_without_rows():
-    limits = {name for name in Validation.model_fields if name.startswith(("min_", "max_"))}
+    keys = [*Validation.model_fields, *Export.model_fields]
+    limits = {name for name in keys if name.startswith(("min_", "max_"))}
     assert limits == requirements.STATISTICS.keys() | WITHOUT_ROWS
     assert not requirements.STATISTICS.keys() & WITHOUT_ROWS
 
@@ -140,3 +141,9 @@ def test_the_summary_names_the_limit_that_needs_most():
     assert "  35 different held-out SFT prompts  min_format_valid_rate 0.9" in lines
     sweep = SweepConfig(space={"sft.lora_r": [8, 16]}, unseen_fraction=0.25)
     assert "about 140 held-out prompts" in requirements.summary_of_sweep(config_of(), sweep)
+
+
+def test_a_limit_of_exported_files_is_named_with_its_section():
+    config = config_of().model_copy(update={"export": Export(formats=["q8_0"], max_export_drop=0.0)})
+    with pytest.raises(ValueError, match=r"export\.max_export_drop = 0 cannot be decided"):
+        requirements.check_decidable(config)

@@ -1,0 +1,120 @@
+"""A published model is pushed to a registry whole and once. The registry is Debian's docker-registry."""
+
+import base64
+import io
+import json
+import shutil
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from posttrain import push
+from posttrain.serving import oci
+from tests.posttrain.line import Line
+
+pytestmark = pytest.mark.skipif(shutil.which("docker-registry") is None, reason="needs Debian's docker-registry")
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory) -> str:
+    """The folder of a published version."""
+    line = Line(tmp_path_factory.mktemp("line")).run()
+    return line.publish(str(line.folder / "published"))["uri"]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory) -> Iterator[str]:
+    """A registry of its own."""
+    folder = tmp_path_factory.mktemp("registry")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{free.getsockname()[1]}"
+    config = {
+        "version": 0.1, "storage": {"filesystem": {"rootdirectory": str(folder)}}, "http": {"addr": host},
+        "log": {"level": "error", "accesslog": {"disabled": True}},
+    }  # fmt: skip
+    (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
+    with subprocess.Popen(
+        ["docker-registry", "serve", str(folder / "config.yml")], stderr=subprocess.DEVNULL
+    ) as server:
+        wait_for(host)
+        yield host
+        server.terminate()
+
+
+def wait_for(host: str) -> None:
+    name, port = host.split(":")
+    for _ in range(200):
+        with socket.socket() as one:
+            if one.connect_ex((name, int(port))) == 0:
+                return
+        time.sleep(0.05)
+    raise TimeoutError(host)
+
+
+def read(host: str, path: str, **headers: str) -> bytes:
+    with requests.get(f"http://{host}/v2/{path}", headers=headers, timeout=10) as answered:
+        assert answered.status_code == 200, answered.text
+        return answered.content
+
+
+def test_the_image_holds_every_file_of_the_version(version, host):
+    address = oci.Address.parse(f"oci://{host}/models/m:v1")
+    pushed = push.push(version, address)
+    manifest = json.loads(read(host, "models/m/manifests/v1", Accept=oci.MANIFEST))
+    files = {}
+    for layer in manifest["layers"]:
+        content = read(host, f"models/m/blobs/{layer['digest']}")
+        assert len(content) == layer["size"]
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            (member,) = archive.getmembers()
+            files[member.name] = archive.extractfile(member).read()
+    wanted = {
+        f"models/{file.relative_to(version)}": file.read_bytes() for file in Path(version).rglob("*") if file.is_file()
+    }
+    assert files == wanted
+    assert pushed["num_uploaded"] == len(wanted)
+    config = json.loads(read(host, f"models/m/blobs/{manifest['config']['digest']}"))
+    assert config["rootfs"]["diff_ids"] == [layer["digest"] for layer in manifest["layers"]]
+    assert pushed["uri"].startswith(f"oci://{host}/models/m@sha256:")
+
+
+def test_a_second_push_uploads_nothing_and_has_the_same_digest(version, host):
+    address = oci.Address.parse(f"oci://{host}/models/again:v1")
+    first, second = push.push(version, address), push.push(version, address)
+    assert second == first | {"num_uploaded": 0}
+
+
+def test_a_changed_version_is_not_pushed(version, host, tmp_path, capsys):
+    folder = shutil.copytree(version, tmp_path / "version")
+    (folder / "config.json").write_text("other")
+    assert push.main([str(folder), f"oci://{host}/models/changed:v1"]) == 1
+    assert "is not pushed: config.json: was changed" in capsys.readouterr().err
+    with requests.get(f"http://{host}/v2/models/changed/manifests/v1", timeout=10) as answered:
+        assert answered.status_code == 404
+
+
+def test_a_registry_that_is_away_is_an_error_in_one_line(version, capsys):
+    assert push.main([version, "oci://127.0.0.1:1/models/m:v1"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("text", ["registry/m:v1", "oci://registry/m", "oci://registry/M:v1", "oci://registry:v1"])
+def test_other_addresses_are_refused(text):
+    with pytest.raises(ValueError, match="is no address of an OCI artifact"):
+        oci.Address.parse(text)
+
+
+def test_credentials_are_those_of_docker(tmp_path, monkeypatch):
+    auth = base64.b64encode(b"ann:s3:cret").decode()
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {"registry.example.com": {"auth": auth}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    assert oci.credentials("registry.example.com") == ("ann", "s3:cret")
+    assert oci.credentials("other.example.com") is None
+    assert oci.Address.parse("oci://registry.example.com/m:v1").url == "https://registry.example.com/v2/m"

@@ -1,0 +1,146 @@
+"""A file in which the model is served is published only if its own engine answers as the merged model does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from posttrain import export
+from posttrain.config import RUN_ID_ENV, CheckExportStep
+from posttrain.rows import chat
+from posttrain.serving import formats
+from posttrain.verdict import Check, Verdict
+from tests.tool_chat import ASKED, CALL, TEMPLATE, TOOL, WRITTEN, model_that_calls
+from validators import export as gate
+from validators import inference, llama_cpp, serving
+from validators.measuring import Timeouts, in_order
+
+LIMITS = {"answer_match": "exact", "num_generated_answers": 16, "max_new_tokens": 16}
+
+
+@pytest.fixture
+def judge(tmp_path, declining_rows, monkeypatch):
+    """A function that exports one model and gives the verdict of the gate on the files, for another model."""
+    monkeypatch.setenv(RUN_ID_ENV, "r1")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in declining_rows[:24]))
+
+    def verdict_of(exported: Path, model: Path, kind: str = "q8_0", **limits) -> Verdict:
+        export.export(exported, tmp_path / "export", [kind])
+        step = CheckExportStep.model_validate(
+            {"validation": LIMITS | limits, "export": {"formats": [kind], "max_export_drop": 0.3}}
+        )
+        outputs = ("verdict", "report", "summary", "answers", "metrics", "passed")
+        gate.main(
+            [
+                "--step", "check_export", "--storage-root", str(tmp_path), "--config", step.model_dump_json(),
+                "--export", str(tmp_path / "export"), "--model", str(model), "--sft-eval", str(rows),
+                *(part for name in outputs for part in (f"--{name}", str(tmp_path / name))),
+            ]
+        )  # fmt: skip
+        return Verdict.read((tmp_path / "verdict").read_bytes())
+
+    return verdict_of
+
+
+def statuses(verdict: Verdict) -> dict[str, str]:
+    return {check.name: check.status for check in verdict.checks}
+
+
+@pytest.mark.parametrize(("matcher", "name"), [("exact", "q8_0_drop"), ("none", "q8_0_loss_rise")])
+def test_a_file_that_holds_the_model_passes(judge, declining_model, matcher, name):
+    verdict = judge(declining_model, declining_model, answer_match=matcher)
+    assert verdict.passed, verdict.failed_checks
+    assert statuses(verdict).keys() == {"q8_0_stop_drop", name, "q8_0_prompts", "q8_0_chat"}
+    assert verdict.numbers["q8_0_same_answers"] == 1
+
+
+@pytest.mark.parametrize(("matcher", "name"), [("exact", "q8_0_drop"), ("none", "q8_0_loss_rise")])
+def test_a_file_that_holds_another_model_fails(judge, declining_model, untaught, matcher, name):
+    verdict = judge(untaught, declining_model, answer_match=matcher)
+    assert verdict.outcome == "failed"
+    assert statuses(verdict)[name] == "failed"
+
+
+def test_a_file_that_does_not_load_fails(judge, declining_model, monkeypatch):
+    monkeypatch.setattr(export.formats, "write", lambda model, folder, kinds: broken(folder, kinds))
+    verdict = judge(declining_model, declining_model)
+    assert verdict.outcome == "failed"
+    assert statuses(verdict)["q8_0_loads"] == "failed"
+    assert "q8_0_drop" in [check.name for check in verdict.failed_checks]
+
+
+def broken(folder: Path, kinds: list[str]) -> None:
+    folder.mkdir()
+    formats.path_of(folder, kinds[0]).write_bytes(b"GGUF" + bytes(60))
+
+
+def faults_of(model: Path, tmp_path: Path, *, template: str | None = None) -> dict[str, list[str]]:
+    """What the faults of prompts, chat endpoint and tool call are, for a file of a model with another template."""
+    source = shutil.copytree(model, tmp_path / "source")
+    if template:
+        (source / "chat_template.jinja").write_text(template)
+    export.export(source, tmp_path / "export", ["f16"])
+    prompts = [[{"role": "user", "content": "Add rent: 12."}], [{"role": "user", "content": "Dön?"}]]
+
+    def measure() -> dict[str, list[str]]:
+        tokenizer = chat.load_tokenizer(model)
+        rendered = [chat.render(tokenizer, prompt) for prompt in prompts]
+        with llama_cpp.Server(formats.path_of(tmp_path / "export", "f16")) as server:
+            said = server.generate(tokenizer, rendered, max_new_tokens=24, name="f16")
+            return {
+                "prompts": serving.prompt_faults(server, tokenizer, prompts, rendered),
+                "chat": serving.chat_faults(server, tokenizer, prompts, said, limit=24),
+                "others": serving.chat_faults(
+                    server, tokenizer, prompts, [inference.Answer("x", True, 1)] * 2, limit=24
+                ),
+            }
+
+    measured = in_order({"asked": measure}, Timeouts(60))
+    assert measured.failures == []
+    return measured.numbers
+
+
+class Stub:
+    """Answers each request to the chat endpoint with the same message."""
+
+    def __init__(self, **message):
+        self.message = message
+
+    def chat(self, prompt, **body) -> dict:
+        assert body["tools"] == [TOOL]
+        return {"message": self.message}
+
+
+def test_a_tool_call_comes_back_as_one(tmp_path, declining_model):
+    tokenizer = chat.load_tokenizer(model_that_calls(declining_model, tmp_path / "model"))
+    prompts = [[{**ASKED, "tools": [TOOL]}]]
+    answers = [inference.Answer(WRITTEN, stopped=True, num_tokens=9)]
+    asked = (tokenizer, prompts, answers)
+    assert serving.call_faults(Stub(tool_calls=[CALL]), *asked, limit=9) == []
+    assert "returns the calls []" in serving.call_faults(Stub(content=WRITTEN), *asked, limit=9)[0]
+    assert serving.call_faults(Stub(), tokenizer, prompts, [inference.Answer("No.", True, 2)], limit=9) is None
+
+
+def test_a_file_says_the_same_at_the_chat_endpoint(tmp_path, declining_model):
+    faults = faults_of(declining_model, tmp_path)
+    assert (faults["prompts"], faults["chat"]) == ([], [])
+    assert "says" in faults["others"][0]
+
+
+def test_another_template_in_the_file_is_seen(tmp_path, declining_model):
+    faults = faults_of(declining_model, tmp_path, template=TEMPLATE.replace("assistant", "bot"))
+    assert faults["prompts"][0].startswith("prompt 1: other text from the chat template, from position")
+    assert len(faults["prompts"]) == 2
+
+
+def test_a_rare_token_counts_as_the_rarest_that_is_known():
+    assert gate.loss([{1: -0.5, 2: -2.0}, {3: -1.0}], [1, 9]) == (1.5, 2)
+
+
+def test_a_missing_measurement_does_not_pass():
+    step = CheckExportStep.model_validate({"validation": LIMITS})
+    answered = gate.content.Content(references=[], model=None)
+    judged: list[Check] = gate.judge(gate.Numbers(), "q8_0", answered, step)
+    assert {check.status for check in judged} == {"not run"}
