@@ -13,7 +13,7 @@ from posttrain import config as c
 from posttrain.config import table
 from posttrain.config.cards import memory_gb
 from posttrain.config.evidence import Evidence
-from posttrain.config.line import LAUNCH, LINE, PREFLIGHT, TRAININGS, Step, is_gate, step_of
+from posttrain.config.line import LAUNCH, LINE, PREFLIGHT, SELECTION, TRAININGS, Step, is_gate, step_of
 from posttrain.config.placement import TOKEN_ENV, UPLOAD_TOKEN_ENV, ConfigMapEnv, Placement, SecretEnv, num_bytes
 from posttrain.config.requirements import evidence_of_pairs
 
@@ -231,7 +231,7 @@ class Steps:
         values |= {"evidence": evidence_of_pairs(self.config)} if step.section is c.CheckPairsStep else {}
         if step.kind == "training" and getattr(self.config, step.stage).keep_best:
             judging = self.config.validation.model_dump(include=set(c.Selection.model_fields))
-            values["selection"] = c.Selection(**judging)
+            values["selection"] = c.Selection(**judging, module=SELECTION)
         values.setdefault("selection", None)
         values |= self._gates() if step.section is c.PublishStep else {}
         values |= {"sources": self._sources()} if step.section is c.PreflightStep else {}

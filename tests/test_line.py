@@ -119,13 +119,14 @@ def test_a_second_run_reuses_what_is_finished(line, promoted):
     assert second.returncode == 0, second.stdout + second.stderr
     plan = dict(line.split(None, 1) for line in second.stdout.partition("Plan:")[2].splitlines()[:16])
     assert {plan[step] for step in ("check_data", "train_sft", "check_sft", "train_dpo", "merge_dpo")} == {"reused"}
-    assert plan["publish_model"] == "to do"
+    assert plan["publish_model"].startswith("to do")
     assert "Reused" in second.stdout
     reused = {entry.step for entry in records.read_records(str(line / "root"), "again") if entry.status == "reused"}
     assert {"train_sft", "train_dpo", "merge_sft", "merge_dpo", "check_sft", "check_alignment"} <= reused
     assert result_of(line, "again")["final_model_path"] == result_of(line, "promoted")["final_model_path"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gate", GATES)
 def test_each_gate_stops_the_line(line, promoted, gate):
     published = sorted((line / "root" / "published").rglob("*"))
@@ -143,6 +144,7 @@ def test_each_gate_stops_the_line(line, promoted, gate):
     assert sorted((line / "root" / "published").rglob("*")) == published
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_the_shorter_graphs_run_too(line, promoted, stage):
     """What they publish is compared with the model that is current."""

@@ -41,6 +41,8 @@ CHAMPION, PROMOTE = "check_champion", "promote_model"
 EXPORT_GATE = "check_export"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
 LAUNCH = "posttrain.launch"  # the module of a training on several nodes, in place of its own
+WORKER = "posttrain.worker"  # the module of each of its ranks
+SELECTION = "validators.selection"  # the module that judges the checkpoints of a training which keeps the best
 TRIAL_COMPONENTS = ("run_trials", "run_sft_trials", "run_preference_trials")
 WINNER_COMPONENTS = ("judge_winner", "judge_sft_winner", "judge_preference_winner")
 

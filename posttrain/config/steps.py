@@ -70,7 +70,7 @@ class Workers(Section):
 class Selection(CheckTimeouts, Matching, Generating):
     """How the checkpoints of a training are judged, where the best is kept."""
 
-    module: str = "validators.selection"  # started as `python -m <module>`
+    module: str  # started as `python -m <module>`
 
 
 class Selected(Section):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from posttrain.config import Workers
+from posttrain.config.line import WORKER
 from posttrain.config.placement import QUEUE_LABEL, SECRETS_FOLDER, Placement
 from posttrain.train.order import Kept, Order
 
@@ -19,7 +20,7 @@ RUN, STEP, ATTEMPT = "posttrain/run", "posttrain/step", "posttrain/attempt"
 MANAGER = "posttrain/launch"  # of what is patched into the runtime
 POD = "node"  # Trainer's name of the pods that train, and of their container
 SHARED_MEMORY = "dshm"
-COMMAND = ("python", "-m", "torch.distributed.run", "-m", "posttrain.worker")
+COMMAND = ("python", "-m", "torch.distributed.run", "-m", WORKER)
 
 Object = dict[str, Any]
 

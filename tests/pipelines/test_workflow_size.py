@@ -57,12 +57,14 @@ def test_the_committed_graphs_have_room(tmp_path):
     assert workflow_bytes(Package.read(tmp_path / "sweep.yaml")) < 0.6 * MAX_WORKFLOW_BYTES
 
 
+@pytest.mark.long
 def test_a_hundred_trials_are_hardly_larger_than_eight(tiny, tmp_path):
     few, many = (sweep_of(tiny, tmp_path / f"{number}.yaml", number, parallelism=4) for number in (8, 100))
     assert workflow_bytes(many) == pytest.approx(workflow_bytes(few), rel=0.05)  # a hundred values are listed
     assert workflow_bytes(many) < MAX_WORKFLOW_BYTES
 
 
+@pytest.mark.long
 def test_more_workers_than_fit_are_refused_with_the_number_that_does(tiny, tmp_path):
     with pytest.raises(
         ValueError, match=r"workflow_size: Workflow: .* lower the sweep's parallelism to (\d+)"

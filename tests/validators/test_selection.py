@@ -13,7 +13,7 @@ from validators import selection
 def test_a_checkpoint_is_judged_by_its_own_answers(tmp_path, untaught, declining_adapter, declining_rows):
     rows = declining_rows[:3]
     write_jsonl(tmp_path / "rows.jsonl", rows)
-    config = Selection(answer_match="exact", max_new_tokens=24).model_dump_json()
+    config = Selection(answer_match="exact", max_new_tokens=24, module="validators.selection").model_dump_json()
     paths = {
         "base": untaught,
         "adapter": declining_adapter,
