@@ -11,7 +11,7 @@ from posttrain.config.line import PREFLIGHT, PUBLISH, REPORT, TRAININGS, is_reje
 from posttrain.config.mixture import DataSets
 from posttrain.config.notify import Notify
 from posttrain.config.parse import check_name
-from posttrain.config.placement import Placements, SecretEnv
+from posttrain.config.placement import OwnSecret, Placements, SecretEnv
 from posttrain.config.requirements import evidence_of
 from posttrain.config.section import Count, Positive, Section
 from posttrain.config.serving import Export
@@ -147,7 +147,7 @@ class PipelineConfig(Section):
         named = [section.env for section in self._sections_for(step)]
         return [*(secret.env for secret in self.placement.of(step).secrets), *named]
 
-    def _sections_for(self, step: str) -> list[Signing | Notify]:
+    def _sections_for(self, step: str) -> list[OwnSecret]:
         """Returns the sections whose secret a step gets; preflight looks at both."""
         signs, tells = step in (PREFLIGHT, PUBLISH), step in (PREFLIGHT, REPORT) or is_rejection(step)
         return [section for section, is_for in ((self.signing, signs), (self.notify, tells)) if section and is_for]

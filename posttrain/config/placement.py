@@ -6,7 +6,7 @@ in the cluster they would cost a run.
 
 import re
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
@@ -104,6 +104,29 @@ class SecretEnv(Section):
         if self.as_file and "." in self.secret:
             raise ValueError(f"secret {self.secret!r} is mounted as a volume, whose name cannot contain '.': rename it")
         return self
+
+
+class OwnSecret(Section):
+    """A value that a section takes from a Kubernetes secret, or, without one, from a variable that is set already."""
+
+    env: ClassVar[str]  # variable with the value, or with the path of a file that has it
+    as_file: ClassVar[bool] = False
+
+    secret: ObjectName | None = None  # name of the Kubernetes secret; null: the variable is set
+    key: DataKey | None = None  # key in the secret
+
+    @model_validator(mode="after")
+    def _names_a_key_in_a_secret(self):
+        if (self.secret is None) != (self.key is None):
+            raise ValueError(f"secret {self.secret!r}, key {self.key!r}: give both, or neither")
+        return self
+
+    @property
+    def secrets(self) -> list[SecretEnv]:
+        """The variable, if it comes from a secret."""
+        if self.secret is None:
+            return []
+        return [SecretEnv(env=self.env, secret=self.secret, key=self.key, as_file=self.as_file)]
 
 
 class ConfigMapEnv(Section):
