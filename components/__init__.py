@@ -21,7 +21,7 @@ from components.preflight import preflight
 from components.prepare_data import prepare_data, prepare_data_with_references
 from components.promote_model import promote_model
 from components.publish_model import publish_exported_model, publish_model
-from components.reject import reject
+from components.reject import reject, reject_and_tell
 from components.report_run import report_run
 from components.run_trial import (
     judge_preference_winner,
@@ -67,6 +67,7 @@ __all__ = [
     "publish_exported_model",
     "publish_model",
     "reject",
+    "reject_and_tell",
     "report_run",
     "run_preference_trials",
     "run_sft_trials",

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 from kfp import dsl
 
-from components import reject
+from components import reject, reject_and_tell
 from pipelines.steps import Steps
 
 
@@ -17,7 +17,8 @@ def gate(steps: Steps, component, name: str | None = None, **inputs) -> Iterator
     name = steps.names[-1].removeprefix("check_")
     passed = check.outputs["passed"]
     with condition(passed == False, f"{name}-failed"):  # noqa: E712 (== builds a condition)
-        steps.run(reject, f"reject_{name}", verdict=check.outputs["verdict"])
+        rejecting = reject_and_tell if steps.tells("stop") else reject
+        steps.run(rejecting, f"reject_{name}", verdict=check.outputs["verdict"])
     with condition(passed == True, f"{name}-passed"):  # noqa: E712
         yield
 

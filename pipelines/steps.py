@@ -138,6 +138,10 @@ class Steps:
         """Tells for each of these stages whether it is on, as `Stages.has` does."""
         return tuple(map(self.config.stages.has, stages))
 
+    def tells(self, at: str) -> bool:
+        """Tells whether a webhook hears of this, `stop` or `end`."""
+        return self.config.notify is not None and at in self.config.notify.at
+
     def attempt_minutes(self, name: str) -> int:
         """Returns the time after which an attempt is ended; a training leaves by itself before that."""
         if workers := self._workers(name):
@@ -237,11 +241,8 @@ class Steps:
         values |= {"sources": self._sources()} if step.section is c.PreflightStep else {}
         images = {name: image_reference(name) for name in ("cpu", "train")}
         values["signing"] = c.SigningStep(images=images) if self.config.signing else None
-        at = self.config.notify.at if self.config.notify else []
-        is_told = "stop" in at if step.section is c.RejectStep else "end" in at if step.section is c.ReportStep else at
-        values["notify"] = True if is_told else None
-        if step.section is c.RejectStep:
-            values["pipeline_id"] = self.config.pipeline_id if is_told else None
+        at = {c.RejectStep: ("stop",), c.ReportStep: ("end",)}.get(step.section, ("stop", "end"))
+        values["notify"] = True if any(map(self.tells, at)) else None
         for name, field in step.section.model_fields.items():
             if name == "training":
                 values[name] = self._training(step.name)

@@ -149,7 +149,9 @@ class PipelineConfig(Section):
 
     def _sections_for(self, step: str) -> list[OwnSecret]:
         """Returns the sections whose secret a step gets; preflight looks at both."""
-        signs, tells = step in (PREFLIGHT, PUBLISH), step in (PREFLIGHT, REPORT) or is_rejection(step)
+        at = self.notify.at if self.notify else []
+        signs = step in (PREFLIGHT, PUBLISH)
+        tells = step == PREFLIGHT or (step == REPORT and "end" in at) or (is_rejection(step) and "stop" in at)
         return [section for section, is_for in ((self.signing, signs), (self.notify, tells)) if section and is_for]
 
     def unplaced(self) -> "PipelineConfig":

@@ -317,7 +317,7 @@ class PromoteStep(StepSection):
 class RejectStep(StepSection):
     """Configuration of the steps that fail a run for its gates."""
 
-    pipeline_id: str | None = None  # null: nobody is told
+    pipeline_id: str | None = None
     notify: bool | None = None  # true: a webhook is told
 
 

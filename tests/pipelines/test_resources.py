@@ -1,5 +1,6 @@
 """Placements in the package, as container and pod; and the clusters under configs/."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -237,13 +238,20 @@ def test_the_signing_key_is_a_file_of_the_pods_that_need_it_and_of_no_other(tmp_
         PipelineConfig(signing={"secret": "model-signing"})
 
 
-def test_the_webhook_is_a_variable_of_the_pods_that_tell_and_of_preflight(tmp_path):
-    settings = ["notify={secret: slack, key: url}"]
+@pytest.mark.parametrize(
+    ("at", "tell"), [("stop, end", "reject_.*|report_run"), ("stop", "reject_.*"), ("end", "report_run")]
+)
+def test_those_that_tell_a_webhook_and_preflight_have_its_url_and_are_told_so(at, tell, tmp_path):
+    settings = [f"notify={{secret: slack, key: url, at: [{at}]}}"]
     compile_graph(load_config("configs/pipeline_config.yaml", settings), tmp_path / "graph.yaml")
+    graph = Graph(tmp_path / "graph.yaml")
     secrets = {
-        name: [secret["keyToEnv"][0]["envVar"] for secret in task["kubernetes"].get("secretAsEnv", [])]
-        for name, task in Graph(tmp_path / "graph.yaml").tasks.items()
-        if task["kubernetes"]
+        name: [secret["keyToEnv"][0]["envVar"] for secret in (task["kubernetes"] or {}).get("secretAsEnv", [])]
+        for name, task in graph.tasks.items()
     }
     named = {name for name, variables in secrets.items() if "POSTTRAIN_WEBHOOK_URL" in variables}
-    assert named == {name for name in secrets if name.startswith("reject_")} | {"preflight", "report_run"}
+    assert named == {name for name in secrets if re.fullmatch(f"{tell}|preflight", name)}
+    told = named - {"preflight"}
+    assert {name: (graph.config_of(name)["notify"], graph.config_of(name)["pipeline_id"]) for name in told} == (
+        dict.fromkeys(told, (True, "task-api-v1.0"))
+    )
