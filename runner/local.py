@@ -36,7 +36,7 @@ from pipelines.package import Package
 from posttrain import storage
 from posttrain.config import ATTEMPTS_ENV, FRESH_ENV, RUN_ID_ENV, Attempts, table
 from posttrain.step.parent import tie_to_parent
-from posttrain.step.progress import progress_of
+from posttrain.step.progress import Pace, progress_of
 from runner.walk import GraphError, Outputs, Walk, existing
 
 ROOT = Path(__file__).parents[1]
@@ -334,6 +334,7 @@ class Launcher:
                 pass
 
     def _follow(self, step: str, stderr, log: "_SafeLog", last_line: list[str]) -> None:
+        pace = Pace()
         for raw in stderr:
             log.write(raw)
             line = raw.decode(errors="replace").strip().rpartition("\r")[2]  # the newest state of a progress bar
@@ -343,6 +344,7 @@ class Launcher:
             if again := AGAIN.search(line):
                 self.run.listener.tried_again(step, again["text"])
             if progress := progress_of(line):
+                progress = pace.extended(progress)
                 self.run.listener.progress(step, progress.done, progress.total, progress.text)
 
 

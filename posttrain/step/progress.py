@@ -19,11 +19,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from posttrain.pages.wording import duration
 from posttrain.step.beside import beside
 
 BEAT_SECONDS = 15.0
 LEASE_SECONDS = 60.0  # four beats
 WRITE_SECONDS = 0.5  # between two writes of a progress that nobody reads more often than every beat
+NUM_PACE_STEPS = 3  # optimizer steps before the time that is left is told
 FILE_ENV = "POSTTRAIN_PROGRESS"  # file in which this process and its children leave their newest progress
 TRAINED = re.compile(r"step (?P<done>\d+)/(?P<total>\d+)(?: (?P<text>loss \S+))?")
 MEASURED = re.compile(  # a gate
@@ -42,7 +44,7 @@ class Progress(BaseModel):
 
     done: int
     total: int  # 0: not known yet
-    text: str = ""  # `loss 0.5234`, or of a gate `prompts answered by base, about 20 s left`
+    text: str = ""  # `loss 0.5234, about 20 s left`, or of a gate `prompts answered by base, about 20 s left`
     resumed_at: int = 0  # optimizer step of the checkpoint from which this attempt goes on; 0: none
 
     @property
@@ -67,18 +69,45 @@ def progress_of(line: str) -> Progress | None:
     return None
 
 
+class Pace:
+    """Adds to a training's progress the time that is left, by its optimizer steps since the first one that was seen."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self.first: tuple[int, float] | None = None  # that step, and when it was done: it has warmed up
+
+    def extended(self, progress: Progress) -> Progress:
+        """Returns the progress with `, about 2 min 05 s left` in its text, from `NUM_PACE_STEPS` steps on."""
+        if not progress.text.startswith("loss"):
+            return progress
+        now = self.clock()
+        if self.first is None or progress.done < self.first[0]:  # another attempt
+            self.first = (progress.done, now)
+        num_steps, since = progress.done - self.first[0], now - self.first[1]
+        if num_steps < NUM_PACE_STEPS or progress.done >= progress.total:
+            return progress
+        left = max(round(since / num_steps * (progress.total - progress.done)), 1)
+        return progress.model_copy(update={"text": f"{progress.text}, about {duration(left)} left"})
+
+
 class Follower(logging.Handler):
     """Writes the newest progress in the log to the file that `FILE_ENV` names, about twice a second."""
 
     resumed_at = 0
     written_at = 0.0  # time.monotonic()
 
+    def __init__(self):
+        super().__init__()
+        self.pace = Pace()
+
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
         if match := RESUMED.search(line):
             self.resumed_at = int(match[1])
             progress = Progress(done=self.resumed_at, total=0)
-        elif not (progress := progress_of(line)):
+        elif progress := progress_of(line):
+            progress = self.pace.extended(progress)
+        else:
             return
         is_due = time.monotonic() - self.written_at >= WRITE_SECONDS or progress.done in (
             progress.total,

@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from posttrain.config import STARTED_ENV, Training
+from posttrain.pages import wording
 from posttrain.step.run import Unfinished
 from posttrain.train import ranks
 
 # A container and the ranks of a training have their clock from outside. Else close to the start of this process: a
 # stage imports this module before anything slow.
 STARTED = float(os.environ.get(STARTED_ENV, time.monotonic()))
+
+NUM_TIMED_STEPS = 5  # after the first of an attempt, by which the end is foretold
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class LeaveInTime:
         self.deadline = started + (training.timeout_minutes * 60 if limit_seconds is None else limit_seconds)
         self.saved_at = self.stepped_at = clock()
         self.longest_step = 0.0  # seconds
+        self.first_step: tuple[int, float] | None = None  # of this attempt: its number, and when it ended
         self.reason: str | None = None  # why the training stops early
         self.got_sigterm = False
 
@@ -53,6 +57,7 @@ class LeaveInTime:
         now = self.clock()
         self.longest_step = max(self.longest_step, now - self.stepped_at)
         self.stepped_at = now
+        self._tell_end(state, now)
         if state.global_step >= state.max_steps or control.should_training_stop:  # it ends by itself
             return
         is_late = now + self.longest_step >= self.deadline
@@ -70,6 +75,27 @@ class LeaveInTime:
             control.should_save = control.should_training_stop = True
         elif is_due:
             control.should_save = True
+
+    def _tell_end(self, state, now: float) -> None:
+        """Logs once, after the first steps of an attempt, when the training will end, and whether that is in time."""
+        if self.first_step is None:  # it has warmed up
+            self.first_step = (state.global_step, now)
+        num_steps, since = state.global_step - self.first_step[0], now - self.first_step[1]
+        if num_steps != NUM_TIMED_STEPS:
+            return
+        left, limit = since / num_steps * (state.max_steps - state.global_step), self.deadline - now
+        words = (
+            f"about {wording.duration(left)} left, and {wording.duration(limit)} to the time limit "
+            f"(timeout_minutes: {self.training.timeout_minutes})"
+        )
+        if left <= limit:
+            logger.info(words)
+            return
+        logger.warning(
+            "%s: this attempt will save a checkpoint and leave, and the next one go on from there; raise "
+            "timeout_minutes, or see that there are attempts enough",
+            words,
+        )
 
     def on_save(self, args, state) -> None:
         self.saved_at = self.clock()

@@ -37,6 +37,15 @@ def test_progress_is_read_from_the_lines_of_a_step(line, expected, words):
     assert (parsed and parsed.words) == words
 
 
+def test_a_training_tells_the_time_that_is_left_from_its_steps_since_the_first():
+    times = iter([100.0, 101.0, 102.0, 106.0, 107.0, 200.0])
+    pace = progress.Pace(clock=lambda: next(times))
+    texts = [pace.extended(Progress(done=done, total=40, text="loss 0.5")).text for done in (10, 11, 12, 13, 40, 1)]
+    assert texts == ["loss 0.5"] * 3 + ["loss 0.5, about 54 s left"] + ["loss 0.5"] * 2
+    of_gate = Progress(done=9, total=40, text="rows measured by model")
+    assert pace.extended(of_gate) == of_gate
+
+
 @pytest.fixture
 def beats(monkeypatch):
     """Beats every 20 ms, and what was noted at each."""

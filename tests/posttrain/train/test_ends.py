@@ -83,3 +83,15 @@ def test_it_leaves_when_nobody_waits_for_the_result():
     assert not steps.end(40)[1] and steps.end(50) == (True, True)
     with pytest.raises(Unfinished, match="stopped at step 2/1000: its lease has lapsed: the step that started it is"):
         steps.leave.raise_if_stopped(steps.state, stored_step=2)
+
+
+def test_foretells_its_end_once_and_warns_if_that_is_after_the_time_limit(caplog):
+    caplog.set_level("INFO")
+    for seconds, expected in ((0.5, "about 8 min 17 s left, and 9 min 38 s"), (1, "about 16 min 34 s left")):
+        steps = Steps()
+        for number in range(9):
+            steps.end(20 + number * seconds)  # the first step took 20 s, and does not count
+        (record,) = caplog.records
+        assert record.getMessage().startswith(expected)
+        assert (record.levelname == "WARNING") == ("timeout_minutes, or" in record.getMessage()) == (seconds == 1)
+        caplog.clear()
