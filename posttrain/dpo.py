@@ -15,7 +15,7 @@ from posttrain.config import DpoConfig, DpoStep, Training, parse_step
 from posttrain.rows import chat
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
-from posttrain.train import backend, best, ranks, stage, tracking
+from posttrain.train import backend, ranks, stage, tracking
 from posttrain.train.callbacks import CheckReference
 from posttrain.train.checkpoints import Checkpoints
 from posttrain.train.ends import LeaveInTime
@@ -55,18 +55,14 @@ def train(
         Unfinished: the training stopped before its deadline or on SIGTERM; a checkpoint is stored.
     """
     backend.prepare(step.training.gpu_memory_fraction)
-    from transformers import set_seed
     from trl import DPOConfig
 
     checkpoints.refuse_if_diverged()
     tracking_args = tracking.reporting_args(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
-    config, kind = step.dpo, "preference"
     tokenizer = chat.load_tokenizer(base)
-    rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
-    rows["train"], aside = best.set_aside(rows["train"], config.keep_best)
+    rows = stage.read_rows(files, tokenizer, step.dpo, kind="preference")
 
     def fit(config: DpoConfig) -> dict:
-        set_seed(config.seed)  # the adapter is initialised before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
         with ranks.shared_folder() as folder:
             trainer = keeping_reference(on_token_ids(dpo_trainer(model, config)), checkpoints)(
@@ -74,27 +70,21 @@ def train(
                 ref_model=None,  # the model with its adapter off
                 args=DPOConfig(
                     **loss_args(config),
-                    **stage.training_args(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
+                    **stage.training_args(config, step.training, num_train_rows=len(rows.train), output=str(folder)),
                     **tracking_args,
                 ),
-                train_dataset=stage.dataset(rows["train"], tokenizer, kind=kind, folder=folder / "train"),
-                eval_dataset=stage.dataset(rows["eval"], tokenizer, kind=kind, folder=folder / "eval"),
                 processing_class=tokenizer,
+                **stage.datasets(rows, tokenizer, folder),
                 peft_config=peft_config,
             )
             checks = [CheckReference(config).on_log]
-            keeper = (
-                best.BestCheckpoint(trainer, aside, config.keep_best, step.selection, checkpoints) if aside else None
-            )
-            run = {"deadline": deadline(step.training), "checkpoints": checkpoints, "rows": rows["train"]}
-            evaluation = stage.run(trainer, **run, checks=checks, keeper=keeper)
-        metrics = stage.summary(trainer.state, rows=rows, num_left_out=num_left_out)
-        metrics |= keeper.metrics if keeper else {}
+            run = {"checkpoints": checkpoints, "deadline": deadline, "checks": checks}
+            metrics, evaluation = stage.run(trainer, rows, step, **run)
         metrics |= reward_metrics(trainer.state.log_history, evaluation, config)
         stage.write_results(trainer, config, outputs, metrics=metrics, title="Direct preference optimization")
         return metrics
 
-    return stage.halving_batches(fit, config, base=base)
+    return stage.halving_batches(fit, step.dpo, base=base)
 
 
 def loss_args(config: DpoConfig) -> dict[str, Any]:
@@ -124,7 +114,7 @@ def reward_metrics(log_history: list[dict], evaluation: dict[str, float], config
 
 
 def on_token_ids(trainer_class: type) -> type:
-    """Extends `DPOTrainer` so that it trains on the token ids of `stage.dataset`: trl would tokenize rows itself."""
+    """Extends `DPOTrainer` so that it trains on the token ids of `stage.datasets`: trl would tokenize rows itself."""
 
     class OnTokenIds(trainer_class):
         @overrides(trainer_class)

@@ -11,7 +11,7 @@ from posttrain.config import SftConfig, SftStep, Training, parse_step
 from posttrain.rows import chat
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
-from posttrain.train import backend, best, ranks, stage, tracking
+from posttrain.train import backend, ranks, stage, tracking
 from posttrain.train.checkpoints import Checkpoints
 from posttrain.train.ends import LeaveInTime
 from posttrain.train.fast.trainers import sft_trainer
@@ -48,40 +48,29 @@ def train(
         Unfinished: the training stopped before its deadline or on SIGTERM; a checkpoint is stored.
     """
     backend.prepare(step.training.gpu_memory_fraction)
-    from transformers import set_seed
     from trl import SFTConfig
 
     checkpoints.refuse_if_diverged()
     tracking_args = tracking.reporting_args(step.training.report_to, step=checkpoints.step, logs=outputs["logs"])
-    config, kind = step.sft, "sft"
     tokenizer = chat.load_tokenizer(base)
-    rows, num_left_out = stage.read_rows(files, tokenizer, kind=kind, max_length=config.max_seq_length)
-    rows["train"], aside = best.set_aside(rows["train"], config.keep_best)
+    rows = stage.read_rows(files, tokenizer, step.sft, kind="sft")
 
     def fit(config: SftConfig) -> dict:
-        set_seed(config.seed)  # the adapter is initialised before the trainer sets its seed
         model, peft_config = backend.load_for_training(base, config)
         with ranks.shared_folder() as folder:
             trainer = sft_trainer(model, config)(
                 model=model,
                 args=SFTConfig(
                     completion_only_loss=True,
-                    **stage.training_args(config, step.training, num_train_rows=len(rows["train"]), output=str(folder)),
+                    **stage.training_args(config, step.training, num_train_rows=len(rows.train), output=str(folder)),
                     **tracking_args,
                 ),
-                train_dataset=stage.dataset(rows["train"], tokenizer, kind=kind, folder=folder / "train"),
-                eval_dataset=stage.dataset(rows["eval"], tokenizer, kind=kind, folder=folder / "eval"),
                 processing_class=tokenizer,
+                **stage.datasets(rows, tokenizer, folder),
                 peft_config=peft_config,
             )
-            keeper = (
-                best.BestCheckpoint(trainer, aside, config.keep_best, step.selection, checkpoints) if aside else None
-            )
-            run = {"deadline": deadline(step.training), "checkpoints": checkpoints, "rows": rows["train"]}
-            evaluation = stage.run(trainer, **run, keeper=keeper)
-        metrics = {
-            **stage.summary(trainer.state, rows=rows, num_left_out=num_left_out),
-            **(keeper.metrics if keeper else {}),
+            metrics, evaluation = stage.run(trainer, rows, step, checkpoints=checkpoints, deadline=deadline)
+        metrics |= {
             "eval_loss": evaluation["eval_loss"],
             "eval_token_accuracy": evaluation["eval_mean_token_accuracy"],
             "learning_rate": config.learning_rate,
@@ -89,7 +78,7 @@ def train(
         stage.write_results(trainer, config, outputs, metrics=metrics, title="Supervised fine-tuning")
         return metrics
 
-    return stage.halving_batches(fit, config, base=base)
+    return stage.halving_batches(fit, step.sft, base=base)
 
 
 def main(argv: list[str] | None = None) -> None:

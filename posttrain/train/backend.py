@@ -122,7 +122,13 @@ def is_sharded(config: LoraTraining) -> bool:
 
 
 def load_for_training(path: str | Path, config: LoraTraining) -> tuple[Any, Any | None]:
-    """Loads the model, and returns the LoRA settings for the trainer; None if the model has its adapter already."""
+    """Loads the model, and returns the LoRA settings for the trainer; None if the model has its adapter already.
+
+    Seeds the random numbers that adapters start with: the trainer, which makes them, sets its own seed only later.
+    """
+    from transformers import set_seed
+
+    set_seed(config.seed)
     if current().library == "unsloth":
         return _load_with_unsloth(path, config), None
     from peft import LoraConfig

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import storage
-from posttrain.config import KeepBest, Selection
+from posttrain.config import DpoTraining, KeepBest, SftTraining
 from posttrain.rows.formats import prompt_key, write_jsonl
 from posttrain.train.checkpoints import Checkpoints
 
@@ -51,10 +51,8 @@ def set_aside(rows: list[dict], settings: KeepBest | None) -> tuple[list[dict], 
 class BestCheckpoint:
     """Judges the adapter at evenly spaced steps, the last one among them, and remembers the best."""
 
-    def __init__(
-        self, trainer: Any, rows: list[dict], settings: KeepBest, judged_by: Selection, checkpoints: Checkpoints
-    ):
-        self.trainer, self.rows, self.settings, self.judged_by = trainer, rows, settings, judged_by
+    def __init__(self, trainer: Any, rows: list[dict], step: SftTraining | DpoTraining, checkpoints: Checkpoints):
+        self.trainer, self.rows, self.settings, self.judged_by = trainer, rows, step.keep_best, step.selection
         self.store = storage.join(checkpoints.root, f"best-{checkpoints.run_id}" if checkpoints.is_fresh else "best")
         self.base = Path(trainer.model.peft_config["default"].base_model_name_or_path)
         self.accuracies: dict[int, float] = self._read()

@@ -11,6 +11,8 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +25,7 @@ from posttrain.rows.formats import ANSWER_KEYS, check_row, read_jsonl
 from posttrain.step import frame
 from posttrain.step.run import configure_logging
 from posttrain.step.running import Running
-from posttrain.train import backend, callbacks, ranks, torchrun, tracking
-from posttrain.train.best import ACCURACY, BestCheckpoint
+from posttrain.train import backend, best, callbacks, ranks, torchrun, tracking
 from posttrain.train.checkpoints import Checkpoints, step_of
 from posttrain.train.ends import LeaveInTime
 from posttrain.train.evaluations import HeldOutLoss
@@ -37,6 +38,17 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 T = TypeVar("T", bound=LoraTraining)
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a training, none of them longer than max_seq_length."""
+
+    kind: str  # sft or preference
+    train: list[dict]
+    eval: list[dict]  # held out
+    aside: list[dict]  # training rows to judge checkpoints by; none unless the best one is kept
+    num_left_out: int  # rows that are longer
 
 
 def run_step(
@@ -70,17 +82,18 @@ def run_step(
     frame.run_step(args, inputs=inputs, outputs=outputs, config=step.decisive, work=work)
 
 
-def read_rows(
-    files: dict[str, str], tokenizer: Any, *, kind: str, max_length: int
-) -> tuple[dict[str, list[dict]], int]:
-    """Reads the rows of each file that have at most `max_length` tokens, and counts those that have more.
+def read_rows(files: dict[str, str], tokenizer: Any, config: LoraTraining, *, kind: str) -> Rows:
+    """Reads the files train and eval, and sets training rows aside if the best checkpoint is to be kept.
 
     Raises:
-        ValueError: a row is not of this kind (sft or preference), or none of a file fits.
+        ValueError: a row is not of this kind (sft or preference), or no row of a file fits max_seq_length.
     """
     rows = {name: read_jsonl(path) for name, path in files.items()}
-    fitting = {name: _fitting(files[name], rows[name], tokenizer, kind=kind, max_length=max_length) for name in files}
-    return fitting, sum(len(rows[name]) - len(fitting[name]) for name in files)
+    limits = {"kind": kind, "max_length": config.max_seq_length}
+    fitting = {name: _fitting(files[name], rows[name], tokenizer, **limits) for name in files}
+    num_left_out = sum(len(rows[name]) - len(fitting[name]) for name in files)
+    train, aside = best.set_aside(fitting["train"], config.keep_best)
+    return Rows(kind, train, fitting["eval"], aside, num_left_out)
 
 
 def _fitting(path: str, rows: list[dict], tokenizer: Any, *, kind: str, max_length: int) -> list[dict]:
@@ -103,13 +116,19 @@ def _fitting(path: str, rows: list[dict], tokenizer: Any, *, kind: str, max_leng
     return kept
 
 
-def dataset(rows: list[dict], tokenizer: Any, *, kind: str, folder: Path) -> Any:
+def datasets(rows: Rows, tokenizer: Any, folder: Path) -> dict[str, Any]:
+    """Returns the trainer's arguments with its data sets, below `folder`."""
+    columns = {"sft": _sft_tokens, "preference": _pair_tokens}[rows.kind]
+    sides = {"train_dataset": rows.train, "eval_dataset": rows.eval}
+    return {name: _dataset(side, partial(columns, tokenizer), folder / name) for name, side in sides.items()}
+
+
+def _dataset(rows: list[dict], columns: Callable[[dict], dict[str, list[int]]], folder: Path) -> Any:
     """Makes trl's data set of `rows` as token ids in `folder`; a node's ranks share what trl derives from it there."""
     from datasets import Dataset, load_from_disk
 
     if ranks.is_first_of_node():
-        columns = {"sft": _sft_tokens, "preference": _pair_tokens}[kind]
-        Dataset.from_list([columns(tokenizer, row) for row in rows]).save_to_disk(folder)
+        Dataset.from_list([columns(row) for row in rows]).save_to_disk(folder)
     ranks.wait()
     return load_from_disk(folder)
 
@@ -167,17 +186,19 @@ def training_args(config: LoraTraining, training: Training, *, num_train_rows: i
 
 def run(
     trainer: Any,
+    rows: Rows,
+    step: SftStep | DpoStep,
     *,
-    deadline: LeaveInTime,
     checkpoints: Checkpoints,
-    rows: list[dict],
+    deadline: Callable[[Training], LeaveInTime],
     checks: Sequence[Callable] = (),
-    keeper: BestCheckpoint | None = None,
-) -> dict[str, float]:
-    """Trains on `rows` from the newest whole checkpoint or from the start, and returns the metrics of an evaluation.
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Trains from the newest whole checkpoint or from the start, and evaluates the adapter that is kept.
 
-    `checks` are handlers of each step's log that may raise errors of their own; `keeper` puts the best checkpoint into
-    the trainer before that evaluation.
+    `checks` are handlers of each step's log that may raise errors of their own.
+
+    Returns:
+        The metrics that SFT and DPO share, and those of the evaluation.
 
     Raises:
         Diverged: a loss or gradient norm was not finite.
@@ -186,25 +207,28 @@ def run(
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    divergence, held_out = callbacks.StopOnDivergence(checkpoints, rows), HeldOutLoss(trainer)
-    with Uploads(checkpoints) as uploads, deadline.on_sigterm():
+    divergence, held_out = callbacks.StopOnDivergence(checkpoints, rows.train), HeldOutLoss(trainer)
+    until = deadline(step.training)
+    keeper = best.BestCheckpoint(trainer, rows.aside, step.decisive, checkpoints) if rows.aside else None
+    with Uploads(checkpoints) as uploads, until.on_sigterm():
         trainer.remove_callback(PrinterCallback)
         callbacks.attach(
             trainer,
             on_log=[divergence.on_log, *checks, callbacks.log_step],
-            on_save=[uploads.on_save, deadline.on_save],
-            on_step_end=[*([keeper.on_step_end] if keeper else []), deadline.on_step_end, held_out.on_step_end],
+            on_save=[uploads.on_save, until.on_save],
+            on_step_end=[*([keeper.on_step_end] if keeper else []), until.on_step_end, held_out.on_step_end],
         )
         newest = _fetch_newest(checkpoints, trainer.args.output_dir)
         uploads.stored_step = step_of(newest) if newest else None
         set_seed(trainer.args.seed)  # dropout must not depend on how many random numbers were drawn before
         with held_out.during_training():
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    deadline.raise_if_stopped(trainer.state, stored_step=uploads.newest_step())
+    until.raise_if_stopped(trainer.state, stored_step=uploads.newest_step())
     if keeper:
         keeper.restore()
     with tracking.same_run(trainer.args.report_to):
-        return trainer.evaluate()
+        evaluation = trainer.evaluate()
+    return summary(trainer.state, rows) | (keeper.metrics if keeper else {}), evaluation
 
 
 def _fetch_newest(checkpoints: Checkpoints, path: str) -> Path | None:
@@ -273,14 +297,14 @@ def _halved(config: T) -> T:
     return config.model_copy(update=changes)
 
 
-def summary(state: Any, *, rows: dict[str, list[dict]], num_left_out: int) -> dict[str, Any]:
+def summary(state: Any, rows: Rows) -> dict[str, Any]:
     """Computes the metrics that SFT and DPO share from the trainer's state."""
     return {
         **progress(state),
-        "samples_processed": round(state.epoch * len(rows["train"])),
-        "num_train_rows": len(rows["train"]),
-        "num_eval_rows": len(rows["eval"]),
-        "num_rows_left_out": num_left_out,
+        "samples_processed": round(state.epoch * len(rows.train)),
+        "num_train_rows": len(rows.train),
+        "num_eval_rows": len(rows.eval),
+        "num_rows_left_out": rows.num_left_out,
     }
 
 
@@ -323,7 +347,7 @@ def write_results(
 
 def history(entries: list[dict]) -> str:
     """Formats the losses of the trainer's log as JSON lines, which do not depend on how often it was resumed."""
-    with_loss = [entry for entry in entries if entry.keys() & {"loss", "eval_loss", ACCURACY}]
+    with_loss = [entry for entry in entries if entry.keys() & {"loss", "eval_loss", best.ACCURACY}]
     stable = [{key: value for key, value in entry.items() if not key.endswith(VOLATILE)} for entry in with_loss]
     return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in stable)
 

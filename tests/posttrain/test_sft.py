@@ -95,7 +95,7 @@ def test_the_largest_gradient_norm_is_that_before_clipping(tiny_model, rows, tmp
 def test_only_finite_gradient_norms_count(norms, expected):
     history = [{"loss": 1.0, "grad_norm": norm} for norm in norms] + [{"eval_loss": 1.0}]
     state = SimpleNamespace(log_history=[{"loss": 1.0}, *history], global_step=3, epoch=1.0)
-    metrics = stage.summary(state, rows={"train": [], "eval": []}, num_left_out=0)
+    metrics = stage.summary(state, stage.Rows("sft", [], [], [], num_left_out=0))
     assert {name: value for name, value in metrics.items() if "gradient" in name} == expected
 
 

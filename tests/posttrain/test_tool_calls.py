@@ -55,9 +55,9 @@ def trained(module, step, model, files, folder, monkeypatch):
     """Trains for a step, and returns the rows as the trainer tokenised them."""
     seen, run = {}, stage.run
 
-    def keep(trainer, **words):
+    def keep(trainer, *rest, **words):
         seen["rows"] = [dict(row) for row in trainer.train_dataset]
-        return run(trainer, **words)
+        return run(trainer, *rest, **words)
 
     monkeypatch.setattr(stage, "run", keep)
     checkpoints = Checkpoints(str(folder / "store"), "train", "f" * 64, run_id="run", limit=3)
