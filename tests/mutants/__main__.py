@@ -39,10 +39,22 @@ CALLS = ROOT / "build" / "mutants_tests"
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 # Modules, and the tests that concern each: those of its own name, and these.
 MODULES = ("validators/*.py", "validators/matching/*.py", "posttrain/verdict.py", "posttrain/publish.py",
-    "posttrain/verify.py", "posttrain/train/checkpoints.py", "posttrain/step/*.py")  # fmt: skip
+    "posttrain/verify.py", "posttrain/promote.py", "posttrain/make_current.py", "posttrain/compare.py",
+    "posttrain/export.py", "posttrain/launch.py", "posttrain/push.py", "posttrain/train/checkpoints.py",
+    "posttrain/step/*.py", "posttrain/signing/*.py", "posttrain/nodes/*.py", "posttrain/pages/card.py",
+    "posttrain/pages/front_matter.py", "posttrain/weights/licence.py")  # fmt: skip
 MATCHING = "tests/validators/matching/test_matching.py"
+NODES = ["tests/posttrain/nodes/test_train_job.py", "tests/posttrain/test_launch.py", "tests/posttrain/test_worker.py"]
+CARD = ["tests/posttrain/test_publish.py", "tests/posttrain/weights/test_licence.py"]
 FURTHER_TESTS = {
     **{f"validators/matching/{name}.py": [MATCHING] for name in ("__init__", "choice", "number", "structured", "text")},
+    **{f"posttrain/signing/{name}.py": ["tests/posttrain/test_signing.py"]
+       for name in ("bill", "envelope", "signature", "statements")},
+    **{f"posttrain/nodes/{name}.py": NODES for name in ("follow", "inputs", "kubernetes")},
+    **{f"posttrain/pages/{name}.py": CARD for name in ("card", "front_matter")},
+    "posttrain/export.py": ["tests/validators/test_export.py", "tests/posttrain/serving/test_gguf.py"],
+    "posttrain/make_current.py": ["tests/validators/test_champion.py"],
+    "posttrain/step/become.py": ["tests/posttrain/step/test_attempts.py"],
     "posttrain/step/published.py": ["tests/posttrain/test_verify.py", "tests/posttrain/test_publish.py"],
     "posttrain/step/provenance.py": ["tests/posttrain/test_verify.py", "tests/posttrain/test_publish.py"],
     "posttrain/step/results.py": ["tests/posttrain/step/test_frame.py"],
@@ -51,7 +63,7 @@ FURTHER_TESTS = {
     "validators/leaks.py": ["tests/validators/test_data.py"],
     "validators/parity.py": ["tests/validators/test_merge.py"],
     "validators/preferences.py": ["tests/validators/test_alignment.py"],
-}
+}  # fmt: skip
 SLOW_IMPORTS = ("pytest", "torch", "transformers", "peft", "scipy.stats", "statsmodels.stats.proportion", "jinja2")
 OURS = ("posttrain", "validators", "tests", "examples", "runner", "pipelines", "components", "benchmarks")
 IMPORTED = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"  # plugins of pytest, by `SLOW_IMPORTS`
@@ -160,8 +172,8 @@ class Bench:
         part = path.with_suffix(f".{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if self._test([test], order.Tracing(self.tree, frozenset(modules("")), part), limit=600):
-                raise ValueError(f"{test} fails without a change; mend it first")
+            if self._test([test], order.Tracing(self.tree, frozenset(modules("")), part), limit=600) != 0:
+                raise ValueError(f"{test} fails without a change, or takes longer than 10 minutes; mend it first")
             part.rename(path)
         return path
 
