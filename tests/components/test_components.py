@@ -1,6 +1,8 @@
 """Tests the seam between graph and image: what a component passes is what its module takes."""
 
 import importlib
+import runpy
+import warnings
 
 import pytest
 from google.protobuf import json_format
@@ -44,3 +46,40 @@ def test_a_flag_is_the_name_of_its_argument(component):
     for flag, placeholder in zip(args[::2], args[1::2], strict=True):
         name = flag.removeprefix("--").replace("-", "_")
         assert f"'{name}'" in placeholder or (flag, placeholder) == ("--executor-input", "{{$}}")
+
+
+MODULES = sorted({container_of(component)["command"][-1] for component in COMPONENTS})
+LEFT_OUT_BY_HAND = {"--overrides", "--executor-input", "--notes", "--status", "--best"}  # each has a default
+
+
+def refused(module: str, *arguments: str, monkeypatch, capsys) -> str:
+    """Runs `python -m module`, in this process, and returns what it says to arguments that are not enough."""
+    monkeypatch.setattr("sys.argv", [module, *arguments])
+    with warnings.catch_warnings(), pytest.raises(SystemExit, match="^2$"):
+        warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_command_needs_every_flag_that_its_components_pass(module, monkeypatch, capsys):
+    passed = [container_of(one)["args"][::2] for one in COMPONENTS if container_of(one)["command"][-1] == module]
+    needed = set.intersection(*map(set, passed)) - LEFT_OUT_BY_HAND
+    said = refused(module, monkeypatch=monkeypatch, capsys=capsys).partition("arguments are required: ")[2]
+    assert set(said.strip().split(", ")) == needed
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "needed"),
+    [
+        ("posttrain.launch", [], "--step"),
+        ("posttrain.launch", ["--step", "train_sft"], "--storage-root, --base, --train, --eval, --adapter, --metrics"),
+        ("posttrain.verify", [], "published"),
+        ("posttrain.promote", [], "name"),
+        ("posttrain.promote", ["name"], "one of the arguments --storage-root --publish-root is required"),
+        ("posttrain.push", [], "published, address"),
+        ("posttrain.compare", [], "RUN"),
+    ],
+)
+def test_a_tool_says_what_it_needs(module, arguments, needed, monkeypatch, capsys):
+    assert needed in refused(module, *arguments, monkeypatch=monkeypatch, capsys=capsys)
