@@ -377,6 +377,11 @@ def publish_report(storage_root: str, result: PipelineResult) -> None:
     storage.write_bytes(storage.join(folder, RESULT), to_json(result).encode())
 
 
+def _told(storage_root: str, result: PipelineResult) -> str:
+    earlier = told_by(storage_root, result)
+    return f"not told again: run {earlier} has told it" if earlier else tell(result)
+
+
 def tell(result: PipelineResult) -> str:
     """Tells the webhook how the run ended, and returns what came of that."""
     lines = [f"{stage}: {wording.duration(done.time_seconds)}" for stage, done in result.stage_results.items()]
@@ -384,6 +389,30 @@ def tell(result: PipelineResult) -> str:
     errors = result.errors[:MAX_ERRORS]
     whole = f"run {result.run_id}, {wording.duration(result.total_time_seconds)}"
     return webhook.send(f"{result.pipeline_id}: {headline(result)}", [*where, *errors, *lines, whole])
+
+
+def told_by(storage_root: str, result: PipelineResult) -> str | None:
+    """Returns the run that has told the webhook all this: it published the model and made it current, and this run,
+    or this attempt, has reused every verdict. None: there is news.
+    """
+    judged = [step for step in result.steps if line.is_gate(step.name) and step.name != line.CHAMPION]
+    if not result.success or result.errors:
+        return None
+    records = read_records(storage_root, result.run_id)
+    maker = _maker(records)
+    if maker != result.run_id and any(step.status != "reused" for step in judged):
+        return None
+    told = read_records(storage_root, maker, of={line.REPORT})
+    is_told = any(one.measured.get("success") and one.measured.get("webhook") == webhook.SENT for one in told)
+    return maker if is_told else None
+
+
+def _maker(records: list[StepRecord]) -> str:
+    """Returns the run that made the model current, or published it where it is not to be current."""
+    done = {record.step: record.measured for record in records if record.status == "succeeded"}
+    if line.PROMOTE in done:
+        return done[line.PROMOTE]["by"]
+    return json.loads(storage.read_bytes(done[PUBLISH_STEP]["manifest_uri"]))["run_id"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -404,7 +433,7 @@ def main(argv: list[str] | None = None) -> None:
         answers = read_answers(running.storage_root, result.run_id)
         storage.write_text(args.report, to_html(result, answers=answers))
         publish_report(running.storage_root, result)
-        told = {"webhook": tell(result)} if settings.notify else {}
+        told = {"webhook": _told(running.storage_root, result)} if settings.notify else {}
         return {"success": result.success, "runner_says": _state(args.status)} | told
 
     outputs = {"result": args.result, "report": args.report}

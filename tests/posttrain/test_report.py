@@ -84,7 +84,7 @@ def promoted(tmp_path, keep, *, sha256: str = "c" * 64, number: int = 1, check: 
     )
     storage.write_bytes(layout.promotions(f"{tmp_path}/published/m", "000001.json"), entry.json_bytes)
     keep("check_champion", checks=[check], numbers={"num_answers": 40, "answer_accuracy": 0.25})
-    keep("promote_model", measured={"number": number})
+    keep("promote_model", measured={"number": number, "by": entry.by})
     settings = ReportStep(pipeline_id="demo", steps=[*STEPS, "check_champion", "promote_model"])
     return report.collect(str(tmp_path), "r1", settings)
 
@@ -122,6 +122,34 @@ def test_a_worse_challenger_is_published_but_not_made_current(tmp_path, keep):
     page = report.to_html(result)
     assert f"The model is published, and was not made current: <code>{tmp_path}/published/m/1</code>" in page
     assert "Nothing was published" not in page
+
+
+@pytest.mark.parametrize(
+    ("by", "webhook", "gates", "earlier"),
+    [
+        ("r1", "sent", "succeeded", "r1"),  # Kubeflow started the step again
+        ("r0", "sent", "reused", "r0"),
+        ("r0", "it answered 500", "reused", None),
+        ("r0", "sent", "succeeded", None),
+        ("Ann", "sent", "reused", None),
+    ],
+)
+def test_what_a_run_told_is_not_told_again_by_one_that_changes_nothing(tmp_path, keep, by, webhook, gates, earlier):
+    result = promoted(tmp_path, keep)
+    assert report.told_by(str(tmp_path), result) is None
+    keep("promote_model", measured={"number": 1, "by": by})
+    for step in ("check_sft", "check_sft_merge", "check_alignment"):
+        keep(step, gates, checks=[GOOD])
+    keep("report_run", measured={"success": True, "webhook": webhook})
+    told = records.read_records(str(tmp_path), "r1", of={"report_run"})[0].model_copy(update={"run_id": "r0"})
+    records.write_record(str(tmp_path), told)
+    if by != "r1":
+        storage.remove(storage.join(str(tmp_path), "runs", "r1", "report_run.1.json"))
+    result = report.collect(
+        str(tmp_path), "r1", SETTINGS.model_copy(update={"steps": [step.name for step in result.steps]})
+    )
+    assert report.told_by(str(tmp_path), result) == earlier
+    assert report.told_by(str(tmp_path), result.model_copy(update={"errors": ["publish_model: no Hub"]})) is None
 
 
 def collect(tmp_path):
