@@ -105,55 +105,74 @@ def train_and_publish(
     def require(check, name: str | None = None, **judged) -> None:
         line.enter_context(gate(steps, check, name, **judged))
 
-    if sft:
-        trained = run(do.train_sft, base=model, train=rows.train, eval=rows.eval).after(*after).outputs
-        adapter = trained["adapter"]
-        require(do.check_sft, base=model, adapter=adapter, training=trained["metrics"], eval=rows.judged)
-        before, model = model, adapter
-    if sft and merge:
-        model = run(do.merge_adapter, "merge_sft", base=before, adapter=adapter).outputs["model"]
-        merged = {"base": before, "adapter": adapter, "model": model}
-        require(do.check_merge, "check_sft_merge", **merged, eval=rows.judged)
-    if sft and merge and not dpo:
-        require(do.check_safety, before=before, model=model, sft_eval=rows.judged)
-    if sampled:
-        sources = {"model": model, "rows": rows.train, "references": rows.references}
-        if pairs:
-            made = run(do.sample_pairs, **sources, brought=pairs.train).outputs
-            pairs = replace(pairs, train=made["train"])
-        else:
-            made = run(do.sample_pairs_alone, "sample_pairs", **sources, held_out=rows.judged).outputs
-            pairs = Rows(made["train"], made["eval"], made["eval"])
-        judged = {"sft_eval": rows.judged, "train": pairs.train, "eval": pairs.judged}
-        require(do.check_pairs, tokenizer=inputs.tokenizer, **judged, sampling=made["metrics"])
-    if dpo:
-        before = model
-        trained = run(do.train_dpo, model=before, train=pairs.train, eval=pairs.eval)
-        trained = trained.after(*(after if not sft else ())).outputs
-        adapter = trained["adapter"]
-        model = run(do.merge_adapter, "merge_dpo", base=before, adapter=adapter).outputs["model"]
-        merged = {"base": before, "adapter": adapter, "model": model}
-        require(do.check_merge, "check_dpo_merge", **merged, eval=pairs.judged)
-        judged = {"before": before, "model": model, "training": trained["metrics"]}
-        if sft:
-            judged |= {"base": base, "sft_eval": rows.judged}
-        check_alignment = do.check_alignment if sft else do.check_preference_alignment
-        require(check_alignment, "check_alignment", **judged, preference_eval=pairs.judged)
+    def merged(stage: str, base: PipelineChannel, adapter: PipelineChannel, *, eval: PipelineChannel):
+        model = run(do.merge_adapter, f"merge_{stage}", base=base, adapter=adapter).outputs["model"]
+        require(do.check_merge, f"check_{stage}_merge", base=base, adapter=adapter, model=model, eval=eval)
+        return model
 
+    if sft:
+        trained = run(do.train_sft, base=base, train=rows.train, eval=rows.eval).after(*after).outputs
+        model = trained["adapter"]
+        require(do.check_sft, base=base, adapter=model, training=trained["metrics"], eval=rows.judged)
+    if sft and merge:
+        model = merged("sft", base, model, eval=rows.judged)
+    if sft and merge and not dpo:
+        require(do.check_safety, before=base, model=model, sft_eval=rows.judged)
+    if sampled:
+        pairs = sample_pairs(steps, line, inputs, model)
+    if dpo:
+        before, after = model, () if sft else after
+        trained = run(do.train_dpo, model=before, train=pairs.train, eval=pairs.eval).after(*after).outputs
+        model = merged("dpo", before, trained["adapter"], eval=pairs.judged)
+        judged = {"before": before, "model": model, "training": trained["metrics"], "preference_eval": pairs.judged}
+        judged |= {"base": base, "sft_eval": rows.judged} if sft else {}
+        require(for_rows(steps, "check_alignment"), "check_alignment", **judged)
     held_out = {"sft_eval": rows.judged} if sft else {}
     held_out |= {"preference_eval": pairs.judged} if dpo else {}
-    exported = {}
+    publish(steps, line, {"base": base, "model": model}, held_out, model_name=model_name)
+
+
+def sample_pairs(steps: Steps, line: ExitStack, inputs: Inputs, model: PipelineChannel) -> Rows:
+    """Writes the sampling of pairs and its gate, and returns the pairs; any that were brought are among them."""
+    rows, pairs = inputs.sft, inputs.preferences
+    sources = {"model": model, "rows": rows.train, "references": rows.references}
+    if pairs:
+        made = steps.run(do.sample_pairs, **sources, brought=pairs.train).outputs
+        pairs = replace(pairs, train=made["train"])
+    else:
+        made = steps.run(do.sample_pairs_alone, "sample_pairs", **sources, held_out=rows.judged).outputs
+        pairs = Rows(made["train"], made["eval"], made["eval"])
+    judged = {"sft_eval": rows.judged, "train": pairs.train, "eval": pairs.judged}
+    line.enter_context(gate(steps, do.check_pairs, tokenizer=inputs.tokenizer, **judged, sampling=made["metrics"]))
+    return pairs
+
+
+def publish(
+    steps: Steps,
+    line: ExitStack,
+    models: dict[str, PipelineChannel],
+    held_out: dict[str, PipelineChannel],
+    *,
+    model_name: str,
+) -> None:
+    """Writes (export ->) publish -> promote, with the gates before and behind it. `models`: the base and the result."""
+    model, exported = models["model"], {}
     if steps.config.export:
-        exported = {"export": run(do.export_model, model=model).outputs["export"]}
-        by_one_kind = do.check_sft_export if sft else do.check_preference_export
-        check_export = do.check_export if sft and dpo else by_one_kind
-        require(check_export, "check_export", model=model, **exported, **held_out)
-    publish = do.publish_exported_model if exported else do.publish_model
-    receipt = run(publish, "publish_model", model=model, **exported, model_name=model_name).outputs["receipt"]
+        exported = {"export": steps.run(do.export_model, model=model).outputs["export"]}
+        check = for_rows(steps, "check_export")
+        line.enter_context(gate(steps, check, "check_export", model=model, **exported, **held_out))
+    published = do.publish_exported_model if exported else do.publish_model
+    receipt = steps.run(published, "publish_model", model=model, **exported, model_name=model_name).outputs["receipt"]
     if steps.config.promote:
-        judged = {"receipt": receipt, "model": model} | held_out
-        judged |= {} if merge or dpo else {"base": base}
-        by_one_kind = do.check_sft_champion if sft else do.check_preference_champion
-        check_champion = do.check_champion if sft and dpo else by_one_kind
-        require(do.check_adapter_champion if "base" in judged else check_champion, "check_champion", **judged)
-        run(do.promote_model, receipt=receipt)
+        is_full = any(steps.has("merge", "dpo"))
+        judged = {"receipt": receipt, "model": model} | held_out | ({} if is_full else {"base": models["base"]})
+        check = for_rows(steps, "check_champion") if is_full else do.check_adapter_champion
+        line.enter_context(gate(steps, check, "check_champion", **judged))
+        steps.run(do.promote_model, receipt=receipt)
+
+
+def for_rows(steps: Steps, gate: str):
+    """Returns the component of a gate that takes the kinds of held-out rows which the graph has."""
+    sft, dpo = steps.has("sft", "dpo")
+    kinds = "" if sft and dpo else "sft_" if sft else "preference_"
+    return getattr(do, gate.replace("check_", f"check_{kinds}"))
