@@ -26,15 +26,14 @@ from posttrain.rows.thoughts import said
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, finite
-from validators import answers, checks, content, custom, judges, measuring, observe, preferences, safety
+from validators import answers, checks, content, custom, held_out, judges, measuring, observe, preferences, safety
 from validators.answers import JudgedAnswer
 from validators.inference import Answer
 from validators.observe import Observed, Questions
 from validators.safety import RedTeam
-from validators.session import within
 from validators.skills import leg
 
-INPUTS = ("base", "before", "model", "training", "preference_eval", "sft_eval")
+INPUTS = ("base", "before", "model", "training", *held_out.KINDS)
 ASK_FOR_HARM = "no_harmful_content"
 
 
@@ -65,16 +64,12 @@ def read_training(metrics: str) -> dict[str, float]:
 
 def read_questions(inputs: dict[str, str | None], step: config.CheckAlignmentStep) -> tuple[Questions, list[dict]]:
     """Questions for the models, and the rows that their held-out prompts come from, in the same order."""
-    limits, folder = step.validation, Path(inputs["model"])
-    lengths = {"preference_eval": step.dpo.max_seq_length, "sft_eval": step.sft.max_seq_length}
-    pairs, sft_rows = (
-        within(folder, read_jsonl(inputs[key]), length) if inputs[key] else [] for key, length in lengths.items()
-    )
-    chosen = answers.choose_rows(pairs + sft_rows, limits.num_generated_answers)
+    rows = held_out.read(inputs, step, Path(inputs["model"]))
+    chosen = answers.choose_rows(held_out.all_of(rows), step.validation.num_generated_answers)
     asked = {key: [row["prompt"] for row in read_jsonl(inputs[key])] if inputs.get(key) else [] for key in prompts.KEYS}
     questions = Questions(
-        pairs=pairs,
-        sft_rows=sft_rows,
+        pairs=rows["preference_eval"],
+        sft_rows=rows["sft_eval"],
         held_out=[row["prompt"] for row in chosen],
         **{key.removesuffix("_prompts"): rows for key, rows in asked.items()},
     )
@@ -134,14 +129,14 @@ def numbers_of(numbers: Numbers, questions: Questions) -> dict[str, float]:
     sides = {"": numbers.model, "before_": numbers.before, "base_": numbers.base}
     gains = _gains(numbers.model, numbers.before)
     extra = [prompt for kind in ("red_team", "off_topic", "benign") for prompt in getattr(questions, kind)]
-    held_out = {prompt_key(row) for row in questions.pairs + questions.sft_rows}
+    judged = {prompt_key(row) for row in questions.pairs + questions.sft_rows}
     shown = {
         "start_loss": numbers.start_loss,
         "noise_floor_format_valid": numbers.noise_floor_format_valid,
         "num_pairs": gains and len(gains),
         "chosen_gain": gains and sum(chosen for chosen, _ in gains) / len(gains),
         "rejected_gain": gains and sum(rejected for _, rejected in gains) / len(gains),
-        "num_prompts_also_held_out": sum(prompt_key({"prompt": prompt}) in held_out for prompt in extra),
+        "num_prompts_also_held_out": sum(prompt_key({"prompt": prompt}) in judged for prompt in extra),
     }
     for prefix, side in sides.items():
         shown |= {prefix + name: rate for name, rate in answers.rates(side.held_out).items()}
@@ -178,18 +173,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--before", required=True, help="folder of the model that training started from")
     parser.add_argument("--model", required=True, help="folder of the model to judge")
     parser.add_argument("--training", help="metrics.json of the preference training")
-    parser.add_argument("--preference-eval", help="held-out preference rows, JSONL")
-    parser.add_argument("--sft-eval", help="held-out SFT rows, JSONL")
+    held_out.add_flags(parser)
     parser.add_argument("--confusion", required=True, help="output: what was wanted against what the model did, JSON")
     checks.add_gate_flags(parser, with_answers=True)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if not (args.preference_eval or args.sft_eval):
-        parser.error("pass --preference-eval, --sft-eval or both")
+    args = held_out.parse_args(build_parser(), argv)
     step = config.parse_step(config.CheckAlignmentStep, args.config, args.overrides)
     with tempfile.TemporaryDirectory() as folder:
         inputs = {name: getattr(args, name) for name in INPUTS} | bring_inputs(step, Path(folder))

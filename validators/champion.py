@@ -23,20 +23,19 @@ from posttrain.config import ChampionLimits, CheckChampionStep
 from posttrain.make_current import FOLLOWS
 from posttrain.promote import Promotion
 from posttrain.publish import MANIFEST, PROVENANCE, SUMS, Manifest, read_manifest
-from posttrain.rows.formats import read_jsonl
 from posttrain.step import digests, kfp_io
 from posttrain.step.provenance import Provenance
 from posttrain.step.running import Running
 from posttrain.storage import layout
 from posttrain.verdict import Check, finite, holds
-from validators import answers, checks, content, inference, intervals, measuring, paired
+from validators import answers, checks, content, held_out, inference, intervals, measuring, paired
 from validators.answers import JudgedAnswer
 from validators.matching import pairwise
-from validators.session import NO_ROW_FITS, Session, within
+from validators.session import NO_ROW_FITS, Session
 
 Logprobs = dict[str, tuple[float, int]]  # by row, of its answer: sum in nats, number of tokens
 
-INPUTS = ("receipt", "base", "model", "sft_eval", "preference_eval")
+INPUTS = ("receipt", "base", "model", *held_out.KINDS)
 ADAPTER = "adapter_config.json"
 BY_HAND = "make it current by hand with `python -m posttrain.promote`"
 KEEP = f"The version stays published and is not made current: train longer or on more rows, or {BY_HAND}."
@@ -59,8 +58,7 @@ class Measurer:
     def __init__(self, folders: dict[str, Path], step: CheckChampionStep, rows: dict[str, list[dict]]):
         self.folders, self.step, self.rows = folders, step, rows
         self.session = Session(step.validation)
-        held_out = rows["preference_eval"] + rows["sft_eval"]
-        self.asked = answers.choose_rows(held_out, step.validation.num_generated_answers)
+        self.asked = answers.choose_rows(held_out.all_of(rows), step.validation.num_generated_answers)
 
     def parts(self) -> measuring.Parts:
         """The measurements, in their order."""
@@ -205,17 +203,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--receipt", required=True, help="receipt of publish_model, JSON")
     parser.add_argument("--base", help="folder of the base model, where an adapter was published")
     parser.add_argument("--model", required=True, help="folder of the model that was published")
-    parser.add_argument("--sft-eval", help="held-out SFT rows, JSONL")
-    parser.add_argument("--preference-eval", help="held-out preference rows, JSONL")
+    held_out.add_flags(parser)
     checks.add_gate_flags(parser, with_answers=True)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if not (args.preference_eval or args.sft_eval):
-        parser.error("pass --preference-eval, --sft-eval or both")
+    args = held_out.parse_args(build_parser(), argv)
     step = config.parse_step(CheckChampionStep, args.config, args.overrides)
     inputs = {name: getattr(args, name) for name in INPUTS if getattr(args, name)}
     with tempfile.TemporaryDirectory() as folder:
@@ -250,17 +244,13 @@ def compare(inputs: dict[str, str], step: CheckChampionStep, running: Running, *
     """Asks both models, and judges; `version`: the champion's."""
     limits = step.validation
     folders = {name: Path(inputs[name]) for name in ("base", "champion", "model") if name in inputs}
-    lengths = {"preference_eval": step.dpo.max_seq_length, "sft_eval": step.sft.max_seq_length}
-    rows = {
-        kind: within(folders.get("base", folders["model"]), read_jsonl(inputs[kind]), length) if kind in inputs else []
-        for kind, length in lengths.items()
-    }
+    rows = held_out.read(inputs, step, folders.get("base", folders["model"]))
     measurer = Measurer(folders, step, rows)
     measured = measuring.in_order(measurer.parts(), checks.timeouts(limits))
     numbers = measured.read(Numbers)
     answered, scoring = content.score(
         content.Content(
-            references=content.references_by_row(measurer.asked, rows["preference_eval"] + rows["sft_eval"]),
+            references=content.references_by_row(measurer.asked, held_out.all_of(rows)),
             model=numbers.model_answers,
             before=numbers.champion_answers,
         ),

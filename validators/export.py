@@ -28,18 +28,29 @@ from posttrain import config
 from posttrain.config import AnswerLimits, CheckExportStep, Export
 from posttrain.config.serving import GGUF
 from posttrain.rows import chat
-from posttrain.rows.formats import read_jsonl
 from posttrain.serving import formats
 from posttrain.step import kfp_io
 from posttrain.step.running import Running
 from posttrain.verdict import Check, finite, none_wrong
-from validators import answers, checks, content, inference, intervals, llama_cpp, measuring, paired, serving, vllm
+from validators import (
+    answers,
+    checks,
+    content,
+    held_out,
+    inference,
+    intervals,
+    llama_cpp,
+    measuring,
+    paired,
+    serving,
+    vllm,
+)
 from validators.answers import JudgedAnswer
 from validators.inference import TokenRow
 from validators.matching import pairwise
-from validators.session import NO_ROW_FITS, Session, within
+from validators.session import NO_ROW_FITS, Session
 
-INPUTS = ("model", "export", "sft_eval", "preference_eval")
+INPUTS = ("model", "export", *held_out.KINDS)
 NUM_LIKELIEST = 100  # tokens whose log-probabilities an engine is asked for; a rarer one counts as the last of them
 MAX_TOKENS = 2048  # of answers whose loss is measured, over all rows: one request to llama.cpp for each
 LOOK = "Leave the format out of export.formats, or take one with more bits"
@@ -67,8 +78,7 @@ class Measurer:
     def __init__(self, model: Path, export: Path, step: CheckExportStep, rows: dict[str, list[dict]]):
         self.model, self.export, self.step, self.rows = model, export, step, rows
         self.session = Session(step.validation)
-        held_out = rows["preference_eval"] + rows["sft_eval"]
-        self.asked = answers.choose_rows(held_out, step.validation.num_generated_answers)
+        self.asked = answers.choose_rows(held_out.all_of(rows), step.validation.num_generated_answers)
         self.prompts = [row["prompt"] for row in self.asked]
         self.tokenizer: Any = None
         self.ends: list[int] = []
@@ -243,17 +253,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = kfp_io.parser(__spec__.name, __doc__)
     parser.add_argument("--model", required=True, help="folder of the merged model")
     parser.add_argument("--export", required=True, help="folder of the exported files")
-    parser.add_argument("--sft-eval", help="held-out SFT rows, JSONL")
-    parser.add_argument("--preference-eval", help="held-out preference rows, JSONL")
+    held_out.add_flags(parser)
     checks.add_gate_flags(parser, with_answers=True)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if not (args.preference_eval or args.sft_eval):
-        parser.error("pass --preference-eval, --sft-eval or both")
+    args = held_out.parse_args(build_parser(), argv)
     step = config.parse_step(CheckExportStep, args.config, args.overrides)
     formats.check_installed(step.export)
     inputs = {name: getattr(args, name) for name in INPUTS if getattr(args, name)}
@@ -266,15 +272,11 @@ def main(argv: list[str] | None = None) -> None:
 def decide(inputs: dict[str, str], step: CheckExportStep, running: Running) -> checks.GateVerdict:
     """Asks the merged model and every file, and judges."""
     limits, model = step.validation, Path(inputs["model"])
-    lengths = {"preference_eval": step.dpo.max_seq_length, "sft_eval": step.sft.max_seq_length}
-    rows = {
-        kind: within(model, read_jsonl(inputs[kind]), length) if kind in inputs else []
-        for kind, length in lengths.items()
-    }
+    rows = held_out.read(inputs, step, model)
     measurer = Measurer(model, Path(inputs["export"]), step, rows)
     measured = measuring.in_order(measurer.parts(), checks.timeouts(limits))
     numbers = measured.read(Numbers)
-    references = content.references_by_row(measurer.asked, rows["preference_eval"] + rows["sft_eval"])
+    references = content.references_by_row(measurer.asked, held_out.all_of(rows))
     judged, scored, failures, seconds = [], [], list(measured.failures), dict(measured.seconds)
     for kind in step.export.formats:
         asked = content.Content(references=references, model=numbers.answers.get(kind), before=numbers.model_answers)

@@ -85,27 +85,6 @@ class Session:
         return noise.noise_floor(self.model, self.tokenizer, prompts, self.limits)
 
 
-def within(folder: Path, rows: list[dict], max_length: int) -> list[dict]:
-    """The rows that training does not leave out for their length; all of them where none fits or the tokenizer is
-    broken, for a measurement to fail on.
-
-    Args:
-        folder: of a model, for its tokenizer.
-    """
-    from jinja2 import TemplateError
-
-    try:
-        tokenizer = chat.ChatTokenizer(folder)
-        fitting = [row for row in rows if chat.fits(tokenizer, row, max_length)]
-    except (ValueError, TemplateError) as error:
-        logger.warning("no held-out row is left out for its length: %s", error)
-        return rows
-    if len(fitting) < len(rows):
-        num_long = len(rows) - len(fitting)
-        logger.warning("%d of %d held-out rows left out: longer than %d tokens", num_long, len(rows), max_length)
-    return fitting or rows
-
-
 def token_rows(tokenizer, rows: list[dict], max_length: int) -> list[inference.TokenRow]:
     """The rows that are short enough to be measured on.
 

@@ -24,8 +24,9 @@ from posttrain.verdict import Check, at_most, finite, none_wrong
 from posttrain.weights.targets import Layout, resolve
 from validators import answers, checks, content, custom, inference, measuring
 from validators.answers import JudgedAnswer
+from validators.held_out import within
 from validators.intervals import ratio
-from validators.session import Session, token_rows, within
+from validators.session import Session, token_rows
 
 Logprobs = list[tuple[float, int]]  # of each row's answer: sum in nats, number of tokens
 Shapes = dict[str, list[int]]  # by tensor name

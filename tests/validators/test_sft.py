@@ -18,9 +18,10 @@ from posttrain.rows.formats import write_jsonl
 from posttrain.verdict import Check, Verdict
 from validators import sft as gate
 from validators.answers import JudgedAnswer
+from validators.held_out import within
 from validators.inference import Answer
 from validators.measuring import Measured
-from validators.session import token_rows, within
+from validators.session import token_rows
 
 FILE = "adapter_model.safetensors"
 PROMPT = [{"role": "user", "content": "?"}]
