@@ -5,9 +5,9 @@ python -m tests.mutants --only verdict --sample 50     50 of one module, the sam
 python -m tests.mutants --report               the mutants that lived, and their share by module
 
 A mutant that lives shows a test that is missing, or changes nothing that can be seen: the latter are listed, with the
-reason, in tests/mutants/equivalent.txt. The tests of each mutant run in a fork of this process, which has imported
-torch and the like once; those that call the changed function come first, and the first that fails ends the mutant.
-Which call it is kept in build/mutants_tests, so that a run that is stopped goes on where it was.
+reason, in tests/mutants/equivalent.txt. The tests of each mutant run in a fork of a process that has imported torch and
+the like and has collected them: those that call the changed function, fast ones first, and the first that fails ends
+the mutant. Which call it is kept in build/mutants_tests, so that a run that is stopped goes on where it was.
 """
 
 import argparse
@@ -17,20 +17,19 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import cache_from_source
+from itertools import groupby
 from pathlib import Path
 
 from posttrain.step.become import forget
-from tests.mutants import order
+from tests.mutants import order, patched
 from tests.mutants.changes import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[2]
@@ -38,11 +37,13 @@ RESULTS = ROOT / "build" / "mutants.jsonl"
 CALLS = ROOT / "build" / "mutants_tests"
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 # Modules, and the tests that concern each: those of its own name, and these.
-MODULES = ("validators/*.py", "validators/matching/*.py", "posttrain/verdict.py", "posttrain/publish.py",
-    "posttrain/verify.py", "posttrain/promote.py", "posttrain/make_current.py", "posttrain/compare.py",
-    "posttrain/export.py", "posttrain/launch.py", "posttrain/push.py", "posttrain/train/checkpoints.py",
-    "posttrain/step/*.py", "posttrain/signing/*.py", "posttrain/nodes/*.py", "posttrain/pages/card.py",
-    "posttrain/pages/front_matter.py", "posttrain/weights/licence.py")  # fmt: skip
+MODULES = (
+    "validators/*.py", "validators/matching/*.py", "validators/skills/*.py",
+    "posttrain/verdict.py", "posttrain/publish.py", "posttrain/verify.py", "posttrain/promote.py",
+    "posttrain/make_current.py", "posttrain/compare.py", "posttrain/export.py", "posttrain/launch.py",
+    "posttrain/push.py", "posttrain/step/*.py", "posttrain/train/checkpoints.py", "posttrain/signing/*.py",
+    "posttrain/nodes/*.py", "posttrain/pages/card.py", "posttrain/pages/front_matter.py",
+    "posttrain/weights/licence.py")  # fmt: skip
 MATCHING = "tests/validators/matching/test_matching.py"
 NODES = ["tests/posttrain/nodes/test_train_job.py", "tests/posttrain/test_launch.py", "tests/posttrain/test_worker.py"]
 CARD = ["tests/posttrain/test_publish.py", "tests/posttrain/weights/test_licence.py"]
@@ -61,8 +62,14 @@ FURTHER_TESTS = {
     "posttrain/step/gate_answers.py": ["tests/posttrain/test_publish.py", "tests/posttrain/test_report.py"],
     "posttrain/step/digests.py": ["tests/posttrain/test_verify.py", "tests/posttrain/step/test_frame.py"],
     "validators/leaks.py": ["tests/validators/test_data.py"],
+    "validators/llama_cpp.py": ["tests/posttrain/serving/test_gguf.py", "tests/validators/test_export.py"],
+    "validators/observe.py": ["tests/validators/test_alignment.py", "tests/validators/test_answers.py"],
     "validators/parity.py": ["tests/validators/test_merge.py"],
     "validators/preferences.py": ["tests/validators/test_alignment.py"],
+    "validators/serving.py": ["tests/validators/test_export.py"],
+    "validators/session.py": ["tests/validators/test_sft.py"],
+    "validators/skills/asking.py": ["tests/validators/skills/test_leg.py", "tests/validators/skills/test_judging.py"],
+    "validators/skills/constraints.py": ["tests/validators/skills/test_verifiers.py"],
 }  # fmt: skip
 SLOW_IMPORTS = ("pytest", "torch", "transformers", "peft", "scipy.stats", "statsmodels.stats.proportion", "jinja2")
 OURS = ("posttrain", "validators", "tests", "examples", "runner", "pipelines", "components", "benchmarks")
@@ -79,14 +86,15 @@ def main(argv: list[str] | None = None) -> int:
         wanted = random.Random(args.seed).sample(wanted, min(args.sample, len(wanted)))
     outcomes = {one["id"]: one["outcome"] for one in results()}
     left = [one for one in wanted if outcomes.get(one.id, "lived") == "lived" and one.key not in equivalents()]
-    left.sort(key=lambda one: (one.id in outcomes, one.module))  # what lived is tried again last
+    left.sort(key=lambda one: one.module)
     print(f"{len(wanted)} mutants, {len(left)} to try", flush=True)
     for slow in SLOW_IMPORTS:
         importlib.import_module(slow)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(copy_of_the_repository(Path(folder)))
-        for mutant in left:
-            print(keep(mutant, bench.outcome(mutant)), flush=True)
+        for _, mutants in groupby(left, key=lambda one: one.module):
+            for mutant, outcome in bench.outcomes(list(mutants)):
+                print(keep(mutant, outcome), flush=True)
     return report()
 
 
@@ -130,8 +138,46 @@ class Bench:
     tree: Path
     tests: dict[str, dict[str, order.Test]] = field(default_factory=dict)  # file -> its tests by name
 
+    def outcomes(self, mutants: list[Mutant]) -> Iterator[tuple[Mutant, str]]:
+        """Yields the mutants of one module with `killed`, `lived`, or `hung`, which counts as killed."""
+        names = tests_of(mutants[0].module)
+        tried, lived = set(), []
+        for mutant, outcome in self._forks(mutants, names, self._tests(*names)):
+            tried.add(mutant.id)
+            if outcome == "lived":
+                lived.append(mutant)
+            else:
+                yield mutant, outcome
+        for mutant in lived:
+            further = self._further(mutant)
+            files = sorted({name.partition("::")[0] for name in further})
+            yield from self._forks([mutant], files, further) if files else [(mutant, "lived")]
+        for mutant in mutants:
+            if mutant.id not in tried:
+                yield mutant, self.outcome(mutant)
+
+    def _forks(
+        self, mutants: list[Mutant], names: list[str], tests: dict[str, order.Test]
+    ) -> Iterator[tuple[Mutant, str]]:
+        """Yields mutants and their outcomes, without those that `patched` leaves out."""
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if not pid:
+            exit_code = 1
+            try:
+                os.close(reading)
+                exit_code = self._in_fork(names, patched.Forks(mutants, tests, self.tree, writing, self._write))
+            finally:
+                os._exit(exit_code)  # of this process, or of one of its forks
+        os.close(writing)
+        with open(reading, encoding="utf-8") as lines:
+            for line in lines:
+                at, outcome = line.split()
+                yield mutants[int(at)], outcome
+        os.waitpid(pid, 0)
+
     def outcome(self, mutant: Mutant) -> str:
-        """Returns `killed`, `lived`, or `hung`, which counts as killed."""
+        """Returns the outcome of one mutant, in processes that import the changed module."""
         names = tests_of(mutant.module)
         outcome = self._try(mutant, names, self._tests(*names))
         if outcome == "lived" and (further := self._further(mutant)):
@@ -142,10 +188,9 @@ class Bench:
         limit = 20 + 10 * sum(test.seconds for test in tests.values())
         try:
             self._write(mutant.module, mutant.source)
-            exit_code = self._test(names, order.Sorted(tests, mutant.place), limit=limit)
+            return self._test(names, order.Sorted(tests, mutant.place), limit=limit)
         finally:
             self._write(mutant.module, mutant.original)
-        return "hung" if exit_code is None else "killed" if exit_code else "lived"
 
     def _further(self, mutant: Mutant) -> dict[str, order.Test]:
         """Returns the tests of other modules that call the changed function; any of its module, if it is none."""
@@ -172,7 +217,7 @@ class Bench:
         part = path.with_suffix(f".{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if self._test([test], order.Tracing(self.tree, frozenset(modules("")), part), limit=600) != 0:
+            if self._test([test], order.Tracing(self.tree, frozenset(modules("")), part), limit=600) != "lived":
                 raise ValueError(f"{test} fails without a change, or takes longer than 10 minutes; mend it first")
             part.rename(path)
         return path
@@ -182,8 +227,8 @@ class Bench:
         (self.tree / module).write_text(source, encoding="utf-8")
         Path(cache_from_source(str(self.tree / module))).unlink(missing_ok=True)
 
-    def _test(self, tests: list[str], plugin: object, *, limit: float) -> int | None:
-        """Runs tests in a fork and returns the exit code; None if they take longer than `limit`."""
+    def _test(self, tests: list[str], plugin: object, *, limit: float) -> str:
+        """Runs tests in a fork and returns the outcome; the limit is in seconds."""
         pid = os.fork()
         if not pid:
             exit_code = 1
@@ -191,13 +236,7 @@ class Bench:
                 exit_code = self._in_fork(tests, plugin)
             finally:
                 os._exit(exit_code)
-        until, ended = time.monotonic() + limit, 0
-        while not ended and time.monotonic() < until:
-            time.sleep(0.02)
-            ended, status = os.waitpid(pid, os.WNOHANG)
-        with suppress(ProcessLookupError):  # also what the tests have started and left
-            os.killpg(pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(status) if ended else os.waitpid(pid, 0) and None
+        return patched.outcome(pid, limit)
 
     def _in_fork(self, tests: list[str], plugin: object) -> int:
         os.setsid()

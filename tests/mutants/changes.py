@@ -44,6 +44,11 @@ class Mutant:
         return hashlib.sha256(f"{self.module}\n{self.original}\n{self.node} {self.number}".encode()).hexdigest()
 
     @property
+    def comparable(self) -> str:
+        """The module's source without the change, laid out as `source` is."""
+        return ast.unparse(ast.parse(self.original))
+
+    @property
     def source(self) -> str:
         """The module's source with the change."""
         tree = ast.parse(self.original)
@@ -68,10 +73,10 @@ def mutants_of(root: Path, module: str) -> Iterator[Mutant]:
 
 
 def unseen(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yields what no test is to see changed: annotations, frozen classes, the indent of a file, what zip asserts."""
+    """Yields what no test is to see changed: annotations, how classes are frozen, indents, what zip asserts."""
     for node in ast.walk(tree):
         parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
-        if isinstance(node, ast.keyword) and node.arg in ("frozen", "slots", "indent", "strict"):
+        if isinstance(node, ast.keyword) and node.arg in ("frozen", "slots", "kw_only", "indent", "strict"):
             parts.append(node.value)
         for part in filter(None, parts):
             yield from ast.walk(part)

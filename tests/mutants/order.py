@@ -57,18 +57,21 @@ class Test:
 
 @dataclass(frozen=True)
 class Sorted:
-    """A plugin of pytest that begins with the tests that call a function, fast ones first."""
+    """A plugin of pytest that runs the tests that call a function, fast ones first; all, if none of them calls it."""
 
     tests: dict[str, Test]
     function: str  # `module:function`
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=self._place)
+        items[:] = self.of(items)
 
-    def _place(self, item: pytest.Item) -> tuple[bool, float]:
-        test = self.tests.get(item.nodeid, Test())
-        return self.function not in test.calls, test.seconds
+    def of(self, items: list[pytest.Item]) -> list[pytest.Item]:
+        calling = [item for item in items if self.function in self._test(item).calls]
+        return sorted(calling or items, key=lambda item: self._test(item).seconds)
+
+    def _test(self, item: pytest.Item) -> Test:
+        return self.tests.get(item.nodeid, Test())
 
 
 def read(path: Path) -> dict[str, Test]:
