@@ -46,6 +46,7 @@ MODULES = (
     "posttrain/weights/licence.py")  # fmt: skip
 MATCHING = "tests/validators/matching/test_matching.py"
 NODES = ["tests/posttrain/nodes/test_train_job.py", "tests/posttrain/test_launch.py", "tests/posttrain/test_worker.py"]
+COMMANDS = ["tests/components/test_components.py"]
 CARD = ["tests/posttrain/test_publish.py", "tests/posttrain/weights/test_licence.py"]
 FURTHER_TESTS = {
     **{f"validators/matching/{name}.py": [MATCHING] for name in ("__init__", "choice", "number", "structured", "text")},
@@ -53,8 +54,8 @@ FURTHER_TESTS = {
        for name in ("bill", "envelope", "signature", "statements")},
     **{f"posttrain/nodes/{name}.py": NODES for name in ("follow", "inputs", "kubernetes")},
     **{f"posttrain/pages/{name}.py": CARD for name in ("card", "front_matter")},
-    "posttrain/export.py": ["tests/validators/test_export.py", "tests/posttrain/serving/test_gguf.py"],
-    "posttrain/make_current.py": ["tests/validators/test_champion.py"],
+    **{f"posttrain/{name}.py": COMMANDS for name in ("export", "make_current", "launch", "verify", "promote", "push",
+                                                     "compare", "publish")},
     "posttrain/step/become.py": ["tests/posttrain/step/test_attempts.py"],
     "posttrain/step/published.py": ["tests/posttrain/test_verify.py", "tests/posttrain/test_publish.py"],
     "posttrain/step/provenance.py": ["tests/posttrain/test_verify.py", "tests/posttrain/test_publish.py"],
