@@ -52,7 +52,7 @@ FURTHER_TESTS = {
     **{f"validators/matching/{name}.py": [MATCHING] for name in ("__init__", "choice", "number", "structured", "text")},
     **{f"posttrain/signing/{name}.py": ["tests/posttrain/test_signing.py"]
        for name in ("bill", "envelope", "signature", "statements")},
-    **{f"posttrain/nodes/{name}.py": NODES for name in ("follow", "inputs", "kubernetes")},
+    **{f"posttrain/nodes/{name}.py": NODES for name in ("follow", "inputs", "kubernetes", "train_job")},
     **{f"posttrain/pages/{name}.py": CARD for name in ("card", "front_matter")},
     **{f"posttrain/{name}.py": COMMANDS for name in ("export", "make_current", "launch", "verify", "promote", "push",
                                                      "compare", "publish")},
