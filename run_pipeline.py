@@ -3,6 +3,7 @@
 python run_pipeline.py --config FILE --sft-dataset sft.jsonl --preference-dataset preferences.jsonl
 python run_pipeline.py --config FILE --endpoint URL --token-file FILE     run on a cluster, and follow the run there
 python run_pipeline.py --config FILE --sweep configs/sweep_config.yaml    run many trials, and go on with the best
+python run_pipeline.py --config FILE --estimate                           time a few steps, say what a run will cost
 
 Exit code: 0 the model was promoted (for a sweep that ends there: its winner qualifies on unseen rows too), 2 a gate
 stopped the run, 130 the run was interrupted, 1 anything else. It comes from what the run left in its storage (the
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings", help="override one key")
     add("--run-id", metavar="ID", help="id of the run (default: time and a random part); with --endpoint: follow it")
     add("--fresh", action="store_true", help="reuse nothing from earlier runs")
+    add("--estimate", action="store_true", help="run nothing: time a few steps here, and say what a run will cost")
     add("--junit", metavar="FILE", help="also write the gates as JUnit XML for CI, however the run ends")
     add = parser.add_argument_group("in Docker").add_argument
     add("--runner", choices=["process", "docker"], default="process", help="run each step as a process or in its image")
@@ -85,6 +87,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
     if args.junit and (args.detach or args.stop):
         parser.error("--junit is written at the end of a run: leave out --detach and --stop, and follow the run")
+    if args.estimate and (args.endpoint or args.sweep or args.junit or args.run_id or args.runner == "docker"):
+        parser.error(
+            "--estimate measures one run on this machine: leave out --endpoint, --sweep, --junit, --run-id and --runner"
+        )
     if args.runner == "process" and (args.gpus or args.env):
         parser.error("--gpus and --env are for containers: give --runner docker too")
     if args.endpoint and args.runner == "docker":
@@ -128,6 +134,11 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     from runner import junit
 
     masking.mask_output()
+    if args.estimate:
+        from runner import estimate
+
+        handle_signals(interrupt)
+        return estimate.run(args)
     junit.write(args.junit, junit.of_error("ended without a result"))  # stays if this process is killed
     if args.endpoint:
         from runner import there

@@ -16,14 +16,27 @@ MIN_ROWS = 4
 MIN_STEPS = 8  # fewer have no course to show
 
 
+def affordable_rows(num_train_rows: int, num_eval_rows: int, *, epochs: float) -> int:
+    """Returns how many held-out rows each of these evaluations has."""
+    affordable = int(MAX_COST * num_train_rows * epochs / (NUM_BEFORE_END * COST_OF_ROW))
+    return min(affordable, num_eval_rows)
+
+
+def steps_of(max_steps: int, *, num_rows: int) -> set[int]:
+    """Returns the optimizer steps after which a training evaluates on `num_rows` rows."""
+    if num_rows < MIN_ROWS or max_steps < MIN_STEPS:
+        return set()
+    return {max_steps * part // (NUM_BEFORE_END + 1) for part in range(1, NUM_BEFORE_END + 1)}
+
+
 class HeldOutLoss:
     """Has the trainer evaluate at evenly spaced steps, on as many held-out rows as the time allows."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        epochs, num_rows = trainer.args.num_train_epochs, len(trainer.train_dataset)
-        affordable = int(MAX_COST * num_rows * epochs / (NUM_BEFORE_END * COST_OF_ROW))
-        self.num_rows = min(affordable, len(trainer.eval_dataset))
+        self.num_rows = affordable_rows(
+            len(trainer.train_dataset), len(trainer.eval_dataset), epochs=trainer.args.num_train_epochs
+        )
 
     def on_step_end(self, args, state, control) -> None:
         """Asks for an evaluation if this step has one; a training that stops here has no time for it."""
@@ -32,9 +45,7 @@ class HeldOutLoss:
 
     def steps(self, max_steps: int) -> set[int]:
         """The optimizer steps after which the trainer evaluates."""
-        if self.num_rows < MIN_ROWS or max_steps < MIN_STEPS:
-            return set()
-        return {max_steps * part // (NUM_BEFORE_END + 1) for part in range(1, NUM_BEFORE_END + 1)}
+        return steps_of(max_steps, num_rows=self.num_rows)
 
     @contextmanager
     def during_training(self) -> Iterator[None]:

@@ -156,10 +156,7 @@ def training_args(config: LoraTraining, training: Training, *, num_train_rows: i
 
     An optimizer step uses batch_size * gradient_accumulation rows, which any number of ranks divide among them.
     """
-    batch_size = min(config.batch_size, num_train_rows)
-    num_batches = math.ceil(math.ceil(num_train_rows / batch_size) / ranks.count())  # of one rank
-    accumulation = min(config.gradient_accumulation // ranks.count(), num_batches)
-    num_steps = math.ceil(math.ceil(num_batches / accumulation) * config.epochs)
+    batch_size, accumulation, num_steps = schedule(config, num_train_rows=num_train_rows, num_ranks=ranks.count())
     return {
         "output_dir": output,
         "seed": config.seed,
@@ -182,6 +179,14 @@ def training_args(config: LoraTraining, training: Training, *, num_train_rows: i
         "disable_tqdm": True,
         **backend.device_args(config),
     }
+
+
+def schedule(config: LoraTraining, *, num_train_rows: int, num_ranks: int = 1) -> tuple[int, int, int]:
+    """Returns the micro-batch, the number of them that each rank accumulates, and the number of optimizer steps."""
+    batch_size = min(config.batch_size, num_train_rows)
+    num_batches = math.ceil(math.ceil(num_train_rows / batch_size) / num_ranks)  # of one rank
+    accumulation = min(config.gradient_accumulation // num_ranks, num_batches)
+    return batch_size, accumulation, math.ceil(math.ceil(num_batches / accumulation) * config.epochs)
 
 
 def run(
