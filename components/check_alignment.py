@@ -16,7 +16,7 @@ from kfp.dsl import (
     container_component,
 )
 
-from components.container import container
+from components.container import container, without
 
 
 @container_component
@@ -43,44 +43,11 @@ def check_alignment(
     return container("validators.alignment", "train", **locals())
 
 
-@container_component
-def check_preference_alignment(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    before: Input[Model],
-    model: Input[Model],
-    training: Input[Metrics],
-    preference_eval: Input[Dataset],
-    verdict: Output[Artifact],
-    report: Output[HTML],
-    summary: Output[Markdown],
-    answers: Output[Artifact],
-    confusion: Output[ClassificationMetrics],
-    metrics: Output[Metrics],
-    passed: OutputPath(bool),
-):
+@without(check_alignment, "base", "sft_eval")
+def check_preference_alignment():
     """Judges the aligned model against its base, in a graph without SFT."""
-    return container("validators.alignment", "train", **locals())
 
 
-@container_component
-def check_safety(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    before: Input[Model],
-    model: Input[Model],
-    sft_eval: Input[Dataset],
-    verdict: Output[Artifact],
-    report: Output[HTML],
-    summary: Output[Markdown],
-    answers: Output[Artifact],
-    confusion: Output[ClassificationMetrics],
-    metrics: Output[Metrics],
-    passed: OutputPath(bool),
-):
+@without(check_alignment, "base", "training", "preference_eval")
+def check_safety():
     """Judges an SFT model against its base on generated answers and red-team prompts."""
-    return container("validators.alignment", "train", **locals())

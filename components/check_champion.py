@@ -4,7 +4,7 @@ the same in a graph with one kind of rows; check_adapter_champion: the same wher
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Model, Output, OutputPath, container_component
 
-from components.container import container
+from components.container import container, without
 
 
 @container_component
@@ -28,44 +28,14 @@ def check_champion(
     return container("validators.champion", "train", **locals())
 
 
-@container_component
-def check_sft_champion(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    receipt: Input[Artifact],
-    model: Input[Model],
-    sft_eval: Input[Dataset],
-    verdict: Output[Artifact],
-    report: Output[HTML],
-    summary: Output[Markdown],
-    answers: Output[Artifact],
-    metrics: Output[Metrics],
-    passed: OutputPath(bool),
-):
+@without(check_champion, "preference_eval")
+def check_sft_champion():
     """Judges the same on held-out SFT rows, in a graph without DPO."""
-    return container("validators.champion", "train", **locals())
 
 
-@container_component
-def check_preference_champion(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    receipt: Input[Artifact],
-    model: Input[Model],
-    preference_eval: Input[Dataset],
-    verdict: Output[Artifact],
-    report: Output[HTML],
-    summary: Output[Markdown],
-    answers: Output[Artifact],
-    metrics: Output[Metrics],
-    passed: OutputPath(bool),
-):
+@without(check_champion, "sft_eval")
+def check_preference_champion():
     """Judges the same on held-out preference rows, in a graph without SFT."""
-    return container("validators.champion", "train", **locals())
 
 
 @container_component

@@ -2,7 +2,7 @@
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Output, OutputPath, container_component
 
-from components.container import container
+from components.container import container, without
 
 
 @container_component
@@ -27,41 +27,11 @@ def check_data(
     return container("validators.data", "cpu", **locals())
 
 
-@container_component
-def check_sft_data(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    tokenizer: Input[Artifact],
-    sft_train: Input[Dataset],
-    sft_eval: Input[Dataset],
-    verdict: Output[Artifact],
-    report: Output[HTML],
-    summary: Output[Markdown],
-    manifest: Output[Artifact],
-    metrics: Output[Metrics],
-    passed: OutputPath(bool),
-):
+@without(check_data, "preference_train", "preference_eval")
+def check_sft_data():
     """Judges SFT rows."""
-    return container("validators.data", "cpu", **locals())
 
 
-@container_component
-def check_preference_data(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    tokenizer: Input[Artifact],
-    preference_train: Input[Dataset],
-    preference_eval: Input[Dataset],
-    verdict: Output[Artifact],
-    report: Output[HTML],
-    summary: Output[Markdown],
-    manifest: Output[Artifact],
-    metrics: Output[Metrics],
-    passed: OutputPath(bool),
-):
+@without(check_data, "sft_train", "sft_eval")
+def check_preference_data():
     """Judges preference rows."""
-    return container("validators.data", "cpu", **locals())

@@ -4,7 +4,7 @@ same in a graph with one kind of rows.
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Model, Output, OutputPath, container_component
 
-from components.container import container
+from components.container import container, without
 
 
 @container_component
@@ -28,41 +28,11 @@ def check_export(
     return container("validators.export", "train", **locals())
 
 
-@container_component
-def check_sft_export(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    model: Input[Model],
-    export: Input[Model],
-    sft_eval: Input[Dataset],
-    verdict: Output[Artifact],
-    report: Output[HTML],
-    summary: Output[Markdown],
-    answers: Output[Artifact],
-    metrics: Output[Metrics],
-    passed: OutputPath(bool),
-):
+@without(check_export, "preference_eval")
+def check_sft_export():
     """Judges the same on held-out SFT rows, in a graph without DPO."""
-    return container("validators.export", "train", **locals())
 
 
-@container_component
-def check_preference_export(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    model: Input[Model],
-    export: Input[Model],
-    preference_eval: Input[Dataset],
-    verdict: Output[Artifact],
-    report: Output[HTML],
-    summary: Output[Markdown],
-    answers: Output[Artifact],
-    metrics: Output[Metrics],
-    passed: OutputPath(bool),
-):
+@without(check_export, "sft_eval")
+def check_preference_export():
     """Judges the same on held-out preference rows, in a graph without SFT."""
-    return container("validators.export", "train", **locals())

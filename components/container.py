@@ -1,10 +1,14 @@
 """Builds the container of a step: module name, image and arguments -> `dsl.ContainerSpec`."""
 
+import inspect
 import re
+from collections.abc import Callable
+from functools import update_wrapper
 from pathlib import Path
 
 import yaml
 from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
 
 from posttrain.config.parse import read_yaml
 
@@ -17,16 +21,38 @@ def container(module: str, image: str, **arguments) -> dsl.ContainerSpec:
     """Runs `<module>`, in attempts, with one flag for each argument of the component, under its name with hyphens.
 
     A component passes its `**locals()`, so that no flag can drift from its argument. An artifact is given by its path.
-    The configuration has no flag: a step takes it from the executor input, which has all parameters anyway.
+    The configuration has no flag: a step takes it from the executor input, which has all parameters anyway. None stands
+    for an argument that a component is `without`, and has no flag either.
     """
-    flags = {f"--{name.replace('_', '-')}": getattr(value, "path", value) for name, value in arguments.items()}
-    flags.pop("--config", None)
+    passed = {name: value for name, value in arguments.items() if name != "config" and value is not None}
+    flags = {f"--{name.replace('_', '-')}": getattr(value, "path", value) for name, value in passed.items()}
     args = [part for flag in flags.items() for part in flag]
     return dsl.ContainerSpec(
         image=image_reference(image),
         command=["python", "-m", ATTEMPTS_MODULE, module],
         args=[*args, "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
     )
+
+
+def without(component: BaseComponent, *arguments: str) -> Callable[[Callable], BaseComponent]:
+    """Makes a component for another shape of the graph: like `component`, without some of its arguments.
+
+    It decorates an empty function, which gives it a name and a docstring.
+    """
+    whole = component.pipeline_func
+    parameters = inspect.signature(whole).parameters
+    assert parameters.keys() >= set(arguments), f"{whole.__name__} has no such argument: {arguments}"
+    kept = [parameter for name, parameter in parameters.items() if name not in arguments]
+
+    def narrow(named: Callable) -> BaseComponent:
+        def build(*values) -> dsl.ContainerSpec:
+            given = zip((parameter.name for parameter in kept), values, strict=True)
+            return whole(**dict.fromkeys(arguments), **dict(given))
+
+        update_wrapper(build, named).__signature__ = inspect.Signature(kept)
+        return dsl.container_component(build)
+
+    return narrow
 
 
 def image_reference(name: str) -> str:

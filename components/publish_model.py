@@ -2,20 +2,7 @@
 
 from kfp.dsl import Artifact, Input, Model, Output, container_component
 
-from components.container import container
-
-
-@container_component
-def publish_model(
-    step: str,
-    storage_root: str,
-    config: dict,
-    model: Input[Model],
-    model_name: str,
-    receipt: Output[Artifact],
-):
-    """Publishes the model if every required gate of this run passed on exactly these weights."""
-    return container("posttrain.publish", "cpu", **locals())
+from components.container import container, without
 
 
 @container_component
@@ -30,3 +17,8 @@ def publish_exported_model(
 ):
     """Publishes the model and its exported files if every required gate of this run passed on exactly these."""
     return container("posttrain.publish", "cpu", **locals())
+
+
+@without(publish_exported_model, "export")
+def publish_model():
+    """Publishes the model if every required gate of this run passed on exactly these weights."""

@@ -6,7 +6,7 @@ cannot get one artifact under two names.
 
 from kfp.dsl import Dataset, Input, Markdown, Metrics, Model, Output, OutputPath, container_component
 
-from components.container import container
+from components.container import container, without
 
 
 @container_component
@@ -28,38 +28,14 @@ def run_trials(
     return container("posttrain.sweep.trial", "train", **locals())
 
 
-@container_component
-def run_sft_trials(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    base: Input[Model],
-    sft_train: Input[Dataset],
-    sft_eval: Input[Dataset],
-    summary: Output[Markdown],
-    metrics: Output[Metrics],
-    rows: OutputPath(list),
-):
+@without(run_trials, "preference_train", "preference_eval")
+def run_sft_trials():
     """Runs trials of a pipeline without DPO."""
-    return container("posttrain.sweep.trial", "train", **locals())
 
 
-@container_component
-def run_preference_trials(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    base: Input[Model],
-    preference_train: Input[Dataset],
-    preference_eval: Input[Dataset],
-    summary: Output[Markdown],
-    metrics: Output[Metrics],
-    rows: OutputPath(list),
-):
+@without(run_trials, "sft_train", "sft_eval")
+def run_preference_trials():
     """Runs trials of a pipeline without SFT."""
-    return container("posttrain.sweep.trial", "train", **locals())
 
 
 @container_component
@@ -83,37 +59,11 @@ def judge_winner(
     return container("posttrain.sweep.trial", "train", **locals())
 
 
-@container_component
-def judge_sft_winner(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    base: Input[Model],
-    sft_train: Input[Dataset],
-    sft_eval: Input[Dataset],
-    sft_judged: Input[Dataset],
-    summary: Output[Markdown],
-    metrics: Output[Metrics],
-    row: OutputPath(str),
-):
+@without(judge_winner, "preference_train", "preference_eval", "preference_judged")
+def judge_sft_winner():
     """Judges the winner of a pipeline without DPO."""
-    return container("posttrain.sweep.trial", "train", **locals())
 
 
-@container_component
-def judge_preference_winner(
-    step: str,
-    storage_root: str,
-    config: dict,
-    overrides: dict,
-    base: Input[Model],
-    preference_train: Input[Dataset],
-    preference_eval: Input[Dataset],
-    preference_judged: Input[Dataset],
-    summary: Output[Markdown],
-    metrics: Output[Metrics],
-    row: OutputPath(str),
-):
+@without(judge_winner, "sft_train", "sft_eval", "sft_judged")
+def judge_preference_winner():
     """Judges the winner of a pipeline without SFT."""
-    return container("posttrain.sweep.trial", "train", **locals())
