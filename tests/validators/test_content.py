@@ -120,6 +120,14 @@ def test_several_answers_to_one_prompt_all_count():
     assert content.references_by_row([rows[1], rows[3]], rows) == [["Sure.", "Yes."], ["No.", {"a": 1}]]
 
 
+def test_the_order_of_keys_makes_no_other_reference():
+    rows = [
+        {"prompt": prompt("Red?"), "completion": [], "references": [{"a": 1, "b": 2}]},
+        {"prompt": [dict(reversed(turn.items())) for turn in prompt("Red?")], "references": [{"b": 2, "a": 1}]},
+    ]
+    assert content.references_by_row(rows[:1], rows) == [[{"a": 1, "b": 2}]]
+
+
 MINE = """
 def same(prompt, answer, reference):
     return answer == reference
@@ -170,6 +178,15 @@ def test_a_judge_without_a_model_fails():
     found, failures = scored(answered(model=right(40)), **limits)
     assert failures == {"answers_compared": "failed"}
     assert statuses(found, SftLimits(**limits))["judge_tells_apart"] == "not run"
+    _, measured = content.score(answered(model=right(40)), AnswerLimits(**limits), judge_model=None)
+    [failure] = measured.failures
+    assert "no judge is configured: set validation.match_options.judge_model" in failure.detail
+
+
+def test_the_model_that_compares_is_an_input_only_where_one_compares(tiny_model, tmp_path):
+    assert content.bring_judge(AnswerLimits(answer_match="exact"), tmp_path, []) == {}
+    limits = AnswerLimits(answer_match="judge", match_options={"judge_model": str(tiny_model)})
+    assert content.bring_judge(limits, tmp_path, [str(tiny_model)]) == {content.JUDGE: str(tiny_model)}
 
 
 def test_the_user_s_own_checks_see_references_scores_and_the_other_models_answers(mine):
@@ -179,7 +196,9 @@ def test_the_user_s_own_checks_see_references_scores_and_the_other_models_answer
     assert check.detail == f"{[40, REFERENCES[0], 1.0, 'No.', 'Before.']}"
     context = content.context(replace(found, before=None, scores={}), limits, gate="check_sft")
     assert context.previous_answers == context.base_answers and context.scores is None
+    assert context.stopped == [True] * 40
     assert content.context(answered(model=right(1)), limits, gate="check_sft").base_answers is None
+    assert content.context(answered(model=None), limits, gate="check_sft").stopped == []
 
 
 @pytest.mark.parametrize(
@@ -207,6 +226,12 @@ def test_what_is_kept_for_people():
         "red-team prompt", "does not decline", None, None,
     )  # fmt: skip
     assert content.shown(answered(model=None)) == ()
+
+
+def test_a_model_without_scores_has_no_mean():
+    assert content.numbers_of(replace(answered(model=right(1)), scores={"model": [], "base": [0.5]})) == {
+        "base_answer_accuracy": 0.5
+    }
 
 
 def test_scores_that_are_none_never_pass():

@@ -64,6 +64,39 @@ def test_one_question_on_other_terms_is_no_repetition():
     assert overlap.near_duplicates([row(system, "Add milk", system=system) for system in terms], "sft", 0.9) == []
 
 
+def test_a_long_question_on_other_terms_is_no_repetition():
+    rows = [row("a", WORDS, system="Answer in French."), row("b", f"{WORDS} now", system="Never say a word.")]
+    assert overlap.near_duplicates(rows, "sft", 0.9) == []
+
+
+def test_prompts_that_a_gate_asks_are_held_out_too():
+    trained = row("a", "Hello")
+    trained["prompt"] += [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Add milk"}]
+    rows = {"sft_train": [trained], "sft_eval": [row("b", "Add milk")], "preference_eval": [trained | {"id": "c"}]}
+    found = overlap.answered_elsewhere(rows, {"benign_prompts": [asked("prompt 1", "Add milk")]})["answered_elsewhere"]
+    assert found.keys() == {"sft_eval", "preference_eval", "benign_prompts"}
+    assert [len(found[name]) for name in ("sft_eval", "benign_prompts")] == [1, 1]
+    without = overlap.answered_elsewhere(rows | {"sft_train": []}, {})["answered_elsewhere"]
+    assert without["sft_eval"] == []  # another held-out row answers it
+
+
+def test_near_ones_are_sought_in_every_file_by_its_kind():
+    pair = {"chosen": [{"role": "assistant", "content": "Yes."}], "rejected": [{"role": "assistant", "content": "No."}]}
+    pairs = [asked("p", WORDS) | pair, asked("q", f"{WORDS} now") | pair]
+    rows = {"sft_train": [row("a", WORDS), row("b", f"{WORDS} too")], "preference_eval": pairs}
+    assert overlap.alike(rows, {"benign_prompts": [asked("prompt 1", f"Please {WORDS}")]}, 0.9) == {
+        "near_duplicates": {"sft_train": ["b like a"], "preference_eval": ["q like p"]},
+        "near_shared_prompts": {
+            "preference_eval": ["q like a of sft_train"], "benign_prompts": ["prompt 1 like a of sft_train"],
+        },
+    }  # fmt: skip
+
+
+def test_of_distinct_items_those_that_are_asked_for():
+    distinct = overlap.Distinct(["one", "one", "two", "three"], {1}, {b"one", b"two", b"three"})
+    assert dict(distinct.at({0, 2})) == {0: "one", 2: "three"}
+
+
 def test_exact_repeats_are_not_near_ones():
     rows = [row("a", WORDS), row("b", WORDS), row("c", f"{WORDS} now"), row("d", WORDS, answer="No.")]
     assert overlap.near_duplicates(rows, "sft", 0.9) == ["c like a"]
