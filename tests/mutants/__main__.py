@@ -75,6 +75,7 @@ FURTHER_TESTS = {
 SLOW_IMPORTS = ("pytest", "torch", "transformers", "peft", "scipy.stats", "statsmodels.stats.proportion", "jinja2")
 OURS = ("posttrain", "validators", "tests", "examples", "runner", "pipelines", "components", "benchmarks")
 IMPORTED = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"  # plugins of pytest, by `SLOW_IMPORTS`
+LONG = "tests/validators/"  # of these, tests marked long run too: they take seconds
 NO_RACES = "not race and not racing and not publishers and not chaos"  # they take long, and see no more
 
 
@@ -248,7 +249,8 @@ class Bench:
                 os.dup2(null.fileno(), stream)
         pytest = importlib.import_module("pytest")
         forget(OURS)
-        arguments = ["-x", "-p", "no:cacheprovider", "-W", IMPORTED, "-k", NO_RACES, *tests]
+        long = ["-m", "long or not long"] if all(test.startswith(LONG) for test in tests) else []
+        arguments = ["-x", "-p", "no:cacheprovider", "-W", IMPORTED, "-k", NO_RACES, *long, *tests]
         return pytest.main(arguments, plugins=[plugin])
 
 
