@@ -47,7 +47,7 @@ MODULES = (
 MATCHING = "tests/validators/matching/test_matching.py"
 NODES = ["tests/posttrain/nodes/test_train_job.py", "tests/posttrain/test_launch.py", "tests/posttrain/test_worker.py"]
 COMMANDS = ["tests/components/test_components.py"]
-CARD = ["tests/posttrain/test_publish.py", "tests/posttrain/weights/test_licence.py"]
+CARD = ["tests/posttrain/pages/test_card.py", "tests/posttrain/test_publish.py"]
 FURTHER_TESTS = {
     **{f"validators/matching/{name}.py": [MATCHING] for name in ("__init__", "choice", "number", "structured", "text")},
     **{f"posttrain/signing/{name}.py": ["tests/posttrain/test_signing.py"]
