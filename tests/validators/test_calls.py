@@ -25,6 +25,7 @@ JSON = '{"name": "add_task", "arguments": {"title": "rent"}}'
 )
 def test_calls_are_read_whatever_marks_are_around_them(text):
     assert as_json(text, OFFERED) == JSON
+    assert as_json(text.replace("rent", "März"), OFFERED) == JSON.replace("rent", "März")
 
 
 @pytest.mark.parametrize(

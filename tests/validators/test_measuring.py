@@ -283,6 +283,11 @@ def test_parts_may_measure_one_model_together_and_are_read_as_the_numbers_of_a_g
         assert measured.read(Example) == Example({"size": None, "loss": 1.0, "answers": {"a": ["x"]}}, missing=None)
 
 
+def test_of_a_number_and_a_mapping_of_one_name_the_later_counts():
+    assert measuring.merged({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
+    assert measuring.merged({"a": {"b": 2}}, {"a": 1}) == {"a": 1}
+
+
 def pipes() -> dict[int, str]:
     """Which pipe each descriptor of this process leads to."""
     descriptors = {}

@@ -1,10 +1,12 @@
 """Pairs out of a model's own answers: which answers make a pair, how pairs are mixed, and the step from end to end."""
 
 import json
+import math
 
 import pytest
 
 from posttrain.config import PairsConfig, SamplePairsStep, SamplingLimits
+from posttrain.pages.answers import RIGHT
 from posttrain.rows.formats import check_row, read_jsonl, write_jsonl
 from validators import sampling
 from validators.inference import Answer
@@ -67,6 +69,18 @@ def test_a_prompt_without_a_right_and_a_wrong_answer_gives_no_pair(answers, outc
     assert (chosen.outcome, chosen.pair) == (outcome, None)
 
 
+@pytest.mark.parametrize(("score", "is_right"), [(RIGHT, True), (math.nextafter(RIGHT, 0), False)])
+def test_an_answer_is_right_from_the_score_at_which_pages_call_it_so(score, is_right):
+    answer = scored("4", score)
+    assert (answer.is_right, answer.is_wrong) == (is_right, not is_right)
+
+
+def test_a_margin_may_be_as_small_as_the_least():
+    answers = [scored("4", 1.0), scored("5", 0.25)]
+    assert choose(ASKED, answers, PairsConfig(min_margin=0.75)).margin == 0.75
+    assert choose(ASKED, answers, PairsConfig(min_margin=0.76)).outcome == "small_margin"
+
+
 def test_where_no_answer_is_right_the_rows_own_may_be_the_chosen_one():
     settings = PairsConfig(use_reference=True)
     assert texts(choose(ASKED, [scored("5", 0.0)], settings)) == ("4", "5")
@@ -96,6 +110,43 @@ def test_every_answer_of_rows_with_the_same_prompt_is_accepted():
     other = ROW | {"id": "again", "completion": [{"role": "assistant", "content": "vier"}]}
     (asked,) = sampling.asked_of([ROW | {"references": ["IV"]}, other])
     assert sorted(asked.accepted) == ["4", "IV", "vier"]
+
+
+def test_every_different_prompt_is_asked_once_up_to_a_number():
+    rows = [ROW | {"id": f"{at}", "prompt": [{"role": "user", "content": f"{at // 2} + 2?"}]} for at in range(8)]
+    assert [len(sampling.asked_of(some)) for some in (rows, [])] == [4, 0]
+    assert len(sampling.asked_of(rows, 3)) == 3
+
+
+def test_what_became_of_the_prompts_is_counted():
+    groups = [
+        [scored("4", 1.0), scored("5", 0.0)], [scored("4", 0.9), scored("5", 0.25)], [scored("5", 0.0)] * 2,
+        [scored("4", 1.0)] * 2, [scored("4", 0.6), scored("5", 0.4)],
+    ]  # fmt: skip
+    chosen = [choose(ASKED, group, PairsConfig()) for group in groups]
+    numbers = sampling.numbers_of(chosen, [one for group in groups for one in group])
+    assert numbers == pytest.approx({
+        "num_prompts": 5, "num_sampled_answers": 10, "right_answer_rate": 0.5, "pair_yield": 0.4,
+        "num_prompts_with_no_right_answer": 1, "num_prompts_with_no_wrong_answer": 1,
+        "num_prompts_with_small_margin": 1, "num_sampled_pairs": 2, "least_margin": 0.65, "mean_margin": 0.825,
+    })  # fmt: skip
+    none = sampling.numbers_of([], [])
+    assert (none["right_answer_rate"], none["pair_yield"]) == (0, 0) and "least_margin" not in none
+
+
+def test_prompts_outside_the_allowed_prefixes_are_refused(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [ROW])
+    step = SamplePairsStep(pairs=PairsConfig(prompts=str(tmp_path / "rows.jsonl")), allowed_prefixes=["gs://mine"])
+    with pytest.raises(ValueError, match="pairs.prompts.*allowed"):
+        sampling.bring_prompts(step, tmp_path)
+    assert sampling.bring_prompts(SamplePairsStep(), tmp_path) == {}
+
+
+def test_where_nobody_judges_content_an_answer_without_harm_is_right(monkeypatch):
+    monkeypatch.setattr(sampling.judges, "load", lambda path: path)
+    monkeypatch.setattr(sampling.judges, "by_model", lambda path, judged: [None, "unsafe", None])
+    limits = SamplingLimits(answer_match="none", judge_model="acme/judge")
+    assert sampling._scores([], [], limits, {sampling.HARM_JUDGE: "acme/judge"}) == [1.0, 0.0, 1.0]
 
 
 def test_settings_that_decide_no_answer_are_in_no_fingerprint():

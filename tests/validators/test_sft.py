@@ -320,6 +320,12 @@ def test_each_check_can_stop_alone(change, name, status):
     assert judged(replace(GOOD, **change)) == {name: status}
 
 
+def test_one_side_alone_shows_no_gain():
+    assert judged(replace(GOOD, base_logprobs=None)) == {"held_out_loss_below_base": "not run"}
+    alone = judged(replace(GOOD, logprobs=None))
+    assert alone == {"held_out_loss": "not run", "held_out_loss_below_base": "not run"}
+
+
 def test_the_gain_over_the_base_has_its_own_limit():
     assert judged(GOOD, min_loss_gain=1.0) == {}
     assert judged(GOOD, min_loss_gain=3.5) == {"held_out_loss_below_base": "failed"}
@@ -347,5 +353,8 @@ def test_long_rows_are_not_asked_and_a_broken_tokenizer_is_left_to_a_measurement
     kept = within(tiny_model, rows, sorted(lengths)[20])
     assert kept == [row for row, length in zip(rows, lengths, strict=True) if length <= sorted(lengths)[20]]
     assert len(rows) > len(kept) > 20
+    settings = CheckSftStep(sft=SftConfig(max_seq_length=sorted(lengths)[20]))
+    measurer = gate.Measurer(tiny_model, tmp_path, rows, settings)
+    assert measurer.held_out_rows() == {"num_rows_too_long": len(rows) - len(kept)}
     assert within(tiny_model, rows, 3) == rows  # which `token_rows` refuses
     assert within(tmp_path, rows, 3) == rows
