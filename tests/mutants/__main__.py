@@ -72,6 +72,7 @@ FURTHER_TESTS = {
     "validators/skills/asking.py": ["tests/validators/skills/test_leg.py", "tests/validators/skills/test_judging.py"],
     "validators/skills/constraints.py": ["tests/validators/skills/test_verifiers.py"],
 }  # fmt: skip
+OF_ALL = ("tests/components/test_components.py", "tests/posttrain/config/test_metrics.py")  # tests of many modules
 SLOW_IMPORTS = ("pytest", "torch", "transformers", "peft", "scipy.stats", "statsmodels.stats.proportion", "jinja2")
 OURS = ("posttrain", "validators", "tests", "examples", "runner", "pipelines", "components", "benchmarks")
 IMPORTED = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"  # plugins of pytest, by `SLOW_IMPORTS`
@@ -196,7 +197,10 @@ class Bench:
 
     def _further(self, mutant: Mutant) -> dict[str, order.Test]:
         """Returns the tests of other modules that call the changed function; any of its module, if it is none."""
-        tests = self._tests(*sorted({file for module in modules("") for file in tests_of(module)}))
+        package = mutant.module.partition("/")[0]  # a test that does not name it is not traced for its sake
+        files = sorted({file for module in modules("") for file in tests_of(module)})
+        files = [file for file in files if package in (ROOT / file).read_text(encoding="utf-8")]
+        tests = self._tests(*OF_ALL, *files)
         own = self._tests(*tests_of(mutant.module))
         places = {call for test in tests.values() for call in test.calls if call.startswith(f"{mutant.module}:")}
         if mutant.place in places:
