@@ -127,26 +127,33 @@ def read_ending(order: Order) -> Ending | None:
 class LeaseReader:
     """Tells whether anybody still wants the result of an attempt.
 
-    No clocks of two machines are compared: the lease lapses when its content has been the same for long enough.
+    No clocks of two machines are compared: the lease lapses when its content has been the same for long enough. While
+    the storage is away nobody can renew it, so that time does not count, up to the time of a lease. However long the
+    storage is away, and however often, nobody's workers leave after twice that time.
     """
 
     def __init__(self, order: Order, *, clock: Callable[[], float]):
         self.order, self.clock = order, clock
-        self._changed_at = clock()
-        self._content: bytes | None = b""  # None: it could not be read
+        self._changed_at = self._read_at = clock()
+        self._away_seconds, self._was_away = 0.0, False  # since the change
+        self._content = b""
 
     def has_lapsed(self) -> bool:
-        """Reads the lease, and returns whether it has lapsed.
+        """Reads the lease, and returns whether it has lapsed."""
+        content, now = self._read(), self.clock()
+        if content is not None and content != self._content:
+            self._content, self._changed_at, self._away_seconds = content, now, 0.0
+        elif content is None or self._was_away:
+            self._away_seconds += now - self._read_at
+        self._was_away, self._read_at = content is None, now
+        limit = self.order.lapse_seconds
+        return now - self._changed_at - min(self._away_seconds, limit) >= limit
 
-        While the storage is away nobody can renew it: then its time begins anew.
-        """
+    def _read(self) -> bytes | None:
+        """Returns the content of the lease, which is empty if it was never written; None while it cannot be read."""
         try:
-            content = storage.read_bytes(self.order.uri(LEASE))
+            return storage.read_bytes(self.order.uri(LEASE))
         except FileNotFoundError:
-            content = b""
+            return b""
         except OSError:
-            content = None
-        now = self.clock()
-        if content is None or content != self._content:
-            self._content, self._changed_at = content, now
-        return now - self._changed_at >= self.order.lapse_seconds
+            return None

@@ -1,6 +1,6 @@
 """Tests what a launch step and its workers read of each other."""
 
-from types import SimpleNamespace
+from collections.abc import Callable
 
 import pytest
 
@@ -32,26 +32,64 @@ def test_the_first_rank_that_ends_an_attempt_says_how(order):
     assert read_ending(order) == first
 
 
-def test_a_lease_lapses_when_nobody_renews_it_and_not_while_the_storage_is_away(order, monkeypatch):
-    clock = SimpleNamespace(now=0.0)
-    lease, seen = LeaseReader(order, clock=lambda: clock.now), []
-    storage.write_bytes(order.uri(LEASE), b"1")
+class Reader:
+    """A reader of a lease of ten minutes that reads it every minute, until it has lapsed."""
 
-    def read_at(now: float) -> None:
-        clock.now = now
-        seen.append(lease.has_lapsed())
+    def __init__(self, order: Order, monkeypatch):
+        self.order, self.minute, self.patch = order, 0, monkeypatch
+        self.lease = LeaseReader(order, clock=lambda: self.minute * 60.0)
 
-    read_at(500)
-    storage.write_bytes(order.uri(LEASE), b"2")
-    read_at(1000)
-    read_at(1599)
-    with monkeypatch.context() as patch:
-        patch.setattr(storage, "read_bytes", lambda _: (_ for _ in ()).throw(ConnectionError("away")))
-        read_at(1700)
-    read_at(2200)
-    read_at(2799)
-    read_at(2800)
-    assert seen == [False] * 6 + [True]
+    def has_lapsed(self, *, minutes: int, is_away: Callable[[int], bool] = lambda minute: False) -> bool:
+        """Reads it for some minutes, in some of which the storage may be away."""
+        for _ in range(minutes):
+            self.minute += 1
+            with self.patch.context() as patch:
+                if is_away(self.minute):
+                    patch.setattr(storage, "read_bytes", lambda _: raise_away())
+                if self.lease.has_lapsed():
+                    return True
+        return False
+
+    def renew(self) -> None:
+        storage.write_bytes(self.order.uri(LEASE), str(self.minute).encode())
+
+
+def raise_away() -> None:
+    raise ConnectionError("away")
+
+
+@pytest.fixture
+def reader(order, monkeypatch) -> Reader:
+    reader = Reader(order, monkeypatch)
+    reader.renew()
+    assert not reader.has_lapsed(minutes=1)
+    return reader
+
+
+def test_a_lease_lapses_when_nobody_renews_it(reader):
+    assert not reader.has_lapsed(minutes=9)
+    reader.renew()
+    assert not reader.has_lapsed(minutes=10)
+    assert reader.has_lapsed(minutes=1)
+
+
+@pytest.mark.parametrize("minutes", [1, 5, 9])
+def test_an_outage_of_the_storage_shorter_than_the_lease_lapses_none_that_is_renewed_after_it(reader, minutes):
+    assert not reader.has_lapsed(minutes=1)  # the one that holds it could renew it last a minute ago
+    assert not reader.has_lapsed(minutes=minutes, is_away=lambda minute: True)
+    assert not reader.has_lapsed(minutes=6)  # the writer's requests, in which it still waits for the storage
+    reader.renew()
+    assert not reader.has_lapsed(minutes=10)
+
+
+@pytest.mark.parametrize(
+    "is_away",
+    [lambda minute: True, lambda minute: minute % 2 == 0, lambda minute: minute % 10 != 0],
+    ids=["away", "every other minute", "for nine of ten minutes"],
+)
+def test_no_outage_keeps_workers_for_more_than_twice_the_lease(reader, is_away):
+    assert not reader.has_lapsed(minutes=18, is_away=is_away)
+    assert reader.has_lapsed(minutes=2, is_away=is_away)
 
 
 def test_a_lease_that_was_never_written_lapses_too(order):
