@@ -148,8 +148,12 @@ class Checkpoints:
         A fresh run considers only its own checkpoints, from an earlier attempt. One that is half-written or damaged is
         skipped, with a warning that says why.
         """
-        own = rf"/{re.escape(self.run_id)}-[0-9a-f]{{8}}$" if self.is_fresh else ""
-        for folder in sorted((folder for folder in self._folders() if re.search(own, folder)), reverse=True):
+        own, tried = rf"/{re.escape(self.run_id)}-[0-9a-f]{{8}}$" if self.is_fresh else "", set()
+        # Listed again after each: a writer that still saves may have stored a newer one, and removed the one tried.
+        while folder := max(
+            (name for name in self._folders() if name not in tried and re.search(own, name)), default=""
+        ):
+            tried.add(folder)
             try:
                 checkpoint = self.fetch(folder, path)
             except (OSError, ValueError) as error:

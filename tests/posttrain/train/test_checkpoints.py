@@ -114,6 +114,22 @@ def test_what_is_not_whole_is_skipped_and_the_one_before_taken(tmp_path, local, 
     assert "step-00000002" in caplog.text and reason in caplog.text
 
 
+def test_one_that_goes_while_it_is_fetched_gives_way_to_the_newer_one_that_has_replaced_it(
+    tmp_path, local, monkeypatch
+):
+    """As when pods of an earlier attempt still save."""
+    earlier, download = checkpoints(tmp_path, limit=1), storage.download_file
+    earlier.publish(local, step=1)
+
+    def meanwhile(uri: str, path: Path) -> str:
+        if "step-00000001" in uri:
+            earlier.publish(local, step=2)
+        return download(uri, path)
+
+    monkeypatch.setattr(storage, "download_file", meanwhile)
+    assert checkpoints(tmp_path).fetch_newest(tmp_path / "resumed").parent.name == "step-00000002"
+
+
 def test_only_the_newest_are_kept(tmp_path, local):
     kept = checkpoints(tmp_path, limit=2)
     for step in (1, 2, 3):
