@@ -21,6 +21,7 @@ from components.preflight import preflight
 from components.prepare_data import prepare_data, prepare_data_with_references
 from components.promote_model import promote_model
 from components.publish_model import publish_exported_model, publish_model
+from components.register_model import register_model
 from components.reject import reject, reject_and_tell
 from components.report_run import report_run
 from components.run_trial import (
@@ -66,6 +67,7 @@ __all__ = [
     "promote_model",
     "publish_exported_model",
     "publish_model",
+    "register_model",
     "reject",
     "reject_and_tell",
     "report_run",

@@ -155,7 +155,7 @@ def publish(
     *,
     model_name: str,
 ) -> None:
-    """Writes (export ->) publish -> promote, with the gates before and behind it. `models`: the base and the result."""
+    """Writes (export ->) publish (-> register) -> promote, with the gates before and behind it. `models`: the base and the result."""
     model, exported = models["model"], {}
     if steps.config.export:
         exported = {"export": steps.run(do.export_model, model=model).outputs["export"]}
@@ -163,6 +163,8 @@ def publish(
         line.enter_context(gate(steps, check, "check_export", model=model, **exported, **held_out))
     published = do.publish_exported_model if exported else do.publish_model
     receipt = steps.run(published, "publish_model", model=model, **exported, model_name=model_name).outputs["receipt"]
+    if steps.config.registries:
+        steps.run(do.register_model, receipt=receipt)
     if steps.config.promote:
         is_full = any(steps.has("merge", "dpo"))
         judged = {"receipt": receipt, "model": model} | held_out | ({} if is_full else {"base": models["base"]})

@@ -242,6 +242,7 @@ class Steps:
         images = {name: image_reference(name) for name in ("cpu", "train")}
         values["signing"] = c.SigningStep(images=images) if self.config.signing else None
         at = {c.RejectStep: ("stop",), c.ReportStep: ("end",)}.get(step.section, ("stop", "end"))
+        values["registries"] = self.config.registries and self.config.registries.servers
         values["notify"] = True if any(map(self.tells, at)) else None
         for name, field in step.section.model_fields.items():
             if name == "training":

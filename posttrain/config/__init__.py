@@ -40,6 +40,7 @@ from posttrain.config.parse import (
     read_section,
 )
 from posttrain.config.pipeline import PipelineConfig
+from posttrain.config.registries import Registries
 from posttrain.config.section import Section
 from posttrain.config.serving import Export
 from posttrain.config.stages import (
@@ -80,6 +81,7 @@ from posttrain.config.steps import (
     PromoteStep,
     PublishStep,
     Ranks,
+    RegisterStep,
     RejectStep,
     ReportStep,
     SamplePairsStep,
@@ -146,6 +148,8 @@ __all__ = [
     "RUN_ID_ENV",
     "STARTED_ENV",
     "Ranks",
+    "RegisterStep",
+    "Registries",
     "RejectStep",
     "ReportStep",
     "SamplePairsStep",

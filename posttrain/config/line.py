@@ -25,6 +25,7 @@ from posttrain.config.steps import (
     PrepareStep,
     PromoteStep,
     PublishStep,
+    RegisterStep,
     RejectStep,
     ReportStep,
     SamplePairsStep,
@@ -37,6 +38,7 @@ Kind = Literal["gate", "training", "merge", "trial", "rejection", "other"]
 REJECTION = "reject_"  # comes before the name of the gate, in place of `check_`
 GATE = "check_"
 PREFLIGHT, PUBLISH, REPORT = "preflight", "publish_model", "report_run"
+REGISTER = "register_model"
 CHAMPION, PROMOTE = "check_champion", "promote_model"
 EXPORT_GATE = "check_export"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
@@ -119,6 +121,7 @@ LINE = (
     Step(EXPORT_GATE, "validators.export", CheckExportStep, "gate", section_set="export", pool="gpu", loads_model=True,
          components=("check_export", "check_sft_export", "check_preference_export")),
     Step(PUBLISH, "posttrain.publish", PublishStep, components=("publish_model", "publish_exported_model")),
+    Step(REGISTER, "posttrain.register_model", RegisterStep, section_set="registries"),
     Step(CHAMPION, "validators.champion", CheckChampionStep, "gate", promotes=True, pool="gpu",
          loads_model=True, components=(
              "check_champion", "check_sft_champion", "check_preference_champion", "check_adapter_champion")),

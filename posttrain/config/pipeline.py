@@ -7,18 +7,19 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from posttrain.config.evidence import Evidence
 from posttrain.config.limits import DataLimits, PairsLimits, Validation
-from posttrain.config.line import PREFLIGHT, PUBLISH, REPORT, TRAININGS, is_rejection
+from posttrain.config.line import PREFLIGHT, PUBLISH, REGISTER, REPORT, TRAININGS, is_rejection
 from posttrain.config.mixture import DataSets
 from posttrain.config.notify import Notify
 from posttrain.config.parse import check_name
 from posttrain.config.placement import OwnSecret, Placements, SecretEnv
+from posttrain.config.registries import Registries
 from posttrain.config.requirements import evidence_of
 from posttrain.config.section import Count, Positive, Section
 from posttrain.config.serving import Export
 from posttrain.config.signing import Signing
 from posttrain.config.stages import DataConfig, DpoConfig, PairsConfig, SftConfig, Stages, check_dealt
 
-OPTIONAL = ("export",)  # sections that are null where their steps are not in the graph
+OPTIONAL = ("export", "registries")  # sections that are null where their steps are not in the graph
 
 
 class PipelineConfig(Section):
@@ -60,6 +61,8 @@ class PipelineConfig(Section):
     hub_repo_id: str | None = None  # Hub repository, org/name
     signing: Signing | None = None  # secret with the key that signs published models; null: they are not signed
     notify: Notify | None = None  # webhook that hears when a gate stops a run and when a run ends; null: nobody
+    # registries in which each published version is registered, with what its gates measured; null: none
+    registries: Registries | None = None
     # files in which the model is served, judged and published beside it; null: none
     export: Export | None = None
 
@@ -148,15 +151,18 @@ class PipelineConfig(Section):
         return [*(secret.env for secret in self.placement.of(step).secrets), *named]
 
     def _sections_for(self, step: str) -> list[OwnSecret]:
-        """Returns the sections whose secret a step gets; preflight looks at both."""
+        """Returns the sections whose secret a step gets; preflight looks at all of them."""
         at = self.notify.at if self.notify else []
-        signs = step in (PREFLIGHT, PUBLISH)
+        signs, registers = step in (PREFLIGHT, PUBLISH), step in (PREFLIGHT, REGISTER)
         tells = step == PREFLIGHT or (step == REPORT and "end" in at) or (is_rejection(step) and "stop" in at)
-        return [section for section, is_for in ((self.signing, signs), (self.notify, tells)) if section and is_for]
+        wanted = [(self.signing, signs), (self.notify, tells)]
+        wanted += [(registry, registers) for registry in (self.registries.all.values() if self.registries else ())]
+        return [section for section, is_for in wanted if section and is_for]
 
     def unplaced(self) -> "PipelineConfig":
         """Returns the configuration for a machine without a cluster's nodes and secrets."""
         update = {"placement": Placements(), "signing": self.signing and Signing()}
+        update |= {"registries": self.registries and self.registries.unplaced()}
         return self.model_copy(update=update | {"notify": self.notify and Notify(at=self.notify.at)})
 
     @property

@@ -24,6 +24,7 @@ from posttrain.config.limits import (
     SftLimits,
 )
 from posttrain.config.section import Count, Positive, Section
+from posttrain.config.servers import Servers
 from posttrain.config.serving import Export
 from posttrain.config.stages import DataConfig, DpoConfig, LoraTraining, PairsConfig, SftConfig, Stages, check_dealt
 
@@ -136,6 +137,7 @@ class PreflightStep(StepSection):
     hub_repo_id: str | None = None
     signing: SigningStep | None = None  # null: the model is not signed
     notify: bool | None = None  # true: a webhook is told of this run
+    registries: Servers | None = None  # null: the published version is not registered
     num_gpus: dict[str, int] = {}  # step that can use a GPU -> number of GPUs in its placement
     sources: dict[str, str] = {}  # variable of its pod -> secret or config map that it comes from, of any step
     gpu_memory_gb: dict[str, float] = {}  # training -> gigabytes of one of its GPUs, if its placement says so
@@ -296,6 +298,12 @@ class PublishStep(StepSection):
     upload_to_hub: bool = False
     hub_repo_id: str | None = None
     signing: SigningStep | None = None  # null: the model is not signed
+
+
+class RegisterStep(StepSection):
+    """Configuration of register_model."""
+
+    registries: Servers  # to be asked, one after the other
 
 
 class CheckChampionStep(StepSection):
