@@ -19,19 +19,11 @@ from typing import Any
 
 import yaml
 
-from examples.task_api.tiny import build_tokenizer, pretrain
+from examples.task_api.tiny import WIDTHS, build_tokenizer, pretrain
 from posttrain.config import DpoConfig, SftConfig
 from posttrain.weights.targets import Layout, resolve
 from tests.tiny_line import write_line
 
-WIDTHS = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 QWEN3 = {"head_dim": 16}
 GEMMA = {"head_dim": 16, "sliding_window": 64}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}

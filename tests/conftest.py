@@ -10,6 +10,7 @@ import pytest
 
 from examples.task_api.generate import generate, write
 from examples.task_api.tiny import build_tiny_model
+from tests.tool_chat import model_that_calls
 
 pytest_plugins = ["tests.hub_server", "tests.storage_servers"]
 
@@ -60,6 +61,12 @@ def signals_as_they_were() -> Iterator[None]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a 2-layer Llama, hidden size 64, bfloat16, ChatML. Read only: copy it before changing it."""
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model", seed=0)
+
+
+@pytest.fixture(scope="session")
+def calling_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Folder of `tiny_model` with a chat template that renders tools and their calls. Read only."""
+    return model_that_calls(tiny_model, tmp_path_factory.mktemp("tiny") / "calling")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,10 @@ from examples.task_api.generate import generate
 VOCAB_SIZE = 600
 END_OF_TURN, PAD = "<|im_end|>", "<|pad|>"
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", END_OF_TURN, PAD]
+WIDTHS = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
 BATCH_SIZE = 16
 LEARNING_RATE = 5e-3
 PRETRAINING_SEED = 1_000
@@ -67,12 +71,7 @@ def build_tiny_model(path: Path | str, *, seed: int = 0, num_steps: int = 0, **c
     tokenizer = build_tokenizer()
     values = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
+        **WIDTHS,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

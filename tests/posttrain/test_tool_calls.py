@@ -10,7 +10,7 @@ from posttrain.rows import chat
 from posttrain.rows.formats import read_jsonl, write_jsonl
 from posttrain.train import stage
 from posttrain.train.checkpoints import Checkpoints
-from tests.tool_chat import model_that_calls, raw_row
+from tests.tool_chat import raw_row
 from validators import content, inference
 from validators.answers import JudgedAnswer, choose_rows
 from validators.inference import Answer
@@ -23,16 +23,6 @@ SETTINGS = {
     "save_steps": 9,
     "epochs": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model, tmp_path_factory):
-    return model_that_calls(tiny_model, tmp_path_factory.mktemp("tools") / "model")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model):
-    return chat.load_tokenizer(model)
 
 
 def pair(number):
@@ -67,9 +57,10 @@ def trained(module, step, model, files, folder, monkeypatch):
     return seen["rows"]
 
 
-def test_sft_trains_on_the_calls_and_the_gate_compares_them(model, tokenizer, tmp_path, monkeypatch):
+def test_sft_trains_on_the_calls_and_the_gate_compares_them(calling_model, tmp_path, monkeypatch):
+    tokenizer = chat.load_tokenizer(calling_model)
     files = prepared([raw_row(number) for number in range(24)], tmp_path, kind="sft")
-    seen = trained(sft, SftStep(sft=SftConfig(**SETTINGS)), model, files, tmp_path, monkeypatch)
+    seen = trained(sft, SftStep(sft=SftConfig(**SETTINGS)), calling_model, files, tmp_path, monkeypatch)
     rows = read_jsonl(files["train"])
     assert len(seen) == len(rows) and {row["completion"][0]["content"] == "" for row in rows} == {True, False}
     for row, tokens in zip(rows, seen, strict=True):
@@ -78,7 +69,7 @@ def test_sft_trains_on_the_calls_and_the_gate_compares_them(model, tokenizer, tm
         learned = [label for label in tokens["labels"] if label != -100]
         assert learned == whole[len(prompt) :]
         assert tokenizer.decode(learned) == f"{chat.answer_text(tokenizer, row, 'completion')}<|im_end|>\n"
-    check_gate(model, tokenizer, read_jsonl(files["eval"]))
+    check_gate(calling_model, tokenizer, read_jsonl(files["eval"]))
 
 
 def check_gate(model, tokenizer, held_out):
@@ -114,9 +105,10 @@ def chat_call(row):
     return {"name": "add_task", "arguments": call["function"]["arguments"]}
 
 
-def test_dpo_trains_on_both_answers(model, tokenizer, tmp_path, monkeypatch):
+def test_dpo_trains_on_both_answers(calling_model, tmp_path, monkeypatch):
+    tokenizer = chat.load_tokenizer(calling_model)
     files = prepared([pair(number) for number in range(24)], tmp_path, kind="preference")
-    seen = trained(dpo, DpoStep(dpo=DpoConfig(**SETTINGS)), model, files, tmp_path, monkeypatch)
+    seen = trained(dpo, DpoStep(dpo=DpoConfig(**SETTINGS)), calling_model, files, tmp_path, monkeypatch)
     for row, tokens in zip(read_jsonl(files["train"]), seen, strict=True):
         assert tokens["prompt_ids"] == chat.render(tokenizer, row["prompt"])
         assert "<tools>" in tokenizer.decode(tokens["prompt_ids"])

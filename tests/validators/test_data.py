@@ -14,7 +14,7 @@ from posttrain.data import split
 from posttrain.rows import formats
 from posttrain.rows.chat import ChatTokenizer
 from posttrain.verdict import Verdict
-from tests.tool_chat import model_that_calls, raw_row
+from tests.tool_chat import raw_row
 from validators import data, overlap
 
 LIMITS = DataLimits(min_train_rows=4, min_eval_rows=2, answer_match="exact")
@@ -735,14 +735,14 @@ TOOL_LIMITS = DataLimits(min_train_rows=4, min_eval_rows=2, output_format=Output
 
 
 @pytest.fixture
-def calling(tiny_model, tmp_path):
+def calling(calling_model, tmp_path):
     """Prepared rows of function calling, and a tokenizer whose template renders tools."""
     rows, _ = formats.convert([raw_row(number) for number in range(24)], kind="sft", source="rows")
     parts = dict(zip(("sft_train", "sft_eval"), split(rows, 0.4), strict=True))
     paths = {name: tmp_path / f"{name}.jsonl" for name in parts}
     for name, path in paths.items():
         formats.write_jsonl(path, parts[name])
-    return ChatTokenizer(model_that_calls(tiny_model, tmp_path / "model")), paths
+    return ChatTokenizer(calling_model), paths
 
 
 def failed_calls(tokenizer, paths):

@@ -25,16 +25,6 @@ def refused(raw, kind="sft"):
     return str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model, tmp_path_factory):
-    return model_that_calls(tiny_model, tmp_path_factory.mktemp("tools") / "model")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model):
-    return chat.load_tokenizer(model)
-
-
 @pytest.mark.parametrize(
     "calls",
     [
@@ -140,8 +130,9 @@ def test_what_is_no_tool_and_no_call_is_refused():
     )
 
 
-def test_the_template_s_own_words_are_the_target_and_the_tools_are_context(model, tokenizer):
-    light = chat.ChatTokenizer(model)
+def test_the_template_s_own_words_are_the_target_and_the_tools_are_context(calling_model):
+    tokenizer = chat.load_tokenizer(calling_model)
+    light = chat.ChatTokenizer(calling_model)
     first, second = converted({"messages": MESSAGES, "tools": [TOOL]})
     for some in (light, tokenizer):
         prompt, whole = chat.render(some, first["prompt"]), chat.render(some, first["prompt"], first["completion"])
@@ -155,16 +146,17 @@ def test_the_template_s_own_words_are_the_target_and_the_tools_are_context(model
         assert some.decode(chat.render(some, second["prompt"])) == after
 
 
-def test_ids_are_those_of_transformers_given_the_tools(model, tokenizer):
+def test_ids_are_those_of_transformers_given_the_tools(calling_model):
+    tokenizer = chat.load_tokenizer(calling_model)
     row = converted({"messages": MESSAGES, "tools": [TOOL]})[1]
     expected = tokenizer.apply_chat_template(MESSAGES, tools=[TOOL], return_dict=False)
     assert chat.render(tokenizer, row["prompt"], row["completion"]) == expected
-    assert chat.render(chat.ChatTokenizer(model), row["prompt"], row["completion"]) == expected
+    assert chat.render(chat.ChatTokenizer(calling_model), row["prompt"], row["completion"]) == expected
 
 
 @pytest.mark.parametrize("from_file", [True, False])
-def test_a_template_for_tools_beside_the_default_one(model, tmp_path, from_file):
-    folder = model_that_calls(model, tmp_path / "model")
+def test_a_template_for_tools_beside_the_default_one(calling_model, tmp_path, from_file):
+    folder = model_that_calls(calling_model, tmp_path / "model")
     plain = TEMPLATE[TEMPLATE.index("{% for message in messages") :]
     if from_file:
         (folder / "additional_chat_templates").mkdir()
@@ -191,8 +183,8 @@ def test_a_template_for_tools_beside_the_default_one(model, tmp_path, from_file)
     ],
 )
 @pytest.mark.parametrize("load", [chat.load_tokenizer, chat.ChatTokenizer])
-def test_what_a_template_leaves_out_is_named(model, part, instead, messages, words, load):
-    tokenizer = load(model)
+def test_what_a_template_leaves_out_is_named(calling_model, part, instead, messages, words, load):
+    tokenizer = load(calling_model)
     tokenizer.chat_template = TEMPLATE.replace(part, instead)
     row = converted({"messages": messages, "tools": [TOOL]})[-1]
     with pytest.raises(chat.NotRendered, match=f"^the model's chat template leaves out .*{words}"):
