@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         wanted = random.Random(args.seed).sample(wanted, min(args.sample, len(wanted)))
     outcomes = {one["id"]: one["outcome"] for one in results()}
     left = [one for one in wanted if outcomes.get(one.id, "lived") == "lived" and one.key not in equivalents()]
-    left.sort(key=lambda one: one.module)
+    left.sort(key=lambda one: (one.id in outcomes, one.module))  # what lived is tried again last
     print(f"{len(wanted)} mutants, {len(left)} to try", flush=True)
     for slow in SLOW_IMPORTS:
         importlib.import_module(slow)
