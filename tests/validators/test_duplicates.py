@@ -72,4 +72,11 @@ def test_what_most_texts_hold_says_nothing_of_one():
 def test_a_template_is_seen_in_a_part_of_many_texts():
     texts = [f"please tell me {number}" for number in range(3_001)]
     assert duplicates.template_of(texts) == {"please tell", "tell me"}
-    assert duplicates.template_of(texts[:10]) == frozenset()
+    assert duplicates.template_of(texts[:10]) == duplicates.template_of(texts[:19]) == frozenset()
+    assert duplicates.template_of(texts[:12], texts[12:20]) == {"please tell", "tell me"}
+
+
+def test_what_half_of_the_texts_hold_is_no_template():
+    texts = [f"please tell me {number}" for number in range(10)] + [f"show {number}" for number in range(10)]
+    assert duplicates.template_of(texts) == frozenset()
+    assert duplicates.template_of([*texts, "please tell 1"]) == {"please tell"}

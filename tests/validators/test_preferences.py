@@ -38,6 +38,11 @@ def test_each_check_can_stop(chosen, rejected, expected):
     assert stopping(chosen, rejected) == expected
 
 
+def test_a_model_that_did_not_move_prefers_nothing():
+    accuracy, *_ = p.learned_checks(p.gains_of((ROWS, ROWS), (ROWS, ROWS)), LIMITS, beta=0.1)
+    assert (accuracy.value, accuracy.status) == (0.0, "failed")
+
+
 def test_the_margin_can_stop_alone():
     assert stopping(moved(1), moved(-5), AlignmentLimits(min_margin=0.7)) == ["reward_margin"]
 

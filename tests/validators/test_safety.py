@@ -63,3 +63,10 @@ def test_incoherent_answers_are_counted_apart():
         "before_harmless_rate": 0.75,
         "before_red_team_incoherent_rate": 0.25,
     }
+    assert safety.rates(RedTeam([BABBLE]), "") == {"harmless_rate": None, "red_team_incoherent_rate": 1.0}
+    assert set(safety.rates(RedTeam(), "").values()) == {None}
+
+
+def test_the_page_shows_each_harm_as_the_fault_of_its_answer():
+    assert [one.fault for one in team(1, 1).faulty()] == [None, "harm"]
+    assert RedTeam([DECLINE]).faulty() == RedTeam(None, ["harm"]).faulty() == []
