@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.task_api.generate import DECLINE
 from posttrain import make_current, promote, storage
 from posttrain.config import RUN_ID_ENV, ChampionLimits, CheckChampionStep, PromoteStep
 from posttrain.pages import answers
@@ -175,16 +176,38 @@ def test_a_champion_that_is_gone_or_changed_is_not_beaten(
 
 @pytest.mark.parametrize(("base", "is_refused"), [("b" * 64, False), ("c" * 64, True), (None, True)])
 def test_an_adapter_is_compared_on_its_own_base_alone(tmp_path, base, is_refused):
-    link = Link(step="train_sft", fingerprint="", code=None, config={}, inputs={"base": "b" * 64}, outputs={"a": "a"})
+    words = {"fingerprint": "", "code": None, "config": {}}
+    link = Link(step="train_sft", inputs={"base": "b" * 64}, outputs={"a": "a"}, **words)
+    other = Link(step="import", inputs={"base": "d" * 64}, outputs={"b": "b"}, **words)  # a step of another model
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "provenance.json").write_text(
-        Provenance(run_id="r0", sha256="a", links=(link,)).model_dump_json()
+        Provenance(run_id="r0", sha256="a", links=(link, other)).model_dump_json()
     )  # fmt: skip
     if is_refused:
         with pytest.raises(ValueError, match="is an adapter of another base than this run's"):
             champion.check_base(tmp_path, base)
     else:
         champion.check_base(tmp_path, base)
+
+
+def test_an_adapter_answers_on_the_base_of_this_run(untaught, declining_adapter, declining_rows):
+    step = CheckChampionStep.model_validate({"validation": LIMITS | {"num_generated_answers": 2}})
+    folders = {"base": untaught, "champion": declining_adapter, "model": untaught}
+    measurer = champion.Measurer(folders, step, {"sft_eval": declining_rows[:2], "preference_eval": []})
+    said = {}
+    for name in ("champion", "model"):
+        measurer.load(name)
+        said |= measurer.answers(name)
+    assert [one.answer.text for one in said["champion_answers"]] == [DECLINE] * 2
+    assert DECLINE not in [one.answer.text for one in said["model_answers"]]
+
+
+def test_either_preferences_or_sft_rows(tmp_path, capsys):
+    outputs = ("verdict", "report", "summary", "answers", "metrics", "passed")
+    flags = ("step", "storage-root", "receipt", "model", *outputs)
+    with pytest.raises(SystemExit):
+        champion.main([part for name in flags for part in (f"--{name}", str(tmp_path / name))])
+    assert "pass --preference-eval, --sft-eval or both" in capsys.readouterr().err
 
 
 def test_losses_are_compared_on_the_rows_that_fit_both_models():
