@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from posttrain import verify
 from posttrain.config import SigningStep
 from posttrain.config.signing import SIGNING_KEY_ENV
-from posttrain.signing import envelope, signature
+from posttrain.signing import envelope, signature, statements
 from posttrain.step import digests
 from posttrain.step.code import Code, fingerprint
 from posttrain.step.provenance import Provenance
@@ -77,7 +77,7 @@ def rewrite(folder: Path, change: Callable[[dict], None] = lambda chain: None) -
     (folder / "SHA256SUMS").write_text(whole.sums)
 
 
-def statements(folder: Path) -> list[dict]:
+def opened(folder: Path) -> list[dict]:
     key = envelope.read_public_key(folder.parent / "public.pem")
     return [envelope.opened(json.loads(line), key) for line in (folder / "attestations.jsonl").read_text().splitlines()]
 
@@ -208,7 +208,7 @@ def test_an_unsigned_model_is_refused_with_a_key(line, keys, tmp_path):
 
 def test_the_provenance_names_sources_images_and_steps(folder, keys):
     shutil.copy(keys / "public.pem", folder.parent)
-    built, *tests = statements(folder)
+    built, *tests = opened(folder)
     assert built["predicateType"] == "https://slsa.dev/provenance/v1"
     assert {one["name"] for one in built["subject"]} == {"config.json", "tokenizer.json", "model.safetensors"}
     definition = built["predicate"]["buildDefinition"]
@@ -279,3 +279,40 @@ def test_the_bill_of_materials_is_valid_cyclonedx(folder):
     assert {"type": "loss", "value": "1", "slice": "check_sft", "confidenceInterval": {
         "lowerBound": "0.9", "upperBound": "1.1"}} in metrics  # fmt: skip
     assert {one["name"] for one in model["components"]} == {"config.json", "tokenizer.json", "model.safetensors"}
+
+
+def test_a_signature_that_says_something_else_of_the_same_files_is_caught(folder, keys):
+    key = envelope.read_private_key(keys / "private.pem")
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    files = statements.signed_files(manifest, (folder / "attestations.jsonl").read_text())
+    renamed = envelope.signed(statements.model_signature(files, model_name="other"), key)
+    (folder / "model.sig").write_text(json.dumps(envelope.bundle(renamed, key.public_key())))
+    said = "model.sig: is not a signature on this model: it says something else of the same files"
+    assert faults(folder, keys) == [said]
+
+
+def test_an_attestation_of_a_gate_that_the_chain_lacks_is_caught(folder, keys):
+    key = envelope.read_private_key(keys / "private.pem")
+    with open(folder / "attestations.jsonl", "a") as file:
+        file.write(json.dumps(envelope.signed({"predicate": {"gate": "check_more"}}, key)) + "\n")
+    said = "attestations.jsonl: has a test result of check_more, of which provenance.json has no word"
+    assert said in faults(folder, keys)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda made: made | {"signatures": made["signatures"] * 2}, "is not one signature on application/vnd.in-toto"),
+        (lambda made: made | {"signatures": []}, "is not one signature on"),
+        (lambda made: made | {"payloadType": "text/plain"}, "is not one signature on"),
+        (lambda made: made | {"payload": made["payload"] + "\n"}, "is not a signed statement"),
+        (lambda made: made | {"signatures": [{"sig": "%" + made["signatures"][0]["sig"]}]}, "is not a signed"),
+        (lambda made: made | {"payload": "e30="}, "was changed after it was signed"),
+        (lambda made: None, "is not a signed statement"),
+        (lambda made: {}, "is not a signed statement"),
+    ],
+)
+def test_only_an_envelope_with_one_signature_of_the_key_is_opened(change, words):
+    key = ec.generate_private_key(ec.SECP256R1())
+    with pytest.raises(ValueError, match=words):
+        envelope.opened(change(envelope.signed({"a": 1}, key)), key.public_key())
