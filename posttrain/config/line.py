@@ -41,6 +41,7 @@ PREFLIGHT, PUBLISH, REPORT = "preflight", "publish_model", "report_run"
 REGISTER = "register_model"
 CHAMPION, PROMOTE = "check_champion", "promote_model"
 EXPORT_GATE = "check_export"
+SAMPLING, SAMPLING_GATE = "sample_pairs", "check_pairs"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
 LAUNCH = "posttrain.launch"  # the module of a training on several nodes, in place of its own
 WORKER = "posttrain.worker"  # the module of each of its ranks
@@ -107,9 +108,9 @@ LINE = (
          loads_model=True, components=("check_merge",)),
     Step("check_safety", "validators.alignment", CheckAlignmentStep, "gate", "sft",
          needs=("sft", "merge"), excludes=("dpo",), pool="gpu", loads_model=True),
-    Step("sample_pairs", "validators.sampling", SamplePairsStep, stage="pairs", needs=("pairs",), pool="gpu",
+    Step(SAMPLING, "validators.sampling", SamplePairsStep, stage="pairs", needs=("pairs",), pool="gpu",
          loads_model=True, components=("sample_pairs", "sample_pairs_alone")),
-    Step("check_pairs", "validators.pairs", CheckPairsStep, "gate", "pairs", needs=("pairs",)),
+    Step(SAMPLING_GATE, "validators.pairs", CheckPairsStep, "gate", "pairs", needs=("pairs",)),
     Step("train_dpo", "posttrain.dpo", DpoStep, "training", "dpo", needs=("dpo",), pool="gpu", loads_model=True),
     Step("merge_dpo", "posttrain.merge", StepSection, "merge", "merge", needs=("dpo",),
          components=("merge_adapter",)),
@@ -129,7 +130,16 @@ LINE = (
 )  # fmt: skip
 # Those that a promoted run has not, or has whatever its end.
 ENDS = (
-    Step("reject", "posttrain.reject", RejectStep, "rejection", is_retried=False, is_quick=True, also=f"{REJECTION}.+"),
+    Step(
+        "reject",
+        "posttrain.reject",
+        RejectStep,
+        "rejection",
+        is_retried=False,
+        is_quick=True,
+        also=f"{REJECTION}.+",
+        components=("reject", "reject_and_tell"),
+    ),
     Step(REPORT, "posttrain.report", ReportStep, is_retried=False, is_quick=True),  # a hook: kfp refuses to retry it
 )
 # Trials are placed like the last training that they run.

@@ -17,7 +17,7 @@ from posttrain.config.requirements import evidence_of
 from posttrain.config.section import Count, Positive, Section
 from posttrain.config.serving import Export
 from posttrain.config.signing import Signing
-from posttrain.config.stages import DataConfig, DpoConfig, PairsConfig, SftConfig, Stages, check_dealt
+from posttrain.config.stages import DataConfig, DpoConfig, PairsConfig, SftConfig, Stages, check_dealt, check_whole
 
 OPTIONAL = ("export", "registries")  # sections that are null where their steps are not in the graph
 
@@ -116,8 +116,8 @@ class PipelineConfig(Section):
                     f"{stage}.keep_best is on, but validation.answer_match is {self.validation.answer_match}: give a "
                     "matcher or a function of yours, or set keep_best to null"
                 )
-            if self.placement.of(step).accelerator_count > 1:
-                raise ValueError(f"{stage}.keep_best judges on one GPU: give {step} one, or set keep_best to null")
+            if self.placement.num_ranks(step) > 1:
+                check_whole(getattr(self, stage), section=stage)
         return self
 
     @model_serializer(mode="wrap")

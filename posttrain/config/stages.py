@@ -191,6 +191,19 @@ class Stages(Section):
         return getattr(self, name).enabled
 
 
+def check_whole(config: LoraTraining, *, section: str) -> None:
+    """Refuses to keep the best checkpoint of a model that is sharded: the first GPU judges, with the whole of it.
+
+    Raises:
+        ValueError: naming section, key and remedy.
+    """
+    if config.keep_best and config.parallelism == "fsdp":
+        raise ValueError(
+            f"{section}.keep_best judges the whole model on the first GPU, and {section}.parallelism = fsdp leaves it "
+            "a part: set parallelism to ddp, or keep_best to null"
+        )
+
+
 def check_dealt(config: LoraTraining, num_processes: int, *, section: str) -> None:
     """Refuses micro-batches that the GPUs cannot share evenly: an optimizer step is as many rows on any number of them.
 

@@ -26,7 +26,16 @@ from posttrain.config.limits import (
 from posttrain.config.section import Count, Positive, Section
 from posttrain.config.servers import Servers
 from posttrain.config.serving import Export
-from posttrain.config.stages import DataConfig, DpoConfig, LoraTraining, PairsConfig, SftConfig, Stages, check_dealt
+from posttrain.config.stages import (
+    DataConfig,
+    DpoConfig,
+    LoraTraining,
+    PairsConfig,
+    SftConfig,
+    Stages,
+    check_dealt,
+    check_whole,
+)
 
 RUN_ID_ENV = "KFP_RUN_ID"  # on a cluster from the pod's label pipeline/runid, locally from the runner
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a stage left before its end, and the next attempt continues from there
@@ -168,7 +177,7 @@ class PrepareStep(StepSection):
 
 
 def check_selected(config: LoraTraining, step: Selected, *, section: str) -> None:
-    """Refuses to keep the best checkpoint where nothing was compiled in to judge by, or several ranks train.
+    """Refuses to keep the best checkpoint where nothing was compiled in to judge by, or no rank has the whole model.
 
     Raises:
         ValueError: naming section, key and remedy.
@@ -178,7 +187,7 @@ def check_selected(config: LoraTraining, step: Selected, *, section: str) -> Non
             f"{section}.keep_best is on, but the graph was compiled without it: set it in the configuration"
         )
     if config.keep_best and step.training.num_processes > 1:
-        raise ValueError(f"{section}.keep_best judges on one GPU: train on one, or set it to null")
+        check_whole(config, section=section)
 
 
 class SftStep(StepSection, Selected):

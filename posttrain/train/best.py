@@ -4,21 +4,25 @@ trainer, training rows set aside -> accuracy at evenly spaced steps in the train
 
 A module that the configuration names answers and judges in a process of its own, as the gates do: random numbers and
 memory of the training are not touched, so that it stays the same bit for bit. What was judged, and the best adapter so
-far, lie beside the checkpoints: a resume judges no step twice.
+far, lie beside the checkpoints: a resume judges no step twice. Of several ranks the first judges, and the others wait.
 """
 
 import hashlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from posttrain import storage
 from posttrain.config import DpoTraining, KeepBest, SftTraining
 from posttrain.rows.formats import prompt_key, write_jsonl
+from posttrain.step.parent import tie_to_parent
+from posttrain.train import ranks
 from posttrain.train.checkpoints import Checkpoints
 
 ACCURACY = "checkpoint_accuracy"  # in the trainer's log
@@ -55,14 +59,14 @@ class BestCheckpoint:
         self.trainer, self.rows, self.settings, self.judged_by = trainer, rows, step.keep_best, step.selection
         self.store = storage.join(checkpoints.root, f"best-{checkpoints.run_id}" if checkpoints.is_fresh else "best")
         self.base = Path(trainer.model.peft_config["default"].base_model_name_or_path)
-        self.accuracies: dict[int, float] = self._read()
+        self.accuracies: dict[int, float] = ranks.from_first(self._read)
 
     def on_step_end(self, args, state, control) -> None:
         """Judges this step if it is its turn, before its checkpoint is saved: a resume from there does not judge it."""
         step = state.global_step
         if step in self.steps(state.max_steps):
             if step not in self.accuracies:
-                self._judge(step)
+                self.accuracies[step] = ranks.from_first(partial(self._judge, step))
             state.log_history.append({"step": step, "epoch": state.epoch, ACCURACY: self.accuracies[step]})
         if self._num_without_gain(step) >= (self.settings.patience or float("inf")):
             logger.info("step %d: no gain in %d evaluations, the training ends", step, self.settings.patience)
@@ -105,7 +109,7 @@ class BestCheckpoint:
         judged = self._until(step)
         return sum(one > self.best(step) for one in judged) if judged else 0
 
-    def _judge(self, step: int) -> None:
+    def _judge(self, step: int) -> float:
         from posttrain.train.stage import save_adapter
 
         with tempfile.TemporaryDirectory() as folder:
@@ -117,6 +121,7 @@ class BestCheckpoint:
                 storage.write_bytes(self._weights(step), Path(folder, "adapter", WEIGHTS).read_bytes())
         text = json.dumps({str(one): accuracy for one, accuracy in self.accuracies.items()})
         storage.write_bytes(storage.join(self.store, "accuracies.json"), text.encode())
+        return self.accuracies[step]
 
     def _scores(self, folder: Path) -> list[float]:
         """Has the module answer and judge in a process of its own."""
@@ -125,7 +130,9 @@ class BestCheckpoint:
         flags = {"base": self.base, "adapter": folder / "adapter", "rows": rows, "output": output}
         flags |= {"config": self.judged_by.model_dump_json()}
         command = [sys.executable, "-m", self.judged_by.module]
-        subprocess.run([*command, *(f"--{name}={value}" for name, value in flags.items())], check=True)
+        alone = {name: value for name, value in os.environ.items() if name not in ranks.VARIABLES}
+        command += [f"--{name}={value}" for name, value in flags.items()]
+        subprocess.run(tie_to_parent(command), check=True, env=alone)
         return json.loads(output.read_text(encoding="utf-8"))
 
     def _read(self) -> dict[int, float]:

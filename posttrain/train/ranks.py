@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 # The others wait while the first rank brings a checkpoint from storage. A rank that dies ends all of them at once.
 TIMEOUT = timedelta(hours=1)
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # of a process that is one of several
 T = TypeVar("T")
 
 

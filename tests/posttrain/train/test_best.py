@@ -1,17 +1,19 @@
 """Keeping the best checkpoint: rows are set aside, the best adapter is the result, and a resume changes nothing."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
-from posttrain import sft
-from posttrain.config import KeepBest, PipelineConfig, Selection, SftConfig, SftStep
+from posttrain import dpo, sft
+from posttrain.config import DpoConfig, DpoStep, KeepBest, PipelineConfig, Selection, SftConfig, SftStep
 from posttrain.rows.formats import prompt_key, read_jsonl, write_jsonl
 from posttrain.step import digests
 from posttrain.step.run import Unfinished
-from posttrain.train import best
+from posttrain.train import backend, best, stage
 from posttrain.train.checkpoints import Checkpoints
+from tests.posttrain.train.forked_ranks import in_ranks
 
 JUDGE = Selection(answer_match="exact", module="tests.posttrain.train.judge_of_small_weights")
 SETTINGS = {"max_seq_length": 256, "lora_r": 4, "batch_size": 8, "gradient_accumulation": 1, "learning_rate": 0.01}
@@ -38,27 +40,33 @@ def test_what_nobody_judges_cannot_be_the_best():
         PipelineConfig(sft={"keep_best": {}}, validation={"answer_match": "none"})
     with pytest.raises(ValueError, match=r"sft.keep_best is on, but the graph was compiled without it"):
         SftStep(sft={"keep_best": {}})
-    with pytest.raises(ValueError, match=r"sft.keep_best judges on one GPU"):
-        SftStep(sft={"keep_best": {}, "gradient_accumulation": 4}, selection=JUDGE, training={"num_processes": 2})
+    sharded = {"keep_best": {}, "parallelism": "fsdp"}
+    with pytest.raises(ValueError, match=r"sft.keep_best judges the whole model .* set parallelism to ddp"):
+        SftStep(sft=sharded, selection=JUDGE, training={"num_processes": 2})
+    with pytest.raises(ValueError, match=r"sft.keep_best judges the whole model"):
+        PipelineConfig(sft=sharded, placement={"steps": {"train_sft": {"accelerator_count": 2}}})
     assert SftStep(sft={"keep_best": {}}, selection=JUDGE).decisive.selection == JUDGE
 
 
 @pytest.fixture
 def train(tiny_model, task_api_files, tmp_path):
-    """Trains on 32 rows into a folder of this name, 8 more set aside; gives its outputs."""
-    rows = read_jsonl(task_api_files / "sft.jsonl")
-    files = {"train": str(tmp_path / "train.jsonl"), "eval": str(tmp_path / "eval.jsonl")}
-    write_jsonl(files["train"], rows[8:48])
-    write_jsonl(files["eval"], rows[:8])
+    """Trains on all rows but 8, of which some are set aside, into a folder of this name; gives it."""
+    files = {}
+    for kind, name in (("sft", "sft"), ("dpo", "preferences")):
+        rows = read_jsonl(task_api_files / f"{name}.jsonl")
+        files[kind] = {part: str(tmp_path / f"{kind}-{part}.jsonl") for part in ("train", "eval")}
+        write_jsonl(files[kind]["train"], rows[8:])
+        write_jsonl(files[kind]["eval"], rows[:8])
 
-    def train(name: str, keep_best: dict | None, *, training: dict | None = None, epochs: int = 3) -> Path:
+    def train(name: str, keep_best: dict | None, *, kind: str = "sft", training: dict | None = None, **changes) -> Path:
         folder = tmp_path / name
         outputs = {output: str(folder / output) for output in ("adapter", "metrics", "curve", "logs")}
         folder.mkdir(exist_ok=True)
-        config = SftConfig(**SETTINGS, epochs=epochs, keep_best=keep_best)
-        step = SftStep(sft=config, training=training or {}, selection=JUDGE)
+        module, section, step_of = {"sft": (sft, SftConfig, SftStep), "dpo": (dpo, DpoConfig, DpoStep)}[kind]
+        config = section(**SETTINGS | {"epochs": 3, "keep_best": keep_best} | changes)
+        step = step_of(**{kind: config}, training=training or {}, selection=JUDGE)
         checkpoints = Checkpoints(str(folder / "store"), "train", "f" * 64, run_id="run", limit=3)
-        sft.train(str(tiny_model), files=files, outputs=outputs, step=step, checkpoints=checkpoints)
+        module.train(str(tiny_model), files=files[kind], outputs=outputs, step=step, checkpoints=checkpoints)
         return folder
 
     return train
@@ -69,9 +77,10 @@ def metrics_of(folder: Path) -> dict:
 
 
 @pytest.mark.long
-def test_the_best_checkpoint_is_the_result_and_a_resume_changes_nothing(train):
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_the_best_checkpoint_is_the_result_and_a_resume_changes_nothing(train, kind):
     keep = {"num_checkpoints": 3, "num_rows": 8}
-    whole = train("whole", keep)
+    whole = train("whole", keep, kind=kind)
     metrics = metrics_of(whole)
     steps = metrics["total_steps"]
     assert metrics["kept_step"] == steps // 3 < steps
@@ -82,10 +91,38 @@ def test_the_best_checkpoint_is_the_result_and_a_resume_changes_nothing(train):
     (stored,) = (whole / "store").rglob(f"step-{steps // 3:08}.safetensors")
     assert stored.read_bytes() == (whole / "adapter" / best.WEIGHTS).read_bytes()
     with pytest.raises(Unfinished):
-        train("resumed", keep, training={"leave_at": 0.6})
-    resumed = train("resumed", keep)
+        train("resumed", keep, kind=kind, training={"leave_at": 0.6})
+    resumed = train("resumed", keep, kind=kind)
     assert digests.digest(resumed / "adapter") == digests.digest(whole / "adapter")
     assert metrics_of(resumed) == metrics
-    early = metrics_of(train("early", keep | {"patience": 1}))
+    early = metrics_of(train("early", keep | {"patience": 1}, kind=kind))
     assert early["total_steps"] == steps * 2 // 3
     assert early["kept_step"] == metrics["kept_step"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_of_two_ranks_the_first_judges_and_both_keep_the_same(train, kind, tmp_path):
+    keep = {"num_checkpoints": 2, "num_rows": 8}
+    changes = {"kind": kind, "epochs": 1, "batch_size": 4, "gradient_accumulation": 2}
+    backend.prepare()
+    first, second = in_ranks(lambda rank: weights_of(train, "two", keep, **changes))
+    metrics, alone = metrics_of(tmp_path / "two"), metrics_of(train("one", keep, **changes))
+    assert metrics["kept_step"] == alone["kept_step"] == metrics["total_steps"] // 2
+    (stored,) = (tmp_path / "two" / "store").rglob(f"step-{metrics['kept_step']:08}.safetensors")
+    assert stored.read_bytes() == (tmp_path / "two" / "adapter" / best.WEIGHTS).read_bytes()
+    assert first == second and metrics["eval_loss"] == pytest.approx(alone["eval_loss"], rel=0.03)
+
+
+def weights_of(train, *arguments, **changes) -> str:
+    """Trains, and gives the digest of the weights that this rank ends with."""
+    ended = []
+
+    def look(trainer, *args, **kwargs) -> None:
+        weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+        ended.append(hashlib.sha256(b"".join(weight.detach().numpy().tobytes() for weight in weights)).hexdigest())
+        write(trainer, *args, **kwargs)
+
+    write, stage.write_results = stage.write_results, look
+    train(*arguments, **changes)
+    return ended[0]
