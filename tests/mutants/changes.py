@@ -73,8 +73,12 @@ def mutants_of(root: Path, module: str) -> Iterator[Mutant]:
 
 
 def unseen(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yields what no test is to see changed: annotations, how classes are frozen, indents, what zip asserts."""
+    """Yields what no test is to see changed: annotations, how classes are frozen, indents, what zip asserts; and the
+    start of a command as a module, which takes a process each time and is seen by the tests of components.
+    """
     for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'":
+            yield from ast.walk(node)
         parts = [getattr(node, "annotation", None), getattr(node, "returns", None)]
         if isinstance(node, ast.keyword) and node.arg in ("frozen", "slots", "kw_only", "indent", "strict"):
             parts.append(node.value)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,7 +124,9 @@ def test_a_tool_call_comes_back_as_one(tmp_path, declining_model):
     assert serving.call_faults(Stub(), tokenizer, prompts, [inference.Answer("No.", True, 2)], limit=9) is None
 
 
-def test_a_file_says_the_same_at_the_chat_endpoint(tmp_path, declining_model):
+def test_a_file_says_the_same_at_the_chat_endpoint(tmp_path, declining_model, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.delenv("no_proxy", raising=False)
     faults = faults_of(declining_model, tmp_path)
     assert (faults["prompts"], faults["chat"]) == ([], [])
     assert "says" in faults["others"][0]
@@ -133,6 +136,15 @@ def test_another_template_in_the_file_is_seen(tmp_path, declining_model):
     faults = faults_of(declining_model, tmp_path, template=TEMPLATE.replace("assistant", "bot"))
     assert faults["prompts"][0].startswith("prompt 1: other text from the chat template, from position")
     assert len(faults["prompts"]) == 2
+
+
+def test_the_loss_is_that_of_the_first_answers_as_far_as_their_tokens_reach(declining_rows, untaught, monkeypatch):
+    tokenizer, step = chat.load_tokenizer(untaught), CheckExportStep()
+    asked = SimpleNamespace(tokenizer=tokenizer, step=step, rows={"sft_eval": declining_rows, "preference_eval": []})
+    lengths = [len(row.completion) for row in gate.Measurer.rows_within(asked)]
+    for most in (sum(lengths[:3]), sum(lengths[:3]) + 1):
+        monkeypatch.setattr(gate, "MAX_TOKENS", most)
+        assert len([*gate.Measurer.rows_within(asked)]) == 3
 
 
 def test_a_rare_token_counts_as_the_rarest_that_is_known():

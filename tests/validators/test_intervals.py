@@ -46,6 +46,13 @@ def test_a_ratio_weighs_rows_by_their_tokens():
     assert (check.value, check.status) == (220 / 120, "passed")
 
 
+def test_more_rows_make_the_interval_narrow_enough():
+    assert more_rows_of_mean(0.5, (0.25, 0.75), 20, 0.625) == 61  # a half as wide from 80 rows on, and one to be sure
+    assert more_rows_of_mean(0.5, (0.25, 1.0), 20, 0.375) == 61
+    assert more_rows_of_mean(0.5, (0.25, 0.75), 20, 0.125) == 0
+    assert more_rows_of_mean(0.5, (0.25, 0.75), 20, 0.5) is None
+
+
 def test_equal_rows_have_no_spread():
     assert mean_interval([0.5] * 8) == (0.5, 0.5)
 

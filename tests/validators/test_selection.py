@@ -30,6 +30,17 @@ def test_a_checkpoint_is_judged_by_its_own_answers(tmp_path, untaught, declining
     assert selection.scores(untaught, declining_adapter, rows[:1], ill_formed) == [0.0]
 
 
+def test_the_command_logs_as_every_step_does_and_writes_its_scores(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(selection, "configure_logging", lambda: done.append("logging"))
+    monkeypatch.setattr(selection, "scores", lambda base, adapter, rows, rule: [len(rows) / 4, rule.max_new_tokens])
+    write_jsonl(tmp_path / "rows", [{"id": "a"}, {"id": "b"}])
+    config = Selection(max_new_tokens=24, module="validators.selection").model_dump_json()
+    paths = [f"--{name}={tmp_path / name}" for name in ("base", "adapter", "rows", "output")]
+    selection.main([*paths, f"--config={config}"])
+    assert done == ["logging"] and json.loads((tmp_path / "output").read_text()) == [0.5, 24]
+
+
 def test_the_command_needs_every_one_of_its_flags(capsys):
     with pytest.raises(SystemExit):
         selection.main([])

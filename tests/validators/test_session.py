@@ -61,6 +61,11 @@ def test_an_engine_is_made_only_where_it_is_configured(tiny_model, tiny_adapter,
     assert one.engine is one.model is one.tokenizer is None
 
 
+def test_an_engine_that_is_not_installed_is_refused_before_anything_is_loaded():
+    with pytest.raises(ValueError, match="validation.generation is 'vllm', which is not installed here"):
+        Session(LIMITS.model_copy(update={"generation": "vllm"}))
+
+
 def test_a_tokenizer_that_is_there_is_used(tiny_model):
     tokenizer = chat.load_tokenizer(tiny_model)
     one = Session(LIMITS)

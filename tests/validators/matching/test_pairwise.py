@@ -115,6 +115,17 @@ def test_an_answer_cannot_end_its_section(judges):
     assert text.count("<|im_end|>") == 1  # the template's own
 
 
+def test_the_judge_is_asked_for_its_verdict_at_once(judges):
+    judge = judges["good"]
+    template = judge.tokenizer.chat_template
+    judge.tokenizer.chat_template = template + "{{ 'think' if enable_thinking else 'answer' }}"
+    try:
+        text = judge.tokenizer.decode(pairwise._tokens(judge, PROMPTS[0], "Paris", "Rome"))
+    finally:
+        judge.tokenizer.chat_template = template
+    assert text.endswith("<|im_start|>assistant\nanswer")
+
+
 def test_a_tokenizer_without_the_letters_is_refused(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(pairwise, "LETTERS", ("A", "B", "no single token"))
     with pytest.raises(ValueError, match="no token for each of A, B and C"):
