@@ -2,6 +2,7 @@
 
 python -m tests.mutants                        every mutant that was not killed yet; results go to build/mutants.jsonl
 python -m tests.mutants --only verdict --sample 50     50 of one module, the same ones for the same --seed
+python -m tests.mutants --only sign,push --quick       with the tests alone that the table below names for a module
 python -m tests.mutants --report               the mutants that lived, and their share by module
 
 A mutant that lives shows a test that is missing, or changes nothing that can be seen: the latter are listed, with the
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     for slow in SLOW_IMPORTS:
         importlib.import_module(slow)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(copy_of_the_repository(Path(folder)))
+        bench = Bench(copy_of_the_repository(Path(folder)), is_quick=args.quick)
         for _, mutants in groupby(left, key=lambda one: one.module):
             for mutant, outcome in bench.outcomes(list(mutants)):
                 print(keep(mutant, outcome), flush=True)
@@ -103,9 +104,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="modules whose path contains this")
+    parser.add_argument("--only", default="", help="modules whose path contains this, or one of these: a,b,c")
     parser.add_argument("--sample", type=int, help="number of mutants to draw, instead of all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--quick", action="store_true", help="run the module's own tests alone: more mutants may live")
     parser.add_argument("--report", action="store_true", help="run nothing")
     return parser
 
@@ -115,7 +117,7 @@ def modules(only: str) -> Iterator[str]:
     for pattern in MODULES:
         for path in sorted(ROOT.glob(pattern)):
             module = path.relative_to(ROOT).as_posix()
-            if only in module and tests_of(module):
+            if any(part in module for part in only.split(",")) and tests_of(module):
                 yield module
 
 
@@ -139,6 +141,7 @@ class Bench:
     """Runs tests in a copy of the repository."""
 
     tree: Path
+    is_quick: bool = False
     tests: dict[str, dict[str, order.Test]] = field(default_factory=dict)  # file -> its tests by name
 
     def outcomes(self, mutants: list[Mutant]) -> Iterator[tuple[Mutant, str]]:
@@ -152,7 +155,7 @@ class Bench:
             else:
                 yield mutant, outcome
         for mutant in lived:
-            further = self._further(mutant)
+            further = {} if self.is_quick else self._further(mutant)
             files = sorted({name.partition("::")[0] for name in further})
             yield from self._forks([mutant], files, further) if files else [(mutant, "lived")]
         for mutant in mutants:
@@ -183,7 +186,7 @@ class Bench:
         """Returns the outcome of one mutant, in processes that import the changed module."""
         names = tests_of(mutant.module)
         outcome = self._try(mutant, names, self._tests(*names))
-        if outcome == "lived" and (further := self._further(mutant)):
+        if outcome == "lived" and not self.is_quick and (further := self._further(mutant)):
             outcome = self._try(mutant, [*further], further)
         return outcome
 
