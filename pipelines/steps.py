@@ -22,7 +22,7 @@ RETRY_COUNT = 1
 SAVE_MINUTES = 10  # from a training stage's own deadline, at which it saves and leaves, to the end of its attempt
 QUICK_MINUTES = 10  # for a step whose work takes seconds
 POD_GRACE_MINUTES = 10  # for what is around the attempts: the pull of the image, small inputs and outputs
-LAUNCH_MINUTES = 10  # for what a launch step does around its job: addresses of inputs, outputs
+LAUNCH_MINUTES = 40  # for what a launch step does around its job: the end of the last one, inputs, an API that is away
 TRANSFER_BYTES_PER_SECOND = 50e6  # of a model that the launcher brings before the step, or takes after it
 SOURCE_ENV = "POSTTRAIN_SECRET"  # with a number: what a secret of another step holds, for preflight to look for
 

@@ -23,8 +23,8 @@ from posttrain.config import HALVINGS_ENV, DpoStep, SftStep, Workers, parse_step
 from posttrain.config.line import step_of
 from posttrain.nodes import inputs
 from posttrain.nodes.follow import deleting_when_stopped, follow, keeping_lease, signals_blocked, wait_until_ended
-from posttrain.nodes.kubernetes import Kubernetes, has_ended
-from posttrain.nodes.train_job import FINGERPRINT, name_of, train_job
+from posttrain.nodes.kubernetes import Kubernetes, Object, has_ended, until_answered
+from posttrain.nodes.train_job import is_of, name_of, train_job
 from posttrain.step import frame
 from posttrain.step.attempts import POD_ENV
 from posttrain.step.digests import digest
@@ -73,12 +73,13 @@ def launch(
         order = order_of(running, step, number=number, kept=kept)
     name, workers = name_of(order.run_id, order.step, order.attempt), step.workers
     if ending := read_ending(order):  # an earlier launch step was lost before it could bring the outputs
-        job = api.get(name)
+        job = until_answered(partial(api.get, name))
         return order, ending, job["metadata"]["uid"] if job else ""
     with keeping_lease(order), deleting_when_stopped(api, name):
         uid = create_or_adopt(order, workers, api)
-        limit_seconds = 60.0 * (workers.queue_minutes + workers.deadline_minutes)
-        return order, follow(api, name, order, limit_seconds=limit_seconds), uid
+        start_seconds, train_seconds = 60.0 * workers.queue_minutes, 60.0 * workers.deadline_minutes
+        limits = {"start_seconds": start_seconds, "limit_seconds": start_seconds + train_seconds}
+        return order, follow(api, name, order, **limits), uid
 
 
 def order_of(running: Running, step: SftStep | DpoStep, *, number: int, kept: dict[str, orders.Kept]) -> Order:
@@ -108,18 +109,38 @@ def create_or_adopt(order: Order, workers: Workers, api: Kubernetes) -> str:
         ValueError: there is one of this name that trains something else.
     """
     name = name_of(order.run_id, order.step, order.attempt)
-    pod = os.environ.get(POD_ENV)
-    job = train_job(order, orders.write_order(order), workers, owner=api.owner_of(pod) if pod else None)
-    with signals_blocked():
-        created = api.create(job)
-    if created:
+    there = until_answered(partial(api.get, name))
+    if there is None and (created := _create(order, workers, api)):
         logger.info("TrainJob %s created: %d nodes, %d processes", name, order.num_nodes, order.num_ranks)
         return created["metadata"]["uid"]
-    there = api.get(name)
-    if there and there["metadata"].get("annotations", {}).get(FINGERPRINT) != order.fingerprint:
-        raise ValueError(f"TrainJob {name}: trains something else than this run; find out who has created it")
+    there = there or until_answered(partial(api.get, name))  # another pod of this step was faster
+    _refuse_foreign(there, order)
     logger.info("TrainJob %s adopted: an earlier pod of this step has created it", name)
     return there["metadata"]["uid"] if there else ""
+
+
+def _create(order: Order, workers: Workers, api: Kubernetes) -> Object | None:
+    """Writes an order and creates its TrainJob; returns None if there is one of this name."""
+    pod = os.environ.get(POD_ENV)
+    owner = until_answered(partial(api.owner_of, pod)) if pod else None
+    job = train_job(order, orders.write_order(order), workers, owner=owner)
+
+    def create() -> Object | None:
+        with signals_blocked():
+            return api.create(job)
+
+    return until_answered(create)
+
+
+def _refuse_foreign(job: Object | None, order: Order) -> None:
+    """Refuses to adopt, or to end, what another run has created.
+
+    Raises:
+        ValueError: the TrainJob is not that of the order.
+    """
+    if job and not is_of(job, order):
+        name = job["metadata"]["name"]
+        raise ValueError(f"TrainJob {name}: trains something else than this run; find out who has created it")
 
 
 def _attempts(running: Running) -> list[Order]:
@@ -138,7 +159,7 @@ def _live_or_finished(running: Running, api: Kubernetes) -> Order | None:
         return None
     if ending := read_ending(newest):
         return newest if ending.outcome == "finished" else None
-    job = api.get(name_of(newest.run_id, newest.step, newest.attempt))
+    job = until_answered(partial(api.get, name_of(newest.run_id, newest.step, newest.attempt)))
     is_live = not has_ended(job) and not job["metadata"].get("deletionTimestamp")
     return newest if is_live else None
 
@@ -149,7 +170,9 @@ def _prepare_next(running: Running, api: Kubernetes) -> int:
     if not earlier:
         return 1
     newest = earlier[-1]
-    wait_until_ended(api, name_of(newest.run_id, newest.step, newest.attempt), patience_seconds=STOP_SECONDS)
+    name = name_of(newest.run_id, newest.step, newest.attempt)
+    _refuse_foreign(until_answered(partial(api.get, name)), newest)  # it may have to be deleted
+    wait_until_ended(api, name, patience_seconds=STOP_SECONDS)
     return newest.attempt + 1
 
 

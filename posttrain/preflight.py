@@ -245,7 +245,7 @@ def check_runtime(runtime: str) -> None:
         raise ValueError("several nodes need a cluster, and this is none: set nodes to 1, and compile the graph again")
     forbidden = [f"{verb} trainjobs" for verb in kubernetes.VERBS if not api.may(verb, "trainjobs")]
     forbidden += [] if api.may("get", "trainingruntimes") else ["get trainingruntimes"]
-    forbidden += [] if api.may("get", "pods", group="") else ["get pods"]
+    forbidden += [f"{verb} pods" for verb in ("get", "list") if not api.may(verb, "pods", group="")]
     if forbidden:
         raise ValueError(
             f"this pod's service account may not {', '.join(forbidden)} in namespace {api.namespace}: give it the Role "

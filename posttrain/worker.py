@@ -29,7 +29,7 @@ from posttrain.train import backend, ranks, stage
 from posttrain.train.checkpoints import Checkpoints, Diverged
 from posttrain.train.contact import Contact
 from posttrain.train.ends import LeaveInTime
-from posttrain.train.order import OUTPUTS, Ending, Order, Outcome, read_order, write_ending
+from posttrain.train.order import OUTPUTS, Ending, Order, Outcome, read_ending, read_order, write_ending
 
 TRAIN = {"sft": sft.train, "dpo": dpo.train}
 ROWS = ("train", "eval")  # inputs; the other one is the model that training starts from
@@ -165,6 +165,8 @@ def main(argv: list[str] | None = None) -> None:
         FRESH_ENV: "1" if order.is_fresh else "",
         HALVINGS_ENV: str(order.num_halvings),
     }
+    if ending := read_ending(order):  # as when somebody has deleted its JobSet, and Trainer made another
+        raise RuntimeError(f"attempt {order.attempt} has ended already ({ending.outcome}), and starts only once")
     with recording(order):
         work(order)
 

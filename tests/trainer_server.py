@@ -7,7 +7,9 @@ and Job were read to do:
 - A node that ends with an error ends the others by SIGTERM, and by SIGKILL after the grace that the runtime gives; the
   TrainJob is Failed. It is Complete when all nodes ended with 0.
 - A queue suspends a TrainJob until it is admitted. `activeDeadlineSeconds` counts from then on.
-- A TrainJob that is deleted in the foreground stays, with a `deletionTimestamp`, until its pods have ended.
+- A TrainJob that is deleted in the foreground stays, with a `deletionTimestamp`, until its pods have ended. Those
+  of one that has failed are being deleted, and run until they have ended.
+- Nothing is said in a TrainJob about pods that cannot start.
 """
 
 import json
@@ -34,8 +36,10 @@ import yaml
 
 MANIFESTS = Path("configs/kubernetes/trainer.yaml")
 NAMESPACE, TOKEN, POD, WORKFLOW = "ml", "token-of-the-pod", "train-sft-1", "post-training-x7k2p"
+POD_LABEL = "jobset.sigs.k8s.io/jobset-name"
 TORCHRUN = ["-m", "torch.distributed.run"]
 TICK_SECONDS = 0.02
+PHASES = {None: "Running", 0: "Succeeded"}  # of a pod, by the exit code of its process; any other: Failed
 
 
 def manifests() -> dict[str, dict[str, Any]]:
@@ -72,6 +76,7 @@ class Running:
     grace_seconds: float
     worker: str
     environment: dict[str, str]
+    is_pullable: bool = True
     nodes: list[subprocess.Popen] = field(default_factory=list)
     stopped_at: float | None = None
     ended: dict[str, str] | None = None  # reason and message of its end
@@ -80,6 +85,8 @@ class Running:
 
     def start(self) -> None:
         self.started_at = time.monotonic()
+        if not self.is_pullable:
+            return
         for command, variables in node_commands(self.job, worker=self.worker):
             environment = {name: value for name, value in os.environ.items() if not name.startswith(("KUBE", "KFP"))}
             environment |= self.environment | variables
@@ -93,6 +100,13 @@ class Running:
                 with suppress(ProcessLookupError):
                     node.terminate()
 
+    def vanish(self) -> None:
+        """Loses its JobSet and all pods of it, at once, and nobody makes another."""
+        nodes, self.nodes = self.nodes, []
+        for node in nodes:
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+
     def kill(self) -> None:
         for node in self.nodes:
             with suppress(ProcessLookupError):
@@ -102,7 +116,7 @@ class Running:
     def tick(self) -> bool:
         """Does what controllers and kubelet do; returns whether the object has changed."""
         now, limit = time.monotonic(), self.job["spec"]["activeDeadlineSeconds"]
-        if self.ended is None and not self.nodes and not self.job["metadata"].get("deletionTimestamp"):
+        if self.ended is None and not self.started_at and not self.job["metadata"].get("deletionTimestamp"):
             if now - self.created_at < self.queue_seconds:
                 return False
             self.start()
@@ -110,12 +124,12 @@ class Running:
         if self.stopped_at is not None and now - self.stopped_at > self.grace_seconds:
             self.kill()
         codes = [node.poll() for node in self.nodes]
-        if self.ended is None and self.nodes:
+        if self.ended is None and self.started_at:
             if any(codes):
                 failed = [at for at, code in enumerate(codes) if code]
                 self.ended = {"reason": "JobsFailed", "message": f"jobset failed: pods {failed} of node failed"}
                 self.stop()
-            elif all(code == 0 for code in codes):
+            elif codes and all(code == 0 for code in codes):
                 self.ended = {"reason": "JobsCompleted", "message": "jobset completed successfully", "type": "Complete"}
             elif now - self.started_at > limit:
                 self.ended = {"reason": "DeadlineExceeded", "message": "TrainJob exceeded its deadline"}
@@ -125,12 +139,26 @@ class Running:
 
     def says(self) -> bool:
         """Writes what is known into the status, as conditions."""
-        conditions = [_condition("Suspended", "False", "Resumed", "it was admitted")] if self.nodes else []
+        conditions = [_condition("Suspended", "False", "Resumed", "it was admitted")] if self.started_at else []
         if self.ended:
             kind = self.ended.get("type", "Failed")
             conditions.append(_condition(kind, "True", self.ended["reason"], self.ended["message"]))
         self.job["status"] = {"conditions": conditions}
         return True
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Returns its pods, which exist once it is admitted."""
+        deleted = {"deletionTimestamp": datetime.now(UTC).isoformat()} if self.stopped_at is not None else {}
+        names = [
+            f"{self.job['metadata']['name']}-node-0-{node}" for node in range(self.job["spec"]["trainer"]["numNodes"])
+        ]
+        if self.started_at and not self.is_pullable:
+            waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "train": not found'}
+            status = {"phase": "Pending", "containerStatuses": [{"name": "node", "state": {"waiting": waiting}}]}
+            return [{"metadata": {"name": name} | deleted, "status": status} for name in names]
+        phases = [PHASES.get(node.poll(), "Failed") for node in self.nodes]
+        pairs = zip(names, phases, strict=False)
+        return [{"metadata": {"name": name} | deleted, "status": {"phase": phase}} for name, phase in pairs]
 
 
 def _condition(kind: str, status: str, reason: str, message: str) -> dict[str, str]:
@@ -144,22 +172,28 @@ class Trainer:
 
     folder: Path  # of the credentials that it gives to pods
     port: int = 0
-    allowed: set[str] = field(default_factory=lambda: {"create", "get", "watch", "delete"})
+    allowed: set[str] = field(default_factory=lambda: {"create", "get", "list", "watch", "delete"})
     runtimes: set[str] = field(default_factory=lambda: {"posttrain"})
     queue_seconds: float = 0.0
     grace_seconds: float = 20.0
     worker: str = ""  # module that runs instead of torchrun and the workers; empty: these
     environment: dict[str, str] = field(default_factory=dict)  # of every pod, beside what the TrainJob gives
+    is_pullable: bool = True  # the image of the pods
     faults: dict[str, list[int]] = field(default_factory=dict)  # of the next calls: verb -> statuses
     calls: list[str] = field(default_factory=list)  # verb and name
     jobs: dict[str, Running] = field(default_factory=dict)
     gone: dict[str, Running] = field(default_factory=dict)
     changed: threading.Condition = field(default_factory=threading.Condition)
+    num_listed: int = 0  # how often pods were listed
     version: int = 1
 
     def created(self) -> list[str]:
         """Returns the names of all TrainJobs that were ever created, in order."""
         return [call.split()[1] for call in self.calls if call.startswith("create ") and not call.endswith("409")]
+
+    def deleted(self) -> list[str]:
+        """Returns the names of the TrainJobs that somebody wanted to have deleted."""
+        return [call.split()[1] for call in self.calls if call.startswith("delete ")]
 
     def num_alive(self) -> int:
         """Returns how many TrainJobs have nodes that run."""
@@ -177,6 +211,7 @@ class Trainer:
         if self.queue_seconds:
             job["status"] = {"conditions": [_condition("Suspended", "True", "Suspended", "waits for quota")]}
         running = Running(job, self.queue_seconds, self.grace_seconds, self.worker, self.environment)
+        running.is_pullable = self.is_pullable
         self.jobs[name] = running
         self._touch(running)
         return 201, job
@@ -229,6 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "trainingruntimes":
             is_there = name in self.trainer.runtimes
             self._send(*((200, manifests()["TrainingRuntime"]) if is_there else (404, {"message": "not found"})))
+        elif kind == "pods" and not name:
+            self._guarded("list", lambda: self._list_pods(query["labelSelector"]))
         elif kind == "pods":
             owner = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": WORKFLOW, "uid": "w-1"}
             self._send(200, {"metadata": {"name": name, "ownerReferences": [owner | {"controller": True}]}})
@@ -238,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._target(urlsplit(self.path).path)[0] == "selfsubjectaccessreviews":
             asked = body["spec"]["resourceAttributes"]
             assert asked["namespace"] == NAMESPACE
-            is_allowed = asked["group"] != "trainer.kubeflow.org" or asked["verb"] in self.trainer.allowed
+            is_allowed = asked["verb"] in self.trainer.allowed
             self._send(201, body | {"status": {"allowed": is_allowed}})
         else:
             self._guarded("create", lambda: self._send(*self.trainer.create(body)))
@@ -262,6 +299,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get(self, running: Running | None) -> None:
         self._send(*((200, running.job) if running else (404, {"message": "not found"})))
+
+    def _list_pods(self, selector: str) -> None:
+        self.trainer.num_listed += 1
+        running = self.trainer.jobs.get(selector.removeprefix(f"{POD_LABEL}="))
+        self._send(200, {"items": running.pods() if running else []})
 
     def _watch(self, query: dict[str, str]) -> None:
         name = query["fieldSelector"].removeprefix("metadata.name=")

@@ -52,7 +52,20 @@ def main() -> None:
         finish(order)
     if plan == "killed" and node == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    if plan == "killed":  # its peer waits for it in a collective, which no signal interrupts
+    if plan == "leaves" and node == 1:
+        sys.exit(75)
+    if plan == "saves slowly" and node == 1:
+        end(order, "unfinished", reason="stopped at step 4/9: SIGTERM")
+    if plan == "saves slowly":  # its pod is asked to end only when the TrainJob has failed
+        while not Path(os.environ["FOLDER"], "saved").exists():
+            time.sleep(0.02)
+        sys.exit(75)
+    if plan == "unfinished in part" and node == 1:  # it hangs before it ends
+        time.sleep(100)
+    if plan == "unfinished in part":
+        write_ending(order, Ending(outcome="unfinished", num_ranks=order.num_ranks, num_nodes=order.num_nodes))
+        time.sleep(100)
+    if plan in ("killed", "leaves"):  # its peer waits for it in a collective, which no signal interrupts
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(100)
     while plan == "waits" or (plan == "finished" and not storage.exists(order.uri(ENDING))):

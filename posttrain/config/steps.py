@@ -74,7 +74,7 @@ class Workers(Section):
     runtime: str  # name of the TrainingRuntime
     placement: dict[str, Any]  # of each: a `posttrain.config.placement.Placement`, without its defaults
     deadline_minutes: Count  # from when all are admitted to when all are ended; more than the training's own limit
-    queue_minutes: Count  # that they may wait to be admitted
+    queue_minutes: Count  # that they may wait until all their processes have met
 
 
 class Selection(CheckTimeouts, Matching, Generating):

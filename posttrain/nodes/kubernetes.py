@@ -1,17 +1,19 @@
 """A client for the Kubernetes API, for one kind of object: the TrainJobs of this pod's namespace.
 
-credentials of the pod -> create, get, watch, delete a TrainJob; what this pod may do; what the pod belongs to
+credentials of the pod -> create, get, watch, delete a TrainJob, list its pods; what this pod may do, and belongs to
 
 It speaks HTTP by itself: the images then have no client of Kubernetes with pins of its own.
 """
 
 import json
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import environ
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # mounted into every pod
@@ -20,8 +22,14 @@ MANIFESTS = "configs/kubernetes/trainer.yaml"  # what a namespace needs, as far 
 VERBS = ("create", "get", "watch", "delete")  # that a launch step needs on TrainJobs
 TIMEOUT_SECONDS = 30.0
 DELETE_SECONDS = 1.5  # a pod that is ended has about two seconds
+AWAY_SECONDS = 900.0  # for which the API is asked again; an upgrade of a cluster takes it away for some minutes
+ASK_SECONDS = 10.0  # between two such calls
+POD_LABEL = "jobset.sigs.k8s.io/jobset-name"  # of the pods of a TrainJob, whose JobSet has its name
 
 Object = dict[str, Any]
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,11 @@ class Kubernetes:
         body = {"propagationPolicy": "Foreground"}
         self._call("DELETE", self._path("trainjobs", name), body=body, absent=404, seconds=seconds)
 
+    def pods_of(self, name: str) -> list[Object]:
+        """Lists the pods of a TrainJob, ended ones among them as long as Kubernetes keeps them."""
+        path, query = f"/api/v1/namespaces/{self.namespace}/pods", {"labelSelector": f"{POD_LABEL}={name}"}
+        return self._call("GET", path, query=query)["items"]
+
     def may(self, verb: str, resource: str, *, group: str = GROUP) -> bool:
         """Tells whether this pod may do something with the objects of its namespace."""
         attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": resource}
@@ -95,10 +108,10 @@ class Kubernetes:
         return f"{path}/{quote(name)}" if name else path
 
     def _call(
-        self, method: str, path: str, *, body: Object | None = None, absent: int = 0, seconds: float = TIMEOUT_SECONDS
+        self, method: str, path: str, *, absent: int = 0, seconds: float = TIMEOUT_SECONDS, **options: Object
     ) -> Object | None:
         """Makes a call and returns what it gives; None if it was answered with the status `absent`."""
-        with self._answer(method, path, body=body, seconds=seconds) as answer:
+        with self._answer(method, path, seconds=seconds, **options) as answer:
             if answer.status_code == absent:
                 return None
             self._check(answer, method, path)
@@ -109,7 +122,7 @@ class Kubernetes:
         import requests
 
         token = (self.credentials / "token").read_text(encoding="utf-8").strip()
-        options = {"params": query, "json": body, "timeout": seconds, "stream": query is not None}
+        options = {"params": query, "json": body, "timeout": seconds, "stream": bool(query and "watch" in query)}
         with requests.Session() as session:
             session.trust_env = False  # a proxy for the internet is none for the API
             session.headers["Authorization"] = f"Bearer {token}"
@@ -142,6 +155,37 @@ def condition(job: Object, name: str) -> Object | None:
     return next((one for one in conditions if one.get("type") == name and one.get("status") == "True"), None)
 
 
+def until_answered(call: Callable[[], T]) -> T:
+    """Makes a call to the API, again and again while that is away.
+
+    Raises:
+        OSError: it was away for too long.
+    """
+    deadline = time.monotonic() + AWAY_SECONDS
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise
+            logger.warning("asked again: %s", " ".join(str(error).split()))
+            time.sleep(ASK_SECONDS)
+
+
+def is_over(pod: Object) -> bool:
+    """Tells whether the containers of a pod have ended."""
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def wait_of(pod: Object) -> str:
+    """Returns why a pod has not started yet, if Kubernetes says so: no node has room, or its image cannot be pulled."""
+    status = pod.get("status", {})
+    waiting = [one.get("state", {}).get("waiting") for one in status.get("containerStatuses", [])]
+    unplaced = [one for one in status.get("conditions", []) if one.get("reason") == "Unschedulable"]
+    reasons = [one for one in [*waiting, *unplaced] if one]
+    return ", ".join(f"{one.get('reason')}: {one.get('message', '')}".strip(" :") for one in reasons)
+
+
 def has_ended(job: Object | None) -> bool:
-    """Tells whether a TrainJob has no more pods that run: it is complete, has failed, or is gone."""
+    """Tells whether a TrainJob is complete, has failed, or is gone. Pods of one that failed may still save."""
     return job is None or bool(condition(job, "Complete") or condition(job, "Failed"))

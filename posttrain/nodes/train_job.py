@@ -13,7 +13,7 @@ from typing import Any
 from posttrain.config import Workers
 from posttrain.config.line import WORKER
 from posttrain.config.placement import QUEUE_LABEL, SECRETS_FOLDER, Placement
-from posttrain.train.order import Kept, Order
+from posttrain.train.order import ORDER, Kept, Order
 
 FINGERPRINT = "posttrain/fingerprint"  # annotations
 RUN, STEP, ATTEMPT = "posttrain/run", "posttrain/step", "posttrain/attempt"
@@ -34,8 +34,7 @@ def name_of(run_id: str, step: str, attempt: int) -> str:
 def train_job(order: Order, written: Kept, workers: Workers, *, owner: Object | None) -> Object:
     """Returns the TrainJob of an order that was `written`. It is removed together with its owner, if it has one."""
     placement = Placement.model_validate(workers.placement)
-    notes = {FINGERPRINT: order.fingerprint, RUN: order.run_id, STEP: order.step, ATTEMPT: str(order.attempt)}
-    metadata = {"name": name_of(order.run_id, order.step, order.attempt), "annotations": notes}
+    metadata = {"name": name_of(order.run_id, order.step, order.attempt), "annotations": _notes(order)}
     if placement.queue:
         metadata["labels"] = {QUEUE_LABEL: placement.queue}
     if owner:
@@ -46,11 +45,26 @@ def train_job(order: Order, written: Kept, workers: Workers, *, owner: Object | 
         "metadata": metadata,
         "spec": {
             "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": workers.runtime},
-            "activeDeadlineSeconds": workers.deadline_minutes * 60,  # begins anew when a queue admits it
+            "activeDeadlineSeconds": _deadline_minutes(workers, placement) * 60,
             "trainer": _trainer(order, written, workers.image, placement),
             "runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": _patch(placement)}],
         },
     }
+
+
+def is_of(job: Object, order: Order) -> bool:
+    """Tells whether a TrainJob is that of an order, and not of another run that has the same name for it."""
+    notes, args = job["metadata"].get("annotations", {}), job["spec"]["trainer"].get("args", [])
+    return _notes(order).items() <= notes.items() and args[:1] == [order.uri(ORDER)]
+
+
+def _notes(order: Order) -> dict[str, str]:
+    return {FINGERPRINT: order.fingerprint, RUN: order.run_id, STEP: order.step, ATTEMPT: str(order.attempt)}
+
+
+def _deadline_minutes(workers: Workers, placement: Placement) -> int:
+    """Returns the limit of a TrainJob, which Trainer counts anew when a queue admits it; else its pods wait in it."""
+    return workers.deadline_minutes + (0 if placement.queue else workers.queue_minutes)
 
 
 def _trainer(order: Order, written: Kept, image: str, placement: Placement) -> Object:

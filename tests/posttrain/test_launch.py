@@ -1,18 +1,20 @@
 """Tests the launch step against a cluster that really starts processes: `tests.trainer_server`."""
 
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from posttrain import launch
+from posttrain import launch, storage
 from posttrain.config import RUN_ID_ENV, SftStep
 from posttrain.nodes import follow, kubernetes
-from posttrain.nodes.train_job import name_of
+from posttrain.nodes.train_job import RUN, name_of
 from posttrain.rows.formats import write_jsonl
 from posttrain.step import records
 from posttrain.step.run import Unfinished
@@ -79,6 +81,11 @@ def wait_for(condition: Callable[[], object], *, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def hurry(monkeypatch, **seconds: float) -> None:
+    """Gives an attempt less time than minutes."""
+    monkeypatch.setattr(launch, "follow", lambda *args, **limits: follow.follow(*args, **limits | seconds))
+
+
 @pytest.fixture
 def step(tmp_path, monkeypatch) -> Iterator[Step]:
     with serving(tmp_path / "credentials", worker="tests.trainer_worker") as trainer:
@@ -88,6 +95,8 @@ def step(tmp_path, monkeypatch) -> Iterator[Step]:
         monkeypatch.setenv(RUN_ID_ENV, "run-1")
         monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", trainer.folder)
         monkeypatch.setattr(follow, "LOOK_SECONDS", 1)
+        monkeypatch.setattr(follow, "END_SECONDS", 0.02)
+        monkeypatch.setattr(kubernetes, "ASK_SECONDS", 0.02)
         yield Step(tmp_path, trainer)
 
 
@@ -163,8 +172,8 @@ def test_a_finished_result_starts_no_second_train_job(step, monkeypatch):
 def test_a_queue_that_does_not_admit_it_in_time_ends_the_attempt(step, monkeypatch):
     step.trainer.queue_seconds = 1000
     step.plan("finished")
-    monkeypatch.setattr(launch, "follow", lambda *args, limit_seconds: follow.follow(*args, limit_seconds=0.3))
-    with pytest.raises(TimeoutError, match="was not done after 0.005 min, queue included"):
+    hurry(monkeypatch, start_seconds=0.3)
+    with pytest.raises(TimeoutError, match=r"its processes had not met after 0.005 min \(queue_minutes\)$"):
         step.run()
     assert not [running for running in step.trainer.jobs.values() if running.nodes]
     assert [call.split()[0] for call in step.trainer.calls] == ["create", "delete"]
@@ -177,7 +186,7 @@ def test_a_train_job_that_is_late_is_ended_by_trainer(step, monkeypatch):
 
     def with_short_deadline(*args, **options):
         job = build(*args, **options)
-        assert job["spec"]["activeDeadlineSeconds"] == 300
+        assert job["spec"]["activeDeadlineSeconds"] == 600
         job["spec"]["activeDeadlineSeconds"] = 0
         return job
 
@@ -278,3 +287,156 @@ def test_workers_that_nobody_follows_any_more_leave_when_their_lease_lapses(step
     wait_for(lambda: step.pids(1) and orders.read_ending(step.order(1)))
     assert orders.read_ending(step.order(1)).reason == "the lease has lapsed"
     wait_for(lambda: step.trainer.num_alive() == 0)
+
+
+def test_the_next_attempt_waits_until_the_pods_of_a_failed_train_job_have_saved(step):
+    step.plan("saves slowly", "finished")
+    with pytest.raises(Unfinished):
+        step.run()
+    wait_for(lambda: step.trainer.jobs[name_of("run-1", "train_sft", 1)].ended)
+    assert step.trainer.num_alive() == 1
+    num_listed = step.trainer.num_listed
+
+    def save() -> int:
+        wait_for(lambda: step.trainer.num_listed > num_listed + 1)
+        (step.folder / "saved").write_text("")
+        return len(step.trainer.created())
+
+    with ThreadPoolExecutor(1) as pool:
+        saved = pool.submit(save)
+        step.run()
+    assert saved.result() == 1
+    assert len(step.trainer.created()) == 2 and not step.trainer.deleted()
+
+
+def test_pods_that_their_lost_node_never_reports_as_ended_do_not_keep_the_next_attempt_back(step, monkeypatch, caplog):
+    monkeypatch.setattr(launch, "STOP_SECONDS", 0.1)
+    step.plan("saves slowly", "finished")
+    with pytest.raises(Unfinished):
+        step.run()
+    wait_for(lambda: step.trainer.jobs[name_of("run-1", "train_sft", 1)].ended)
+    step.run()
+    assert step.record().status == "succeeded" and not step.trainer.deleted()
+    assert "should have ended, but their nodes do not say so: train-sft-" in caplog.text
+
+
+def test_pods_that_nobody_ends_are_deleted_with_their_train_job_before_the_next_attempt(step, monkeypatch):
+    monkeypatch.setattr(launch, "STOP_SECONDS", 0.5)
+    step.plan("unfinished in part", "finished")
+    step.trainer.grace_seconds = 0.1
+    with pytest.raises(Unfinished):
+        step.run()
+    step.run()
+    first, second = (name_of("run-1", "train_sft", number) for number in (1, 2))
+    assert [call for call in step.trainer.calls if not call.startswith("get")] == [
+        f"create {first}",
+        f"delete {first}",
+        f"create {second}",
+    ]
+
+
+def test_a_train_job_of_its_name_that_another_run_owns_is_neither_adopted_nor_deleted(step, monkeypatch):
+    name = name_of("run-1", "train_sft", 1)
+    build = launch.train_job
+
+    def of_another_run(*args, **options):
+        job = build(*args, **options)
+        job["metadata"]["annotations"][RUN] = "another"
+        return job
+
+    step.plan("waits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "train_job", of_another_run)
+        patch.setattr(launch, "follow", lambda *_, **__: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            step.run()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"TrainJob {name}: trains something else than this run"):
+            step.run()
+    step.trainer.jobs[name].ended = {"reason": "JobsFailed", "message": ""}
+    step.trainer.jobs[name].says()
+    with pytest.raises(ValueError, match=f"TrainJob {name}: trains something else than this run"):
+        step.run()
+    assert step.trainer.created() == [name] and not step.trainer.deleted()
+
+
+def test_a_job_set_that_vanishes_with_its_pods_ends_the_attempt_when_its_time_is_up(step, monkeypatch):
+    step.plan("waits", "finished")
+    hurry(monkeypatch, limit_seconds=2)
+    follow_ = follow.follow
+
+    def vanishing(*args, **limits):
+        wait_for(lambda: (step.folder / "pid-1-0").exists() and storage.exists(step.order(1).uri(orders.PROGRESS)))
+        step.trainer.jobs[name_of("run-1", "train_sft", 1)].vanish()
+        return follow_(*args, **limits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(follow, "follow", vanishing)
+        with pytest.raises(TimeoutError, match="was not done after 0.0333 min, queue included"):
+            step.run()
+    step.run()
+    assert step.record().status == "succeeded" and len(step.trainer.created()) == 2
+
+
+def test_a_train_job_that_somebody_deletes_ends_the_attempt_and_its_pods_save(step):
+    step.plan("waits")
+
+    def delete() -> None:
+        wait_for(lambda: len(step.pids(1)) == 2 and storage.exists(step.order(1).uri(orders.PROGRESS)))
+        step.trainer.delete(name_of("run-1", "train_sft", 1))
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(delete)
+        with pytest.raises(Unfinished, match="stopped at step 4/9: SIGTERM"):
+            step.run()
+
+
+@pytest.mark.parametrize("verb", ["get", "create", "list"])
+def test_an_api_that_is_away_for_minutes_ends_no_attempt(step, verb, caplog):
+    """As often as it is asked in five minutes."""
+    step.plan("unfinished", "finished")
+    with pytest.raises(Unfinished):
+        step.run()
+    step.trainer.faults = {verb: [503] * 30}
+    step.run()
+    assert step.record().status == "succeeded" and len(step.trainer.created()) == 2
+    assert not step.trainer.faults[verb]
+    assert "asked again: " in caplog.text
+
+
+def test_an_api_that_stays_away_ends_the_attempt(step, monkeypatch):
+    monkeypatch.setattr(kubernetes, "AWAY_SECONDS", 0.1)
+    step.trainer.faults = {"get": [503] * 1000}
+    with pytest.raises(OSError, match="answered 503"):
+        step.run()
+
+
+@pytest.mark.long
+def test_a_pod_that_may_not_delete_leaves_its_workers_to_their_lease(step, monkeypatch):
+    step.plan("waits")
+    step.trainer.allowed -= {"delete"}
+    monkeypatch.setattr(orders, "LAPSE_SECONDS", 1.0)
+    hurry(monkeypatch, limit_seconds=1)
+    with pytest.raises(TimeoutError, match="was not done after"):
+        step.run()
+    wait_for(lambda: step.trainer.num_alive() == 0)
+    assert orders.read_ending(step.order(1)).reason == "the lease has lapsed"
+
+
+def test_an_image_that_cannot_be_pulled_is_named_and_waited_for_as_long_as_for_nodes(step, monkeypatch, caplog):
+    step.trainer.is_pullable = False
+    step.plan("finished")
+    hurry(monkeypatch, start_seconds=2)
+    reason = r"pod train-sft-\w{12}-node-0-0 waits: ImagePullBackOff: Back-off pulling image"
+    with pytest.raises(TimeoutError, match=rf"had not met after 0.0333 min \(queue_minutes\); {reason}"):
+        step.run()
+    assert caplog.text.count("WARNING") == 1 and re.search(reason, caplog.text)
+    assert step.trainer.deleted() == [name_of("run-1", "train_sft", 1)]
+
+
+def test_a_worker_that_leaves_alone_ends_the_attempt_and_the_next_one_goes_on(step):
+    step.plan("leaves", "finished")
+    with pytest.raises(RuntimeError, match="a worker died without an error"):
+        step.run()
+    step.run()
+    assert step.record().status == "succeeded" and len(step.trainer.created()) == 2

@@ -561,7 +561,9 @@ def test_a_runtime_that_is_not_there_is_named(given, cluster):
 def test_what_the_pod_may_not_do_with_train_jobs_is_named(given, cluster):
     cluster.allowed = {"get", "create"}
     (problem,) = findings(given, training_runtimes=["posttrain"])
-    assert "may not watch trainjobs, delete trainjobs in namespace ml: give it the Role of configs/" in problem
+    assert (
+        "may not watch trainjobs, delete trainjobs, list pods in namespace ml: give it the Role of configs/" in problem
+    )
 
 
 def test_several_nodes_need_a_cluster(given, monkeypatch):

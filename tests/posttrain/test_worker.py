@@ -23,7 +23,7 @@ from posttrain.step.digests import digest
 from posttrain.step.run import Unfinished
 from posttrain.train import backend, callbacks, stage
 from posttrain.train.checkpoints import COMPLETE, Diverged, Manifest
-from posttrain.train.order import PROGRESS, Ending, Kept, Order, read_ending, write_order
+from posttrain.train.order import PROGRESS, Ending, Kept, Order, read_ending, write_ending, write_order
 from tests.posttrain.train.forked_ranks import in_ranks
 
 # 32 rows in batches of 2 are 16 batches: 4 steps of a batch for each of four ranks.
@@ -301,6 +301,17 @@ def test_an_order_that_somebody_changed_starts_nothing(inputs, tmp_path):
     kept = write_order(alone(tmp_path, inputs))
     with pytest.raises(ValueError, match="is not the order that this worker was started for"):
         worker.main([kept.uri, "0" * 64])
+
+
+def test_an_attempt_that_has_ended_is_not_begun_again(inputs, tmp_path, monkeypatch):
+    """Trainer makes another JobSet when somebody has deleted the first."""
+    ordered = alone(tmp_path, inputs)
+    kept, ending = write_order(ordered), Ending(outcome="unfinished", num_ranks=1, num_nodes=1)
+    write_ending(ordered, ending)
+    monkeypatch.setattr(worker, "work", lambda order: None)
+    with pytest.raises(RuntimeError, match=r"attempt 1 has ended already \(unfinished\), and starts only once"):
+        worker.main([kept.uri, kept.sha256])
+    assert read_ending(ordered) == ending
 
 
 def test_a_worker_has_the_environment_of_the_attempt(inputs, tmp_path, monkeypatch):

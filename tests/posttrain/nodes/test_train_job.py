@@ -9,7 +9,7 @@ import pytest
 from posttrain.config import Workers
 from posttrain.config.placement import Placement
 from posttrain.nodes import kubernetes
-from posttrain.nodes.train_job import COMMAND, POD, name_of, train_job
+from posttrain.nodes.train_job import COMMAND, POD, is_of, name_of, train_job
 from posttrain.train.order import Kept, Order
 from tests.trainer_server import manifests
 
@@ -39,17 +39,18 @@ OWNER = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "post
 IMAGE = f"registry.example.org/train@sha256:{'0' * 64}"
 
 
+WORKERS = Workers(num_nodes=2, image=IMAGE, runtime="ours", placement={}, deadline_minutes=200, queue_minutes=9)
+ORDER = Order(
+    run_id="run-1", step="train_sft", attempt=2, fingerprint="f" * 64, storage_root="gs://b/store", inputs={},
+    config={}, num_nodes=2, num_processes_per_node=2, limit_seconds=60, lapse_seconds=600,
+)  # fmt: skip
+
+
 def job(**changes) -> dict:
     placement = PLACEMENT | changes
     assert Placement.model_validate(placement)
-    workers = Workers(
-        num_nodes=2, image=IMAGE, runtime="ours", placement=placement, deadline_minutes=200, queue_minutes=9
-    )
-    order = Order(
-        run_id="run-1", step="train_sft", attempt=2, fingerprint="f" * 64, storage_root="gs://b/store", inputs={},
-        config={}, num_nodes=2, num_processes_per_node=2, limit_seconds=60, lapse_seconds=600,
-    )  # fmt: skip
-    return train_job(order, Kept(uri="gs://b/order.json", sha256="a" * 64), workers, owner=OWNER)
+    workers = WORKERS.model_copy(update={"placement": placement})
+    return train_job(ORDER, Kept(uri="gs://b/order.json", sha256="a" * 64), workers, owner=OWNER)
 
 
 def unknown(model: object, raw: object, where: str = "") -> list[str]:
@@ -101,12 +102,20 @@ def test_the_workers_of_a_train_job_are_placed_as_the_step_would_be():
     assert affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
 
 
+@pytest.mark.parametrize("changes", [{"run_id": "run-2"}, {"fingerprint": "e" * 64}, {"storage_root": "gs://b/other"}])
+def test_a_train_job_is_of_the_order_that_it_was_made_for_alone(changes):
+    own = train_job(ORDER, Kept(uri=ORDER.uri("order.json"), sha256="a" * 64), WORKERS, owner=None)
+    assert is_of(own, ORDER)
+    assert not is_of(own, ORDER.model_copy(update=changes))
+
+
 def test_a_placement_without_wishes_patches_nothing():
     plain = dict.fromkeys(PLACEMENT)
     raw = job(**{name: Placement.model_fields[name].get_default() for name in plain})
     (patched,) = raw["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     assert patched == {"name": POD, "template": {"spec": {"template": {"spec": {}}}}}
     assert "labels" not in raw["metadata"]
+    assert raw["spec"]["activeDeadlineSeconds"] == 12_540  # no queue begins it anew, so the wait for nodes counts
 
 
 def test_the_runtime_ends_an_attempt_with_its_first_pod_and_lets_none_be_root():
@@ -132,7 +141,7 @@ def test_the_role_allows_what_the_launch_step_does_and_no_more():
     assert rules == {
         (kubernetes.GROUP, "trainjobs"): list(kubernetes.VERBS),
         (kubernetes.GROUP, "trainingruntimes"): ["get"],
-        ("", "pods"): ["get"],
+        ("", "pods"): ["get", "list"],
     }
     assert manifests()["RoleBinding"]["roleRef"]["name"] == manifests()["Role"]["metadata"]["name"]
     assert Path(kubernetes.MANIFESTS).is_file()
