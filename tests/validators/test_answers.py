@@ -147,11 +147,14 @@ def test_shares_of_answers_pass_with_their_interval_alone():
 def test_repetition_is_the_share_of_4_grams_seen_before():
     assert a.repeated_share(Answer("", True, 9, (1, 2, 3, 4, 5, 6, 7, 8, 9))) == 0
     assert a.repeated_share(Answer("", True, 10, (1, 2) * 5)) == pytest.approx(5 / 7)
-    assert a.repeated_share(Answer("", True, 3, (1, 1, 1))) == 0
+    assert a.repeated_share(Answer("", True, 3, (1, 1, 1))) == a.repeated_share(Answer("", True, 4, (1,) * 4)) == 0
+    assert a.repeated_share(Answer("", True, 5, (1,) * 5)) == 0.5
     fluent, stuck = judged(None, tokens=tuple(range(12))), judged(None, tokens=(7,) * 12)
     assert a.repetition_check(fluent * 40, AlignmentLimits()).status == "passed"
     assert a.repetition_check(fluent * 20 + stuck * 20, AlignmentLimits()).status == "failed"
     assert a.repetition_check(None, AlignmentLimits()).status == "not run"
+    half = judged(None, tokens=(7,) * 5)  # no more than half
+    assert a.repetition_check(half * 40, AlignmentLimits()).value == 0
 
 
 @pytest.mark.parametrize(("num_tokens", "stopping"), [(10, []), (20, ["length_ratio"]), (3, ["length_ratio_shorter"])])
@@ -159,6 +162,11 @@ def test_answers_may_become_neither_longer_nor_shorter(num_tokens, stopping):
     before, after = judged(*[None] * 20, num_tokens=10), judged(*[None] * 20, num_tokens=num_tokens)
     checks = a.length_checks(before, after, AlignmentLimits())
     assert [check.name for check in checks if check.status == "failed"] == stopping
+    assert {check.value for check in checks} == {(num_tokens + 1) / 11}  # with the end token of each
+    assert [check.limit for check in checks] == [
+        AlignmentLimits().max_length_ratio,
+        1 / AlignmentLimits().max_length_ratio,
+    ]
     assert {check.status for check in a.length_checks(None, after, AlignmentLimits())} == {"not run"}
 
 
@@ -170,6 +178,52 @@ def test_a_drop_is_judged_prompt_by_prompt():
     assert a.format_drop_check(sound, half, limits).status == "failed"
     assert a.format_drop_check(half, sound, limits).status == "passed"
     assert a.format_drop_check(None, sound, limits).status == "not run"
+
+
+def test_the_numbers_of_a_verdict_are_shares_and_means():
+    given = [
+        Answer(DECLINE, True, 3),
+        Answer(call("get_weather"), True, 4),
+        Answer("Sure!", True, 3),
+        Answer("", False, 6),
+    ]
+    judged = a.judge_format([PROMPT] * 4, given, CALL, markers=[])
+    assert a.rates(judged) == {
+        "num_answers": 4, "format_valid_rate": 0.5, "stopped_rate": 0.75, "mean_answer_tokens": 4.0,
+        "incoherent_rate": 0.5,
+    }  # fmt: skip
+    assert a.rates(None) == a.rates([]) == {} and a.rate([]) is None
+
+
+@pytest.mark.parametrize(("num", "key"), [(63, "raise data.eval_fraction"), (64, "raise validation.num_generated_ans")])
+def test_more_answers_are_a_matter_of_the_key_that_limits_them(num, key):
+    limits = AlignmentLimits(num_generated_answers=64)
+    assert a.more_answers([None] * num, limits).startswith(key)
+    assert a.more_answers(None, limits) == a.more_answers([], limits) == a.more_answers([None], limits)
+
+
+def test_an_answer_that_says_nothing_after_its_thoughts_is_at_fault():
+    texts = [
+        Answer(" ", True, 7, thoughts="<think>Hm.</think>"),
+        Answer("Yes.", True, 7, thoughts="<think>Hm.</think>"),
+    ]
+    faults = [one.fault for one in a.judge_format([PROMPT] * 2, texts, TEXT, markers=[])]
+    assert faults == ["says nothing after its thoughts", None]
+
+
+def test_of_a_conversation_with_tools_another_turn_is_asked_each_time():
+    def rows(**more) -> list[dict]:
+        said = [{"role": "user", "content": "task"} | more]
+        turns = [[], [{"role": "assistant", "content": "Hm."}, {"role": "user", "content": "And?"}]]
+        return [
+            {"prompt": [{**said[0], "content": f"task {at}"}, *turn], "at": (at, len(turn))}
+            for at in range(4)
+            for turn in turns
+        ]
+
+    assert [row["at"] for row in a.choose_rows(rows(), 4)] == [(at, 2) for at in range(4)]
+    tool = {"type": "function", "function": {"name": "add"}}
+    assert [row["at"] for row in a.choose_rows(rows(tools=[tool]), 4)] == [(0, 0), (1, 2), (2, 0), (3, 2)]
 
 
 def test_prompts_are_different_and_taken_from_everywhere():

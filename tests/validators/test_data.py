@@ -587,6 +587,19 @@ def test_every_problem_is_reported_at_once(tokenizer, files):
     assert names == {"empty_turns", "untrainable_rows", "train_rows"}
 
 
+def test_a_share_is_of_all_rows_and_that_of_no_rows_is_none(tokenizer, files):
+    whole = measured(tokenizer, {"sft_train": files["sft_train"]})
+    for num_rows, expected in ((1, 1.0), (4, 0.25)):
+        file = replace(whole.files["sft_train"], num_rows=num_rows, duplicates=["a"], too_long=["a"])
+        numbers = replace(whole, files={"sft_train": file}, near_duplicates={"sft_train": ["a"]})
+        checks = {check.name: check.value for check in data.judge(numbers, LIMITS, NO_NEEDS)}
+        names = ("duplicate_share", "near_duplicate_share", "too_long_share")
+        assert [checks[name] for name in names] == [expected] * 3
+    empty = replace(whole, files={"sft_train": replace(whole.files["sft_train"], num_rows=0)})
+    checks = {check.name: check.value for check in data.judge(empty, LIMITS, NO_NEEDS)}
+    assert (checks["duplicate_share"], checks["too_long_share"]) == (0, 0)
+
+
 def command(files, tiny_model, folder, **limits):
     names = ("verdict", "report", "summary", "metrics", "passed", "manifest")
     limits = json.dumps({"validation": {"min_train_rows": 4, "min_eval_rows": 2, "answer_match": "exact"} | limits})

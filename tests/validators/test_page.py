@@ -149,6 +149,12 @@ def test_other_numbers_are_drawn_with_their_limit():
     assert scale.allowed == (0, scale.limit)
 
 
+def test_a_little_room_is_left_behind_the_last_number():
+    scale = page.scale_of(at_most("loss", 1.0, 2.0))
+    assert (scale.value, scale.limit, page.WIDTH) == (105.4, 202.8, 240)
+    assert page.scale_of(at_most("loss", -2.0, -1.0)).value == page.MARGIN
+
+
 @pytest.mark.parametrize(
     "check", [holds("x", True), at_most("non_finite_tensors", 0, 0), at_most("missing", float("nan"), 0)]
 )
