@@ -200,10 +200,9 @@ class Bench:
 
     def _further(self, mutant: Mutant) -> dict[str, order.Test]:
         """Returns the tests of other modules that call the changed function; any of its module, if it is none."""
-        package = mutant.module.partition("/")[0]  # a test that does not name it is not traced for its sake
-        files = sorted({file for module in modules("") for file in tests_of(module)})
-        files = [file for file in files if package in (ROOT / file).read_text(encoding="utf-8")]
-        tests = self._tests(*OF_ALL, *files)
+        package = mutant.module.partition("/")[0]  # tests of another one are not traced for its sake
+        files = {file for module in modules(f"{package}/") for file in tests_of(module)}
+        tests = self._tests(*OF_ALL, *sorted(files))
         own = self._tests(*tests_of(mutant.module))
         places = {call for test in tests.values() for call in test.calls if call.startswith(f"{mutant.module}:")}
         if mutant.place in places:
