@@ -21,6 +21,9 @@ class Tracing:
     test: str = ""
     calls: set[str] = field(default_factory=set)
 
+    def __post_init__(self):
+        self.files = {f"{self.tree}/{module}": module for module in self.modules}
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self.test, begun = item.nodeid, time.monotonic()
@@ -36,9 +39,8 @@ class Tracing:
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> None:
         """Writes a call at once: forks trace too, and come back with nothing."""
-        code = frame.f_code
-        module = code.co_filename.removeprefix(f"{self.tree}/")
-        if module in self.modules and (call := f"{module}:{code.co_name}") not in self.calls:
+        module = self.files.get(frame.f_code.co_filename)
+        if module is not None and (call := f"{module}:{frame.f_code.co_name}") not in self.calls:
             self.calls.add(call)
             self._write(call)
 
