@@ -16,7 +16,8 @@ from typing import Any, TextIO
 MASK = "***"
 NAMES = re.compile(r"WEBHOOK|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 MIN_CHARS = 8  # length of a value: shorter ones would mask ordinary words
-ADDRESS = r"(?<=://)[^/\s:@]{0,256}:[^\s@]{1,256}(?=@)"  # user:password@ in an address; AWS's secrets have slashes
+# user:password@ in an address; AWS's secrets have slashes, and so has an image with port and digest, which is no secret
+ADDRESS = r"(?<=://)[^/\s:@]{0,256}:[^\s@]{1,256}(?=@(?!sha256:[0-9a-f]{64}\b))"
 TOKENS = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}"  # the Hub
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"  # AWS

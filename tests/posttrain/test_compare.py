@@ -46,6 +46,13 @@ def test_runs_are_sorted_with_what_differs_their_verdicts_and_their_cost(root):
     assert found.rows[1].is_level  # 0.4 is in both intervals
 
 
+def test_the_cost_is_that_of_all_attempts_and_the_memory_that_of_the_largest(root):
+    for attempt, peak in enumerate((3 * 10**9, 2 * 10**9), start=2):
+        keep(root, "one", "train_sft", attempt=attempt, peak_memory=peak, status="failed", error="killed")
+    cost = compare.candidate_of(str(root), "one", None).cost
+    assert (cost.seconds, cost.cpu_seconds, cost.peak_memory) == (8.0, 12.0, 3 * 10**9)
+
+
 def test_the_command_prints_and_writes_the_table(root, tmp_path, capsys):
     files = [f"--{form}={tmp_path / form}" for form in ("markdown", "html", "csv")]
     assert compare.main(["one", "three", "--storage-root", str(root), *files]) == 0

@@ -227,6 +227,13 @@ def test_a_version_that_is_not_what_was_published_is_refused(folder, change: Cal
     assert len(promote.read_history(folder)) == 1
 
 
+def test_a_file_that_only_begins_as_a_promotion_is_none(line, tmp_path):
+    line.publish(str(tmp_path), version="v1")
+    first = go(str(tmp_path / "m"), "v1", 0)
+    (tmp_path / "m" / "promotions" / "000002.json.bak").write_text("{}")
+    assert promote.read_history(str(tmp_path / "m")) == [first]
+
+
 def test_a_history_with_a_gap_is_refused(folder):
     go(folder, "v1", 0)
     go(folder, "v2", 1)

@@ -61,6 +61,7 @@ def test_published_folder_is_the_model_with_card_chain_sums_and_manifest(line, p
     assert folder == Path(place, "m", sha256[:12])
     assert (receipt["sha256"], receipt["run_id"]) == (sha256, "run-1")
     assert receipt["manifest_sha256"] == digests.digest(folder / "manifest.json")
+    assert receipt["size_gb"] == round(sum(file.stat().st_size for file in line.model.iterdir()) / 1e9, 6)
     assert set(storage.list_files(folder)) == FILES
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"] == {
@@ -116,6 +117,14 @@ def test_card_shows_the_first_five_answers_that_the_model_was_judged_by(line, pl
     assert "\n| prompt | counts as right | SFT |\n|---|---|---|\n| question 0 | r0 |" in card
     assert "| answer 0 &lt;b&gt; \\| \\*<br>_wrong_ |" in card
     assert "| question 4 |" in card and "question 5" not in card
+
+
+def test_only_answers_to_held_out_prompts_are_on_the_card(line, place):
+    """Those to red-team prompts are in the report, which is not published."""
+    rows = [asked(0), asked(1).model_copy(update={"source": "red-team prompt"}), asked(2)]
+    line.judge("check_safety", answers=to_jsonl(rows), claims={"numbers": NUMBERS})
+    card = Path(line.publish(place)["uri"], "README.md").read_text()
+    assert "| question 0 |" in card and "| question 2 |" in card and "question 1" not in card
 
 
 def test_answers_that_are_not_those_of_the_verdict_are_not_on_the_card(line, place):
@@ -258,6 +267,13 @@ def test_a_folder_with_files_of_nobody_is_refused(line, place):
 def test_a_model_with_a_file_that_publishing_writes_is_refused(line, place, name):
     (line.model / name).write_text("{}")
     refused(line, place, f"{name}: publishing writes a file of this name itself")
+
+
+@pytest.mark.parametrize("name", ["check_sft.2.json", "check_more.1.json"])
+def test_a_damaged_record_of_the_run_is_refused(name, line, place):
+    """It may be that of a gate which stopped the run."""
+    Path(line.root, "runs", "run-1", name).write_text("")
+    refused(line, place, rf"{name}: is not a record: is empty; remove it, and run again what it recorded")
 
 
 def test_missing_gate_is_refused(line, place):
@@ -432,6 +448,14 @@ def test_a_killed_publisher_keeps_its_version_from_another_model(line, place, pu
         Line(tmp_path / "other", seed="other").run().publish(place, version="v0")
     line.publish(place, version="v0")
     assert whole(storage.join(place, "m", "v0"))
+
+
+def test_a_killed_publisher_keeps_its_version_from_other_exported_files(line, place, publisher):
+    """They are of the same model, and its manifest names none of them."""
+    publisher(line, place, "--die-after", 3).communicate()
+    line.export()
+    with pytest.raises(ValueError, match="another model .* is being published there"):
+        line.publish(place, version="v0", **WITH_EXPORT)
 
 
 NUM_ROUNDS = 8

@@ -91,6 +91,14 @@ def test_a_second_push_uploads_nothing_and_has_the_same_digest(version, host):
     assert second == first | {"num_uploaded": 0}
 
 
+def test_the_command_says_where_the_image_is_and_how_much_was_sent(version, host, capsys):
+    assert push.main([version, f"oci://{host}/models/told:v1"]) == 0
+    num_files = sum(file.is_file() for file in Path(version).rglob("*"))
+    said = capsys.readouterr().out
+    assert said.startswith(f"oci://{host}/models/told@sha256:")
+    assert said.endswith(f": {num_files} files uploaded, the others were there\n")
+
+
 def test_a_changed_version_is_not_pushed(version, host, tmp_path, capsys):
     folder = shutil.copytree(version, tmp_path / "version")
     (folder / "config.json").write_text("other")

@@ -369,3 +369,22 @@ def test_text_of_a_forger_reaches_the_terminal_as_text(folder, capsys):
     forge(folder, lambda chain: link(chain, "fetch_model")["source"].update(address="\x1b[2Jverified"))
     verify.main([str(folder)])
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_copy_of_one_of_several_data_sets_is_known(finished, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("rows")
+    parts = tuple(
+        provenance.Weighted(address=str(number), sha256=sha256, weight=1.0)
+        for number, sha256 in enumerate((OTHER, digests.digest(file)))
+    )
+    mixed = provenance.Mixture(address="two", sha256="d" * 64, parts=parts)
+    chain = provenance.Provenance.model_validate_json((published(finished) / "provenance.json").read_bytes())
+    links = [one.model_copy(update={"source": mixed}) if one.step == "prepare_sft_data" else one for one in chain.links]
+    chain = chain.model_copy(update={"links": tuple(links)})
+    assert verify.source_faults(chain, base=None, data=(str(file),)) == []
+    file.write_text("others")
+    (fault,) = verify.source_faults(chain, base=None, data=(str(file),))
+    named = {"prepare_sft_data": "d" * 64, "prepare_sft_data: 1": OTHER, "prepare_sft_data: 2": parts[1].sha256}
+    assert all(f"{name} read {sha256}" in fault for name, sha256 in named.items())
+    assert "fetch_model" not in fault  # which read no data

@@ -8,7 +8,7 @@ import pytest
 
 from posttrain.step.progress import LEASE_SECONDS
 from posttrain.step.provenance import trace
-from posttrain.step.records import StepRecord, read_records, replace_record, write_record
+from posttrain.step.records import StepRecord, read_records, recent_records, replace_record, write_record
 from tests.posttrain.step.test_provenance import END
 
 
@@ -96,3 +96,11 @@ def test_the_record_of_an_attempt_that_is_over_is_read_once(tmp_path):
         assert {one.step: one.status for one in read_records(str(tmp_path), "r", ended=known)} == ended
         assert known.keys() == {f"{step}.1.json" for step, status in ended.items() if status != "running"}
         Path(tmp_path, "runs/r/merge.1.json").write_text("changed since")
+
+
+def test_the_records_of_the_newest_runs_are_read_in_the_order_in_which_their_steps_started(tmp_path):
+    for number in range(22):
+        record(tmp_path, run_id=f"r{number:02}", started_at=f"2026-01-01T{23 - number:02}:00")
+    Path(tmp_path, "runs", "z").mkdir()
+    Path(tmp_path, "runs", "z", "merge.1.json.bak").write_text("a run's files without a record")
+    assert [one.run_id for one in recent_records(str(tmp_path))] == [f"r{number:02}" for number in range(21, 1, -1)]

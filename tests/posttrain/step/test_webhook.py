@@ -86,7 +86,7 @@ def test_a_server_that_is_away_or_silent_fails_nothing_and_is_said(monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    "url", ["", "file:///etc/passwd", f"hooks.example.org{PATH}", f"http://[::1{PATH}", "http:///"]
+    "url", ["", "file:///etc/passwd", f"hooks.example.org{PATH}", f"http://[::1{PATH}", "http:///", f"http://a:0{PATH}"]
 )
 def test_what_is_no_url_is_refused_at_the_start_and_costs_nothing_later(url, monkeypatch):
     monkeypatch.setenv(WEBHOOK_ENV, url)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import storage
-from posttrain.train.checkpoints import COMPLETE, Checkpoints, Diverged, World, remove_run, step_of
+from posttrain.train.checkpoints import COMPLETE, Checkpoints, Diverged, World, remove_run, remove_trial, step_of
 
 
 @pytest.fixture
@@ -293,3 +293,64 @@ def test_another_number_of_ranks_resumes_only_if_the_training_is_elastic(size, t
     elastic = Checkpoints(*training, run_id="run", limit=3, world=World(size, is_elastic=True))
     assert step_of(elastic.fetch_newest(tmp_path / "resumed")) == 1
     assert f"is of 2 ranks, and {size} go on (elastic): the weights will not be bit for bit" in caplog.text
+
+
+def test_what_an_earlier_download_left_in_the_folder_goes(tmp_path, local):
+    kept = checkpoints(tmp_path)
+    kept.publish(local, step=1)
+    (kept.fetch_newest(tmp_path / "resumed") / "scaler.pt").write_text("of an earlier attempt")
+    assert not (kept.fetch_newest(tmp_path / "resumed") / "scaler.pt").exists()
+
+
+@pytest.mark.parametrize("is_pruned", [True, False])
+def test_a_removal_that_is_interrupted_leaves_no_checkpoint(is_pruned, tmp_path, local, monkeypatch):
+    kept = checkpoints(tmp_path, limit=1)
+    kept.publish(local, step=1)
+
+    def killed(uri):
+        remove(uri)
+        raise KeyboardInterrupt
+
+    remove = storage.remove
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(storage, "remove", killed)
+        if is_pruned:
+            kept.publish(local, step=2)
+        else:
+            remove_run(str(tmp_path / "store"), "run")
+    assert not (published(kept, 1) / COMPLETE).exists() and (published(kept, 1) / "optimizer.pt").exists()
+    assert kept.newest_step() == (2 if is_pruned else None)
+
+
+def test_a_trial_removes_its_own_checkpoints_of_one_training(tmp_path, local):
+    for step, run_id in enumerate(["sweep.trial_1", "other.trial_1", "sweep.trial_10", "trial_1"], start=1):
+        checkpoints(tmp_path, run_id=run_id, limit=9).publish(local, step=step)
+    checkpoints(tmp_path, run_id="sweep.trial_1", fingerprint="e" * 64).publish(local, step=9)
+    remove_trial(str(tmp_path / "store"), "trial_1", step="train_sft", fingerprint="f" * 64)
+    assert steps(checkpoints(tmp_path)) == ["step-00000003", "step-00000004"]
+    assert steps(checkpoints(tmp_path, fingerprint="e" * 64)) == ["step-00000009"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_mark_of_divergence_that_is_damaged_still_ends_the_run(content, tmp_path, caplog):
+    kept = checkpoints(tmp_path)
+    kept.write_divergence("diverged")
+    (mark,) = Path(kept.root).rglob("DIVERGED.json")
+    mark.write_text(content)
+    with pytest.raises(Diverged, match=r"DIVERGED\.json: is damaged"):
+        kept.refuse_if_diverged()
+    assert f"start a new run, or remove {mark}" in caplog.text
+
+
+def test_reference_log_probabilities_that_are_damaged_or_cannot_be_stored_are_computed_again(tmp_path, caplog):
+    kept = checkpoints(tmp_path)
+    assert kept.read_reference("train", num_rows=1) is None and not caplog.text
+    Path(kept.root).mkdir(parents=True)
+    file = Path(kept.root, "reference-train.json")
+    file.write_text("[[-1.0]]")
+    assert kept.read_reference("train", num_rows=1) is None
+    assert f"{file} skipped: damaged: " in caplog.text
+    file.unlink()
+    file.mkdir()
+    kept.write_reference("train", [(-1.0, -2.0)])
+    assert "could not be stored, a resume computes them again" in caplog.text
