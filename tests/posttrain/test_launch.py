@@ -18,6 +18,7 @@ from posttrain.nodes.train_job import RUN, name_of
 from posttrain.rows.formats import write_jsonl
 from posttrain.step import records
 from posttrain.step.run import Unfinished
+from posttrain.step.running import Running
 from posttrain.train import order as orders
 from posttrain.train.checkpoints import Diverged
 from tests.trainer_server import POD, WORKFLOW, Trainer, serving
@@ -440,3 +441,56 @@ def test_a_worker_that_leaves_alone_ends_the_attempt_and_the_next_one_goes_on(st
         step.run()
     step.run()
     assert step.record().status == "succeeded" and len(step.trainer.created()) == 2
+
+
+NONE: dict[str, dict] = {}  # TrainJobs by name: a dict answers a look at one as the API does
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch) -> Callable[..., Running]:
+    """A function that writes the orders of earlier attempts, and gives the step that comes after them."""
+    monkeypatch.setenv(RUN_ID_ENV, "run-1")
+
+    def write(*numbers: int, fingerprint: str = "f") -> Running:
+        for number in numbers:
+            orders.write_order(orders.Order(
+                run_id="run-1", step="train_sft", attempt=number, fingerprint=fingerprint, storage_root=str(tmp_path),
+                inputs={}, config={}, num_nodes=2, num_processes_per_node=1, limit_seconds=60, lapse_seconds=600,
+            ))  # fmt: skip
+        return Running("train_sft", str(tmp_path), "f")
+
+    return write
+
+
+def test_the_next_attempt_has_the_next_number(earlier):
+    running = earlier()
+    assert launch._prepare_next(running, NONE) == 1
+    earlier(10, 2, 1)
+    (Path(running.storage_root) / "runs/run-1/nodes/train_sft/inputs/model").mkdir(parents=True)
+    (Path(running.storage_root) / "runs/run-1/nodes/train_sft/inputs/model/order.json").write_text("{}")
+    (Path(running.storage_root) / "runs/run-1/nodes/train_sft/10/lease.json").write_text("{}")
+    assert [order.attempt for order in launch._attempts(running)] == [1, 2, 10]
+    assert launch._prepare_next(running, NONE) == 11
+
+
+def live(**metadata: str) -> dict:
+    return {"metadata": metadata, "status": {}}
+
+
+def test_an_attempt_is_gone_on_with_while_its_train_job_lives(earlier):
+    running = earlier(1, 2)
+    name = name_of("run-1", "train_sft", 2)
+    ended = {"metadata": {}, "status": {"conditions": [{"type": "Failed", "status": "True"}]}}
+    assert launch._live_or_finished(running, {name: live()}).attempt == 2
+    assert launch._live_or_finished(running, {name: live(deletionTimestamp="now")}) is None
+    assert launch._live_or_finished(running, {name: ended}) is launch._live_or_finished(running, NONE) is None
+    assert launch._live_or_finished(earlier(3, fingerprint="e"), NONE) is None
+
+
+@pytest.mark.parametrize(("outcome", "is_taken"), [("finished", True), ("failed", False), ("unfinished", False)])
+def test_an_attempt_that_has_ended_is_taken_over_only_if_it_is_finished(outcome, is_taken, earlier):
+    running = earlier(1)
+    (order,) = launch._attempts(running)
+    orders.write_ending(order, orders.Ending(outcome=outcome, num_ranks=2, num_nodes=2))
+    name = name_of("run-1", "train_sft", 1)
+    assert launch._live_or_finished(running, {name: live()}) == (order if is_taken else None)

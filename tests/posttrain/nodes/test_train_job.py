@@ -1,6 +1,7 @@
 """Tests TrainJobs, and the runtime in configs/, against the models that Kubeflow Trainer publishes."""
 
 import importlib.metadata
+import re
 from pathlib import Path
 
 import kubeflow_trainer_api.models as models
@@ -107,6 +108,17 @@ def test_a_train_job_is_of_the_order_that_it_was_made_for_alone(changes):
     own = train_job(ORDER, Kept(uri=ORDER.uri("order.json"), sha256="a" * 64), WORKERS, owner=None)
     assert is_of(own, ORDER)
     assert not is_of(own, ORDER.model_copy(update=changes))
+
+
+def test_what_a_toleration_does_not_say_is_left_out():
+    spec = job(tolerations=[{"key": "gpu", "operator": "Exists"}])["spec"]
+    (patched,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert patched["template"]["spec"]["template"]["spec"]["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+
+
+def test_the_name_of_a_train_job_is_one_that_kubernetes_takes():
+    """JobSet adds to it for the names of pods, which have 63 characters at most."""
+    assert re.fullmatch(r"train-sft-[0-9a-f]{12}", name_of("run-1", "train_sft", 2))
 
 
 def test_a_placement_without_wishes_patches_nothing():
