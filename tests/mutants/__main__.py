@@ -46,7 +46,7 @@ MODULES = (
     "posttrain/nodes/*.py", "posttrain/pages/card.py", "posttrain/pages/front_matter.py",
     "posttrain/weights/licence.py")  # fmt: skip
 MATCHING = "tests/validators/matching/test_matching.py"
-NODES = ["tests/posttrain/nodes/test_train_job.py", "tests/posttrain/test_launch.py", "tests/posttrain/test_worker.py"]
+NODES = ["tests/posttrain/nodes/test_train_job.py", "tests/posttrain/test_launch.py"]
 COMMANDS = ["tests/components/test_components.py"]
 CARD = ["tests/posttrain/pages/test_card.py", "tests/posttrain/test_publish.py"]
 FURTHER_TESTS = {
