@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from pipelines.steps import step_names
 from posttrain.config import PipelineConfig
 from posttrain.step import imports, records
 from tests.imported import imported, watching
+from tests.placed_line import CREDENTIALS
 from tests.tiny_line import write_line
+from tests.trainer_server import serving
 
 GATES = {
     "check_data": "validation.min_train_rows=100000",
@@ -30,11 +33,12 @@ def line(tmp_path_factory, taught_model):
     return folder
 
 
-def run(line: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "run_pipeline.py", "--config", str(line / "pipeline.yaml"), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, timeout=280
-    )
+def run(
+    line: Path, *arguments: str, command: Sequence[str] = ("run_pipeline.py",), seconds: float = 280, **environment: str
+) -> subprocess.CompletedProcess:
+    command = [sys.executable, *command, "--config", str(line / "pipeline.yaml"), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=seconds)
 
 
 PLANTED = {
@@ -183,6 +187,32 @@ def test_a_line_trains_on_pairs_of_its_own_model_without_any_that_are_brought(li
         entry.step for entry in records.read_records(str(line / "root"), "pairs-again") if entry.status == "reused"
     }
     assert {"sample_pairs", "check_pairs", "train_dpo"} <= reused
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_line_whose_trainings_run_on_two_nodes_passes_its_gates_and_is_published(line, promoted, tmp_path):
+    nodes = "{nodes: 2, accelerator_count: 2}"
+    settings = [f"placement.steps={{train_sft: {nodes}, train_dpo: {nodes}}}"]
+    settings += [f"{stage}.{key}" for stage in ("sft", "dpo") for key in ("batch_size=2", "gradient_accumulation=4")]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    with serving(tmp_path / "credentials") as trainer:
+        api = {"KUBERNETES_SERVICE_HOST": "localhost", "KUBERNETES_SERVICE_PORT": str(trainer.port)}
+        api |= watching(tmp_path / "imports", also=CREDENTIALS.format(folder=str(trainer.folder)))
+        placed = ("-m", "tests.placed_line")
+        result = run(line, "--run-id", "on-nodes", *flags, command=placed, seconds=800, **api)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert len(trainer.created()) == 2 and trainer.num_alive() == 0 and not trainer.deleted()
+    entries = {entry.step: entry for entry in records.read_records(str(line / "root"), "on-nodes")}
+    trained = {step: entries[step].measured for step in ("train_sft", "train_dpo")}
+    assert {(one["num_nodes"], one["num_ranks"]) for one in trained.values()} == {(2, 4)}
+    gates = {step: entry.judged.passed for step, entry in entries.items() if step.startswith("check_")}
+    assert {"check_sft", "check_sft_merge", "check_alignment", "check_champion"} <= gates.keys() and all(gates.values())
+    manifest = json.loads(Path(result_of(line, "on-nodes")["final_model_path"], "manifest.json").read_text())
+    assert manifest["run_id"] == "on-nodes"
+    on_one = {entry.step: entry.measured for entry in records.read_records(str(line / "root"), "promoted")}
+    for step, measured in trained.items():
+        assert measured["total_steps"] == on_one[step]["total_steps"]
 
 
 @pytest.mark.parametrize(

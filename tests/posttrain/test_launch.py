@@ -290,6 +290,7 @@ def test_workers_that_nobody_follows_any_more_leave_when_their_lease_lapses(step
     wait_for(lambda: step.trainer.num_alive() == 0)
 
 
+@pytest.mark.long
 def test_the_next_attempt_waits_until_the_pods_of_a_failed_train_job_have_saved(step):
     step.plan("saves slowly", "finished")
     with pytest.raises(Unfinished):
@@ -310,6 +311,7 @@ def test_the_next_attempt_waits_until_the_pods_of_a_failed_train_job_have_saved(
     assert len(step.trainer.created()) == 2 and not step.trainer.deleted()
 
 
+@pytest.mark.long
 def test_pods_that_their_lost_node_never_reports_as_ended_do_not_keep_the_next_attempt_back(step, monkeypatch, caplog):
     monkeypatch.setattr(launch, "STOP_SECONDS", 0.1)
     step.plan("saves slowly", "finished")
@@ -321,6 +323,7 @@ def test_pods_that_their_lost_node_never_reports_as_ended_do_not_keep_the_next_a
     assert "should have ended, but their nodes do not say so: train-sft-" in caplog.text
 
 
+@pytest.mark.long
 def test_pods_that_nobody_ends_are_deleted_with_their_train_job_before_the_next_attempt(step, monkeypatch):
     monkeypatch.setattr(launch, "STOP_SECONDS", 0.5)
     step.plan("unfinished in part", "finished")
@@ -361,6 +364,7 @@ def test_a_train_job_of_its_name_that_another_run_owns_is_neither_adopted_nor_de
     assert step.trainer.created() == [name] and not step.trainer.deleted()
 
 
+@pytest.mark.long
 def test_a_job_set_that_vanishes_with_its_pods_ends_the_attempt_when_its_time_is_up(step, monkeypatch):
     step.plan("waits", "finished")
     hurry(monkeypatch, limit_seconds=2)
@@ -392,6 +396,7 @@ def test_a_train_job_that_somebody_deletes_ends_the_attempt_and_its_pods_save(st
             step.run()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["get", "create", "list"])
 def test_an_api_that_is_away_for_minutes_ends_no_attempt(step, verb, caplog):
     """As often as it is asked in five minutes."""
@@ -424,6 +429,7 @@ def test_a_pod_that_may_not_delete_leaves_its_workers_to_their_lease(step, monke
     assert orders.read_ending(step.order(1)).reason == "the lease has lapsed"
 
 
+@pytest.mark.long
 def test_an_image_that_cannot_be_pulled_is_named_and_waited_for_as_long_as_for_nodes(step, monkeypatch, caplog):
     step.trainer.is_pullable = False
     step.plan("finished")
@@ -435,6 +441,7 @@ def test_an_image_that_cannot_be_pulled_is_named_and_waited_for_as_long_as_for_n
     assert step.trainer.deleted() == [name_of("run-1", "train_sft", 1)]
 
 
+@pytest.mark.long
 def test_a_worker_that_leaves_alone_ends_the_attempt_and_the_next_one_goes_on(step):
     step.plan("leaves", "finished")
     with pytest.raises(RuntimeError, match="a worker died without an error"):
