@@ -100,8 +100,8 @@ chaos: install  ## kills the line at random moments and compares the weights: ma
 # judge_agreement needs a judge of the user's own, and stays apart.
 BENCHMARKS = checkpointing cold_start dpo gate_checks generation growth line merge sft storage sweep
 
-chaos-nodes: install  ## the same for a training on two nodes, on a stub of the Kubernetes API: make chaos-nodes KILLS=50 SEED=1
-	$(BIN)/python -m tests.chaos.nodes --kills $(or $(KILLS),20) --seed $(or $(SEED),0)
+chaos-nodes: install  ## the same for a training on two nodes, on a stub of the Kubernetes API: make chaos-nodes KILLS=50 SEED=1 STAGE=dpo
+	$(BIN)/python -m tests.chaos.nodes --kills $(or $(KILLS),20) --seed $(or $(SEED),0) --stage $(or $(STAGE),sft)
 
 mutants: install  ## changes the code that judges, place by place, to see a test fail: make mutants ONLY=verdict SAMPLE=50
 	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE)) \
