@@ -155,7 +155,7 @@ def publish(
     *,
     model_name: str,
 ) -> None:
-    """Writes (export ->) publish (-> register) -> promote, with the gates around it, for the base and the result."""
+    """Writes (export ->) publish (-> register) -> promote, with its gates. `models`: the base and the result."""
     model, exported = models["model"], {}
     if steps.config.export:
         exported = {"export": steps.run(do.export_model, model=model).outputs["export"]}

@@ -29,6 +29,7 @@ from posttrain.config.placement import SECRETS_FOLDER
 from posttrain.nodes import kubernetes
 from posttrain.nodes.kubernetes import Kubernetes
 from posttrain.pages import wording
+from posttrain.registries import registration
 from posttrain.rows import chat, prompts
 from posttrain.rows.chat import ChatTokenizer
 from posttrain.rows.held_out import Prompts, supplies
@@ -175,6 +176,8 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Coun
         looks.append(partial(envelope.signing_key))
     if config.notify and isinstance(config, PreflightStep):
         looks.append(partial(webhook.check))
+    if config.registries and config.registries.required and isinstance(config, PreflightStep):
+        looks.append(partial(check_registries, config, parameters["storage_root"]))
     if config.publish_root:
         looks.append(partial(check_storage, config.publish_root, config, name="publish_root"))
     looks.append(partial(check_base_model, parameters["base_model"], config, counted, disk=disk))
@@ -256,6 +259,20 @@ def check_runtime(runtime: str) -> None:
             f"namespace {api.namespace} has no TrainingRuntime {runtime!r}: apply {kubernetes.MANIFESTS} there, or "
             "give the name of another in training_runtime"
         )
+
+
+def check_registries(step: PreflightStep, storage_root: str) -> None:
+    """Asks the registries, where a version that they do not take will fail the run; ValueError with all faults."""
+    if faults := registration.faults(step.registries, step.publish_root or storage_root):
+        raise ValueError(" | ".join(faults))
+
+
+def registry_warnings(step: PreflightStep, storage_root: str) -> list[str]:
+    """Asks the registries, where a version that they do not take is published without; one line for each fault."""
+    if step.registries is None or step.registries.required:
+        return []
+    faults = registration.faults(step.registries, step.publish_root or storage_root)
+    return [f"registries.{fault}; if it stays so, the model is published, and not registered there" for fault in faults]
 
 
 def check_storage(uri: str, config: Config, *, name: str) -> None:
@@ -412,6 +429,7 @@ SETTINGS = {
     check_runtime: "placement.nodes",
     envelope.signing_key: "signing",
     webhook.check: "notify",
+    check_registries: "registries",
 }  # look without a name -> its setting
 
 
@@ -449,6 +467,7 @@ def main(argv: list[str] | None = None) -> None:
     warnings += [] if problems else memory_warnings(step, args.base_model)
     warnings += [counted.warning] if counted.warning else []
     warnings += artifact_warnings(root)
+    warnings += registry_warnings(step, args.storage_root)
     for warning in warnings:
         logger.warning("%s", warning)
 

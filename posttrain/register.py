@@ -11,45 +11,14 @@ refuses. A token is read from the variable POSTTRAIN_MODEL_REGISTRY_TOKEN or POS
 """
 
 import argparse
-import logging
 import sys
-from dataclasses import dataclass, field
-from functools import partial
 
 from posttrain import verify
 from posttrain.config import load_config
-from posttrain.config.servers import MLFLOW, MODEL_REGISTRY, Servers
 from posttrain.pages import wording
-from posttrain.registries import kubeflow, mlflow
-from posttrain.registries.api import persistently
-from posttrain.registries.entry import Entry, read_entry
+from posttrain.registries.entry import read_entry
+from posttrain.registries.registration import KINDS, register
 from posttrain.step import run
-
-BY_NAME = {MODEL_REGISTRY: kubeflow, MLFLOW: mlflow}
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Outcome:
-    """What came of registering one version."""
-
-    registered: dict[str, str] = field(default_factory=dict)  # registry -> address of the version there
-    errors: list[str] = field(default_factory=list)  # of the others, one line each
-
-
-def register(entry: Entry, registries: Servers) -> Outcome:
-    """Registers a version in each registry; one that is away or refuses keeps no other from having it."""
-    outcome = Outcome()
-    for name, registry in registries.all.items():
-        kind = BY_NAME[name]
-        try:
-            outcome.registered[name] = persistently(partial(kind.register, entry, registry))
-        except (OSError, ValueError) as error:
-            outcome.errors.append(f"not registered in {kind.TITLE}: {wording.line(str(error))}")
-        else:
-            logger.info("%s %s: registered at %s", entry.name, entry.version, outcome.registered[name])
-    return outcome
 
 
 def check_published(folder: str) -> None:
@@ -81,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {wording.line(str(error))}", file=sys.stderr)
         return 1
     for name, address in outcome.registered.items():
-        print(wording.line(f"{BY_NAME[name].TITLE}: {address}"))
+        print(wording.line(f"{KINDS[name].TITLE}: {address}"))
     for error in outcome.errors:
         print(f"error: {error}", file=sys.stderr)
     return 1 if outcome.errors else 0

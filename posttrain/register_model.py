@@ -14,8 +14,8 @@ from typing import Any
 
 from posttrain import config, storage
 from posttrain.config import RegisterStep
-from posttrain.register import register
 from posttrain.registries.entry import Entry, read_entry
+from posttrain.registries.registration import register
 from posttrain.step import frame, kfp_io
 from posttrain.step.running import Running
 

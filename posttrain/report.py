@@ -92,6 +92,8 @@ class PipelineResult(BaseModel):
     timestamp: str  # UTC, ISO 8601
     stopped_by: str | None  # the gate that did not pass
     is_current: bool | None = None  # made current by this run, or so already; None: that was not asked for
+    # registry -> address of the published version there; null: that was not asked for, or nothing was published
+    registered: dict[str, str] | None = None
     steps: list[StepResult]
     gates: dict[str, Verdict]
 
@@ -135,6 +137,7 @@ def collect(storage_root: str, run_id: str, settings: ReportStep) -> PipelineRes
     gates = {record.step: record.judged for record in records if record.verdict}
     final_model, trouble = published_model(records)
     is_current, missing = promotion(records) if line.PROMOTE in settings.steps else (None, [])
+    registered, unregistered = registration(records)
     stopped_by = next((name for name, verdict in gates.items() if not verdict.passed), None)
     return PipelineResult(
         pipeline_id=settings.pipeline_id,
@@ -142,10 +145,11 @@ def collect(storage_root: str, run_id: str, settings: ReportStep) -> PipelineRes
         final_model_path=final_model,
         total_time_seconds=_elapsed_seconds(records),
         stage_results=stage_results(steps, gates),
-        errors=errors_of(steps, gates) + trouble + missing,
+        errors=errors_of(steps, gates) + trouble + missing + unregistered,
         timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
         stopped_by=stopped_by,
         is_current=is_current,
+        registered=registered,
         steps=steps,
         gates=gates,
     )
@@ -226,6 +230,14 @@ def promotion(records: list[StepRecord]) -> tuple[bool, list[str]]:
     if kept.sha256 != receipt["sha256"]:
         return False, [f"{line.PROMOTE}: promotion {kept.number} is of another model than this run's receipt"]
     return True, []
+
+
+def registration(records: list[StepRecord]) -> tuple[dict[str, str] | None, list[str]]:
+    """Returns where this run's version is registered, and an error for each registry that does not have it."""
+    made = [one.measured for one in records if (one.step, one.status) == (line.REGISTER, "succeeded")]
+    if not made:
+        return None, []
+    return made[-1]["registered"], [f"{line.REGISTER}: {error}" for error in made[-1]["errors"]]
 
 
 def errors_of(steps: list[StepResult], gates: dict[str, Verdict]) -> list[str]:

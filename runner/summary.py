@@ -155,6 +155,7 @@ def print_result(result: report.PipelineResult, storage_root: str) -> None:
         "Total time": wording.duration(result.total_time_seconds),
         "Final model": result.final_model_path or "none",
         "Made current": made_current(result) if result.final_model_path else None,
+        "Registered": "\n".join((result.registered or {}).values()) or None,
         "Not judged": "\n".join(report.unjudged(result)) or None,
         "Errors": "\n".join(errors) or ("none" if result.success else None),
         "Reused": ", ".join(result.reused) or None,

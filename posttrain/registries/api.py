@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from posttrain.pages import wording
 
-TIMEOUT_SECONDS = 30.0  # for the connection, and for each wait on an answer
+TIMEOUT_SECONDS = (5.0, 30.0)  # for the connection, and for each wait on an answer
 TRY_SECONDS = 120.0  # from the first attempt to the last
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 30.0  # between attempts; doubled each time
 MAX_CHARS = 300  # of an answer, in an error
@@ -97,8 +97,10 @@ class Api:
             raise ValueError(
                 f"{host}: its certificate is refused: {error}; set REQUESTS_CA_BUNDLE to the file of its authority"
             ) from None
+        except requests.exceptions.ConnectTimeout:
+            raise TimeoutError(f"{host}: takes no connection within {TIMEOUT_SECONDS[0]:g} seconds") from None
         except requests.exceptions.Timeout:
-            raise TimeoutError(f"{host}: gives no answer within {TIMEOUT_SECONDS:g} seconds") from None
+            raise TimeoutError(f"{host}: gives no answer within {TIMEOUT_SECONDS[1]:g} seconds") from None
         except requests.exceptions.ConnectionError as error:
             raise ConnectionError(f"{host}: cannot be reached: {_cause(error)}") from None
 

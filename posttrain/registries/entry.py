@@ -75,7 +75,7 @@ def read_entry(folder: str) -> Entry:
     return Entry(
         name=manifest.model_name,
         version=manifest.version,
-        uri=_address(folder),
+        uri=address_of(folder),
         run_id=manifest.run_id,
         published_at=datetime.fromisoformat(manifest.published_at),
         properties=_properties(manifest, chain, sha256=hashlib.sha256(content).hexdigest()),
@@ -90,7 +90,7 @@ def _read_chain(folder: str, manifest: Manifest) -> Provenance:
     return published.parse(uri, content, Provenance)
 
 
-def _address(folder: str) -> str:
+def address_of(folder: str) -> str:
     """Returns the address of a folder as others read it: a local one as file:///..."""
     return folder if storage.is_remote(folder) else storage.local_path(folder).resolve().as_uri()
 

@@ -19,6 +19,7 @@ from posttrain.serving import formats
 from posttrain.step import records
 from posttrain.step.cost import Load
 from posttrain.weights.targets import Layout
+from tests import model_registry
 from tests.trainer_server import serving
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(40)]
@@ -586,3 +587,32 @@ def test_an_engine_that_is_missing_is_named_at_the_start(given, tiny_model, monk
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     (problem,) = findings(given | {"base_model": str(tiny_model)}, export={"formats": ["q8_0"]})
     assert problem.startswith("export.formats: q8_0 needs gguf and xllamacpp, not installed here; install posttrain")
+
+
+AWAY = {"model_registry": {"url": "http://127.0.0.1:1"}}
+
+
+def test_a_registry_that_is_away_is_a_warning_unless_it_is_required(given):
+    assert findings(given, registries=AWAY) == []
+    step = PreflightStep(registries=AWAY)
+    (warning,) = preflight.registry_warnings(step, given["storage_root"])
+    assert warning.startswith("registries.model_registry: 127.0.0.1:1: cannot be reached: [Errno 111]")
+    (problem,) = findings(given, registries=AWAY | {"required": True})
+    assert problem.startswith("registries: model_registry: 127.0.0.1:1: cannot be reached")
+    required = PreflightStep(registries=AWAY | {"required": True})
+    assert preflight.registry_warnings(required, given["storage_root"]) == []
+
+
+def test_a_registry_that_answers_is_asked_and_nothing_is_written_there(given):
+    with model_registry.serve() as registry:
+        url = {"url": registry.url}
+        assert findings(given, registries={"model_registry": url, "required": True}) == []
+        assert [method for method, _ in registry.requests] == ["GET"]
+
+
+def test_mlflow_takes_no_version_on_the_disk_of_one_machine(given):
+    registries = {"mlflow": {"tracking_uri": "http://127.0.0.1:1"}}
+    (warning,) = preflight.registry_warnings(PreflightStep(registries=registries), given["storage_root"])
+    assert "MLflow registers no version on the disk of one machine" in warning
+    (warning,) = preflight.registry_warnings(PreflightStep(registries=registries, publish_root="gs://acme/models"), "/")
+    assert "127.0.0.1:1: cannot be reached" in warning

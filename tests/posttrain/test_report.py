@@ -443,3 +443,16 @@ def test_an_error_at_the_start_is_in_no_file_with_its_secret(tmp_path, keep):
     report.publish_report(str(tmp_path), result.model_copy(update={"errors": [f"preflight: 401 for {secret}"]}))
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and secret in file.read_text()]
     assert "401 for ***" in (tmp_path / "runs" / "r1" / report.RESULT).read_text()
+
+
+def test_a_version_that_a_registry_did_not_take_is_published_and_that_is_said(tmp_path, keep):
+    publish(tmp_path, keep)
+    assert collect(tmp_path).registered is None
+    where = {"model_registry": "https://registry/api/model_registry/v1/model_versions/<2>"}
+    keep("register_model", measured={"registered": where, "errors": ["published, but not registered in MLflow"]})
+    result = collect(tmp_path)
+    assert result.success and result.registered == where
+    assert result.errors == ["register_model: published, but not registered in MLflow"]
+    page = report.to_html(result)
+    assert "Registered: <code>https://registry/api/model_registry/v1/model_versions/&lt;2&gt;</code>" in page
+    assert "published, but not registered in MLflow" in page
