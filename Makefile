@@ -39,6 +39,9 @@ golden: install  ## after a deliberate change of graph, verdict or setting: ever
 	$(BIN)/python compile.py --set stages.sft.enabled=false --output tests/pipelines/golden/dpo_only.yaml
 	$(BIN)/python compile.py --set stages.pairs.enabled=true --output tests/pipelines/golden/pairs.yaml
 	$(BIN)/python compile.py --set 'export.formats=[q8_0]' --output tests/pipelines/golden/exported.yaml
+	$(BIN)/python compile.py --set registries.model_registry.url=http://model-registry-service.kubeflow.svc:8080 \
+	  --set 'registries.mlflow={tracking_uri: https://mlflow.example.com, secret: mlflow, key: token}' \
+	  --output tests/pipelines/golden/registered.yaml
 	$(BIN)/python -m posttrain.schema
 	$(BIN)/python -m docs.reference
 	$(BIN)/python -m docs.memory

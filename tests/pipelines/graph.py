@@ -15,8 +15,8 @@ SHAPES = {
     "pairs_alone": ["stages.pairs={enabled: true, alone: true}", 'preference_dataset=""'],
     "exported": ["export.formats=[q8_0]"],
     "registered": [
-        "registries.model_registry={url: 'http://model-registry-service.kubeflow.svc:8080'}",
-        "registries.mlflow={tracking_uri: 'https://mlflow.example.com', experiment: e, secret: mlflow, key: token}",
+        "registries.model_registry.url=http://model-registry-service.kubeflow.svc:8080",
+        "registries.mlflow={tracking_uri: 'https://mlflow.example.com', secret: mlflow, key: token}",
     ],
     "adapter": [
         "stages.dpo.enabled=false",

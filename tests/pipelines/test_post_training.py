@@ -30,7 +30,7 @@ def test_step_names_are_those_of_the_graph(graphs, shape):
     assert sorted(names) == sorted(step_names(load_config("configs/pipeline_config.yaml", SHAPES[shape])))
 
 
-@pytest.mark.parametrize("shape", ["sft_only", "dpo_only", "pairs", "exported"])
+@pytest.mark.parametrize("shape", ["sft_only", "dpo_only", "pairs", "exported", "registered"])
 def test_other_shapes_match_their_golden_files(tmp_path, shape):
     compile_graph(load_config("configs/pipeline_config.yaml", SHAPES[shape]), tmp_path / "graph.yaml")
     assert (tmp_path / "graph.yaml").read_text() == (GOLDEN / f"{shape}.yaml").read_text(), (
