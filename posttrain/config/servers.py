@@ -12,7 +12,7 @@ MODEL_REGISTRY, MLFLOW = "model_registry", "mlflow"
 # Variables with the token. A registry without a token is asked without one.
 TOKEN_ENVS = {MODEL_REGISTRY: "POSTTRAIN_MODEL_REGISTRY_TOKEN", MLFLOW: "POSTTRAIN_MLFLOW_TOKEN"}
 # Hosts to which a token may go without TLS: this machine, and services of the cluster, where a mesh encrypts.
-NEAR = re.compile(r"localhost|127(\.\d+){3}|::1|[a-z0-9-]+(\.[a-z0-9-]+)?|([a-z0-9-]+\.){2}svc(\.cluster\.local)?")
+NEAR = re.compile(r"127(\.\d+){3}|::1|[a-z0-9-]+|([a-z0-9-]+\.){2}svc(\.cluster\.local)?")
 
 
 def check_url(url: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from posttrain.config.servers import is_private
 from posttrain.pages import wording
 
 TIMEOUT_SECONDS = (5.0, 30.0)  # for the connection, and for each wait on an answer
@@ -57,8 +58,14 @@ class Api:
         Args:
             root: the path of the API below the server's address.
             header: see `authorization`.
+
+        Raises:
+            ValueError: the header would be sent in plain text.
         """
         import requests
+
+        if header and not is_private(server):
+            raise ValueError(f"{server}: the token would cross a network in plain text: give an https:// address")
 
         self.server, self.root, self.header = server, root, header
         self.session = requests.Session()

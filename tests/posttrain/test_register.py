@@ -152,6 +152,14 @@ def test_a_wrong_token_is_refused_and_not_shown(receipt, registry, monkeypatch):
     assert "another-token" not in outcome.errors[0]
 
 
+def test_a_token_is_not_sent_in_plain_text(receipt, registry):
+    """Neither is one of this machine's own variable."""
+    outcome = register.register(
+        register_model.entry_of(receipt), Servers(model_registry={"url": "http://registry.acme.com"})
+    )
+    assert "the token would cross a network in plain text" in outcome.errors[0]
+
+
 def test_a_password_is_sent_with_its_user(monkeypatch):
     monkeypatch.setenv("TOKEN", "s3:cret\n")
     assert api.authorization("TOKEN", "ann") == "Basic YW5uOnMzOmNyZXQ="
@@ -170,6 +178,7 @@ def test_a_password_is_sent_with_its_user(monkeypatch):
         ({"model_registry": {"url": "https://ann:secret@registry"}}, "put the password into a Kubernetes secret"),
         ({"model_registry": {"url": "https://registry", "secret": "registry"}}, "give both, or neither"),
         ({"mlflow": {"tracking_uri": "http://mlflow.acme.com", "secret": "a", "key": "b"}}, "in plain text"),
+        ({"mlflow": {"tracking_uri": "http://acme.com:5000", "secret": "a", "key": "b"}}, "in plain text"),
         ({"mlflow": {"tracking_uri": "file:///mlruns"}}, "is no address of a server"),
     ],
 )
