@@ -113,8 +113,8 @@ mutants: install  ## changes the code that judges, place by place, to see a test
 bench: install  ## every figure against its peers, and benchmarks/README.md; one that fails does not keep the others back
 	$(MAKE) --keep-going $(addprefix bench-,$(BENCHMARKS)) table
 
-bench-%: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.$*
+bench-%: install  ## one of them: make bench-gpu BENCH_ARGS=--tiny rehearses that of a GPU on a CPU
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.$* $(BENCH_ARGS)
 
 table: install
 	$(BIN)/python -m benchmarks.table

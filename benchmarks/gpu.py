@@ -32,6 +32,7 @@ SHORT = replace(SFT, lengths="real", max_length=256, batch_size=64, accumulation
 DPO = Settings("dpo", "Llama-3.2-1B", "mixed", max_length=1024, batch_size=8, accumulation=2, steps=5, warm_up=1)
 SAVING = replace(SFT, accumulation=4, steps=5)
 LAYERS = 8  # of a model to merge, unless --layers names more
+REHEARSED = Path("build", "gpu")  # figures of tiny models do not belong among the results
 
 
 @dataclass(frozen=True)
@@ -180,13 +181,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=10, help="begin no side later (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of the model to merge (default: %(default)s of 32)")
     parser.add_argument("--folder", type=Path, help="where the models to merge are written (default: as tempfile does)")
-    parser.add_argument("--output", type=Path, default=table.RESULTS, help="folder of JSON (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help=f"folder of JSON (default: {table.RESULTS}; tiny: {REHEARSED})")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to rehearse")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    args.output = args.output or (REHEARSED if args.tiny else table.RESULTS)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     measure([name for name in args.parts if name != "merge"], args)
     if "merge" in args.parts:

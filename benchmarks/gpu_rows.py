@@ -1,6 +1,7 @@
-"""Makes model folders without weights, and rows of exact lengths, for the GPU benchmarks: nothing is fetched.
+"""Makes model folders of a shape, and rows of exact lengths, for the GPU benchmarks: nothing is fetched.
 
-shape, lengths in tokens -> folder with config.json and a tokenizer of one token per word; rows of such words
+shape, lengths in tokens -> folder with config.json, weights that take no room on the disk, and a tokenizer of one token
+per word; rows of such words
 """
 
 import itertools
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.rows.formats import ANSWER_KEYS
+from posttrain.weights.tensors import SINGLE
 
 LENGTHS = Path(__file__).with_name("row_lengths.json")  # of examples/function_calling, by the tokenizer of SmolLM2
 SHAPES = {
@@ -42,7 +44,7 @@ AROUND_PROMPT, AROUND_ANSWER = 5, 1  # tokens of the template
 
 
 def write_model(folder: Path, shape: str) -> Path:
-    """Writes config.json and the tokenizer."""
+    """Writes config.json, the tokenizer, and weights of zeros."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
@@ -69,7 +71,27 @@ def write_model(folder: Path, shape: str) -> Path:
     )
     config.architectures = ["Qwen2ForCausalLM" if kind == "qwen2" else "LlamaForCausalLM"]
     config.save_pretrained(folder)
+    _write_zeros(folder / SINGLE, config)
     return folder
+
+
+def _write_zeros(path: Path, config: Any) -> None:
+    """Writes the names and shapes of the model's weights, before a hole in the file, which reads as zeros."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        tensors = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).state_dict()
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 def lengths_of(name: str, max_length: int) -> tuple[int, list[list[int]]]:

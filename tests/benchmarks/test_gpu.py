@@ -1,11 +1,16 @@
 """The GPU benchmarks as far as they go without one: rows of exact lengths, sides that fail, figures that are kept."""
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 
 from benchmarks import gpu, gpu_rows, table
+from benchmarks.trainings import LORA
 from posttrain.rows.chat import ChatTokenizer, render
+from posttrain.train import memory
+from posttrain.weights.targets import Layout, resolve
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +45,31 @@ def test_rows_of_real_length_begin_alike_as_those_do(tokenizer):
     prompts = [render(tokenizer, row["prompt"]) for row in gpu_rows.make_rows("sft", "real", 9, max_length=256, seed=0)]
     assert len({tuple(prompt[:num_shared]) for prompt in prompts}) == 1
     assert len({tuple(prompt[: num_shared + 1]) for prompt in prompts}) > 1
+
+
+def test_a_model_of_gigabytes_takes_no_room_on_the_disk(tmp_path):
+    layout = Layout.of(gpu_rows.write_model(tmp_path / "model", "Qwen2.5-7B"))
+    assert len(resolve(layout, LORA["target_modules"], setting="sft.target_modules").modules) == 7
+    shape = memory.Shape.of(layout.config)
+    num_parameters = sum(math.prod(shape) for shape in layout.shapes.values())
+    assert num_parameters == pytest.approx(shape.num_in_layers + shape.num_around_layers, rel=1e-3)
+    weights = (tmp_path / "model" / "model.safetensors").stat()
+    assert weights.st_size > 2 * num_parameters and weights.st_blocks * 512 < 1_000_000
+
+
+@pytest.mark.long
+def test_our_side_trains_a_model_of_such_a_folder(tmp_path, capsys):
+    gpu.main(["--tiny", "--parts", "sft", "--sides", "ours", "--output", str(tmp_path)])
+    assert "FAILED" not in capsys.readouterr().out
+    results = json.loads((tmp_path / "gpu_sft.json").read_text())
+    (figures,) = results["tables"][0]["runs"]["ours"]
+    assert figures["tokens_per_second"] > 0 and figures["micro_batch"] == 4
+
+
+def test_figures_of_tiny_models_stay_out_of_the_results(ran, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gpu.main(["--tiny", "--parts", "sft", "--sides", "ours"])
+    assert [path.as_posix() for path in Path().glob("**/*.json")] == ["build/gpu/gpu_sft.json"]
 
 
 @pytest.fixture
