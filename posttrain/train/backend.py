@@ -20,6 +20,7 @@ from posttrain.config import DpoConfig, LoraTraining, SftConfig
 from posttrain.config.placement import BACKEND_ENV
 from posttrain.step import usage
 from posttrain.train import memory, ranks
+from posttrain.train.fast.chosen import may_take
 from posttrain.weights.targets import Layout, Targets, resolve
 
 T = TypeVar("T", bound=LoraTraining)
@@ -108,6 +109,7 @@ def device_args(config: LoraTraining) -> dict[str, Any]:
         "fp16": backend.dtype == "float16",
         "gradient_checkpointing": _checkpoints_gradients(config),
         "dataloader_pin_memory": backend.device == "cuda",
+        "dataloader_num_workers": 1 if may_take("workers") else 0,
     }
     if is_sharded(config):  # the trainer's own checkpointing would gather each layer's weights a second time
         fsdp = {"activation_checkpointing": arguments["gradient_checkpointing"]}

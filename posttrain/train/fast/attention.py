@@ -4,19 +4,21 @@ queries, keys and values of packed tokens, `Layout` of their rows -> what each r
 
     rows      sdpa row by row: on a CPU, and where nothing else runs
     varlen    flash attention over rows of any length: on a GPU of compute capability 8.0 or higher, in 16 bit;
-              FlashAttention 3 where `flash_attn_interface` is installed
+              FlashAttention 3 where `flash_attn_interface` is installed; with the shortcut `dense`, rows of one length
+              are a batch for sdpa, which on new GPUs has kernels of cuDNN that rows of any length have not
     flex      FlexAttention with a block mask, which lets rows share a beginning, and pairs a prompt: on such a GPU,
               where Triton can compile
 """
 
-import shutil
-import sysconfig
+import logging
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
+
+from posttrain.train.fast.chosen import may_take
 
 NAME = "posttrain_rows"  # of `attend` among the attention implementations of transformers
 BLOCK_SIZE = 128  # tokens; FlexAttention skips blocks of queries by keys that see nothing of each other
@@ -24,6 +26,8 @@ MAX_HEAD_WIDTH = 256  # of flash attention
 LENGTH_STEP = 256  # tokens; flash attention needs a bound on the rows' lengths, and compiled code is made anew for each
 
 Kernel = Literal["rows", "varlen", "flex"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Layout:
 
     def inputs(self, kernel: Kernel, device: Any) -> dict[str, Any]:
         """Returns what the model must be given for `attend` to compute these rows with this kernel."""
+        if kernel == "varlen" and may_take("dense") and len(set(self.row_lengths)) == 1:
+            return {"num_rows": len(self.row_lengths)}
         if kernel == "varlen":
             longest = -(-max(self.row_lengths) // LENGTH_STEP) * LENGTH_STEP
             return {"row_bounds": _bounds(self.row_lengths, device), "longest_row": longest}
@@ -172,9 +178,19 @@ def kernels(config: Any) -> list[Kernel]:
 
 @cache
 def can_compile() -> bool:
-    """Tells whether torch can compile for this GPU: Triton builds its launchers in C, against Python's headers."""
-    has_headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
-    return find_spec("triton") is not None and has_headers and any(map(shutil.which, ("cc", "gcc", "clang")))
+    """Tells whether torch can compile for this GPU: Triton builds code in C to drive it, against Python's headers.
+
+    Triton is asked to do so, because it alone knows which compiler and which headers it takes.
+    """
+    if not find_spec("triton"):
+        return False
+    from triton.runtime import driver
+
+    try:
+        return driver.active is not None
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        logger.warning("flex, liger and compile are left out: Triton cannot compile here: %s", error)
+        return False
 
 
 def _head_width(config: Any) -> int:
@@ -208,6 +224,7 @@ def attend(
     row_lengths=None,
     row_masks=None,
     num_shared=0,
+    num_rows=0,
     row_bounds=None,
     longest_row=0,
     block_mask=None,
@@ -221,6 +238,8 @@ def attend(
     from transformers.integrations.flex_attention import flex_attention_forward
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if num_rows:
+        return _as_batch(module, (query, key, value), num_rows, **settings), None
     if row_bounds is not None:
         options = {"scale": settings.get("scaling"), **varlen_options}
         return _with_varlen((query, key, value), row_bounds, longest_row, **options), None
@@ -229,6 +248,13 @@ def attend(
     if row_lengths is not None:
         return _by_row(module, (query, key, value), row_lengths, row_masks, num_shared, **settings), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+
+
+def _as_batch(module: Any, states: tuple, num_rows: int, **settings) -> Any:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    batch = [part[0].unflatten(1, (num_rows, -1)).transpose(0, 1) for part in states]
+    return sdpa_attention_forward(module, *batch, None, **settings)[0].flatten(end_dim=1)[None]
 
 
 def _with_varlen(states: tuple, bounds: Any, longest: int, **options) -> Any:

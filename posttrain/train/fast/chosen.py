@@ -4,10 +4,11 @@ import os
 
 from posttrain.config.placement import SHORTCUTS_ENV
 
-# varlen, flex and rows are the kernels of packed batches: without all three, batches are padded. Where a shortcut suits
-# neither device nor model, it is left out by itself.
+# varlen, flex and rows are the kernels of packed batches: without all three, batches are padded. With dense, varlen
+# computes rows of one length as a batch. With workers, a process of its own collates batches while the GPU computes.
+# Where a shortcut suits neither device nor model, it is left out by itself.
 BY_DEFAULT = ("varlen", "flex", "rows", "lora", "logits", "liger")
-ON_REQUEST = ("compile",)
+ON_REQUEST = ("compile", "dense", "workers")
 
 
 def may_take(name: str) -> bool:

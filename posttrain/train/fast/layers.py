@@ -13,10 +13,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from posttrain.train import backend
-from posttrain.train.fast import attention
+from posttrain.train.fast import attention, same
 from posttrain.train.fast.chosen import may_take
 
-TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}  # of logits, as a share of the largest
 LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True, "fused_linear_cross_entropy": True}
 MAX_VARIANTS = 32  # of a compiled layer: with and without gradients, adapter, dropout, for fixed and varying lengths
 
@@ -32,19 +31,18 @@ def use_liger(model: Any) -> bool:
         return False
     undo, expected = _remembered(model), _logits(model)
     _apply_liger_kernel_to_instance(model=model, **LIGER)
-    tolerance = TOLERANCE[str(model.dtype).removeprefix("torch.")]
-    is_same = bool((_logits(model) - expected).abs().max() <= tolerance * expected.abs().max())
+    is_same = same.is_same(model, _logits(model), expected, shortcut="liger")
     if not is_same:
         undo()
     return is_same
 
 
 def _logits(model: Any) -> Any:
-    """Computes the logits of two short rows."""
+    """Computes the logits of two short rows by the model's first layers."""
     import torch
 
     input_ids = torch.arange(2 * 16, device=model.device).view(2, 16) % model.config.vocab_size
-    with torch.no_grad():
+    with torch.no_grad(), same.first_layers(model):
         return model(input_ids=input_ids, use_cache=False).logits
 
 
@@ -76,17 +74,18 @@ def keeping_no_logits(trainer_class: type) -> type:
     return KeepsNoLogits
 
 
-def compile_layers(model: Any) -> None:
-    """Has the model's layers compiled when they first run, if that was asked for and can be done here."""
+def compile_layers(model: Any) -> bool:
+    """Has the model's layers compiled when they first run, if that was asked for and can be done; tells whether."""
     import torch
 
     if not _compiles("compile"):
-        return
+        return False
     torch._dynamo.config.recompile_limit = MAX_VARIANTS
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     for layer in layers[1:]:  # the first one's input has no gradient, for which it would be compiled once more
         layer.compile()
+    return True
 
 
 def _compiles(shortcut: str) -> bool:

@@ -11,12 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from posttrain.train.fast import attention
+from posttrain.train.fast import attention, same
 from posttrain.train.fast.attention import Kernel, Layout
 from posttrain.train.fast.chosen import may_take
 from posttrain.train.overrides import overrides
-
-TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}  # of logits, as a share of the largest
 
 
 def turn_on(model: Any, *, pairs: bool) -> Kernel | None:
@@ -64,12 +62,10 @@ def _sees_the_same(model: Any, kernel: Kernel) -> bool:
     pack = pack_rows if kernel == "varlen" else pack_pairs
     packed = pack(input_ids, attention_mask, completion_mask, kernel=kernel).to(model.device)
     input_ids, attention_mask = input_ids.to(model.device), attention_mask.to(model.device)
-    with torch.no_grad():
+    with torch.no_grad(), same.first_layers(model):
         padded = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
         logits = model(**packed.model_inputs(input_ids), use_cache=False).logits[0]
-    expected = padded.flatten(end_dim=1)[packed.places]
-    tolerance = TOLERANCE[str(model.dtype).removeprefix("torch.")]
-    return bool((logits - expected).abs().max() <= tolerance * expected.abs().max())
+    return same.is_same(model, logits, padded.flatten(end_dim=1)[packed.places], shortcut=kernel)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ unsloth patches the trainers, and FSDP deals the model out to the ranks, so neit
 POSTTRAIN_SHORTCUTS chooses among them; see chosen.py.
 """
 
+import logging
 from typing import Any, Literal
 
 from posttrain.config import DpoConfig, SftConfig
@@ -19,6 +20,8 @@ from posttrain.train.fast import layers, lora, packing
 from posttrain.train.fast.chosen import may_take
 from posttrain.train.overrides import overrides, require
 from posttrain.train.shards import keeping_shards
+
+logger = logging.getLogger(__name__)
 
 
 def sft_trainer(model: Any, config: SftConfig) -> type:
@@ -36,7 +39,8 @@ def sft_trainer(model: Any, config: SftConfig) -> type:
     trainer_class = lora.in_fewer_passes(SFTTrainer) if may_take("lora") else SFTTrainer
     loss = _sft_loss(model)
     kernel = packing.turn_on(model, pairs=False)
-    layers.compile_layers(model)
+    compiled = layers.compile_layers(model)
+    _tell({kernel: kernel, "lora": may_take("lora"), loss: loss != "nll", "compile": compiled})
     if loss == "liger":
         trainer_class = layers.keeping_no_logits(trainer_class)
     if kernel:
@@ -67,13 +71,20 @@ def dpo_trainer(model: Any, config: DpoConfig) -> type:
     if not backend.leaves_trainer_alone(config):
         return DPOTrainer
     trainer_class = lora.in_fewer_passes(DPOTrainer) if may_take("lora") else DPOTrainer
-    layers.use_liger(model)
-    if may_take("logits") and not _has_router_loss(model):
+    liger, kernel = layers.use_liger(model), None
+    spares_logits = may_take("logits") and not _has_router_loss(model)
+    if spares_logits:
         if kernel := packing.turn_on(model, pairs=True):
             trainer_class = packing.sharing_prompts(trainer_class, kernel)
         trainer_class = sparing_logits(trainer_class)
-    layers.compile_layers(model)
+    compiled = layers.compile_layers(model)
+    _tell({kernel: kernel, "lora": may_take("lora"), "logits": spares_logits, "liger": liger, "compile": compiled})
     return trainer_class
+
+
+def _tell(taken: dict[str | None, Any]) -> None:
+    """Logs which shortcuts are taken. `lora` leaves out by itself the layers that it does not suit."""
+    logger.info("shortcuts: %s", ", ".join(name for name, is_taken in taken.items() if is_taken) or "none")
 
 
 def _has_router_loss(model: Any) -> bool:

@@ -27,7 +27,8 @@ def test_without_a_gpu_peft_trains_in_float32(monkeypatch):
     arguments = backend.device_args(SftConfig(gradient_checkpointing=True))
     on = {name for name, value in arguments.items() if value}
     assert on == {"use_cpu"}
-    assert arguments.keys() == {"use_cpu", "bf16", "fp16", "gradient_checkpointing", "dataloader_pin_memory"}
+    names = {"use_cpu", "bf16", "fp16", "gradient_checkpointing", "dataloader_pin_memory", "dataloader_num_workers"}
+    assert arguments.keys() == names
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float16")])

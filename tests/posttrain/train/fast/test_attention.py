@@ -1,6 +1,9 @@
 """Every kernel gives a packed token the states it has in its row alone, and block masks are those of all tokens."""
 
 import itertools
+import sys
+from subprocess import CalledProcessError
+from types import ModuleType
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch.nn.attention.flex_attention import create_mask
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from posttrain.train import backend
-from posttrain.train.fast import attention, packing
+from posttrain.train.fast import attention, packing, same
 from posttrain.train.fast.attention import BLOCK_SIZE, Layout, Visible
 from tests.posttrain.train.fast.test_packing import model_of
 
@@ -94,7 +97,7 @@ def test_a_model_is_switched_to_a_kernel_that_sees_the_same(monkeypatch, kernel,
 
 
 @pytest.mark.parametrize("kernel", ["varlen", "flex"])
-def test_a_kernel_that_lets_rows_see_each_other_is_left_out(monkeypatch, kernel):
+def test_a_kernel_that_lets_rows_see_each_other_is_left_out(monkeypatch, caplog, kernel):
     take_kernel(monkeypatch, kernel)
 
     def leaks(module, query, key, value, *bounds, **settings):
@@ -109,6 +112,17 @@ def test_a_kernel_that_lets_rows_see_each_other_is_left_out(monkeypatch, kernel)
         model = model_of("Qwen2").to(dtype)
         assert packing.turn_on(model, pairs=False) is None
         assert model.config._attn_implementation == "sdpa"
+        assert f"{kernel} is left out: logits differ by" in caplog.text
+
+
+def test_the_trial_is_of_the_first_layers():
+    """Over many layers in 16 bit, rounding alone may differ by more than the tolerance."""
+    model = model_of("Qwen2", num_hidden_layers=5)
+    calls = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda *args: calls.append(args[0]))
+    assert packing.turn_on(model, pairs=False) == "rows"
+    assert len(calls) == 2 * same.NUM_LAYERS and model.config.num_hidden_layers == 5
 
 
 def test_only_16_bits_of_a_new_gpu_get_its_kernels(monkeypatch):
@@ -124,3 +138,42 @@ def test_only_16_bits_of_a_new_gpu_get_its_kernels(monkeypatch):
     assert attention.kernels(transformers.LlamaConfig(head_dim=512)) == ["rows"]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert attention.kernels(config) == ["rows"]
+
+
+def test_rows_of_one_length_are_a_batch_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setenv("POSTTRAIN_SHORTCUTS", "varlen,dense")
+    take_kernel(monkeypatch, "varlen")
+    batch = torch.randint(1, 60, (3, 40))
+    whole, unlike = Layout([40] * 3, [(0, 0)] * 3), Layout([40, 39], [(0, 0)] * 2)
+    assert whole.inputs("varlen", "cpu") == {"num_rows": 3}
+    assert unlike.inputs("varlen", "cpu").keys() == {"row_bounds", "longest_row"}
+    model = model_of("Qwen2")
+    assert packing.turn_on(model, pairs=False) == "varlen"
+    monkeypatch.delattr("torch.nn.attention.varlen.varlen_attn")
+    packed = packing.pack_rows(batch, torch.ones_like(batch), torch.ones_like(batch), kernel="varlen")
+    with torch.no_grad():
+        expected = model(input_ids=batch, attention_mask=torch.ones_like(batch)).logits.flatten(end_dim=1)
+        assert torch.allclose(model(**packed.model_inputs(batch)).logits[0], expected, atol=1e-6)
+
+
+def test_triton_is_asked_whether_it_can_compile(monkeypatch, caplog):
+    """Where its headers and its compiler lie is for Triton to know."""
+
+    class Driver:
+        @property
+        def active(self):
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return self.answer
+
+    runtime = ModuleType("triton.runtime")
+    runtime.driver = Driver()
+    for name, module in {"triton": ModuleType("triton"), "triton.runtime": runtime}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(attention, "find_spec", lambda name: name == "triton")
+    for answer in (object(), RuntimeError("Failed to find C compiler"), CalledProcessError(1, ["gcc"])):
+        runtime.driver.answer = answer
+        attention.can_compile.cache_clear()
+        assert attention.can_compile() == (not isinstance(answer, Exception))
+    attention.can_compile.cache_clear()
+    assert "Triton cannot compile here: Failed to find C compiler" in caplog.text

@@ -77,19 +77,23 @@ def calls(monkeypatch) -> Counter:
     return counter
 
 
-def test_sft_takes_each_shortcut_in_every_batch(tiny_model, task_api_files, tmp_path, calls):
+def test_sft_takes_each_shortcut_in_every_batch(tiny_model, task_api_files, tmp_path, calls, caplog):
+    caplog.set_level("INFO")
     train(SftConfig(target_modules=LINEAR, **COMMON), tiny_model, task_api_files, tmp_path)
     # The one call of `pack_pairs` is from the comparison with padded batches that decides about packing.
     assert calls == {"inputs_of_rows": 5 + 2, "pack_rows": 5 + 2, "pack_pairs": 1, "apply": (5 + 2) * NUM_LAYERS}
+    assert "shortcuts: rows, lora\n" in caplog.text
 
 
-def test_dpo_takes_each_shortcut_in_every_batch(tiny_model, task_api_files, tmp_path, calls):
+def test_dpo_takes_each_shortcut_in_every_batch(tiny_model, task_api_files, tmp_path, calls, caplog):
+    caplog.set_level("INFO")
     train(DpoConfig(target_modules=LINEAR, **COMMON), tiny_model, task_api_files, tmp_path)
     assert calls == {
         "pack_pairs": 1 + 2 * (5 + 2),  # twice: the reference sees all batches first
         "_get_per_token_logps_and_entropies": 2 * (5 + 2),
         "apply": (5 + 2) * NUM_LAYERS,  # the reference has no adapter
     }
+    assert "shortcuts: rows, lora, logits\n" in caplog.text
 
 
 def test_a_resume_that_reads_the_reference_takes_them_too(tiny_model, task_api_files, tmp_path, calls):
@@ -197,6 +201,20 @@ def test_only_the_shortcuts_that_are_named_are_taken(tiny_model, task_api_files,
     monkeypatch.setenv("POSTTRAIN_SHORTCUTS", "lora")
     train(SftConfig(target_modules=LINEAR, **COMMON), tiny_model, task_api_files, tmp_path)
     assert calls == {"apply": (5 + 2) * NUM_LAYERS}
+
+
+def test_batches_collated_by_a_process_of_its_own_are_the_same(
+    tiny_model, task_api_files, tmp_path, monkeypatch, calls
+):
+    config = SftConfig(target_modules=LINEAR, **COMMON)
+    whole, metrics = train(config, tiny_model, task_api_files, tmp_path / "here")
+    calls.clear()
+    monkeypatch.setenv("POSTTRAIN_SHORTCUTS", "rows,lora,workers")
+    log, same_metrics = train(config, tiny_model, task_api_files, tmp_path / "workers")
+    assert calls["pack_rows"] == 0 and calls["inputs_of_rows"] == 5 + 2  # packed, but not by this process
+    for name in ("loss", "grad_norm", "learning_rate"):
+        assert [entry[name] for entry in log] == [entry[name] for entry in whole]
+    assert same_metrics == metrics
 
 
 def test_a_shortcut_that_does_not_exist_is_named(monkeypatch):
