@@ -122,6 +122,7 @@ def measure(names: list[str], args: argparse.Namespace) -> None:
     One that fails does not keep the others back.
     """
     begun, chosen, runs = time.monotonic(), parts(), {name: {} for name in names}
+    taken: dict[str, list[str]] = {name: [] for name in names}
     places = [(name, number, side) for name in names for number, side in enumerate(chosen[name].sides)]
     for name, _, side in sorted(places, key=lambda place: place[1] > 1):
         part = chosen[name]
@@ -130,8 +131,10 @@ def measure(names: list[str], args: argparse.Namespace) -> None:
         if is_late or one.who not in args.sides or (one.who == "unsloth" and not find_spec("unsloth")):
             continue
         if numbers := attempt(f"{name}, {side}", command(tiny(one) if args.tiny else one)):
+            taken[name].append(numbers.pop("shortcuts", ""))
             runs[name][side] = [numbers]
-            keep(name, part.title, part.note, runs[name], args, compared=part.compared)
+            note = " ".join([part.note, *(f"Our shortcuts: {text}." for text in dict.fromkeys(taken[name]) if text)])
+            keep(name, part.title, note, runs[name], args, compared=part.compared)
 
 
 def attempt(name: str, side: Side) -> Numbers | None:
@@ -142,7 +145,9 @@ def attempt(name: str, side: Side) -> Numbers | None:
     except RuntimeError as error:
         print(f"{name}: FAILED: {error}", flush=True)
         return None
-    shown = ", ".join(f"{key} {table.shown(value)}" for key, value in numbers.items())
+    shown = ", ".join(
+        f"{key} {value or 'none' if isinstance(value, str) else table.shown(value)}" for key, value in numbers.items()
+    )
     print(f"{name}: {shown}; {time.monotonic() - started:.0f} s in all", flush=True)
     return numbers
 

@@ -21,8 +21,10 @@ from typing import Any
 
 SETS = {
     "sft": (
-        "varlen,lora",
         "varlen,lora,liger",
+        "varlen,dense,lora,liger",
+        "varlen,dense,lora,liger,workers",
+        "varlen,lora",
         "varlen,lora,compile",
         "varlen,lora,liger,compile",
         "rows,lora,liger",
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{shortcuts}: {json.dumps(table[-1][1])}", flush=True)
     print(f"\n{settings['shape']}, {settings['lengths']} rows of {settings['max_length']} tokens, {_card()}")
     for shortcuts, numbers in table:
-        print(f"{shortcuts:32}" + "  ".join(f"{name} {value:10,.2f}" for name, value in numbers.items()))
+        print(f"{shortcuts:32}" + "  ".join(f"{name} {_shown(value)}" for name, value in numbers.items()))
 
 
 def run(shortcuts: str, settings: dict[str, Any], profile: Path | None) -> dict[str, float]:
@@ -111,6 +113,10 @@ def _profile_step(path: Path, *, after: int) -> None:
         return loss
 
     Trainer.training_step = profiled
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:10,.2f}"
 
 
 def _card() -> str:

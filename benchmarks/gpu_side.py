@@ -1,6 +1,7 @@
 """Trains for a few steps with our stage, with trl or with unsloth, for benchmarks/gpu.py; the first steps only warm up.
 
-side, settings -> JSON on the last line: tokens or pairs a second, seconds of a step, peak memory of the GPU
+side, settings -> JSON on the last line: tokens or pairs a second, seconds of a step, peak memory of the GPU, and the
+shortcuts that our stage took
 
     python -m benchmarks.gpu_side ours '{"kind": "sft", "shape": "tiny", ...}'
 
@@ -9,6 +10,7 @@ the last one, with all that lies between, such as checkpoints. A batch that does
 """
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -151,6 +153,20 @@ def with_ours(settings: Settings, model: Path, folder: Path) -> None:
     module.train(str(model), files=files, outputs=outputs, step=step, checkpoints=checkpoints)
 
 
+class Shortcuts(logging.Handler):
+    """Keeps what our stage logs of its shortcuts, and prints why others are left out."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.taken = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg.startswith("shortcuts: "):
+            self.taken = record.getMessage().removeprefix("shortcuts: ")
+        elif record.levelno >= logging.WARNING:
+            print(record.getMessage(), file=sys.stderr, flush=True)
+
+
 def config_of(settings: Settings) -> SftConfig | DpoConfig:
     return (SftConfig if settings.kind == "sft" else DpoConfig)(
         **LORA,
@@ -254,7 +270,9 @@ def halving(train: Any, settings: Settings, model: Path, folder: Path) -> None:
 
 def main(argv: list[str]) -> None:
     side, settings = argv[0], Settings(**json.loads(argv[1]))
-    clock = Clock(settings.warm_up)
+    clock, shortcuts = Clock(settings.warm_up), Shortcuts()
+    logging.getLogger("posttrain").setLevel(logging.INFO)
+    logging.getLogger("posttrain").addHandler(shortcuts)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(folder / "compiled"))
@@ -266,7 +284,7 @@ def main(argv: list[str]) -> None:
             with_ours(settings, model, folder)
         else:
             halving(lambda *a: with_trl(*a, by_unsloth=side == "unsloth"), settings, model, folder)
-    print(json.dumps(clock.numbers(settings.kind)), flush=True)
+    print(json.dumps(clock.numbers(settings.kind) | {"shortcuts": shortcuts.taken}), flush=True)
 
 
 if __name__ == "__main__":

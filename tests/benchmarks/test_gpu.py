@@ -62,6 +62,7 @@ def test_our_side_trains_a_model_of_such_a_folder(tmp_path, capsys):
     gpu.main(["--tiny", "--parts", "sft", "--sides", "ours", "--output", str(tmp_path)])
     assert "FAILED" not in capsys.readouterr().out
     results = json.loads((tmp_path / "gpu_sft.json").read_text())
+    assert "Our shortcuts: rows, lora." in results["note"]
     (figures,) = results["tables"][0]["runs"]["ours"]
     assert figures["tokens_per_second"] > 0 and figures["micro_batch"] == 4
 
