@@ -356,4 +356,4 @@ def test_an_attempt_on_several_nodes_has_the_time_of_the_queue_and_of_what_each_
     number, seconds, _ = on_nodes.attempts_of("train_sft")
     workers = on_nodes.config_of("train_sft")["workers"]
     assert workers["deadline_minutes"] == 180 + 10 + 18 + 10  # start of a pod, 48Gi at 50 MB/s, a last checkpoint
-    assert (number, seconds) == (3, (60 + workers["deadline_minutes"] + 10) * 60)
+    assert (number, seconds) == (3, (60 + workers["deadline_minutes"] + 40) * 60)
