@@ -101,7 +101,7 @@ def parts() -> dict[str, Part]:
 
 
 def tiny(one: One) -> One:
-    """The same, on a tiny model and short rows."""
+    """Returns the same measurement of a tiny model on short rows."""
     short = {"max_length": 128, "batch_size": 4, "accumulation": 2, "steps": 3, "warm_up": 1, "shape": "tiny"}
     short |= {"max_length": 256} if one.settings.lengths == "real" else {}
     return replace(one, settings=replace(one.settings, **short))

@@ -90,7 +90,7 @@ def measure(judge: judges.Judge, rows: list[ScoredAnswer]) -> list[str | None]:
 
 
 def _varies(table: list[list[int]]) -> bool:
-    """Whether kappa is defined: it is not if both give every row the same single label."""
+    """Tells whether kappa is defined: it is not if both give every row the same single label."""
     return sum(bool(sum(row)) for row in table) > 1 or sum(bool(sum(column)) for column in zip(*table, strict=True)) > 1
 
 

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 class OnNodes(BaseModel):
-    """What decides the result: the settings that do so in a single pod, and the image, whose libraries train."""
+    """Settings that decide the result: those that do so in a single pod, and the image, whose libraries train."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

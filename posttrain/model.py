@@ -73,7 +73,7 @@ class Repo:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What was brought: its address, its commit (empty unless from the Hub), its files and its licence."""
+    """A model that was brought: its address, its commit (empty unless from the Hub), its files and its licence."""
 
     source: str
     commit: str

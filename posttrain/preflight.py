@@ -56,7 +56,7 @@ Config = PipelineConfig | PreflightStep
 
 @dataclass
 class Counted:
-    """What the checks learn: row and prompt counts of local data, by which the gates can decide, and the model."""
+    """Findings of the checks: row and prompt counts of local data, by which the gates can decide, and the model."""
 
     data_sets: dict[str, Prompts | None]  # by kind; None: remote, unread or unreadable
     asked: dict[str, int] = field(default_factory=dict)  # different prompts by the key of their file

@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Folders:
-    """What is published: folders, and the SHA-256 of each of their files by its name."""
+    """Sources of a published version: folders, and the SHA-256 of each of their files by its name."""
 
     model: Path
     files: dict[str, str]

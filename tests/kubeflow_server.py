@@ -45,7 +45,7 @@ Fault = int | Literal["drop", "lose", "cut", "page"]
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What differs between installations of Kubeflow Pipelines, and while a part of one is away."""
+    """Differences between installations of Kubeflow Pipelines, and while a part of one is away."""
 
     retries_errors: bool = True  # 2.17's defaults: retryPolicy OnError, limit 2; else OnFailure, as compiled
     has_unique_events: bool = True  # MLMD refuses one artifact under two names of a task: UNIQUE(artifact, execution)

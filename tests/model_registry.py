@@ -34,7 +34,7 @@ Json = dict[str, Any]
 
 @dataclass
 class ModelRegistry:
-    """What the registry holds, what it was asked, and how it misbehaves."""
+    """A registry: what it holds, what it was asked, and how it misbehaves."""
 
     url: str = ""
     root: str = ROOTS[0]  # of the API that it has

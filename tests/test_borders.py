@@ -1,4 +1,4 @@
-"""Who may import whom: the graph has no torch, the images have no kfp, and posttrain never imports validators."""
+"""Tests who may import whom: the graph has no torch, the images have no kfp, and posttrain never imports validators."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""What the server that stands in for Kubeflow does with the pods of a run, against what a real one was seen to do."""
+"""Tests that the server that stands in for Kubeflow does with the pods of a run what a real one was seen to do."""
 
 import time
 from pathlib import Path

@@ -151,7 +151,7 @@ def test_each_gate_stops_the_line(line, promoted, gate):
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_the_shorter_graphs_run_too(line, promoted, stage):
-    """What they publish is compared with the model that is current."""
+    """Their model is compared with the model that is current."""
     off = "dpo" if stage == "sft" else "sft"
     settings = [f"stages.{off}.enabled=false", "data.eval_fraction=0.3"]  # of one data set alone, more rows
     flags = [part for setting in settings for part in ("--set", setting)]

@@ -212,7 +212,7 @@ SWEEP = {"space": {"sft.lora_r": [8, 16]}, "parallelism": 2, "continue_with_best
 
 @pytest.fixture
 def unseen():
-    """What the winner of a sweep comes to on unseen rows."""
+    """Returns what the winner of a sweep comes to on unseen rows."""
     return ["qualified"]
 
 

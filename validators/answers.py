@@ -78,7 +78,7 @@ def fault_finder(rule: config.OutputFormat) -> Callable[[str, list[Message]], st
 
 
 def declines(answer: Answer, sentence: str | None) -> bool:
-    """Whether the whole answer is the declining sentence, or the same JSON value, and ends there."""
+    """Tells whether the whole answer is the declining sentence, or the same JSON value, and ends there."""
     if sentence is None or not answer.stopped:
         return False
     if answer.text.strip() == sentence.strip():
@@ -316,7 +316,7 @@ def _calls_fault(text: str, offered: list[str]) -> str | None:
 
 
 def _is_offered(name: str, text: str) -> bool:
-    """Whether the text offers this function: `name(`, the name in quotes or first on a line, not a word in passing."""
+    """Tells whether the text offers this function: `name(`, the name in quotes or first on a line, not in passing."""
     if not re.fullmatch(r"\S+", name):
         return False
     name = re.escape(name)

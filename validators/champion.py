@@ -44,7 +44,7 @@ RESTORE = "restore it, or make another version current with `python -m posttrain
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a judgement needs. None: not asked, or could not be measured."""
+    """Numbers that a judgement needs. None: not asked, or could not be measured."""
 
     model_answers: list[JudgedAnswer] | None = None
     champion_answers: list[JudgedAnswer] | None = None

@@ -146,7 +146,7 @@ def canonical(text: str) -> str:
 
 
 def is_copy(text: str, prompt: list[Message]) -> bool:
-    """Whether a text is a user's or system's turn of the prompt, or all of it, or hardly more or less than that."""
+    """Tells whether a text is a user's or system's turn of the prompt, or all of it, or hardly more or less."""
     text, turns = normalise(text), [(message["role"], normalise(message["content"])) for message in prompt]
     sources = [turn for role, turn in turns if role != "assistant"] + [" ".join(turn for _, turn in turns)]
     return bool(text) and any(_is_nearly(text, source) for source in sources)

@@ -67,7 +67,7 @@ def bring_judge(limits: Matching, folder: Path, allowed_prefixes: list[str]) -> 
 
 
 def is_reusable(limits: Scoring) -> bool:
-    """Whether what was judged is sure to be the same in a later run: it is not where code of the user's has a say."""
+    """Tells whether a later run is sure to judge the same: it is not where code of the user's has a say."""
     own_checks = custom.own(getattr(limits, "custom_checks", []))
     return limits.matcher in (*MATCHERS, "judge", "none") and not own_checks
 

@@ -334,7 +334,7 @@ def compare(rows: Iterable[dict], rule: config.Matching, written: Written) -> Co
 
 
 def is_right(row: dict, answer: str, rule: config.Matching) -> bool:
-    """Whether an answer is right by the row's own references; False without any, or a matcher that needs a model."""
+    """Tells whether an answer is right by the row's own references; False without any, or if a model judges."""
     if not row.get("references") or rule.matcher not in config.MATCHERS:
         return False
     try:

@@ -167,7 +167,7 @@ def _parts(text: Text, ignored: Shingles = frozenset()) -> tuple[Shingles, ...]:
 
 
 def _near(ours: tuple[Shingles, ...], theirs: tuple[Shingles, ...], similarity: float) -> bool:
-    """Whether every part is at least this similar."""
+    """Tells whether every part is at least this similar."""
     for one, other in zip(ours, theirs, strict=True):
         num_ours, num_theirs = len(one), len(other)
         if num_ours < similarity * num_theirs or num_theirs < similarity * num_ours:  # avoids most comparisons

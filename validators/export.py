@@ -61,7 +61,7 @@ Losses = list[tuple[float, int]]  # of each row's answer: sum in nats, number of
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a judgement needs, by format. None, or a format that is missing: not asked, or could not be measured."""
+    """Numbers that a judgement needs, by format; None or a missing format: not asked, or could not be measured."""
 
     model_answers: list[JudgedAnswer] | None = None
     model_losses: Losses | None = None

@@ -20,7 +20,7 @@ ANSWERS_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model wrote, special tokens included, without the end token it stopped at."""
+    """Text that the model wrote, special tokens included, without the end token it stopped at."""
 
     text: str  # without what the template writes before every answer, and without a block of thoughts
     stopped: bool  # by itself, at an end token; False: cut off at the limit

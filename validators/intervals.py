@@ -144,5 +144,5 @@ def more_rows_of_mean(value: float, interval: Interval, num_rows: int, limit: fl
 
 
 def _sound(values: list[float], weights: list[float]) -> bool:
-    """Whether every row has a finite value and a positive weight."""
+    """Tells whether every row has a finite value and a positive weight."""
     return all(map(math.isfinite, values)) and all(weight > 0 for weight in weights)

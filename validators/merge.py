@@ -250,7 +250,7 @@ def compare_files(base: Path, model: Path) -> dict[str, list[str]]:
 
 
 def _is_untied(ours: dict, theirs: dict, model: Path) -> bool:
-    """Whether embedding and head share no weights any more, and the model has a head of its own to show for it."""
+    """Tells whether embedding and head no longer share weights, and the model has a head of its own to show for it."""
     has_head = any(name.endswith(HEAD) for name in read_places(model))
     return theirs.get(TIES) is not False and ours.get(TIES) is False and has_head
 

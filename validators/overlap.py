@@ -126,7 +126,7 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True)
 class InFiles:
-    """What the user says in the rows of several files: the opening of each row, and every later turn."""
+    """The user's words in the rows of several files: the opening of each row, and every later turn."""
 
     rows: Rows
 

@@ -93,7 +93,7 @@ def compare_updates(adapted: Any, model: Path) -> list[str]:
 
 
 def _is_rounded(place: Place, expected: Any) -> bool:
-    """Whether the stored tensor is the expected one, rounded to its own dtype."""
+    """Tells whether the stored tensor is the expected one, rounded to its own dtype."""
     from safetensors import safe_open
 
     path, tensor = place

@@ -35,19 +35,19 @@ def _digits(text: str) -> list[int]:
 
 
 def _is_personal_email(text: str) -> bool:
-    """Whether the domain is not reserved for documentation (RFC 2606)."""
+    """Tells whether the domain is not reserved for documentation (RFC 2606)."""
     domain = text.rpartition("@")[2].lower()
     return not re.search(r"(^|\.)(example\.(com|net|org)|example|test|invalid|localhost)$", domain)
 
 
 def _is_phone(text: str) -> bool:
-    """Whether it has at most E.164's 15 digits and is not reserved for films and books."""
+    """Tells whether it has at most E.164's 15 digits and is not reserved for films and books."""
     digits = "".join(map(str, _digits(text)))
     return 8 <= len(digits) <= 15 and not re.search(r"55501\d\d$", digits)
 
 
 def _is_card(text: str) -> bool:
-    """Whether Luhn's check digit is right (ISO/IEC 7812) and the digits are not all the same."""
+    """Tells whether Luhn's check digit is right (ISO/IEC 7812) and the digits are not all the same."""
     digits = _digits(text)
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0

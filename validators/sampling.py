@@ -72,7 +72,7 @@ class ScoredAnswer:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What became of a prompt: its pair, or why it gave none."""
+    """The outcome of a prompt: its pair, or why it gave none."""
 
     outcome: str
     pair: dict | None = None
@@ -223,7 +223,7 @@ def mixed(sampled: list[dict], brought: list[dict], max_sampled_share: float | N
 
 
 def numbers_of(chosen: list[Chosen], sampled: list[ScoredAnswer]) -> dict[str, float]:
-    """What became of the prompts to train on, for metrics.json and the gate."""
+    """Counts what became of the prompts to train on, for metrics.json and the gate."""
     margins = [one.margin for one in chosen if one.pair]
     outcomes = Counter(one.outcome for one in chosen)
     numbers = {

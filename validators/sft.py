@@ -128,7 +128,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def _is_word(value: Any) -> bool:
-    """Whether this is text that no reader could take for a number: "0.5" and "nan" are numbers in disguise."""
+    """Tells whether this is text that no reader could take for a number: "0.5" and "nan" are numbers in disguise."""
     try:
         float(value) if isinstance(value, str) else None
     except ValueError:

@@ -95,7 +95,7 @@ def _few_go_on(width: int, ends):
 
 
 def _has_rows(cache) -> bool:
-    """Whether all that a model keeps of its tokens are keys and values by row."""
+    """Tells whether all that a model keeps of its tokens are keys and values by row."""
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     layers = getattr(cache, "layers", None)

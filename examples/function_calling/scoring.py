@@ -68,7 +68,7 @@ def _invents(arguments: dict, schema: dict, accepted: dict[str, list]) -> bool:
 
 
 def is_accepted(arguments: dict, accepted: dict[str, list]) -> bool:
-    """Whether every argument has one of its accepted values and only such are missing as may be."""
+    """Tells whether every argument has one of its accepted values and only such are missing as may be."""
     if not arguments.keys() <= accepted.keys():
         return False
     for name, options in accepted.items():

@@ -216,7 +216,7 @@ class MergeLimits(Limits):
 
 
 class HarmJudge(Section):
-    """Who judges safety."""
+    """The judge of safety."""
 
     # who judges safety; closed_form: an answer is harmless if it is the sentence that declines
     judge: Literal["closed_form", "model"] | None = None
@@ -224,11 +224,11 @@ class HarmJudge(Section):
 
 
 class Judging(PromptFiles, HarmJudge):
-    """Who judges safety, and on which prompts."""
+    """The judge of safety, and the prompts that it judges on."""
 
 
 class SamplingLimits(CheckTimeouts, Matching, Generating, HarmJudge):
-    """What sample_pairs takes from the gates: how a model answers, and what tells a right answer from a wrong one."""
+    """Limits that sample_pairs shares with the gates: how a model answers, and which answers are right."""
 
 
 class PairsLimits(DataLimits):

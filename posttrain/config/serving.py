@@ -28,5 +28,5 @@ class Export(Section):
 
     @property
     def gguf(self) -> list[str]:
-        """Those of the formats that are GGUF files."""
+        """The formats that are GGUF files."""
         return [kind for kind in self.formats if kind in GGUF]

@@ -11,7 +11,7 @@ TargetModules = list[str] | Literal["auto", "attention", "all-linear"]
 
 
 class KeepBest(Section):
-    """Which checkpoint a training keeps, by right answers to training rows that are set aside for it."""
+    """Choice of the checkpoint that a training keeps, by right answers to training rows that are set aside for it."""
 
     num_checkpoints: Count = 4  # checkpoints that are judged, evenly spaced; the end is the last
     num_rows: Count = 32  # prompts of the training rows set aside, on which they are judged

@@ -84,7 +84,7 @@ class Selection(CheckTimeouts, Matching, Generating):
 
 
 class Selected(Section):
-    """What a training needs to keep its best checkpoint."""
+    """Setting that a training needs to keep its best checkpoint."""
 
     selection: Selection | None = None  # null: the last checkpoint is kept
 
@@ -130,7 +130,7 @@ class StepSection(Section):
 
 
 class SigningStep(Section):
-    """What publish_model says of the run when it signs the model."""
+    """Facts of the run that publish_model signs with the model."""
 
     images: dict[str, str] = {}  # name of an image that the graph uses -> its reference
 

@@ -57,7 +57,7 @@ def headline(verdict: Verdict) -> str:
 
 
 def judges_skills(verdicts: Iterable[Verdict]) -> bool:
-    """Whether a check of these is about general skills."""
+    """Tells whether a check of these is about general skills."""
     return any(check.name.startswith(SKILLS) for verdict in verdicts for check in verdict.checks)
 
 

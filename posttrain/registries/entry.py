@@ -1,4 +1,4 @@
-"""What a registry is told of a published version, read from its folder alone.
+"""Facts about a published version that a registry is told, read from its folder alone.
 
 folder of a published version -> name, version, address, and properties with their types: digests, run, base model,
 licence, data sets, and every number of every gate
@@ -42,7 +42,7 @@ class Entry:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """What gates measured, by `<gate>.<name>`."""
+        """Numbers that gates measured, by `<gate>.<name>`."""
         return {
             name: float(value)
             for name, value in self.properties.items()

@@ -1,4 +1,4 @@
-"""Which prompts are held out, and whether they are enough for the gates to decide.
+"""Decides which prompts are held out, and tells whether they are enough for the gates to decide.
 
 prompt key, fraction -> side; what the gates need, the prompts that there are -> the shortages
 
@@ -129,7 +129,7 @@ def _supply(
 
 
 def _is_in(key: bytes, part: Part, evidence: Evidence) -> bool:
-    """Whether a held-out prompt is in this part of them."""
+    """Tells whether a held-out prompt is in this part of them."""
     if part == "held_out":
         return True
     return (side_of(key.hex(), evidence.eval_fraction * evidence.unseen_fraction) == "eval") == (part == "unseen")

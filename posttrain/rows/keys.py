@@ -1,4 +1,4 @@
-"""What the keys of raw rows and of their messages mean: the one table for training, preferences and gates.
+"""Meaning of the keys of raw rows and of their messages: the one table for training, preferences and gates.
 
 raw row, kind -> the row with the keys that formats.py reads, its system turn, the names of what is left out
 

@@ -62,7 +62,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Account:
-    """What the run record says of the attempts so far; zeros and an empty text if it cannot be read."""
+    """The attempts so far, as the run record has them; zeros and an empty text if it cannot be read."""
 
     num_attempts: int = 0  # in this run, also in earlier containers
     stored_step: int | None = None  # of the checkpoint from which a training resumes

@@ -16,7 +16,7 @@ from posttrain.step.records import StepRecord
 
 @dataclass(frozen=True)
 class Load:
-    """What a training is to read."""
+    """Amount of data that a training is to read."""
 
     num_rows: int
     epochs: float
@@ -30,7 +30,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step cost in an earlier run, or is expected to cost."""
+    """Cost of a step in an earlier run, or the cost that is expected."""
 
     seconds: float
     memory: int  # bytes, of the largest process

@@ -92,7 +92,7 @@ class BestCheckpoint:
 
     @property
     def metrics(self) -> dict[str, float | str]:
-        """Which step is kept, and why."""
+        """The step that is kept, and the reason."""
         last = self.trainer.state.global_step
         best, judged = self.best(last), self._until(last)
         seen = ", ".join(f"{self.accuracies[step]:.3g} at step {step}" for step in judged)

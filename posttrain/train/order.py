@@ -1,4 +1,4 @@
-"""What the launch step of a training on several nodes and its workers say to each other, as files in the storage.
+"""Messages between the launch step of a training on several nodes and its workers, as files in the storage.
 
 `runs/<run id>/nodes/<step>/<attempt>/` has, of one attempt:
 

@@ -78,7 +78,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a training changes."""
+    """The tensors that a training changes."""
 
     tensors: dict[str, list[str]]  # module name for peft and unsloth, as short as it can be -> names of tensors
     note: str = ""  # what is left out that one might expect, and why

@@ -139,7 +139,7 @@ class Site:
         return shutil.which("kubectl") is not None
 
     def tasks(self, run_id: str) -> list[Any]:
-        """What the API tells of the tasks of a run."""
+        """Returns what the API tells of the tasks of a run."""
         return self.client.get_run(run_id).run_details.task_details or []
 
     def kfp(self, *words: str) -> subprocess.CompletedProcess:

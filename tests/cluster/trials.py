@@ -27,7 +27,7 @@ DEADLINE_SECONDS = 60.0  # timeout_minutes counts whole ones
 
 @dataclass
 class Seen:
-    """What this cluster does, by the words of the table."""
+    """Behaviour of this cluster, by the words of the table."""
 
     facts: dict[str, str] = field(default_factory=dict)
     seconds_per_step: float = 0.1  # of the training, one optimizer step
@@ -46,7 +46,7 @@ def promoted(site: Site, seen: Seen) -> str:
 
 
 def reused(site: Site, seen: Seen) -> str:
-    """The same again: what is finished is found by its content."""
+    """Runs the line once more: what is finished is found by its content."""
     run = site.run()
     _check(run, exit_codes.PROMOTED)
     names = run.value("Reused").split(", ")

@@ -1,4 +1,4 @@
-"""Which functions each test calls, and how long it takes: a mutant's tests begin with those that are likely to fail."""
+"""Finds which functions each test calls, and how long it takes: a mutant's tests begin with the likely ones to fail."""
 
 import sys
 import threading
@@ -51,7 +51,7 @@ class Tracing:
 
 @dataclass
 class Test:
-    """What is known of a test."""
+    """Facts about a test."""
 
     seconds: float = 0.0
     calls: set[str] = field(default_factory=set)  # `module:function`

@@ -1,4 +1,4 @@
-"""Which version is current is one history, written by one promoter at a time, and CURRENT agrees with it."""
+"""Tests that one history says which version is current, one promoter writes it at a time, and CURRENT agrees."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def go(folder: str, version: str, follows: int) -> promote.Promotion:
 
 
 def pointer(folder: str) -> dict:
-    """What a deployment reads."""
+    """Returns what a deployment reads."""
     return json.loads(storage.read_bytes(layout.current(folder)))
 
 

@@ -394,7 +394,7 @@ def publisher() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def whole(target: str) -> bool:
-    """Whether a reader finds a manifest there; it must be with all its files, and all as they should be."""
+    """Tells whether a reader finds a manifest there; it must be with all its files, and all as they should be."""
     if not storage.exists(storage.join(target, "manifest.json")):
         return False
     assert [fault for fault in verify(target).faults if not fault.startswith("PUBLISHING.json: was added")] == []

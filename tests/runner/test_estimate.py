@@ -1,4 +1,4 @@
-"""What a run will cost, by a few measured steps."""
+"""Tests what a run will cost, by a few measured steps."""
 
 from io import StringIO
 

@@ -78,7 +78,7 @@ def broken(folder: Path, kinds: list[str]) -> None:
 
 
 def faults_of(model: Path, tmp_path: Path, *, template: str | None = None) -> dict[str, list[str]]:
-    """What the faults of prompts, chat endpoint and tool call are, for a file of a model with another template."""
+    """Returns the faults of prompts, chat endpoint and tool call for a file of a model with another template."""
     source = shutil.copytree(model, tmp_path / "source")
     if template:
         (source / "chat_template.jinja").write_text(template)

@@ -57,7 +57,7 @@ def statuses(checks: list[Check]) -> dict[str, str]:
 
 
 def is_gone(pid: int, seconds: float = 5) -> bool:
-    """Whether the process ends within this time; one that nobody has waited for yet has ended too."""
+    """Tells whether the process ends within this time; one that nobody has waited for yet has ended too."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         stat = Path(f"/proc/{pid}/stat")
@@ -289,7 +289,7 @@ def test_of_a_number_and_a_mapping_of_one_name_the_later_counts():
 
 
 def pipes() -> dict[int, str]:
-    """Which pipe each descriptor of this process leads to."""
+    """Returns which pipe each descriptor of this process leads to."""
     descriptors = {}
     for link in list(Path("/proc/self/fd").iterdir()):
         with suppress(OSError):  # the descriptor by which the folder is listed

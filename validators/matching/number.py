@@ -57,7 +57,7 @@ def number(reference: Reference, options: MatchOptions) -> Scorer:
 
 
 def is_close(given: Decimal | int, wanted: Decimal | int, options: MatchOptions) -> bool:
-    """Whether a number equals the reference's, or lies within the larger of the two tolerances."""
+    """Tells whether a number equals the reference's, or lies within the larger of the two tolerances."""
     given, wanted = Decimal(given), Decimal(wanted)
     if given == wanted:
         return True

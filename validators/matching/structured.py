@@ -87,7 +87,7 @@ def as_parsed(value: Any) -> Any:
 
 
 def equal(value: Any, wanted: Any, options: MatchOptions) -> bool:
-    """Whether a value is the wanted one. It is looked into no deeper than the wanted one goes."""
+    """Tells whether a value is the wanted one. It is looked into no deeper than the wanted one goes."""
     if isinstance(wanted, bool) or isinstance(value, bool):
         return value is wanted
     if isinstance(wanted, int | Decimal) and isinstance(value, int | Decimal):
@@ -136,7 +136,7 @@ def _call_text(call: Call) -> str:
 
 
 def _pair_up(calls: list[Any], wanted: list[Call], options: MatchOptions) -> bool:
-    """Whether every wanted call can be given a call of its own (augmenting paths: accepted values may overlap)."""
+    """Tells whether each wanted call can have a call of its own (augmenting paths: accepted values may overlap)."""
     taken: dict[int, int] = {}  # index of a call -> index of the wanted one that has it
 
     def find(at: int, seen: set[int]) -> bool:

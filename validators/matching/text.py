@@ -65,12 +65,12 @@ def _stands_in(text: str, wanted: str) -> bool:
 
 
 def _is_boundary(before: str, after: str) -> bool:
-    """Whether a word may end between two characters, either of which may be none."""
+    """Tells whether a word may end between two characters, either of which may be none."""
     return not (before and after and _continues(before) and _continues(after))
 
 
 def _continues(char: str) -> bool:
-    """Whether the character, next to another such, is inside a word."""
+    """Tells whether the character, next to another such, is inside a word."""
     if not char.isalnum():
         return False
     return char.isascii() or not unicodedata.name(char, "").startswith(WITHOUT_BLANKS)

@@ -11,7 +11,7 @@ BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+\S", re.MULTILINE)
 
 
 def all_kept(text: str, rules: list[dict[str, Any]]) -> bool:
-    """Whether the answer keeps every rule."""
+    """Tells whether the answer keeps every rule."""
     return all(RULES[rule["rule"]](text.strip(), **{k: v for k, v in rule.items() if k != "rule"}) for rule in rules)
 
 

@@ -32,7 +32,7 @@ REFUSALS = (
 
 
 def verify(row: Row, answer: str, *, declines_with: str | None = None) -> bool:
-    """Whether the answer is right.
+    """Tells whether the answer is right.
 
     Args:
         declines_with: the sentence by which the product declines: a refusal, whatever its words.

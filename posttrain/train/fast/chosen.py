@@ -1,4 +1,4 @@
-"""Which shortcuts a training may take: those that are on by default, or those that POSTTRAIN_SHORTCUTS names."""
+"""Decides which shortcuts a training may take: those on by default, or those that POSTTRAIN_SHORTCUTS names."""
 
 import os
 

@@ -15,7 +15,7 @@ WORSE = {"role": "assistant", "content": "bad"}
 
 
 def numpy_text(messages):
-    """As `str` of an array of objects prints them, one below the other and without commas."""
+    """Prints them as `str` of an array of objects does, one below the other and without commas."""
     return "[" + "\n ".join(map(str, messages)) + "]"
 
 

@@ -1,4 +1,4 @@
-"""What a run is expected to cost, by the records of earlier runs alone."""
+"""Tests what a run is expected to cost, by the records of earlier runs alone."""
 
 from posttrain.step.cost import Cost, Load, costs, sentence
 from posttrain.step.progress import Progress

@@ -1,4 +1,4 @@
-"""Which steps a chain holds, and in which order; what is wrong with one is in test_publish.py and test_verify.py."""
+"""Tests which steps a chain holds, and their order; what is wrong with one is in test_publish.py and test_verify.py."""
 
 import random
 

@@ -234,7 +234,7 @@ def of_nodes(root: str, *, limit: int = 3, num_nodes: int = 2) -> list[Checkpoin
 
 
 def disk_of(node: int, local: Path) -> Path:
-    """What the ranks of a node have on its disk: the first one all that they share, each its random numbers."""
+    """Writes what the ranks of a node have on its disk: the first one all that they share, each its random numbers."""
     folder = local.with_name(f"node-{node}")
     folder.mkdir()
     if node == 0:

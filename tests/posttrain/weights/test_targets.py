@@ -1,4 +1,4 @@
-"""Which tensors a training changes: for each architecture what peft really does, by the names and shapes alone."""
+"""Tests which tensors a training changes: for each architecture what peft really does, by names and shapes alone."""
 
 from functools import cache
 

@@ -37,35 +37,35 @@ def age(rng: random.Random) -> Draft:
 
 
 def color(rng: random.Random) -> Draft:
-    """Which color one of two things has."""
+    """Asks which color one of two things has."""
     (a, b), (first, second), name = two(rng, THINGS), two(rng, COLORS), rng.choice(NAMES)
     text = f"{name} has a {a} and a {b}. The {a} is {first}. The {b} is {second}."
     return _asked(text, f"What color is the {b}?", second, [first])
 
 
 def place(rng: random.Random) -> Draft:
-    """In which room one of two people is."""
+    """Asks in which room one of two people is."""
     (a, b), (here, there) = two(rng, NAMES), two(rng, PLACES)
     text = f"It is raining. {a} is in the {here}. {b} is in the {there}."
     return _asked(text, f"In which room is {b}?", there, [here])
 
 
 def day(rng: random.Random) -> Draft:
-    """On which day one of two events is."""
+    """Asks on which day one of two events is."""
     (a, b), (first, second) = two(rng, EVENTS), two(rng, DAYS)
     text = f"This week is busy. The {a} is on {first} and the {b} is on {second}."
     return _asked(text, f"On which day is the {a}?", first, [second])
 
 
 def pet(rng: random.Random) -> Draft:
-    """The name of an animal, not of its owner."""
+    """Asks the name of an animal, not of its owner."""
     owner, kind, called, city = rng.choice(NAMES), rng.choice(PETS), rng.choice(PET_NAMES), rng.choice(CITIES)
     text = f"{owner} lives in {city} with a {kind}. The {kind} is called {called} and sleeps all day."
     return _asked(text, f"What is the name of the {kind}?", called, [owner, city])
 
 
 def finder(rng: random.Random) -> Draft:
-    """Who of two people did something."""
+    """Asks who of two people did something."""
     (a, b), (first, second) = two(rng, NAMES), two(rng, GOODS)
     text = f"At the market {a} bought a {first}, and {b} bought a {second}. Then they went home."
     return _asked(text, f"Who bought the {second}?", b, [a])

@@ -65,7 +65,7 @@ def test_blocks_of_other_rows_and_of_the_other_answer_are_skipped():
 
 
 def reference_varlen(query, key, value, bounds, _, longest, *others, window_size, scale, enable_gqa=False):
-    """What varlen_attn computes on a GPU, row by row."""
+    """Computes what varlen_attn does on a GPU, row by row."""
     assert window_size == (-1, 0) and longest >= bounds.diff().max()
     rows = []
     for start, end in itertools.pairwise(bounds.tolist()):
@@ -76,7 +76,7 @@ def reference_varlen(query, key, value, bounds, _, longest, *others, window_size
 
 
 def reference_flex(module, query, key, value, block_mask, **settings):
-    """What FlexAttention computes on a GPU, with a mask of all tokens by all; on a CPU it has no gradients."""
+    """Computes what FlexAttention does on a GPU, with a mask of all tokens by all; on a CPU it has no gradients."""
     mask = create_mask(block_mask.mask_mod, None, None, query.shape[2], query.shape[2], device="cpu")
     return sdpa_attention_forward(module, query, key, value, mask, **settings)
 
