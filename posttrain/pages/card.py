@@ -52,9 +52,7 @@ def model_card(
 def _environment() -> Any:
     import jinja2
 
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     environment.filters |= {"cell": wording.markdown, "name": wording.markdown_name, "address": _address}
     environment.filters |= {name: getattr(wording, name) for name in ("measured", "limit", "interval")}
     environment.filters |= {"brief": _brief, "user_text": user_text, "reference": answers.reference_text}

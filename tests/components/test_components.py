@@ -83,3 +83,21 @@ def test_a_command_needs_every_flag_that_its_components_pass(module, monkeypatch
 )
 def test_a_tool_says_what_it_needs(module, arguments, needed, monkeypatch, capsys):
     assert needed in refused(module, *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+SECRET = "hf_" + "a1" * 17
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("posttrain.verify", [f"/nowhere/{SECRET}"]),
+        ("posttrain.promote", ["name", "--storage-root", f"/nowhere/{SECRET}"]),
+        ("posttrain.push", [f"/nowhere/{SECRET}", "oci://registry.example.org/m:v1"]),
+        ("posttrain.compare", ["run", "--storage-root", f"/nowhere/{SECRET}"]),
+    ],
+)
+def test_a_tool_prints_no_secret(module, arguments, capsys):
+    importlib.import_module(module).main(arguments)
+    said = capsys.readouterr()
+    assert "***" in said.out + said.err and SECRET not in said.out + said.err

@@ -53,6 +53,14 @@ def test_the_cost_is_that_of_all_attempts_and_the_memory_that_of_the_largest(roo
     assert (cost.seconds, cost.cpu_seconds, cost.peak_memory) == (8.0, 12.0, 3 * 10**9)
 
 
+def test_a_run_whose_gates_passed_is_published_if_its_receipt_says_so(root):
+    assert compare.candidate_of(str(root), "two", None).reason == "not published"
+    (root / "manifest.json").write_text('{"sha256": "s"}')
+    receipt = {"uri": "u", "manifest_uri": str(root / "manifest.json"), "sha256": "s"}
+    keep(root, "two", "publish_model", measured=receipt)
+    assert compare.candidate_of(str(root), "two", None).reason == "published"
+
+
 def test_the_command_prints_and_writes_the_table(root, tmp_path, capsys):
     files = [f"--{form}={tmp_path / form}" for form in ("markdown", "html", "csv")]
     assert compare.main(["one", "three", "--storage-root", str(root), *files]) == 0

@@ -7,14 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from posttrain import launch, storage
-from posttrain.config import RUN_ID_ENV, SftStep
+from posttrain.config import RUN_ID_ENV, SftStep, Workers
 from posttrain.nodes import follow, kubernetes
-from posttrain.nodes.train_job import RUN, name_of
+from posttrain.nodes.train_job import FINGERPRINT, RUN, name_of
 from posttrain.rows.formats import write_jsonl
 from posttrain.step import records
 from posttrain.step.run import Unfinished
@@ -129,11 +130,13 @@ def test_the_outputs_of_the_workers_are_those_of_the_step(step):
         ("failed", RuntimeError),
     ],
 )
-def test_the_step_ends_as_the_rank_that_ended_the_attempt(step, outcome, error):
+def test_the_step_ends_as_the_rank_that_ended_the_attempt(step, outcome, error, caplog):
     step.plan(outcome)
     with pytest.raises(error) as caught:
         step.run()
     assert str(caught.value) == f"{outcome} at step 4/9"
+    said = [one.getMessage() for one in caplog.records if (one.name, one.levelname) == ("posttrain.launch", "ERROR")]
+    assert said == (["unfinished at step 4/9"] if outcome == "unfinished" else [])  # the others are raised as errors
     assert step.record().status == ("unfinished" if outcome == "unfinished" else "failed")
 
 
@@ -210,6 +213,16 @@ def test_a_pod_without_the_role_is_told_which_it_needs(step):
     step.trainer.allowed = {"get"}
     with pytest.raises(ValueError, match=r"answered 403: .*configs/kubernetes/trainer.yaml"):
         step.run()
+
+
+def test_a_run_that_has_diverged_starts_no_train_job(step, monkeypatch):
+    def diverged(_) -> None:
+        raise Diverged("diverged at step 3/9")
+
+    monkeypatch.setattr(launch.Checkpoints, "refuse_if_diverged", diverged)
+    with pytest.raises(Diverged):
+        step.run()
+    assert step.trainer.created() == []
 
 
 def test_outside_of_a_cluster_the_step_says_so(step, monkeypatch):
@@ -501,3 +514,42 @@ def test_an_attempt_that_has_ended_is_taken_over_only_if_it_is_finished(outcome,
     orders.write_ending(order, orders.Ending(outcome=outcome, num_ranks=2, num_nodes=2))
     name = name_of("run-1", "train_sft", 1)
     assert launch._live_or_finished(running, {name: live()}) == (order if is_taken else None)
+
+
+@dataclass
+class Cluster:
+    """Has a TrainJob of every name, as somebody created it, or has had one until just now."""
+
+    there: dict | None
+    owners: list[str] = field(default_factory=list)
+
+    def create(self, job: dict) -> None:
+        assert job["metadata"].get("ownerReferences") == ([{"uid": "w"}] if self.owners else None)
+
+    def get(self, name: str) -> dict | None:
+        return self.there
+
+    def owner_of(self, pod: str) -> dict:
+        self.owners.append(pod)
+        return {"uid": "w"}
+
+
+@pytest.mark.parametrize("pod", [None, "train-sft-1"])
+def test_only_a_train_job_of_this_training_is_adopted(pod, earlier, monkeypatch):
+    monkeypatch.delenv("KFP_POD_NAME", raising=False)
+    if pod:
+        monkeypatch.setenv("KFP_POD_NAME", pod)
+    (order,) = launch._attempts(earlier(1))
+    workers = Workers.model_validate(WORKERS)
+
+    def adopt(there: dict | None) -> str:
+        cluster = Cluster(there)
+        uid = launch.create_or_adopt(order, workers, cluster)
+        assert cluster.owners == ([pod] if pod else [])
+        return uid
+
+    assert adopt({"metadata": {"uid": "u-1", "annotations": {FINGERPRINT: "f"}}}) == "u-1"
+    assert adopt(None) == ""
+    for metadata in ({"annotations": {FINGERPRINT: "e"}}, {}):
+        with pytest.raises(ValueError, match=r"TrainJob train-sft-\w{12}: trains something else than this run"):
+            adopt({"metadata": metadata})

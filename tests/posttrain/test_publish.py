@@ -178,6 +178,7 @@ def test_the_snippet_is_python_and_names_the_prompt(kind, question, line, place)
     snippet = text.partition("```python\n")[2].partition("```")[0]
     compile(snippet, "snippet", "exec")
     assert f'"content": "{question}"' in snippet and f"from {kind} import" in snippet
+    assert '"."' in snippet
 
 
 def test_a_base_of_unknown_licence_is_named_and_its_text_carried(line, place):
@@ -456,6 +457,23 @@ def test_a_killed_publisher_keeps_its_version_from_other_exported_files(line, pl
     line.export()
     with pytest.raises(ValueError, match="another model .* is being published there"):
         line.publish(place, version="v0", **WITH_EXPORT)
+
+
+def test_another_publisher_of_the_same_model_may_be_faster(line, place, monkeypatch, caplog):
+    """Both write the same manifest: the claim has fixed it."""
+    write = storage.write_bytes
+
+    def second(uri: str, content: bytes, **how: bool) -> None:
+        if uri.endswith("manifest.json"):
+            write(uri, content)
+        write(uri, content, **how)
+
+    caplog.set_level("INFO")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", second)
+        receipt = line.publish(place)
+    assert f"{receipt['uri']}: another publisher of the same model was faster" in caplog.text
+    assert verify(receipt["uri"]).faults == []
 
 
 NUM_ROUNDS = 8

@@ -283,6 +283,10 @@ CHAIN = {
         lambda chain: link(chain, "publish_model").update(inputs={"model": OTHER}),
         ["publish_model: took c{64}, not the model", "publish_model: its model c{64} is not an output"],
     ),
+    "something else that was published": (
+        lambda chain: link(chain, "publish_model")["inputs"].update(extra=link(chain, "train_sft")["inputs"]["train"]),
+        ["publish_model: took [0-9a-f]{64}, not the model"],
+    ),
 }  # fmt: skip
 
 

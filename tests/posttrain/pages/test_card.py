@@ -133,6 +133,15 @@ def test_the_card_says_what_no_gate_has_judged():
     assert "looked at their form alone" in unjudged and "answers are right" not in unjudged
 
 
+def test_the_card_has_no_traces_of_its_template():
+    text = card.model_card(chain(BASE, gate()), [])
+    assert "# m\n\n**Nobody judged whether the answers are harmful**" in text
+    assert (
+        "- Its base model is under mit.\n\n## Sources\n\n| step | source | SHA-256 |\n|---|---|---|\n| `fetch" in text
+    )
+    assert text.endswith("|---|---:|---|---|---|\n| `loss` | 1.235 | \u2264 2 |  |  |\n\n")
+
+
 def test_the_first_licence_file_is_named():
     files = {"README.md": "", "LICENSE.b": "", "LICENSE.a": "", "COPYING": ""}
     assert "Its text: `LICENSE.a`." in card.model_card(chain(BASE, gate()), [], files=files)

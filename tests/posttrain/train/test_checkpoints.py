@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from posttrain import storage
+from posttrain.config import RUN_ID_ENV
+from posttrain.step.running import Running
 from posttrain.train.checkpoints import COMPLETE, Checkpoints, Diverged, World, remove_run, remove_trial, step_of
 
 
@@ -320,6 +322,20 @@ def test_a_removal_that_is_interrupted_leaves_no_checkpoint(is_pruned, tmp_path,
             remove_run(str(tmp_path / "store"), "run")
     assert not (published(kept, 1) / COMPLETE).exists() and (published(kept, 1) / "optimizer.pt").exists()
     assert kept.newest_step() == (2 if is_pruned else None)
+
+
+@pytest.mark.parametrize("is_elastic", [False, True])
+def test_the_checkpoints_of_a_step_are_those_of_its_run_and_its_ranks(is_elastic, tmp_path, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(RUN_ID_ENV, "run-7")
+    running = Running("train_sft", str(tmp_path), "f" * 64)
+    options = {"is_elastic": True} if is_elastic else {}
+    kept = Checkpoints.of(running, limit=2, **options)
+    assert (kept.storage_root, kept.step, kept.fingerprint) == (str(tmp_path), "train_sft", "f" * 64)
+    assert (kept.run_id, kept.limit, kept.is_fresh) == ("run-7", 2, False)
+    assert kept.world == World(1, 1, 0, is_elastic)
+    assert checkpoints(tmp_path).world == World(1, 1, 0, False)
 
 
 def test_a_trial_removes_its_own_checkpoints_of_one_training(tmp_path, local):
