@@ -18,12 +18,12 @@ import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from posttrain import config, storage
-from posttrain.config import PublishStep, check_name
+from posttrain.config import PublishStep, check_name, line
 from posttrain.pages import card, wording
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.signing import bill, envelope, signature
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 STEP = "publish_model"  # name in the graph
+METRICS = "metrics"  # output of a step
 GIT_ATTRIBUTES = ".gitattributes"  # of a repository on the Hub: which of its files git keeps elsewhere
 
 logger = logging.getLogger(__name__)
@@ -109,10 +110,10 @@ def publish(
     target = storage.join(layout.versions(storage_root, settings.publish_root, model_name), version)
     written = {}
     if read_manifest(target) is None:
-        rows = read_answers(chain, storage_root)
+        evidence = card.Evidence(read_answers(chain, storage_root), read_metrics(chain, storage_root))
         named = {"model_name": model_name, "version": version}
         hub_id = settings.hub_repo_id if settings.upload_to_hub else None
-        written = _publish(folders, target, _claim_of(chain, rows, folders, key=key, hub_repo_id=hub_id, **named))
+        written = _publish(folders, target, _claim_of(chain, evidence, folders, key=key, hub_repo_id=hub_id, **named))
     storage.remove(storage.join(target, CLAIM))  # or that of a publisher that was killed at its end
     manifest = read_manifest(target)
     _check_same(target, manifest, folders)
@@ -151,6 +152,26 @@ def read_answers(chain: Provenance, storage_root: str) -> list[AnsweredPrompt]:
         logger.warning("the model card shows no answers: %s", wording.line(str(error)))
         return []
     return [row for row in rows if row.source == "held-out prompt"]
+
+
+def read_metrics(chain: Provenance, storage_root: str) -> dict[str, dict[str, Any]]:
+    """The metrics of the samplings and trainings of a chain, by step, without those whose file was changed."""
+    metrics = {}
+    for record in records.read_records(storage_root, chain.run_id, of={line.SAMPLING, *line.TRAININGS}):
+        sha256 = next((link.outputs.get(METRICS) for link in chain.links if link.step == record.step), None)
+        try:
+            if record.kept and sha256:
+                metrics[record.step] = _read_metrics(storage.join(storage_root, record.kept, METRICS), sha256)
+        except (OSError, ValueError) as error:
+            logger.warning("the model card shows nothing of %s: %s", record.step, wording.line(str(error)))
+    return metrics
+
+
+def _read_metrics(uri: str, sha256: str) -> dict[str, Any]:
+    content = storage.read_bytes(uri)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{uri}: is not the file that the step recorded: it was changed")
+    return json.loads(content)
 
 
 def _receipt(target: str, manifest: Manifest, *, num_bytes: int) -> dict:
@@ -224,7 +245,7 @@ def _check_signed(target: str, manifest: Manifest, key: "ec.EllipticCurvePrivate
 
 def _claim_of(
     chain: Provenance,
-    rows: list[AnsweredPrompt],
+    evidence: card.Evidence,
     folders: Folders,
     *,
     key: "ec.EllipticCurvePrivateKey | None",
@@ -235,9 +256,12 @@ def _claim_of(
     named = named | {"published_at": datetime.now(UTC).isoformat(timespec="seconds")}
     chain = chain.model_copy(update=named)
     written = {
-        CARD: card.model_card(chain, rows, files=folders.files, folder=hub_repo_id or "."),
+        CARD: card.model_card(
+            chain, evidence, files=folders.files, exported=folders.names.keys() - folders.files.keys(),
+            folder=hub_repo_id or ".", is_signed=key is not None,
+        ),
         PROVENANCE: chain.model_dump_json(indent=2) + "\n",
-    }
+    }  # fmt: skip
     if key:
         named["signed_with"] = envelope.key_name(key.public_key())
         written[BILL] = bill.text(folders.model, chain, folders.files)

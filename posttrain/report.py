@@ -20,7 +20,7 @@ from posttrain import config, promote, storage
 from posttrain.config import ReportStep, Stages, line, masking
 from posttrain.config.limits import HARM
 from posttrain.config.requirements import LAST_GATES
-from posttrain.pages import abilities, defaults, wording
+from posttrain.pages import abilities, defaults, training, wording
 from posttrain.pages.answers import ANSWERS, AnsweredPrompt, columns_of, worst_first
 from posttrain.pages.html import environment
 from posttrain.publish import STEP as PUBLISH_STEP
@@ -269,6 +269,7 @@ def to_html(
         answers: those of the last gate in which models answered.
     """
     template = environment().get_template("report.html")
+    metrics = {step.name: step.measured for step in result.steps if step.is_done}
     return template.render(
         result=result,
         headline=headline(result),
@@ -278,6 +279,8 @@ def to_html(
         ),  # a run of sub-second steps has no full-width bars
         between=max(result.total_time_seconds - sum(step.seconds for step in result.steps), 0.0),
         pages={step.name: [page for page in pages if page.startswith(f"{step.name}/")] for step in result.steps},
+        sampled=training.sampled(metrics, result.gates),
+        kept=training.kept(metrics),
         **_first_screen(result, list(answers)),
     )
 

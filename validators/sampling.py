@@ -77,6 +77,7 @@ class Chosen:
     outcome: str
     pair: dict | None = None
     margin: float = 0.0
+    has_reference: bool = False  # the row's own answer is chosen: none of the sampled ones is right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,7 @@ def choose(asked: Asked, sampled: list[ScoredAnswer], settings: config.PairsConf
         "rejected": [{"role": "assistant", "content": worst.content}],
         data.REFERENCES: asked.accepted,
     }
-    return Chosen(PAIR, pair, best - worst.score)
+    return Chosen(PAIR, pair, best - worst.score, has_reference=not right)
 
 
 def _best(
@@ -233,6 +234,7 @@ def numbers_of(chosen: list[Chosen], sampled: list[ScoredAnswer]) -> dict[str, f
         "pair_yield": len(margins) / max(1, len(chosen)),
         **{f"num_prompts_with_{outcome}": outcomes[outcome] for outcome in OUTCOMES[1:]},
         "num_sampled_pairs": len(margins),
+        "num_pairs_with_reference": sum(one.has_reference for one in chosen),
     }
     return numbers | ({"least_margin": min(margins), "mean_margin": sum(margins) / len(margins)} if margins else {})
 

@@ -5,13 +5,14 @@ chain of a model that is about to be published, answers by which it was judged -
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from posttrain.config.limits import HARM
-from posttrain.pages import abilities, answers, defaults, front_matter, wording
+from posttrain.pages import abilities, answers, defaults, front_matter, training, wording
 from posttrain.pages.answers import AnsweredPrompt
 from posttrain.rows.formats import user_text
 from posttrain.step import gate_answers, provenance
@@ -26,25 +27,43 @@ MAX_NEW_TOKENS = 256  # in the snippet
 NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a card shows beside the chain."""
+
+    rows: list[AnsweredPrompt] = field(default_factory=list)  # by which the model was judged
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)  # of samplings and trainings, by step
+
+
 def model_card(
-    chain: Provenance, rows: list[AnsweredPrompt], *, files: Mapping[str, str] = NO_FILES, folder: str = "."
+    chain: Provenance,
+    evidence: Evidence,
+    *,
+    files: Mapping[str, str] = NO_FILES,
+    exported: Iterable[str] = (),
+    folder: str = ".",
+    is_signed: bool = False,
 ) -> str:
     """Renders the card, with the first of the answers by which the model was judged.
 
     Args:
         chain: with the name and the version under which the model is published.
         files: the files of the model by name: an adapter's among them, or the text of a licence.
+        exported: names of the files in which it is served, as they are published.
         folder: the address under which the model is loaded.
     """
     template = _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
     gate = gate_answers.judging_gate(chain)
-    judged, shown = gate and gate.judged, rows[:NUM_ANSWERS]
+    judged, shown = gate and gate.judged, evidence.rows[:NUM_ANSWERS]
     asked = {check.name for verdict in chain.gates.values() for check in verdict.checks}
     return template.render(
         unjudged=wording.UNJUDGED, harm_unjudged=wording.HARM_UNJUDGED, harm_is_unjudged=HARM not in asked,
         skills_unjudged=wording.SKILLS_UNJUDGED, skills_are_unjudged=not wording.judges_skills(chain.gates.values()),
         chain=chain, claim=judged and abilities.headline(judged), weak=defaults.weaker(chain.gates.values()),
-        rows=shown, num_asked=len(rows), columns=answers.columns_of(shown, abilities.titles(judged) if judged else {}),
+        sampled=training.sampled(evidence.metrics, chain.gates), kept=training.kept(evidence.metrics),
+        served=_commands(exported), is_signed=is_signed,
+        rows=shown, num_asked=len(evidence.rows),
+        columns=answers.columns_of(shown, abilities.titles(judged) if judged else {}),
         **_head(chain, judged, files), **_snippet(chain, shown, folder),
     )  # fmt: skip
 
@@ -54,6 +73,7 @@ def _environment() -> Any:
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     environment.filters |= {"cell": wording.markdown, "name": wording.markdown_name, "address": _address}
+    environment.filters["percent"] = abilities.percent
     environment.filters |= {name: getattr(wording, name) for name in ("measured", "limit", "interval")}
     environment.filters |= {"brief": _brief, "user_text": user_text, "reference": answers.reference_text}
     return environment
@@ -65,6 +85,13 @@ def _head(chain: Provenance, judged: Verdict | None, files: Mapping[str, str]) -
     matter = front_matter.text(chain, is_adapter=is_adapter, licence_file=licence_file)
     limits = limits_of(chain, judged, licence_file=licence_file)
     return {"front_matter": matter, "limits": limits, "is_adapter": is_adapter}
+
+
+def _commands(exported: Iterable[str]) -> list[str]:
+    """Returns the commands that serve the exported files, a format each."""
+    gguf = [name for name in sorted(exported) if name.endswith(".gguf")]
+    folders = {name.rpartition("/")[0] for name in exported if name not in gguf}
+    return [f"llama-server -m {name}" for name in gguf] + [f"vllm serve {name}" for name in sorted(folders)]
 
 
 def _snippet(chain: Provenance, rows: list[AnsweredPrompt], folder: str) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 chain -> YAML; https://huggingface.co/docs/hub/model-cards#model-card-metadata
 
-The numbers are those of the gates that judged the published model: each check with a value, and the shares of right,
-well-formed and harmless answers.
+The numbers are those of the gates that judged the published model on rows: each check with an interval, and the shares
+of right, well-formed and harmless answers.
 """
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from posttrain.config.limits import HARM
 from posttrain.pages import abilities
+from posttrain.pages.wording import SKILLS
 from posttrain.step.provenance import Provenance, Source
 from posttrain.verdict import Verdict
 from posttrain.weights.licence import UNSAID
@@ -17,6 +19,15 @@ from posttrain.weights.licence import UNSAID
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+# What a number was measured on, by the start of its name; every other one on held-out rows.
+PROMPTS = {
+    "harmless": "red-team prompts",
+    HARM: "red-team prompts",
+    "over_refusal": "legitimate prompts",
+    "legitimate": "legitimate prompts",
+    "off_topic": "off-topic prompts",
+    SKILLS: "general skills",
+}
 HUB = "hf://"
 TASK = "text-generation"
 
@@ -74,15 +85,18 @@ def _results(chain: Provenance) -> Iterator["EvalResult"]:
 
 
 def _of_gate(gate: str, verdict: Verdict) -> Iterator["EvalResult"]:
-    """Yields the abilities of the model that a gate measured, and the value of each of its checks."""
+    """Yields the abilities of the model that a gate measured, and the value of each check with an interval."""
     from huggingface_hub import EvalResult
 
-    shares = {ability.name: ability.shares["model"].value for ability in abilities.abilities(verdict) if
-              "model" in ability.shares}  # fmt: skip
-    values = {check.name: check.value for check in verdict.checks if check.value is not None}
+    known = abilities.abilities(verdict)
+    shares = {one.name: one.shares["model"].value for one in known if "model" in one.shares}
+    skills = {one.name for one in known if one.group == "Skills"}
+    values = {check.name: check.value for check in verdict.checks if check.value is not None and check.interval}
     names = {name: name.replace(" ", "_").replace("-", "_") for name in shares}
     for name, value in (shares | values).items():
+        asked = next((rows for start, rows in PROMPTS.items() if name.startswith(start)), "held-out rows")
+        asked = PROMPTS[SKILLS] if name in skills else asked
         yield EvalResult(
-            task_type=TASK, dataset_type="held-out-rows", dataset_name=f"held-out rows, judged by {gate}",
+            task_type=TASK, dataset_type=asked.replace(" ", "-"), dataset_name=f"{asked}, judged by {gate}",
             metric_type=names.get(name, name), metric_name=name, metric_value=round(value, 6),
         )  # fmt: skip

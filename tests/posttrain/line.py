@@ -21,6 +21,7 @@ from posttrain.weights.folder import source_digest
 NO_SETTINGS = StepSection()
 GATES = ["check_data", "check_sft", "check_safety"]
 GOOD = (at_most("loss", 1.0, 2.0, detail="a | b", interval=(0.9, 1.1)), holds("finite", True))
+METRICS = json.dumps({"total_steps": 8, "kept_step": 4, "kept_because": "best of 2 checkpoints"})
 PROMPTS = "gs://acme/red_team.jsonl"
 
 
@@ -49,7 +50,8 @@ class Line:
         base, tokenizer = self.fetch()
         data = self.prepare()
         self.judge("check_data", {"tokenizer": tokenizer} | {f"sft_{name}": path for name, path in data.items()})
-        adapter = self.step("train_sft", {"base": base} | data, ["adapter", "metrics"], config=SftConfig())["adapter"]
+        taken, given = {"base": base} | data, ["adapter", "metrics"]
+        adapter = self.step("train_sft", taken, given, config=SftConfig(), metrics=METRICS)["adapter"]
         self.judge("check_sft", {"base": base, "adapter": adapter, "eval": data["eval"]})
         model = self.step("merge_sft", {"base": base, "adapter": adapter}, ["model", "info"])["model"]
         self.judge("check_safety", {"before": base, "model": model, "red_team_prompts": self.prompts})

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 from posttrain import publish, storage
 from posttrain.config import PublishStep
@@ -18,10 +19,10 @@ from posttrain.pages import card
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, to_jsonl
 from posttrain.step import digests, published, records
 from posttrain.step.provenance import Source
-from posttrain.verdict import at_most, holds
+from posttrain.verdict import at_least, at_most, holds
 from posttrain.verify import verify
 from posttrain.weights.folder import source_digest
-from tests.posttrain.line import GATES, Line
+from tests.posttrain.line import GATES, METRICS, Line
 from tests.posttrain.publisher import NUM_WRITES
 
 MODEL_FILES = {"config.json", "tokenizer.json", "model.safetensors"}
@@ -135,6 +136,17 @@ def test_answers_that_are_not_those_of_the_verdict_are_not_on_the_card(line, pla
     assert "## Answers" not in card and "question" not in card
 
 
+def test_the_card_says_which_checkpoint_was_kept_unless_its_metrics_were_changed(line, place):
+    kept = Path(line.root, "kept", "metrics")
+    kept.parent.mkdir()
+    kept.write_text(METRICS)
+    line.edit("train_sft", kept="kept")
+    card = Path(line.publish(place)["uri"], "README.md").read_text()
+    assert "## Training\n\n- `train_sft` kept step 4 of 8: best of 2 checkpoints.\n\n## Sources" in card
+    kept.write_text(METRICS.replace("4", "5"))
+    assert "kept step" not in Path(line.publish(place, version="v2")["uri"], "README.md").read_text()
+
+
 def test_answers_of_a_gate_that_judged_another_model_are_not_on_the_card(line, place):
     line.judge("check_sft", answers=to_jsonl(map(asked, range(8))), claims={"numbers": NUMBERS})
     assert "## Answers" not in Path(line.publish(place)["uri"], "README.md").read_text()
@@ -148,19 +160,30 @@ def test_card_names_the_limits_that_are_weaker_than_the_defaults(line, place):
 
 def test_the_hub_reads_base_licence_data_sets_and_results_in_the_card(line, place):
     from huggingface_hub import ModelCard
+    from huggingface_hub.repocard_data import model_index_to_eval_results
 
     told = {"source": "hf://acme/base", "commit": "c0ffee", "digest": source_digest(line.base)}
     line.edit("fetch_model", measured=told | {"licence": "cc-by-nc-4.0"})
     told = {"source": "hf://acme/calls", "commit": "", "digest": digests.digest(line.data)}
     line.edit("prepare_sft_data", measured=told)
-    line.judge("check_safety", answers=to_jsonl(map(asked, range(8))), claims={"numbers": NUMBERS})
+    checks = (
+        at_most("loss", 1.0, 2.0, interval=(0.9, 1.1)),
+        at_most("size_deviation", 0.0, 0.02),  # of no rows
+        at_least("no_harmful_content", 0.9, 0.5, interval=(0.8, 1.0)),
+    )
+    answers = to_jsonl(map(asked, range(8)))
+    line.judge("check_safety", answers=answers, claims={"numbers": NUMBERS}, checks=checks)
     text = Path(line.publish(place)["uri"], "README.md").read_text()
     data = ModelCard(text).data
+    assert model_index_to_eval_results(yaml.safe_load(text.split("---")[1])["model-index"])[0] == data.model_name == "m"
     assert (data.base_model, data.base_model_relation, data.license) == ("acme/base", "finetune", "cc-by-nc-4.0")
     assert (data.datasets, data.pipeline_tag, data.library_name) == (["acme/calls"], "text-generation", "transformers")
     results = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert results == {"right_answers": 0.5, "loss": 1.0}
-    assert {result.dataset_name for result in data.eval_results} == {"held-out rows, judged by check_safety"}
+    assert results == {"right_answers": 0.5, "loss": 1.0, "no_harmful_content": 0.9}
+    asked_of = {result.metric_type: result.dataset_name for result in data.eval_results}
+    rows = "held-out rows, judged by check_safety"
+    asked_harm = "red-team prompts, judged by check_safety"
+    assert asked_of == {"right_answers": rows, "loss": rows, "no_harmful_content": asked_harm}
     assert "- 50 % of those answers were wrong." in text
     assert "- Its base model is under cc-by-nc-4.0, which forbids commercial use." in text
     assert "No row that it was trained on is longer than 2,048 tokens." in text

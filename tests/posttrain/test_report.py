@@ -14,6 +14,7 @@ from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, to_jsonl
 from posttrain.step import records
 from posttrain.storage import layout
 from posttrain.verdict import Check, Verdict, at_least, at_most, below, holds
+from tests.posttrain.pages.test_training import SAMPLING, TRAINED
 
 STEPS = [
     "fetch_model", "train_sft", "check_sft", "merge_sft", "check_sft_merge", "train_dpo", "merge_dpo",
@@ -154,6 +155,20 @@ def test_what_a_run_told_is_not_told_again_by_one_that_changes_nothing(tmp_path,
 
 def collect(tmp_path):
     return report.collect(str(tmp_path), "r1", SETTINGS)
+
+
+def test_the_page_shows_what_was_sampled_and_which_checkpoint_was_kept(tmp_path, keep):
+    keep("sample_pairs", measured=SAMPLING)
+    keep("train_dpo", measured={"final_loss": 0.5, **TRAINED})
+    settings = SETTINGS.model_copy(update={"steps": ["sample_pairs", "train_dpo"]})
+    page = re.sub(r"\s+", " ", report.to_html(report.collect(str(tmp_path), "r1", settings)))
+    assert "40 answers to 10 prompts, sampled from the merged SFT model" in page
+    assert "<dt>pairs</dt><dd>6 of 10 prompts" in page
+    assert '<td>scores too close</td><td class="num">1</td><td class="num">10 %</td>' in page
+    assert '<td>train_dpo</td><td class="status-word">13 <span class="soft">of 27</span></td>' in page
+    keep("train_dpo", "failed", measured={}, error="no memory")
+    page = report.to_html(report.collect(str(tmp_path), "r1", settings))
+    assert "Checkpoints kept" not in page
 
 
 def test_a_published_model_is_a_success(tmp_path, keep):
