@@ -7,7 +7,7 @@ DOCKER ?= docker
 export DOCKER_BUILDKIT = 1
 
 .PHONY: install run test lint compile golden lock image image-cpu image-train push engine test-docker test-unsloth \
-  test-gpu test-cluster test-long chaos chaos-nodes mutants bench clean
+  test-gpu rehearse-gpu test-cluster test-long chaos chaos-nodes mutants bench clean
 
 install: $(VENV)/installed
 
@@ -88,6 +88,9 @@ $(UNSLOTH_VENV)/installed: pyproject.toml images/constraints.txt images/unsloth.
 
 test-gpu: install  ## training, gates and merge on a GPU; with unsloth and in 4 bits where they are installed
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu -m gpu -W default
+
+rehearse-gpu: $(UNSLOTH_VENV)/installed  ## the tests of test-gpu on a CPU, with a stand-in for memory and kernels
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 GPU_TESTS_ON=cpu $(UNSLOTH_VENV)/bin/python -m pytest tests/gpu -m gpu -W default
 
 test-docker: install  ## both images from nothing, their containers, a release; starts the engine that make engine installs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docker -m docker

@@ -1,8 +1,12 @@
-"""Fixtures of the tests that need a GPU: `make test-gpu`. Stages that run as commands all start at once."""
+"""Fixtures of the tests that need a GPU: `make test-gpu`. Stages that run as commands all start at once.
+
+`make rehearse-gpu` runs the same tests on the stand-in of card.py.
+"""
 
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import pytest
 
 from examples.task_api.tiny import build_tiny_model
 from posttrain.train import backend
+from tests.gpu.card import Card, StandIn, is_rehearsed
 from tests.stages import Rows, run_stage, write_rows
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
@@ -23,21 +28,22 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def on_a_gpu() -> Iterator[None]:
-    """This process trains with peft on the GPU, where unsloth may be installed too."""
+def card() -> Iterator[Card]:
+    """The GPU. This process trains on it with peft, where unsloth may be installed too."""
     import torch
 
-    if not torch.cuda.is_available():
+    if not (torch.cuda.is_available() or is_rehearsed()):
         pytest.skip("there is no GPU")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(backend.BACKEND_ENV, "peft")
         backend.current.cache_clear()
-        yield
+        yield StandIn() if is_rehearsed() else Card()
 
 
 @pytest.fixture(autouse=True)
-def free_gpu() -> Iterator[None]:
-    yield
+def on_the_card(card: Card) -> Iterator[None]:
+    with card.instead() if isinstance(card, StandIn) else nullcontext():
+        yield
     backend.free_memory()
 
 
@@ -55,7 +61,7 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def commands(
-    on_a_gpu: None, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows: Rows
+    card: Card, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, rows: Rows
 ) -> Iterator[dict[str, tuple[Path, Future]]]:
     """Folder, and future log and text, of each of `COMMANDS`; without those of unsloth if it is not installed."""
     folder, started = tmp_path_factory.mktemp("commands"), {}
@@ -65,7 +71,8 @@ def commands(
                 if not find_spec("unsloth"):
                     continue
                 env = env | {"UNSLOTH_COMPILE_LOCATION": str(folder / name / "compiled")}
-            future = pool.submit(run_stage, kind, library, tiny_model, rows, folder / name, env=env, **changes)
+            place = {"runner": card.runner if library == "unsloth" else (), "env": env}
+            future = pool.submit(run_stage, kind, library, tiny_model, rows, folder / name, **place, **changes)
             started[name] = (folder / name, future)
         yield started
 

@@ -86,18 +86,18 @@ def largest_difference(one, other) -> float:
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
 
 
-def test_a_gpu_that_is_too_small_halves_the_batch(deep_model, rows, tmp_path, caplog):
+def test_a_gpu_that_is_too_small_halves_the_batch(deep_model, rows, tmp_path, caplog, card):
     """`gpu_memory_fraction` makes it too small: the error is the real one, of CUDA's allocator."""
-    total = torch.cuda.get_device_properties(0).total_memory
+    total = card.memory()
     settings = {"gradient_checkpointing": False, "lora_dropout": 0.0}
 
     def peak(name: str, **changes) -> tuple[int, dict]:
         backend.free_memory()
-        torch.cuda.reset_peak_memory_stats()
+        card.forget_peak()
         fraction = changes.pop("gpu_memory_fraction", 1.0)
         training = {"gpu_memory_fraction": fraction}
         metrics = train("sft", deep_model, rows, tmp_path / name, training=training, **settings | changes)
-        return torch.cuda.max_memory_reserved(), metrics
+        return card.peak(), metrics
 
     whole, _ = peak("whole", batch_size=16)
     half, undisturbed = peak("half", batch_size=8, gradient_accumulation=2)
@@ -111,6 +111,15 @@ def test_a_gpu_that_is_too_small_halves_the_batch(deep_model, rows, tmp_path, ca
     assert metrics["final_loss"] == pytest.approx(undisturbed["final_loss"], rel=1e-3)
 
 
+def test_a_training_that_does_not_fit_its_fraction_of_the_gpu_ends(deep_model, rows, tmp_path, card):
+    """Where no smaller batch is left, although the rest of the GPU is free."""
+    settings = {"batch_size": 1, "gradient_checkpointing": True, "training": {"gpu_memory_fraction": 1e-4}}
+    with pytest.raises(torch.OutOfMemoryError):
+        train("sft", deep_model, rows, tmp_path, **settings)
+    assert not any((tmp_path / "out").iterdir())
+    backend.prepare(1.0)
+
+
 def test_the_first_nan_ends_the_run(tiny_model, rows, tmp_path):
     model, poisoned, bad_id = poison(tiny_model, rows["sft"], tmp_path)
     with pytest.raises(Diverged, match=r"^diverged at step \d/4: loss nan, .*learning rate .*, rows .*") as caught:
@@ -120,7 +129,7 @@ def test_the_first_nan_ends_the_run(tiny_model, rows, tmp_path):
 
 
 @pytest.mark.parametrize("library", ["peft", "unsloth"])
-def test_an_adapter_learned_on_four_bits_merges_into_the_base(tiny_model, rows, tmp_path, ended, library):
+def test_an_adapter_learned_on_four_bits_merges_into_the_base(tiny_model, rows, tmp_path, ended, card, library):
     pytest.importorskip("bitsandbytes")
     if library == "peft":
         folder = tmp_path
@@ -134,13 +143,15 @@ def test_an_adapter_learned_on_four_bits_merges_into_the_base(tiny_model, rows, 
     merged, base = tensors(tmp_path / "merged"), tensors(tiny_model)
     assert {name: tensor.dtype for name, tensor in merged.items()} == {name: base[name].dtype for name in base}
     assert sum(not torch.equal(merged[name], base[name]) for name in base) == 14
-    assert_same_predictions(tiny_model, folder / "out" / "adapter", tmp_path / "merged", rows["sft"]["eval"])
+    assert_same_predictions(
+        tiny_model, folder / "out" / "adapter", tmp_path / "merged", rows["sft"]["eval"], card.device
+    )
 
 
-def assert_same_predictions(base, adapter, merged, path) -> None:
+def assert_same_predictions(base, adapter, merged, path, device) -> None:
     """The merged weights predict on the GPU what the 16-bit base with the adapter on it does."""
     tokenizer, row = chat.load_tokenizer(base), read_jsonl(path)[0]
-    tokens = torch.tensor([chat.render(tokenizer, row["prompt"], row["completion"])], device="cuda")
+    tokens = torch.tensor([chat.render(tokenizer, row["prompt"], row["completion"])], device=device)
     with torch.no_grad():
         adapted, ours = (
             torch.log_softmax(model(tokens).logits.float(), dim=-1)
