@@ -222,7 +222,7 @@ class Bench:
 
         Raises ValueError if one fails: the tests would seem to kill every mutant.
         """
-        path = CALLS / f"{hash_of(test)}.tsv"
+        path = CALLS / f"{hash_of(self.tree, test)}.tsv"
         part = path.with_suffix(f".{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -261,9 +261,9 @@ class Bench:
         return pytest.main(arguments, plugins=[plugin])
 
 
-def hash_of(test: str) -> str:
+def hash_of(tree: Path, test: str) -> str:
     """Returns a name for what a file of tests calls: another one once the file has changed."""
-    return hashlib.sha256(b"\0".join([test.encode(), (ROOT / test).read_bytes()])).hexdigest()[:16]
+    return hashlib.sha256(b"\0".join([test.encode(), (tree / test).read_bytes()])).hexdigest()[:16]
 
 
 def keep(mutant: Mutant, outcome: str) -> str:
