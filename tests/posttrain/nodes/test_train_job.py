@@ -87,13 +87,17 @@ def test_the_workers_of_a_train_job_are_placed_as_the_step_would_be():
     assert trainer["resourcesPerNode"] == {"requests": resources, "limits": resources}
     env = {one["name"]: one.get("value") or one["valueFrom"] for one in trainer["env"]}
     assert env["GOOGLE_APPLICATION_CREDENTIALS"] == "/etc/posttrain/gcs/key.json"
-    assert env["AWS_SECRET_ACCESS_KEY"]["secretKeyRef"]["name"] == "minio"
-    assert env["AWS_ENDPOINT_URL"]["configMapKeyRef"]["key"] == "endpoint"
+    secret = {"name": "minio", "key": "secret-key", "optional": True}  # preflight says what is missing
+    assert env["AWS_SECRET_ACCESS_KEY"] == {"secretKeyRef": secret}
+    assert env["AWS_ENDPOINT_URL"] == {"configMapKeyRef": {"name": "minio", "key": "endpoint", "optional": True}}
     (patched,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = patched["template"]["spec"]["template"]
     assert (patched["name"], pod["metadata"]) == (POD, {"labels": {"team": "ml"}, "annotations": {"note": "x"}})
     assert pod["spec"]["tolerations"][0]["tolerationSeconds"] == 60
-    assert {volume["name"] for volume in pod["spec"]["volumes"]} == {"dshm", "gcs"}
+    assert pod["spec"]["volumes"] == [
+        {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": "32Gi"}},
+        {"name": "gcs", "secret": {"secretName": "gcs", "optional": True}},
+    ]
     assert [mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]] == [
         "/dev/shm",
         "/etc/posttrain/gcs",
