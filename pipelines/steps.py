@@ -240,7 +240,8 @@ class Steps:
         values |= self._gates() if step.section is c.PublishStep else {}
         values |= {"sources": self._sources()} if step.section is c.PreflightStep else {}
         images = {name: image_reference(name) for name in ("cpu", "train")}
-        values["signing"] = c.SigningStep(images=images) if self.config.signing else None
+        signing = self.config.signing
+        values["signing"] = c.SigningStep(images=images, keyless=signing.keyless) if signing else None
         at = {c.RejectStep: ("stop",), c.ReportStep: ("end",)}.get(step.section, ("stop", "end"))
         values["registries"] = self.config.registries and self.config.registries.servers
         values["notify"] = True if any(map(self.tells, at)) else None

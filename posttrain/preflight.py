@@ -34,7 +34,7 @@ from posttrain.rows import chat, prompts
 from posttrain.rows.chat import ChatTokenizer
 from posttrain.rows.held_out import Prompts, supplies
 from posttrain.serving import formats
-from posttrain.signing import envelope
+from posttrain.signing import signature
 from posttrain.step import cost, frame, kfp_io, run, settings, webhook
 from posttrain.step.cost import Load
 from posttrain.step.records import recent_records
@@ -122,6 +122,7 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
     others |= {f"pairs.prompts {uri}": uri for uri in uris_of(prompts_of_pairs(config))}
     others |= {"validation.lm_eval_data": validation.lm_eval_data if validation.lm_eval_tasks else None}
     addresses = {name: uri for name, uri in (run_time | others).items() if uri}
+    others |= {"signing.keyless.trust_config": config.signing and config.signing.trust_config}
     local = [f"{name}={uri!r}" for name, uri in addresses.items() if storage.kind(uri) == "local"]
     if local:
         raise ValueError(
@@ -173,7 +174,7 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Coun
     runtimes = (config.training_runtimes or []) if isinstance(config, PreflightStep) else []
     looks += [partial(check_runtime, runtime) for runtime in runtimes]
     if config.signing and isinstance(config, PreflightStep):
-        looks.append(partial(envelope.signing_key))
+        looks.append(partial(signature.check, config.signing, config.prefixes))
     if config.notify and isinstance(config, PreflightStep):
         looks.append(partial(webhook.check))
     if config.registries and config.registries.required and isinstance(config, PreflightStep):
@@ -427,7 +428,7 @@ SETTINGS = {
     check_storage_root: "storage_root",
     check_base_model: "base_model",
     check_runtime: "placement.nodes",
-    envelope.signing_key: "signing",
+    signature.check: "signing",
     webhook.check: "notify",
     check_registries: "registries",
 }  # look without a name -> its setting

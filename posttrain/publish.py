@@ -18,7 +18,7 @@ import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,7 +26,7 @@ from posttrain import config, storage
 from posttrain.config import PublishStep, check_name, line
 from posttrain.pages import card, wording
 from posttrain.pages.answers import AnsweredPrompt
-from posttrain.signing import bill, envelope, signature
+from posttrain.signing import bill, signature
 from posttrain.step import digests, frame, gate_answers, kfp_io, provenance, published, records, run
 from posttrain.step.code import code_of, fingerprint
 from posttrain.step.provenance import Link, Provenance
@@ -46,9 +46,6 @@ from posttrain.step.published import (
 from posttrain.step.running import Running
 from posttrain.storage import hub, layout
 from posttrain.train import checkpoints
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric import ec
 
 STEP = "publish_model"  # name in the graph
 METRICS = "metrics"  # output of a step
@@ -104,8 +101,8 @@ def publish(
     """
     run_id, version = run.run_id(), version or folders.version
     _check_names(model_name, version, settings)
-    key = envelope.signing_key() if settings.signing else None
-    _check_files(folders, is_signed=key is not None)
+    signer = signature.signer_of(settings.signing) if settings.signing else None
+    _check_files(folders, is_signed=signer is not None)
     chain = read_chain(storage_root, run_id, folders.inputs, settings)
     target = storage.join(layout.versions(storage_root, settings.publish_root, model_name), version)
     written = {}
@@ -113,13 +110,14 @@ def publish(
         evidence = card.Evidence(read_answers(chain, storage_root), read_metrics(chain, storage_root))
         named = {"model_name": model_name, "version": version}
         hub_id = settings.hub_repo_id if settings.upload_to_hub else None
-        written = _publish(folders, target, _claim_of(chain, evidence, folders, key=key, hub_repo_id=hub_id, **named))
+        claim = _claim_of(chain, evidence, folders, signer=signer, hub_repo_id=hub_id, **named)
+        written = _publish(folders, target, claim)
     storage.remove(storage.join(target, CLAIM))  # or that of a publisher that was killed at its end
     manifest = read_manifest(target)
     _check_same(target, manifest, folders)
     _check_published(target, manifest, model_name=model_name, version=version, written=written)
-    if key:
-        _check_signed(target, manifest, key)
+    if signer:
+        _check_signed(target, manifest, signer)
     uploaded = _upload(target, manifest, folders, settings) if settings.upload_to_hub else None
     num_bytes = sum(file.stat().st_size for file in digests.files_of(folders.model))
     receipt = _receipt(target, manifest, num_bytes=num_bytes)
@@ -235,12 +233,12 @@ def _check_published(
         raise ValueError(f"{target}: is not what was published there: {' | '.join(faults)}; {remedy}")
 
 
-def _check_signed(target: str, manifest: Manifest, key: "ec.EllipticCurvePrivateKey") -> None:
-    """Refuses a receipt for a version that was published before without a signature, or with another key."""
+def _check_signed(target: str, manifest: Manifest, signer: signature.Signer) -> None:
+    """Refuses a receipt for a version that was published before without a signature, or by another signer."""
     chain = published.parse(target, storage.read_bytes(storage.join(target, PROVENANCE)), Provenance)
-    if faults := signature.faults(target, manifest, chain, key.public_key()):
+    if faults := signature.faults(target, manifest, chain, signer.trust):
         remedy = "publish under another version, or remove the folder and publish again"
-        raise ValueError(f"{target}: is not signed with the key of this run: {' | '.join(faults)}; {remedy}")
+        raise ValueError(f"{target}: is not signed by the signer of this run: {' | '.join(faults)}; {remedy}")
 
 
 def _claim_of(
@@ -248,7 +246,7 @@ def _claim_of(
     evidence: card.Evidence,
     folders: Folders,
     *,
-    key: "ec.EllipticCurvePrivateKey | None",
+    signer: signature.Signer | None,
     hub_repo_id: str | None = None,
     **named: str,
 ) -> Claim:
@@ -258,16 +256,16 @@ def _claim_of(
     written = {
         CARD: card.model_card(
             chain, evidence, files=folders.files, exported=folders.names.keys() - folders.files.keys(),
-            folder=hub_repo_id or ".", is_signed=key is not None,
+            folder=hub_repo_id or ".", is_signed=signer is not None,
         ),
         PROVENANCE: chain.model_dump_json(indent=2) + "\n",
     }  # fmt: skip
-    if key:
-        named["signed_with"] = envelope.key_name(key.public_key())
+    if signer:
+        named["signed_with"] = signer.name
         written[BILL] = bill.text(folders.model, chain, folders.files)
     files = folders.names | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in written.items()}
     manifest = Manifest(sha256=chain.sha256, run_id=chain.run_id, files=dict(sorted(files.items())), **named)
-    signed = signature.sign(manifest, chain, key) if key else {}
+    signed = signature.sign(manifest, chain, signer) if signer else {}
     return Claim(manifest=manifest, written=written | {SUMS: manifest.sums} | signed)
 
 

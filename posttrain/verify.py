@@ -4,8 +4,9 @@ published model (path, gs://, s3://) -> the chain, one line per link, then `veri
 each fault and exit code 1
 
 Files, SHA256SUMS, manifest.json and provenance.json must agree. Someone who can rewrite all of these files can forge a
-consistent set: with --public-key the signature on all of them, and on each gate's verdict, must be of that key. Pass
---storage-root, --base and --data to compare with independent copies.
+consistent set: with --public-key the signature on all of them, and on each gate's verdict, must be of that key, with
+--identity and --identity-provider of whoever they name, by Sigstore. Pass --storage-root, --base and --data to compare
+with independent copies.
 """
 
 import argparse
@@ -18,8 +19,11 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from posttrain import storage
+from posttrain.config.keyless import Keyless
 from posttrain.pages import wording
 from posttrain.signing import envelope, signature
+from posttrain.signing.envelope import KeyTrust
+from posttrain.signing.keyless import KeylessTrust, trust_config
 from posttrain.step import digests, provenance, run
 from posttrain.step.provenance import Link, Provenance
 from posttrain.step.published import MANIFEST, PROVENANCE, Manifest, read
@@ -43,6 +47,7 @@ def verify(
     published: str,
     *,
     public_key: str | None = None,
+    keyless: Keyless | None = None,
     storage_root: str | None = None,
     base: str | None = None,
     data: tuple[str, ...] = (),
@@ -51,25 +56,34 @@ def verify(
 
     Args:
         public_key: the file of the key that should have signed the model; without one, signatures are not checked.
+        keyless: who should have signed it without a key.
         storage_root: where the run record is that the chain was built from.
         base: the folder that should be the base model.
         data: the files that should be the data sets of the run.
 
     Raises:
         OSError: the storage does not answer.
-        ValueError: `base` is not a model, or `public_key` not a key.
+        ValueError: `base` is not a model, `public_key` not a key, or `keyless` names no trust configuration.
     """
-    key = envelope.read_public_key(public_key) if public_key else None
+    trust = trust_of(public_key, keyless)
     findings = Findings(*read(published))
     if findings.chain is None:
         return findings
-    if key:
-        findings.faults += signature.faults(published, findings.manifest, findings.chain, key)
+    if trust:
+        findings.faults += signature.faults(published, findings.manifest, findings.chain, trust)
     if storage_root:
         sha256 = hashlib.sha256(storage.read_bytes(storage.join(published, MANIFEST))).hexdigest()
         findings.faults += record_faults(findings.chain, storage_root, manifest_sha256=sha256)
     findings.faults += source_faults(findings.chain, base=base, data=data)
     return findings
+
+
+def trust_of(public_key: str | None, keyless: Keyless | None) -> signature.Trust | None:
+    """Returns what opens signatures; None if they are not checked."""
+    if keyless:
+        trust_config(keyless, must_sign=False)  # an error of its own, not a fault of each signature
+        return KeylessTrust(keyless)
+    return KeyTrust(envelope.read_public_key(public_key)) if public_key else None
 
 
 def record_faults(chain: Provenance, storage_root: str, *, manifest_sha256: str) -> list[str]:
@@ -145,13 +159,13 @@ def _outcome(link: Link) -> str:
     return f"{verdict.outcome}, {num_passed} of {len(verdict.checks)} checks"
 
 
-def _conclusion(findings: Findings, *, storage_root: str | None, public_key: str | None) -> str:
+def _conclusion(findings: Findings, *, storage_root: str | None, signer: str | None) -> str:
     links = findings.chain.links
     gates = sum(link.verdict is not None for link in links)
     compared = f"the run record in {storage_root} agrees" if storage_root else "not compared with a run record"
     counts = f"{len(findings.manifest.files)} files, {len(links)} links, {gates} gates passed"
-    signed = f"; signed with {public_key}" if public_key else ""
-    unchecked = "; the signature was not checked" if findings.manifest.signed_with and not public_key else ""
+    signed = f"; signed {signer}" if signer else ""
+    unchecked = "; the signature was not checked" if findings.manifest.signed_with and not signer else ""
     return f"verified: {counts}{signed}; {compared}{unchecked}"
 
 
@@ -159,19 +173,40 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("published", help="folder of the published model: path, gs:// or s3://")
     parser.add_argument("--public-key", metavar="FILE", help="check that the model is signed with this key, PEM")
+    parser.add_argument("--identity", help="check that this identity has signed the model without a key, by Sigstore")
+    parser.add_argument("--identity-provider", metavar="URL", help="which vouches for that identity")
+    parser.add_argument(
+        "--trust-config",
+        metavar="FILE",
+        help="Sigstore's client trust configuration, or its trusted root alone (default: the public instance)",
+    )
     parser.add_argument("--storage-root", help="compare with the run record in this storage root")
     parser.add_argument("--base", metavar="DIR", help="check that the run started from this model")
     parser.add_argument("--data", metavar="FILE", action="append", default=[], help="check that the run read this file")
     return parser
 
 
+def keyless_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Keyless | None:
+    """Returns whom the flags name as the signer without a key, if they do."""
+    named = [args.identity, args.identity_provider]
+    if args.public_key and any(named) or any(named) != all(named) or args.trust_config and not any(named):
+        parser.error(
+            "give --public-key alone, or both --identity and --identity-provider, and --trust-config with them"
+        )
+    if not all(named):
+        return None
+    return Keyless(identity=args.identity, issuer=args.identity_provider, trust_config=args.trust_config)
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    keyless = keyless_of(parser, args)
     run.configure_logging()
     try:
         findings = verify(
-            args.published, public_key=args.public_key, storage_root=args.storage_root, base=args.base,
-            data=tuple(args.data),
+            args.published, public_key=args.public_key, keyless=keyless, storage_root=args.storage_root,
+            base=args.base, data=tuple(args.data),
         )  # fmt: skip
     except (OSError, ValueError) as error:
         print(f"error: {wording.line(str(error))}", file=sys.stderr)
@@ -182,7 +217,8 @@ def main(argv: list[str] | None = None) -> int:
     if findings.chain:
         print(*lines(findings.chain), sep="\n")
     if not findings.faults:
-        print(wording.line(_conclusion(findings, storage_root=args.storage_root, public_key=args.public_key)))
+        signer = f"by {args.identity}" if keyless else args.public_key and f"with {args.public_key}"
+        print(wording.line(_conclusion(findings, storage_root=args.storage_root, signer=signer)))
     for fault in findings.faults:
         print(wording.line(f"wrong: {fault}"))
     return 1 if findings.faults else 0

@@ -11,6 +11,7 @@ from typing import Any
 from posttrain import storage
 from posttrain.config import PipelineConfig, check_run_parameters, parse_overrides
 from posttrain.config.mixture import as_parameter, parts_of
+from posttrain.config.signing import Signing
 from posttrain.rows import prompts, sources
 from posttrain.storage import layout
 from runner.claim import has_record
@@ -62,12 +63,21 @@ def absolute_paths(config: PipelineConfig) -> PipelineConfig:
         "pairs": config.pairs.model_copy(
             update={"prompts": absolute_data_sets(config.pairs.prompts, name="pairs.prompts")}
         ),
+        "signing": absolute_trust(config.signing),
         "allowed_prefixes": [_named("allowed_prefixes", absolute, uri) for uri in config.allowed_prefixes],
         "allowed_storage_roots": [
             _named("allowed_storage_roots", absolute_root, uri) for uri in config.allowed_storage_roots
         ],
     }
     return config.model_copy(update=changes)
+
+
+def absolute_trust(signing: Signing | None) -> Signing | None:
+    """Makes the path of a trust configuration absolute."""
+    if signing is None or signing.keyless is None or signing.keyless.trust_config is None:
+        return signing
+    path = _named("signing.keyless.trust_config", absolute_path, signing.keyless.trust_config)
+    return signing.model_copy(update={"keyless": signing.keyless.model_copy(update={"trust_config": path})})
 
 
 def for_storage_root(config: PipelineConfig, storage_root: str) -> PipelineConfig:

@@ -22,6 +22,7 @@ READ = (
     "benign_prompts",
     "lm_eval_data",
     "prompts",
+    "trust_config",
 )
 WRITTEN = ("storage_root", "publish_root")
 
@@ -41,7 +42,7 @@ def of_step(arguments: dict[str, Any]) -> Places:
     written = list(_values(arguments, WRITTEN))
     local_read = [uri for uri in read if storage.kind(uri) == "local"]
     local_written = [uri for uri in written if not storage.is_remote(uri)]
-    uploads = any(_values(arguments, ("upload_to_hub", "notify", "registries")))
+    uploads = any(_values(arguments, ("upload_to_hub", "notify", "registries", "keyless")))
     return Places(
         read=tuple(map(storage.local_path, local_read)),
         written=tuple(map(storage.local_path, local_written)),

@@ -59,7 +59,7 @@ class PipelineConfig(Section):
     save_intermediate: bool = True  # keep the run's checkpoints after promotion
     upload_to_hub: bool = False  # also publish to a Hub repository, private unless it already is public
     hub_repo_id: str | None = None  # Hub repository, org/name
-    signing: Signing | None = None  # secret with the key that signs published models; null: they are not signed
+    signing: Signing | None = None  # what signs published models, a key or an identity; null: they are not signed
     notify: Notify | None = None  # webhook that hears when a gate stops a run and when a run ends; null: nobody
     # registries in which each published version is registered, with what its gates measured; null: none
     registries: Registries | None = None
@@ -161,7 +161,7 @@ class PipelineConfig(Section):
 
     def unplaced(self) -> "PipelineConfig":
         """Returns the configuration for a machine without a cluster's nodes and secrets."""
-        update = {"placement": Placements(), "signing": self.signing and Signing()}
+        update = {"placement": Placements(), "signing": self.signing and Signing(keyless=self.signing.keyless)}
         update |= {"registries": self.registries and self.registries.unplaced()}
         return self.model_copy(update=update | {"notify": self.notify and Notify(at=self.notify.at)})
 

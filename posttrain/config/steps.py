@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from posttrain.config.evidence import Evidence
+from posttrain.config.keyless import Keyless
 from posttrain.config.limits import (
     AlignmentLimits,
     AnswerLimits,
@@ -130,9 +131,11 @@ class StepSection(Section):
 
 
 class SigningStep(Section):
-    """Facts of the run that publish_model signs with the model."""
+    """Facts of the run that publish_model signs with the model, and how it signs."""
 
     images: dict[str, str] = {}  # name of an image that the graph uses -> its reference
+    # null: by the key that POSTTRAIN_SIGNING_KEY names; left out then, so that the step's fingerprint is as before
+    keyless: Keyless | None = Field(None, exclude_if=lambda keyless: keyless is None)
 
 
 class PreflightStep(StepSection):

@@ -1,10 +1,12 @@
 """A client for the Kubernetes API, for one kind of object: the TrainJobs of this pod's namespace.
 
-credentials of the pod -> create, get, watch, delete a TrainJob, list its pods; what this pod may do, and belongs to
+credentials of the pod -> create, get, watch, delete a TrainJob, list its pods; what this pod may do, who it is, and
+what it belongs to
 
 It speaks HTTP by itself: the images then have no client of Kubernetes with pins of its own.
 """
 
+import base64
 import json
 import logging
 import time
@@ -95,6 +97,32 @@ class Kubernetes:
     def has_runtime(self, name: str) -> bool:
         """Tells whether there is a TrainingRuntime of this name."""
         return self._call("GET", self._path("trainingruntimes", name), absent=404) is not None
+
+    def identity_token(self, audience: str, *, seconds: int = 600) -> str:
+        """Returns a token of this pod's service account for an audience, by the TokenRequest API.
+
+        Raises:
+            ValueError: the service account may not `create` its own `serviceaccounts/token`.
+        """
+        account = self._service_account()
+        path = f"/api/v1/namespaces/{self.namespace}/serviceaccounts/{quote(account)}/token"
+        spec = {"audiences": [audience], "expirationSeconds": seconds}
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        with self._answer("POST", path, body=body, seconds=TIMEOUT_SECONDS) as answer:
+            if answer.status_code == 403:
+                raise ValueError(
+                    f"service account {account} may not create a token of its own: give it a Role with the verb create "
+                    f"on serviceaccounts/token, resourceNames [{account}]"
+                )
+            self._check(answer, "POST", path)
+            return answer.json()["status"]["token"]
+
+    def _service_account(self) -> str:
+        """Returns the name of the service account, which the pod's own token says."""
+        token = (self.credentials / "token").read_text(encoding="utf-8").strip()
+        claims = token.split(".")[1]
+        read = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
+        return read["kubernetes.io"]["serviceaccount"]["name"]
 
     def owner_of(self, pod: str) -> Object | None:
         """Returns a reference to what a pod belongs to, such as its Workflow; None if it belongs to nothing."""

@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,49 @@ CURVES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}  
 REMEDY = "give a PEM file of the curve P-256, P-384 or P-521"
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class KeyTrust:
+    """Opens what a key has signed."""
+
+    public_key: "ec.EllipticCurvePublicKey"
+
+    @property
+    def name(self) -> str:
+        return key_name(self.public_key)
+
+    def opened(self, value: Any) -> Json:
+        """Returns the statement of an envelope, or of the bundle around one.
+
+        Raises:
+            ValueError: it is neither, of something else, or not signed with this key.
+        """
+        is_bundle = isinstance(value, dict) and "dsseEnvelope" in value
+        return opened(value["dsseEnvelope"] if is_bundle else value, self.public_key)
+
+
+@dataclass(frozen=True)
+class KeySigner:
+    """Signs with a key."""
+
+    key: "ec.EllipticCurvePrivateKey"
+
+    @property
+    def trust(self) -> KeyTrust:
+        return KeyTrust(self.key.public_key())
+
+    @property
+    def name(self) -> str:
+        return self.trust.name
+
+    def attest(self, statement: Json) -> Json:
+        """Returns the envelope of a statement, for a line of attestations."""
+        return signed(statement, self.key)
+
+    def seal(self, statement: Json) -> Json:
+        """Returns the bundle of a statement, for a file of its own."""
+        return bundle(signed(statement, self.key), self.key.public_key())
 
 
 def signing_key() -> "ec.EllipticCurvePrivateKey":

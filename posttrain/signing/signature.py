@@ -1,64 +1,90 @@
 """Signs a model that is about to be published, and checks the signature of one that is.
 
-manifest, chain, private key -> texts of attestations.jsonl and model.sig
-published folder, public key -> every fault of these two, one line each
+manifest, chain, signer (a key or the identity of this pod) -> texts of attestations.jsonl and model.sig
+published folder, trusted signer -> every fault of these two, one line each
 
-attestations.jsonl has one DSSE envelope a line. model.sig is an OpenSSF Model Signing signature on every other file of
-the folder, manifest.json and attestations.jsonl included; `model_signing verify key` reads it.
+attestations.jsonl has one DSSE envelope a line, or, where it is signed without a key, one Sigstore bundle. model.sig is
+an OpenSSF Model Signing signature on every other file of the folder, manifest.json and attestations.jsonl included;
+`model_signing verify key` and `model_signing verify sigstore` read it.
 """
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
 from posttrain import storage
-from posttrain.signing import envelope, statements
+from posttrain.config import SigningStep
+from posttrain.signing import keyless, statements
+from posttrain.signing.envelope import KeySigner, KeyTrust, signing_key
+from posttrain.signing.keyless import KeylessSigner, KeylessTrust
 from posttrain.step.provenance import Provenance
 from posttrain.step.published import ATTESTATIONS, MANIFEST, PROVENANCE, SIGNATURE, Manifest
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric import ec
-
 Json = dict[str, Any]
+Signer = KeySigner | KeylessSigner
+Trust = KeyTrust | KeylessTrust
 
 
-def sign(manifest: Manifest, chain: Provenance, key: "ec.EllipticCurvePrivateKey") -> dict[str, str]:
+def signer_of(settings: SigningStep) -> Signer:
+    """Returns what signs in this process.
+
+    Raises:
+        ValueError: there is no key, or no good one. (Of the identity of a pod it is asked when it signs.)
+    """
+    return KeylessSigner(settings.keyless) if settings.keyless else KeySigner(signing_key())
+
+
+def check(settings: SigningStep, prefixes: list[str]) -> None:
+    """Checks before a run that its end will be able to sign.
+
+    Raises:
+        ValueError: the key, the trust configuration or the identity token is missing or no good.
+        OSError: one of them cannot be read.
+    """
+    if settings.keyless is None:
+        signing_key()
+        return
+    if settings.keyless.trust_config:
+        storage.check_allowed(settings.keyless.trust_config, prefixes, name="signing.keyless.trust_config")
+    keyless.check(settings.keyless)
+
+
+def sign(manifest: Manifest, chain: Provenance, signer: Signer) -> dict[str, str]:
     """Returns name -> text of the files that sign a model, in the order in which they are to be written."""
     made = statements.attestations(manifest, chain)
-    attested = "".join(_line(envelope.signed(statement, key)) for statement in made)
+    attested = "".join(_line(signer.attest(statement)) for statement in made)
     files = statements.signed_files(manifest, attested)
-    whole = envelope.signed(statements.model_signature(files, model_name=manifest.model_name), key)
-    return {ATTESTATIONS: attested, SIGNATURE: _line(envelope.bundle(whole, key.public_key()))}
+    whole = signer.seal(statements.model_signature(files, model_name=manifest.model_name))
+    return {ATTESTATIONS: attested, SIGNATURE: _line(whole)}
 
 
-def faults(published: str, manifest: Manifest, chain: Provenance, public_key: "ec.EllipticCurvePublicKey") -> list[str]:
-    """Lists everything for which this key does not answer; that the files are those of the manifest is checked before.
+def faults(published: str, manifest: Manifest, chain: Provenance, trust: Trust) -> list[str]:
+    """Lists everything for which this signer does not answer. That the files are the manifest's is checked before.
 
     Raises:
         OSError: the storage does not answer.
     """
-    name = envelope.key_name(public_key)
     if manifest.signed_with is None:
-        return [f"{MANIFEST}: the model is not signed: nobody answers for it with the key {name[:12]}"]
-    wrong = [] if manifest.signed_with == name else [f"{MANIFEST}: names the key {manifest.signed_with}, not {name}"]
+        return [f"{MANIFEST}: the model is not signed: {trust.name} does not answer for it"]
+    signed_with = manifest.signed_with
+    wrong = [] if signed_with == trust.name else [f"{MANIFEST}: names the signer {signed_with}, not {trust.name}"]
     try:
         texts = {name: _read(published, name) for name in (ATTESTATIONS, SIGNATURE)}
     except FileNotFoundError as error:
         return [*wrong, f"{SIGNATURE}: cannot be checked: {error}"]
-    wrong += _signature_faults(texts, manifest, public_key)
-    return wrong + _attestation_faults(texts[ATTESTATIONS], manifest, chain, public_key)
+    wrong += _signature_faults(texts, manifest, trust)
+    return wrong + _attestation_faults(texts[ATTESTATIONS], manifest, chain, trust)
 
 
 def _read(published: str, name: str) -> str:
     return storage.read_bytes(storage.join(published, name)).decode(errors="replace")
 
 
-def _signature_faults(texts: dict[str, str], manifest: Manifest, public_key: "ec.EllipticCurvePublicKey") -> list[str]:
-    """Checks that the signature is one of this key on exactly these files."""
+def _signature_faults(texts: dict[str, str], manifest: Manifest, trust: Trust) -> list[str]:
+    """Checks that the signature is one of this signer on exactly these files."""
     try:
-        bundle = json.loads(texts[SIGNATURE])
-        statement = envelope.opened(bundle.get("dsseEnvelope") if isinstance(bundle, dict) else None, public_key)
+        statement = trust.opened(json.loads(texts[SIGNATURE]))
     except ValueError as error:
         return [f"{SIGNATURE}: {error}"]
     wanted = statements.signed_files(manifest, texts[ATTESTATIONS])
@@ -74,14 +100,12 @@ def _signature_faults(texts: dict[str, str], manifest: Manifest, public_key: "ec
     ]
 
 
-def _attestation_faults(
-    text: str, manifest: Manifest, chain: Provenance, public_key: "ec.EllipticCurvePublicKey"
-) -> list[str]:
+def _attestation_faults(text: str, manifest: Manifest, chain: Provenance, trust: Trust) -> list[str]:
     """Checks that each attestation is signed, and that together they say what manifest and chain say."""
     attested, wrong = {}, []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            statement = envelope.opened(json.loads(line), public_key)
+            statement = trust.opened(json.loads(line))
         except ValueError as error:
             wrong.append(f"{ATTESTATIONS}: line {number} {_reason(error)}")
         else:

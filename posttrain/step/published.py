@@ -45,7 +45,7 @@ class Manifest(BaseModel):
     sha256: str  # `digests.digest` of the model's own files
     run_id: str
     published_at: str  # UTC, ISO 8601
-    signed_with: str | None = None  # SHA-256 of the public key, in PEM; None: the model is not signed
+    signed_with: str | None = None  # SHA-256 of the public key in PEM, or identity and provider; None: not signed
     # name -> SHA-256, without this file, SHA256SUMS, which agrees with it, and the two files that sign it
     files: dict[str, str]
 

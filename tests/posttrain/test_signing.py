@@ -171,14 +171,14 @@ def test_forged_settings_of_a_step_are_caught(folder, keys):
 def test_another_key_is_refused_and_so_is_a_model_that_was_signed_anew(folder, keys, tmp_path):
     others = write_keys(tmp_path / "others")
     wrong = faults(folder, others)
-    assert any("names the key" in fault for fault in wrong)
+    assert any("names the signer" in fault for fault in wrong)
     assert any(fault.startswith("model.sig: was changed after it was signed") for fault in wrong)
     key = envelope.read_private_key(others / "private.pem")
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
     manifest = manifest.model_copy(update={"signed_with": envelope.key_name(key.public_key())})
     (folder / "manifest.json").write_bytes(manifest.json_bytes)
     chain = Provenance.model_validate_json((folder / "provenance.json").read_bytes())
-    for name, text in signature.sign(manifest, chain, key).items():
+    for name, text in signature.sign(manifest, chain, envelope.KeySigner(key)).items():
         (folder / name).write_text(text)
     assert faults(folder, others) == []  # whoever has a key can sign with it
     assert len([fault for fault in faults(folder, keys) if "was not signed with this key" in fault]) == 5
@@ -229,7 +229,7 @@ def test_publishing_a_signed_version_again_is_fine_and_an_unsigned_one_is_refuse
     first = line.publish(str(tmp_path / "a"), signing=SigningStep())
     assert line.publish(str(tmp_path / "a"), signing=SigningStep())["manifest_sha256"] == first["manifest_sha256"]
     line.publish(str(tmp_path / "b"))
-    with pytest.raises(ValueError, match="not signed with the key of this run.*publish under another version"):
+    with pytest.raises(ValueError, match="not signed by the signer of this run.*publish under another version"):
         line.publish(str(tmp_path / "b"), signing=SigningStep())
 
 
