@@ -41,7 +41,7 @@ from posttrain.step.records import recent_records
 from posttrain.step.running import Running
 from posttrain.storage import hub
 from posttrain.train import memory
-from posttrain.weights.folder import check_model_folder, weights_size
+from posttrain.weights.folder import check_gives_one_reward, check_model_folder, weights_size
 from posttrain.weights.targets import Layout, Targets, check_trainable, resolve
 from posttrain.weights.tokens import check_tokens
 
@@ -119,6 +119,7 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
     run_time = {name: parameters[name] for name in ("base_model", "storage_root")} | data_sets
     others = {f"validation.{key}": uri for key, uri in prompts.given(validation).items()}
     others |= {"publish_root": config.publish_root, "validation.judge_model": validation.judge_model}
+    others |= {"pairs.reward_model": config.pairs.reward_model if config.stages.pairs.enabled else None}
     others |= {f"pairs.prompts {uri}": uri for uri in uris_of(prompts_of_pairs(config))}
     others |= {"validation.lm_eval_data": validation.lm_eval_data if validation.lm_eval_tasks else None}
     addresses = {name: uri for name, uri in (run_time | others).items() if uri}
@@ -196,6 +197,8 @@ def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Coun
     models = {"judge_model": config.validation.judge == "model" and config.validation.judge_model}
     models["match_options.judge_model"] = config.validation.matching_judge
     looks += [partial(check_model, uri, config, name=f"validation.{key}") for key, uri in models.items() if uri]
+    if config.stages.pairs.enabled and config.pairs and config.pairs.reward_model:
+        looks.append(partial(check_reward_model, config.pairs.reward_model, config, name="pairs.reward_model"))
     if config.validation.lm_eval_tasks:
         looks.append(partial(check_tasks, config.validation.lm_eval_data, config, name="validation.lm_eval_data"))
     return looks
@@ -339,6 +342,12 @@ def check_model(uri: str, config: Config, *, name: str) -> int:
     if "config.json" not in sizes:
         raise ValueError(f"{name}: {uri!r} has no config.json; give the address of a model's folder")
     return weights_size(uri, sizes)
+
+
+def check_reward_model(uri: str, config: Config, *, name: str) -> None:
+    """Checks that a model is there and gives one reward."""
+    check_model(uri, config, name=name)
+    check_gives_one_reward(model.read_config(uri), source=uri)
 
 
 def check_disk(disk: Path, num_bytes: int, *, num_copies: int) -> None:

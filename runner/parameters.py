@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import storage
-from posttrain.config import PipelineConfig, check_run_parameters, parse_overrides
+from posttrain.config import PairsConfig, PipelineConfig, check_run_parameters, parse_overrides
 from posttrain.config.mixture import as_parameter, parts_of
 from posttrain.config.signing import Signing
 from posttrain.rows import prompts, sources
@@ -60,9 +60,7 @@ def absolute_paths(config: PipelineConfig) -> PipelineConfig:
     roots = {key: getattr(config, key) for key in ("storage_root", "publish_root")}
     changes = {key: _named(key, absolute_path, uri) for key, uri in roots.items() if uri} | {
         "validation": validation.model_copy(update=paths),
-        "pairs": config.pairs.model_copy(
-            update={"prompts": absolute_data_sets(config.pairs.prompts, name="pairs.prompts")}
-        ),
+        "pairs": absolute_pairs(config.pairs),
         "signing": absolute_trust(config.signing),
         "allowed_prefixes": [_named("allowed_prefixes", absolute, uri) for uri in config.allowed_prefixes],
         "allowed_storage_roots": [
@@ -70,6 +68,14 @@ def absolute_paths(config: PipelineConfig) -> PipelineConfig:
         ],
     }
     return config.model_copy(update=changes)
+
+
+def absolute_pairs(pairs: PairsConfig) -> PairsConfig:
+    """Makes the paths of prompts and of a reward model absolute."""
+    paths = {"prompts": absolute_data_sets(pairs.prompts, name="pairs.prompts")}
+    if pairs.reward_model:
+        paths["reward_model"] = _named("pairs.reward_model", absolute, pairs.reward_model)
+    return pairs.model_copy(update=paths)
 
 
 def absolute_trust(signing: Signing | None) -> Signing | None:

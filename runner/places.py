@@ -17,6 +17,7 @@ READ = (
     "sft_dataset",
     "preference_dataset",
     "judge_model",
+    "reward_model",
     "red_team_prompts",
     "off_topic_prompts",
     "benign_prompts",

@@ -27,8 +27,9 @@ from validators import checks, data, measuring, overlap
 from validators.sampling import SAMPLED
 
 FILES = {"sft_eval": "sft_eval", "preference_train": "train", "preference_eval": "eval"}  # of check_data -> flag
+REWARDS = ("mean_chosen_reward", "mean_rejected_reward")
 FEW = "Sample more answers (pairs.num_answers) or at a higher pairs.temperature, set pairs.use_reference to true, "
-ALIKE = "Raise pairs.min_margin, or sample at a higher pairs.temperature."
+ALIKE = "Raise pairs.{}, or sample at a higher pairs.temperature."
 RIGHT_REJECTED = "Remove these pairs, and correct validation.answer_match or match_options: a right answer is rejected."
 WRONG_CHOSEN = "Remove these pairs, and correct validation.answer_match or match_options: a wrong answer is chosen."
 LENGTH = (
@@ -45,6 +46,8 @@ class Numbers:
     pair_yield: float | None = None
     least_margin: float | None = None
     mean_margin: float | None = None
+    mean_chosen_reward: float | None = None  # by a reward model
+    mean_rejected_reward: float | None = None
     right_rejected: list[str] | None = None  # ids of sampled pairs
     wrong_chosen: list[str] | None = None
     num_chosen_tokens: int | None = None  # of all sampled pairs
@@ -71,7 +74,7 @@ def measure(
 def read_metrics(path: Path) -> dict[str, float]:
     """The numbers of the sampling that are judged; without a pair there is no margin."""
     metrics = json.loads(path.read_text(encoding="utf-8"))
-    names = ("num_sampled_pairs", "pair_yield", "least_margin", "mean_margin")
+    names = ("num_sampled_pairs", "pair_yield", "least_margin", "mean_margin", *REWARDS)
     return {name: metrics[name] for name in names if name in metrics}
 
 
@@ -111,7 +114,7 @@ def judge(numbers: Numbers, limits: config.PairsLimits, settings: config.PairsCo
             detail="prompts whose answers gave a pair",
             remedy=FEW + least.format("min_pair_yield"),
         ),
-        at_least("least_margin", numbers.least_margin, settings.min_margin, remedy=ALIKE),
+        _margin_check(numbers, settings),
         *_length_checks(numbers, limits.max_pair_length_ratio),
     ]
     if limits.matcher in config.MATCHERS:
@@ -120,6 +123,13 @@ def judge(numbers: Numbers, limits: config.PairsLimits, settings: config.PairsCo
             none_wrong("chosen_answers", numbers.wrong_chosen, WRONG_CHOSEN),
         ]
     return checks
+
+
+def _margin_check(numbers: Numbers, settings: config.PairsConfig) -> Check:
+    key = "min_reward_margin" if settings.reward_model else "min_margin"
+    detail = f"rewards of {settings.reward_model}" if settings.reward_model else ""
+    remedy = ALIKE.format(key)
+    return at_least("least_margin", numbers.least_margin, settings.least_margin, detail=detail, remedy=remedy)
 
 
 def _length_checks(numbers: Numbers, limit: float) -> list[Check]:
@@ -135,7 +145,8 @@ def _length_checks(numbers: Numbers, limit: float) -> list[Check]:
 
 def numbers_of(numbers: Numbers) -> dict[str, float]:
     """Numbers that the verdict shows beside its checks."""
-    return finite({"mean_margin": numbers.mean_margin, "num_sampled_pairs": numbers.num_sampled_pairs})
+    names = ("mean_margin", "num_sampled_pairs", *REWARDS)
+    return finite({name: getattr(numbers, name) for name in names})
 
 
 def build_parser() -> argparse.ArgumentParser:

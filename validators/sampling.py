@@ -7,8 +7,9 @@ train on, held-out pairs where none are brought, every sampled answer with its s
         --references references.jsonl --held-out eval.jsonl --train pairs.jsonl --eval held_out_pairs.jsonl
         --answers answers.jsonl --metrics metrics.json
 
-It is no gate, but it judges: answers are generated and scored as the gates do it. Pairs of the model's own answers are
-those of iterative DPO (arXiv:2312.16682, arXiv:2404.19733).
+It is no gate, but it judges: answers are generated and scored as the gates do it, or, where there is no matcher, by the
+judge of harm or a reward model. Pairs of the model's own answers are those of iterative DPO (arXiv:2312.16682,
+arXiv:2404.19733).
 """
 
 import argparse
@@ -29,7 +30,7 @@ from posttrain.rows.formats import as_seen, is_blank, own_reference, read_jsonl,
 from posttrain.rows.thoughts import said
 from posttrain.step import frame, kfp_io
 from posttrain.step.running import Running
-from validators import answers, checks, content, judges, measuring
+from validators import answers, checks, content, judges, measuring, reward
 from validators.answers import JudgedAnswer
 from validators.inference import Answer, SamplingParams
 from validators.matching import Reference, structured
@@ -37,6 +38,7 @@ from validators.session import Session
 
 SAMPLED = "sampled/"  # begins the id of a pair that was sampled
 HARM_JUDGE = "harm_judge"  # name of the input that is the model which judges harm
+REWARD_MODEL = "reward_model"  # and of that which gives rewards
 NO_LIMIT_SECONDS = 7 * 24 * 3600
 PAIR = "pair"  # what became of a prompt; or why it gave none:
 OUTCOMES = (PAIR, "no_right_answer", "no_wrong_answer", "small_margin")
@@ -56,7 +58,7 @@ class ScoredAnswer:
 
     text: str
     content: str  # of the message: the text after its thoughts, if it has any
-    score: float  # from 0 to 1
+    score: float  # from 0 to 1, or a reward
     stopped: bool = True  # by itself
     fault: str | None = None  # of its form
 
@@ -65,9 +67,13 @@ class ScoredAnswer:
         return self.score >= RIGHT and self.fault is None
 
     @property
-    def is_wrong(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether it may be rejected: an answer that was cut off or says nothing has nothing to learn from."""
-        return self.score < RIGHT and self.stopped and not is_blank(self.text)
+        return self.stopped and not is_blank(self.text)
+
+    @property
+    def is_wrong(self) -> bool:
+        return self.score < RIGHT and self.is_whole
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Chosen:
     outcome: str
     pair: dict | None = None
     margin: float = 0.0
+    scores: tuple[float, float] | None = None  # of chosen and rejected
     has_reference: bool = False  # the row's own answer is chosen: none of the sampled ones is right
 
 
@@ -86,6 +93,7 @@ class Numbers:
 
     answers: list[JudgedAnswer] | None = None
     harms: list[str | None] | None = None
+    rewards: list[float] | None = None
 
 
 # --- prompts and their answers ----------------------------------------------------------------------------------------
@@ -128,7 +136,7 @@ def bring_prompts(step: config.SamplePairsStep, folder: Path) -> dict[str, str]:
 
 
 def sample(model: str, asked: list[Asked], step: config.SamplePairsStep, judge: dict[str, str]) -> list[ScoredAnswer]:
-    """`num_answers` answers to each prompt, one prompt after the other, scored from 0 to 1.
+    """`num_answers` answers to each prompt, one prompt after the other, scored from 0 to 1, or by a reward model.
 
     Raises:
         RuntimeError: they could not be generated or scored.
@@ -146,11 +154,15 @@ def sample(model: str, asked: list[Asked], step: config.SamplePairsStep, judge: 
     own_limit = measuring.Timeouts(NO_LIMIT_SECONDS, limits.check_timeouts)  # the step's own ends it before that
     measured = measuring.in_order({"answers_sampled": generate}, own_limit)
     judged = measuring.whole(measured).read(Numbers).answers
-    scores = _scores(judged, accepted, limits, judge)
     before = chat.text_before_answers(chat.load_tokenizer(model))
+    contents = [message_text(one.answer, before) for one in judged]
+    if settings.reward_model:
+        scores = _rewards(judge[REWARD_MODEL], prompts, contents, own_limit)
+    else:
+        scores = _scores(judged, accepted, limits, judge)
     return [
-        ScoredAnswer(one.answer.text, message_text(one.answer, before), score, one.answer.stopped, one.fault)
-        for one, score in zip(judged, scores, strict=True)
+        ScoredAnswer(one.answer.text, text, score, one.answer.stopped, one.fault)
+        for one, text, score in zip(judged, contents, scores, strict=True)
     ]
 
 
@@ -158,6 +170,15 @@ def message_text(answer: Answer, before: str) -> str:
     """An answer as the content of a message: with the thoughts of its own, without the template's empty ones."""
     thoughts = answer.thoughts.removeprefix(before).strip().removeprefix("<think>").removesuffix("</think>").strip()
     return f"<think>\n{thoughts}\n</think>\n\n{answer.text}" if thoughts else answer.text
+
+
+def _rewards(path: str, prompts: list[list[dict]], contents: list[str], timeouts: measuring.Timeouts) -> list[float]:
+    """By the reward model, in a process of its own: the one that sampled has ended, and left its memory."""
+
+    def measure() -> dict[str, list[float]]:
+        return {"rewards": reward.rewards(path, prompts, contents)}
+
+    return measuring.whole(measuring.in_order({"rewards_measured": measure}, timeouts)).read(Numbers).rewards
 
 
 def _scores(
@@ -187,13 +208,18 @@ def choose(asked: Asked, sampled: list[ScoredAnswer], settings: config.PairsConf
     """
     often = Counter(one.content for one in sampled)
     accepted = {as_seen(structured.sample_text(reference)) for reference in asked.accepted}
-    right = [one for one in sampled if one.is_right]
-    wrong = [one for one in sampled if one.is_wrong and as_seen(one.text) not in accepted]
+    if settings.reward_model:  # knows better and worse answers, no right and wrong ones
+        right = [one for one in sampled if one.is_whole and one.fault is None]
+        wrong = [one for one in sampled if one.is_whole]
+    else:
+        right = [one for one in sampled if one.is_right]
+        wrong = [one for one in sampled if one.is_wrong]
+    wrong = [one for one in wrong if as_seen(one.text) not in accepted]
     message, best = _best(asked.row, right, often, use_reference=settings.use_reference)
     if message is None or not wrong:
         return Chosen("no_wrong_answer" if right else "no_right_answer")
     worst = min(wrong, key=lambda one: (one.score, -often[one.content]))
-    if best - worst.score < settings.min_margin:
+    if best - worst.score < settings.least_margin:
         return Chosen("small_margin")
     pair = {
         "id": SAMPLED + asked.row["id"],
@@ -202,7 +228,7 @@ def choose(asked: Asked, sampled: list[ScoredAnswer], settings: config.PairsConf
         "rejected": [{"role": "assistant", "content": worst.content}],
         data.REFERENCES: asked.accepted,
     }
-    return Chosen(PAIR, pair, best - worst.score, has_reference=not right)
+    return Chosen(PAIR, pair, best - worst.score, (best, worst.score), has_reference=not right)
 
 
 def _best(
@@ -223,20 +249,34 @@ def mixed(sampled: list[dict], brought: list[dict], max_sampled_share: float | N
     return [*brought, *(sampled[at * len(sampled) // num] for at in range(num))]
 
 
-def numbers_of(chosen: list[Chosen], sampled: list[ScoredAnswer]) -> dict[str, float]:
+def numbers_of(chosen: list[Chosen], sampled: list[ScoredAnswer], *, by_reward: bool = False) -> dict[str, float]:
     """Counts what became of the prompts to train on, for metrics.json and the gate."""
     margins = [one.margin for one in chosen if one.pair]
+    of_answers = _reward_numbers(chosen) if by_reward else {"right_answer_rate": _share_of_right(sampled)}
     outcomes = Counter(one.outcome for one in chosen)
     numbers = {
         "num_prompts": len(chosen),
         "num_sampled_answers": len(sampled),
-        "right_answer_rate": sum(one.is_right for one in sampled) / max(1, len(sampled)),
+        **of_answers,
         "pair_yield": len(margins) / max(1, len(chosen)),
         **{f"num_prompts_with_{outcome}": outcomes[outcome] for outcome in OUTCOMES[1:]},
         "num_sampled_pairs": len(margins),
         "num_pairs_with_reference": sum(one.has_reference for one in chosen),
     }
     return numbers | ({"least_margin": min(margins), "mean_margin": sum(margins) / len(margins)} if margins else {})
+
+
+def _share_of_right(sampled: list[ScoredAnswer]) -> float:
+    return sum(one.is_right for one in sampled) / max(1, len(sampled))
+
+
+def _reward_numbers(chosen: list[Chosen]) -> dict[str, float]:
+    """The mean rewards of the chosen and of the rejected answers; nothing without a pair."""
+    scores = [one.scores for one in chosen if one.scores]
+    if not scores:
+        return {}
+    best, worst = zip(*scores, strict=True)
+    return {"mean_chosen_reward": sum(best) / len(best), "mean_rejected_reward": sum(worst) / len(worst)}
 
 
 def _lines(asked: list[Asked], groups: list[list[ScoredAnswer]], chosen: list[Chosen]) -> Iterable[dict[str, Any]]:
@@ -270,7 +310,9 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         inputs = {name: path for name in names if (path := getattr(args, name))} | bring_prompts(step, Path(folder))
         judge = content.bring_judge(step.validation, Path(folder), step.allowed_prefixes)
-        if step.validation.matcher == "none":
+        if step.pairs.reward_model:
+            judge[REWARD_MODEL] = reward.fetch(step.pairs.reward_model, Path(folder), step.allowed_prefixes)
+        elif step.validation.matcher == "none":
             judge[HARM_JUDGE] = judges.fetch(step.validation.judge_model, Path(folder), step.allowed_prefixes)
         outputs = {name: path for name in ("train", "eval", "answers", "metrics") if (path := getattr(args, name))}
         frame.run_step(
@@ -300,7 +342,8 @@ def work(
     pairs = [one.pair for one in chosen[: len(asked)] if one.pair]
     brought = read_jsonl(inputs["brought"]) if "brought" in inputs else []
     train = mixed(pairs, brought, settings.max_sampled_share)
-    numbers = numbers_of(chosen[: len(asked)], sampled[: len(asked) * settings.num_answers])
+    mine = sampled[: len(asked) * settings.num_answers]
+    numbers = numbers_of(chosen[: len(asked)], mine, by_reward=settings.reward_model is not None)
     numbers |= {"num_train_pairs": len(train), "num_brought_pairs": len(brought)}
     write_jsonl(outputs["train"], train)
     if "eval" in outputs:

@@ -94,10 +94,17 @@ class PipelineConfig(Section):
     def _pairs_can_be_told_apart(self):
         if not self.stages.pairs.enabled:
             return self
-        if self.validation.answer_match == "none" and self.validation.judge != "model":
+        matcher, reward_model = self.validation.answer_match, self.pairs.reward_model
+        if matcher == "none" and self.validation.judge != "model" and not reward_model:
             raise ValueError(
                 "stages.pairs is on, but nothing tells a better answer from a worse one: validation.answer_match is "
-                "none and validation.judge is not model; set one of them, or disable stages.pairs"
+                "none, validation.judge is not model, and there is no pairs.reward_model; set one of them, or disable "
+                "stages.pairs"
+            )
+        if reward_model and matcher not in ("none", None):
+            raise ValueError(
+                f"pairs.reward_model is set, but validation.answer_match is {matcher}, which tells right answers from "
+                "wrong ones: remove one of them"
             )
         if self.stages.pairs.alone and self.preference_dataset:
             raise ValueError(

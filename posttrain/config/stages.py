@@ -102,12 +102,27 @@ class PairsConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 42  # seed of sampling
     # difference of the scores of chosen and rejected, each from 0 to 1, below which a pair is dropped
     min_margin: Annotated[float, Field(gt=0, le=1)] = 0.5
+    # scores the answers where validation.answer_match is none: a ...ForSequenceClassification with one label, in
+    # safetensors; Hub id, gs://, s3:// or folder; null: validation.judge does
+    reward_model: str | None = None
+    min_reward_margin: Positive = 1.0  # min_margin for it, in the reward model's own units
     use_reference: bool = False  # where no sampled answer is right, the row's own answer is the chosen one
     # SFT rows whose prompts are sampled: path, gs://, s3:// or Hub id, or a list; empty: the rows that SFT trains on
     prompts: DataSets = ""
     max_prompts: Count | None = None  # prompts that are sampled at most, spread evenly over the rows; null: all
     # share of sampled pairs among those trained on where others are brought, above which some are left out; null: all
     max_sampled_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @property
+    def least_margin(self) -> float:
+        """The margin below which a pair is dropped, in the units of what scores the answers."""
+        return self.min_reward_margin if self.reward_model else self.min_margin
+
+    @model_validator(mode="after")
+    def _a_reference_has_no_reward(self):
+        if self.reward_model and self.use_reference:
+            raise ValueError("reward_model and use_reference: the row's own answer has no reward; give one of them")
+        return self
 
 
 class DataConfig(Section):

@@ -16,6 +16,8 @@ from posttrain.weights.tensors import read_json
 
 NAMESPACE = uuid.UUID("6f0d2a4e-6f43-5b0b-9d6b-3a2f8f1f5a10")  # of serial numbers, one for each model
 
+JUDGING = ("judge_model", "matching_judge", "harm_judge", "reward_model")  # ends of the names of models that judge
+
 Json = dict[str, Any]
 
 
@@ -92,7 +94,7 @@ def _sources(chain: Provenance) -> tuple[list[Json], list[Json]]:
     models = {link.step for link in chain.links if link.source and "model" in link.outputs}
     bases, data_sets = [], []
     for step, source in chain.sources.items():
-        is_model = step in models or step.endswith("judge_model")
+        is_model = step in models or step.endswith(JUDGING)
         kind = {"type": "machine-learning-model"} if is_model else _data_set(source.address)
         component = (
             kind

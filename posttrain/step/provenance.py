@@ -20,6 +20,14 @@ from posttrain.verdict import Verdict
 
 SCHEMA_VERSION = 1  # of provenance.json
 DONE = ("succeeded", "reused")
+SAMPLING = "sample_pairs"
+# Input from outside the run -> where its address is in the configuration of its step, if not under the same name.
+ADDRESSES = {
+    "matching_judge": ("match_options", "judge_model"),
+    "harm_judge": ("judge_model",),
+    "rows": ("prompts",),
+    "references": ("prompts",),
+}
 
 
 class Source(BaseModel):
@@ -100,14 +108,23 @@ class Link(BaseModel):
 
     @property
     def named(self) -> dict[str, Source]:
-        """Inputs of a gate from outside the run: prompts and judge models whose addresses are in its configuration."""
-        limits = self.config.get("validation")
-        limits = limits if isinstance(limits, dict) else {}
+        """Inputs of a gate, or of the sampling of pairs, from outside the run: prompts, and models that judge or give
+        rewards, whose addresses are in its configuration.
+        """
+        config = self.config if self.step == SAMPLING else self.config.get("validation")
+        addresses = {name: _address(config if isinstance(config, dict) else {}, name) for name in self.inputs}
         return {
-            name: Source(address=limits[name], sha256=sha256)
-            for name, sha256 in self.inputs.items()
-            if isinstance(limits.get(name), str) and limits[name]
+            name: Source(address=address, sha256=self.inputs[name])
+            for name, address in addresses.items()
+            if isinstance(address, str) and address
         }
+
+
+def _address(config: dict[str, Any], name: str) -> Any:
+    value: Any = config
+    for key in ADDRESSES.get(name, (name,)):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _source(data_sets: list[dict] | None, address: str, commit: str, sha256: str) -> Source:

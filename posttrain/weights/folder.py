@@ -64,6 +64,19 @@ def check_model_folder(path: Path | str) -> None:
     _check_tokenizer(path, source=str(path))
 
 
+def check_gives_one_reward(settings: dict[str, Any], *, source: str) -> None:
+    """Refuses a model's configuration that is not of a sequence classifier with one label.
+
+    Raises:
+        ValueError: naming what it is, and what to give instead.
+    """
+    (architecture, *_) = settings.get("architectures") or [""]
+    num_labels = len(settings.get("id2label") or range(settings.get("num_labels", 2)))  # as transformers counts them
+    if not architecture.endswith("ForSequenceClassification") or num_labels != 1:
+        kind = f"{architecture or 'a model of no architecture'} with {num_labels} labels"
+        raise ValueError(f"{source}: is {kind}; give a reward model, a ...ForSequenceClassification with one label")
+
+
 def weights_size(source: str, sizes: Mapping[str, int | None]) -> int:
     """Adds up the sizes of the weight files among `sizes`, which maps file names to bytes."""
     if not {SINGLE, INDEX} & sizes.keys():

@@ -49,6 +49,16 @@ def test_each_limit_is_checked_and_has_a_remedy(change, check):
     assert one.remedy
 
 
+def test_the_margin_of_a_reward_model_is_judged_in_its_units():
+    settings = PairsConfig(reward_model="org/reward", min_reward_margin=1.5)
+    numbers = Numbers(**{**vars(GOOD), "least_margin": 1.2, "mean_chosen_reward": 3.0, "mean_rejected_reward": -1.0})
+    (check,) = [one for one in pairs.judge(numbers, LIMITS, settings) if one.status != "passed"]
+    assert (check.name, check.limit, check.detail) == ("least_margin", 1.5, "rewards of org/reward")
+    assert "pairs.min_reward_margin" in check.remedy
+    assert pairs.numbers_of(numbers)["mean_chosen_reward"] == 3.0
+    assert "mean_chosen_reward" not in pairs.numbers_of(GOOD)
+
+
 def pair(number: int, chosen: str, rejected: str) -> dict:
     answers = {
         key: [{"role": "assistant", "content": text}] for key, text in (("chosen", chosen), ("rejected", rejected))

@@ -129,7 +129,10 @@ def test_what_became_of_the_prompts_is_counted():
         "num_prompts": 5, "num_sampled_answers": 10, "right_answer_rate": 0.5, "pair_yield": 0.4,
         "num_prompts_with_no_right_answer": 1, "num_prompts_with_no_wrong_answer": 1,
         "num_prompts_with_small_margin": 1, "num_sampled_pairs": 2, "least_margin": 0.65, "mean_margin": 0.825,
+        "num_pairs_with_reference": 0,
     })  # fmt: skip
+    with_reference = [choose(ASKED, group, PairsConfig(use_reference=True)) for group in groups]
+    assert sampling.numbers_of(with_reference, [])["num_pairs_with_reference"] == 1  # of the third, all wrong
     none = sampling.numbers_of([], [])
     assert (none["right_answer_rate"], none["pair_yield"]) == (0, 0) and "least_margin" not in none
 
@@ -157,14 +160,14 @@ def test_settings_that_decide_no_answer_are_in_no_fingerprint():
     assert changed.decisive != before
 
 
-def run(folder, model, rows, *, seed: int = 1) -> dict[str, str]:
+def run(folder, model, rows, *, seed: int = 1, pairs: dict | None = None, answer_match="exact") -> dict[str, str]:
     """Runs the step without brought pairs; gives what it wrote."""
     folder.mkdir()
     write_jsonl(folder / "rows.jsonl", [{key: row[key] for key in ("id", "prompt", "completion")} for row in rows])
     write_jsonl(folder / "references.jsonl", [{"id": rows[0]["id"], "references": ["no answer is this"]}])
     outputs = {name: folder / "out" / name for name in ("train", "eval", "answers", "metrics")}
-    pairs = {"num_answers": 2, "use_reference": True, "seed": seed}
-    validation = {"answer_match": "exact", "max_new_tokens": 12, "output_format": {"kind": "text"}}
+    pairs = pairs or {"num_answers": 2, "use_reference": True, "seed": seed}
+    validation = {"answer_match": answer_match, "max_new_tokens": 12, "output_format": {"kind": "text"}}
     settings = json.dumps({"pairs": pairs, "validation": validation})
     flags = {
         "step": "sample_pairs", "storage-root": folder / "root", "config": settings,

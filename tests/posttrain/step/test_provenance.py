@@ -112,3 +112,28 @@ def test_each_of_several_data_sets_is_a_source():
         "prepare: 2": ("org/rows@c0ffee, weight 0.5", "2"),
     }
     assert provenance.Provenance.model_validate_json(chain.model_dump_json()) == chain
+
+
+def test_models_and_prompts_from_outside_that_pairs_are_sampled_with_are_sources():
+    config = {
+        "reward_model": "org/reward", "judge_model": "org/guard", "match_options": {"judge_model": "org/judge"},
+        "prompts": "gs://b/rows.jsonl",
+    }  # fmt: skip
+    names = ("model", "reward_model", "harm_judge", "matching_judge", "rows", "references")
+    link = Link(
+        step="sample_pairs",
+        config=config,
+        inputs={name: name for name in names},
+        outputs={},
+        fingerprint="f",
+        code=None,
+    )
+    assert {name: source.address for name, source in link.named.items()} == {
+        "reward_model": "org/reward", "harm_judge": "org/guard", "matching_judge": "org/judge",
+        "rows": "gs://b/rows.jsonl", "references": "gs://b/rows.jsonl",
+    }  # fmt: skip
+    ours = link.model_copy(update={"config": config | {"prompts": ""}}).named
+    assert "rows" not in ours and "references" not in ours  # then an earlier step of the run must have made them
+    gate = link.model_copy(update={"step": "check_sft", "config": {"validation": config}})
+    assert gate.named["matching_judge"].address == "org/judge"
+    assert link.model_copy(update={"step": "train_dpo"}).named == {}
