@@ -76,9 +76,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
     on_cluster = ("experiment", "namespace", "token_file", "detach", "stop", "pipeline_root")
-    given = [f"--{name.replace('_', '-')}" for name in on_cluster if getattr(args, name) not in (None, False)]
-    if given and not args.endpoint:
-        parser.error(f"{', '.join(given)}: for a cluster: give --endpoint URL too")
+    flags = [f"--{name.replace('_', '-')}" for name in on_cluster if getattr(args, name) not in (None, False)]
+    if flags and not args.endpoint:
+        parser.error(f"{', '.join(flags)}: for a cluster: give --endpoint URL too")
     if sum(map(bool, (args.run_id and args.endpoint, args.detach, args.stop))) > 1:
         parser.error("--run-id follows a run, --stop ends one, --detach submits one and leaves: give one of them")
     if args.attempts < 1 or args.attempts > 1 and (args.detach or args.stop or not args.endpoint):

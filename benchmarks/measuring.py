@@ -154,8 +154,8 @@ def gpu() -> str:
     if not shutil.which("nvidia-smi"):
         return ""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    told = subprocess.run(query, capture_output=True, text=True, check=False)
-    return "".join(f"{line}, " for line in told.stdout.splitlines()) if told.returncode == 0 else ""
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    return "".join(f"{line}, " for line in done.stdout.splitlines()) if done.returncode == 0 else ""
 
 
 def _read(path: str) -> str:

@@ -46,8 +46,8 @@ def without(component: BaseComponent, *arguments: str) -> Callable[[Callable], B
 
     def narrow(named: Callable) -> BaseComponent:
         def build(*values) -> dsl.ContainerSpec:
-            given = zip((parameter.name for parameter in kept), values, strict=True)
-            return whole(**dict.fromkeys(arguments), **dict(given))
+            by_name = dict(zip((parameter.name for parameter in kept), values, strict=True))
+            return whole(**dict.fromkeys(arguments), **by_name)
 
         update_wrapper(build, named).__signature__ = inspect.Signature(kept)
         return dsl.container_component(build)

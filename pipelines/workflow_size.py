@@ -73,13 +73,13 @@ def _spec_bytes(package: Package) -> int:
 
 def _step_bytes(step: Task) -> int:
     patch = len(_in_node(_pod_spec_patch(step)))
-    given = sum(len(_in_node(_json(part))) for part in (step.component, step.spec, step.container, step.kubernetes))
-    return NUM_COPIES * (3 * NODE_BYTES + given + 3 * patch)
+    num_bytes = sum(len(_in_node(_json(part))) for part in (step.component, step.spec, step.container, step.kubernetes))
+    return NUM_COPIES * (3 * NODE_BYTES + num_bytes + 3 * patch)
 
 
 def _group_bytes(group: Task) -> int:
-    given = sum(len(_in_node(_json(part))) for part in (group.component, group.spec))
-    return NUM_COPIES * (2 * NODE_BYTES + given)
+    num_bytes = sum(len(_in_node(_json(part))) for part in (group.component, group.spec))
+    return NUM_COPIES * (2 * NODE_BYTES + num_bytes)
 
 
 def _pod_spec_patch(step: Task) -> str:

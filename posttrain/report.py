@@ -417,8 +417,8 @@ def told_by(storage_root: str, result: PipelineResult) -> str | None:
     maker = _maker(records)
     if maker != result.run_id and any(step.status != "reused" for step in judged):
         return None
-    told = read_records(storage_root, maker, of={line.REPORT})
-    is_told = any(one.measured.get("success") and one.measured.get("webhook") == webhook.SENT for one in told)
+    earlier = read_records(storage_root, maker, of={line.REPORT})
+    is_told = any(one.measured.get("success") and one.measured.get("webhook") == webhook.SENT for one in earlier)
     return maker if is_told else None
 
 

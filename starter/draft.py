@@ -35,11 +35,11 @@ def write(args: argparse.Namespace, output: Path) -> None:
     if output.exists():
         raise ValueError(f"{output}: exists; give another --output, or remove it")
     names = ("base_model", "sft_dataset", "preference_dataset", "storage_root")
-    given = {name: getattr(args, name) for name in names}
-    addresses = {name: absolute(uri) for name, uri in given.items()}
+    inputs = {name: getattr(args, name) for name in names}
+    addresses = {name: absolute(uri) for name, uri in inputs.items()}
     survey = surveys.look(addresses, args.red_team_prompts)
-    describe(survey, given)
-    draft = choose(survey, given, red_team=args.red_team_prompts, declines_with=args.declines_with)
+    describe(survey, inputs)
+    draft = choose(survey, inputs, red_team=args.red_team_prompts, declines_with=args.declines_with)
     text = to_yaml(draft)
     config = read_back(text)
     check(config, addresses, survey)

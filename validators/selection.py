@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     configure_logging()
     rule = config.Selection.model_validate_json(args.config)
-    found = scores(args.base, args.adapter, read_jsonl(args.rows), rule)
-    args.output.write_text(json.dumps(found), encoding="utf-8")
+    accuracies = scores(args.base, args.adapter, read_jsonl(args.rows), rule)
+    args.output.write_text(json.dumps(accuracies), encoding="utf-8")
 
 
 if __name__ == "__main__":

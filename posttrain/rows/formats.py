@@ -469,10 +469,10 @@ def _agreed(explicit: list[dict], prompt: list[dict]) -> list[dict]:
 
 def _first_difference(explicit: list[dict], prompt: list[dict]) -> dict | None:
     """Returns the first turn of several in which an explicit prompt differs; one that ends early leaves nothing out."""
-    told, begun = ([one for one in turns if one["role"] != "system"] for turns in (explicit, prompt))
-    if len(told) == 1:
+    spoken, begun = ([one for one in turns if one["role"] != "system"] for turns in (explicit, prompt))
+    if len(spoken) == 1:
         return None  # compared as text
-    pairs = zip(told, [*begun, *[None] * len(told)], strict=False)
+    pairs = zip(spoken, [*begun, *[None] * len(spoken)], strict=False)
     return next((one for one, other in pairs if other is None or _said(one) != _said(other)), None)
 
 

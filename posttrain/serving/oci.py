@@ -93,9 +93,9 @@ class Registry:
                 raise ValueError(f"{self.address.host}: asks for a password; add it to config.json in DOCKER_CONFIG")
             self.session.auth = self.credentials
             return
-        given = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-        asked = {"service": given.get("service", ""), "scope": f"repository:{self.address.name}:pull,push"}
-        token = self.ask("GET", given["realm"], good=(200,), params=asked, auth=self.credentials).json()
+        parameters = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+        asked = {"service": parameters.get("service", ""), "scope": f"repository:{self.address.name}:pull,push"}
+        token = self.ask("GET", parameters["realm"], good=(200,), params=asked, auth=self.credentials).json()
         self.session.headers["Authorization"] = f"Bearer {token.get('token') or token['access_token']}"
 
     def push_blob(self, digest: str, content: Content) -> bool:

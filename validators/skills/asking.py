@@ -20,17 +20,17 @@ def ask(
     model: Any, tokenizer: Any, suites: list[Suite], *, generate: Generate, declines_with: str | None = None
 ) -> dict[str, list[JudgedAnswer]]:
     """Greedy answers by suite. Suites with the same limit of tokens share their batches."""
-    given: dict[str, Answer] = {}
+    answered: dict[str, Answer] = {}
     for limit in sorted({suite.max_new_tokens for suite in suites}, reverse=True):
         rows = [row for suite in suites if suite.max_new_tokens == limit for row in suite.rows]
         prompts = [row.prompt for row in rows]
         answers = generate(model, tokenizer, prompts, max_new_tokens=limit)
-        given |= {row.id: answer for row, answer in zip(rows, answers, strict=True)}
+        answered |= {row.id: answer for row, answer in zip(rows, answers, strict=True)}
     return {
         suite.name: [
             JudgedAnswer(
-                row.prompt, given[row.id],
-                None if verify(row, given[row.id].text, declines_with=declines_with) else WRONG,
+                row.prompt, answered[row.id],
+                None if verify(row, answered[row.id].text, declines_with=declines_with) else WRONG,
             )
             for row in suite.rows
         ]

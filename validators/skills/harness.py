@@ -100,11 +100,11 @@ def read_samples(samples: list[dict[str, Any]] | None, metric: str, *, data: Pat
     if not samples:
         return Scored(error=f"no task of this name in {data.name}, or it has no rows")
     samples = [one for one in samples if one["filter"] == samples[0]["filter"]]
-    given = samples[0]["metrics"]
-    metric = metric or (given[0] if given else "")
+    metrics = samples[0]["metrics"]
+    metric = metric or (metrics[0] if metrics else "")
     values = [one.get(metric) for one in sorted(samples, key=lambda one: one["doc_id"])]
     if any(value is None for value in values):
-        return Scored(error=f"ended without its metric {metric or '(it names none)'}; it gave {', '.join(given)}")
+        return Scored(error=f"ended without its metric {metric or '(it names none)'}; it gave {', '.join(metrics)}")
     if not all(_is_share(value) for value in values):
         return Scored(
             error=f"its metric {metric} is not a share between 0 and 1 of each row: name another, as task:metric"
