@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from posttrain.config import DpoConfig, DpoStep, SftConfig, SftStep
 from posttrain.rows.formats import read_jsonl, write_jsonl
-from posttrain.train import backend
+from posttrain.step import digests
+from posttrain.train import backend, callbacks
 from posttrain.train.checkpoints import Checkpoints
 
 # 16 rows in batches of 4 are 4 steps.
@@ -56,6 +59,29 @@ def train(kind: str, model: Path, rows: Rows, folder: Path, *, training: dict | 
     step = step_class(**{kind: config, "training": training or {}})
     outputs = outputs_in(folder / "out")
     return module.train(str(model), files=rows[kind], outputs=outputs, step=step, checkpoints=checkpoints)
+
+
+def killed_and_resumed(
+    kind: str, model: Path, rows: Rows, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> dict:
+    """Trains until step 3 kills it, and once more from its checkpoint; returns the metrics."""
+
+    def die(args, state, logs, dataloader):
+        if state.global_step == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "log_step", die)
+        with pytest.raises(Killed):
+            train(kind, model, rows, folder)
+    with caplog.at_level("INFO"):
+        metrics = train(kind, model, rows, folder)
+    assert "resuming from checkpoint" in caplog.text
+    return metrics
+
+
+def same_files(one: Path, other: Path) -> bool:
+    return digests.digest(one) == digests.digest(other)
 
 
 def run_stage(

@@ -35,9 +35,9 @@ from runner import exit_codes
 from runner import follow as following
 from runner import kubeflow as client
 from runner.local import ROOT
+from tests.digests import give_digests
 from tests.kubeflow_server import Behaviour, Scene, serve
 
-DIGEST = "sha256:" + "0" * 64
 STEPS = {
     "preflight": "preflight", "fetch-model": "fetch_model", "prepare-sft-data": "prepare_sft_data",
     "check-sft-data": "check_sft_data", "train-sft": "train_sft", "check-sft": "check_sft",
@@ -65,14 +65,7 @@ def compiled(config: str) -> bytes:
 def kubeflow(tmp_path, monkeypatch, gs_root):
     """A server, a configuration, a storage root of its own in gs://, and images with digests."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    digests = {name: {"repository": f"example.org/{name}", "digest": DIGEST} for name in ("cpu", "train")}
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "digests.yaml").write_text(yaml.safe_dump(digests))
-    monkeypatch.setattr(components.container, "IMAGES", tmp_path / "images" / "digests.yaml")
-    for component in vars(components).values():
-        if hasattr(component, "component_spec"):
-            image = component.component_spec.implementation.container
-            monkeypatch.setattr(image, "image", image.image.replace(":local", f"@{DIGEST}"))
+    give_digests(tmp_path / "images", monkeypatch)
     write = lambda config, path: path.write_bytes(compiled(config.model_dump_json()))  # noqa: E731
     monkeypatch.setattr("runner.request.compile_graph", write)
     monkeypatch.setattr(client, "POLL_SECONDS", 0.01)

@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 
-import components
 from tests.cluster.__main__ import main
+from tests.digests import give_digests
 from tests.storage_servers import BUCKET
 
-DIGEST = "sha256:" + "0" * 64
 KUBECTL = """#!{python}
 import re, sys, urllib.request
 run = re.search(r"pipeline/runid=(\\S+)", " ".join(sys.argv))[1]
@@ -27,14 +25,7 @@ print("pod deleted")
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     """Images with digests, which no process needs: a cluster would refuse tags of this machine."""
-    digests = {name: {"repository": f"example.org/{name}", "digest": DIGEST} for name in ("cpu", "train")}
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "digests.yaml").write_text(yaml.safe_dump(digests))
-    monkeypatch.setattr(components.container, "IMAGES", tmp_path / "images" / "digests.yaml")
-    for component in vars(components).values():
-        if hasattr(component, "component_spec"):
-            image = component.component_spec.implementation.container
-            monkeypatch.setattr(image, "image", image.image.replace(":local", f"@{DIGEST}"))
+    give_digests(tmp_path / "images", monkeypatch)
 
 
 @contextmanager

@@ -8,10 +8,9 @@ import torch
 from posttrain.merge import merge
 from posttrain.rows import chat
 from posttrain.rows.formats import read_jsonl
-from posttrain.step import digests
 from posttrain.train import backend, callbacks
 from posttrain.train.checkpoints import Diverged
-from tests.stages import Killed, adapter, poison, tensors, train
+from tests.stages import adapter, killed_and_resumed, poison, same_files, tensors, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
@@ -62,22 +61,11 @@ def test_a_training_gives_the_same_bytes_twice(tiny_model, rows, tmp_path, kind)
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_killed_and_resumed_gives_the_same_bytes(tiny_model, rows, tmp_path, monkeypatch, caplog, kind):
     """With dropout, whose random numbers come from the GPU's own generator."""
-
-    def die(args, state, logs, dataloader):
-        if state.global_step == 3:
-            raise Killed
-
     whole = train(kind, tiny_model, rows, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "log_step", die)
-        with pytest.raises(Killed):
-            train(kind, tiny_model, rows, tmp_path / "killed")
-    with caplog.at_level("INFO"):
-        resumed = train(kind, tiny_model, rows, tmp_path / "killed")
-    assert "resuming from checkpoint" in caplog.text
+    resumed = killed_and_resumed(kind, tiny_model, rows, tmp_path / "killed", monkeypatch, caplog)
     assert largest_difference(tmp_path / "whole", tmp_path / "killed") == 0
     assert resumed == whole
-    assert digests.digest(tmp_path / "whole" / "out") == digests.digest(tmp_path / "killed" / "out")
+    assert same_files(tmp_path / "whole" / "out", tmp_path / "killed" / "out")
 
 
 def largest_difference(one, other) -> float:

@@ -9,9 +9,9 @@ import pytest
 from posttrain import dpo
 from posttrain.config import DpoConfig, DpoStep
 from posttrain.rows.formats import read_jsonl, write_jsonl
-from posttrain.step import digests
 from posttrain.train import backend, callbacks
 from posttrain.train.checkpoints import Checkpoints, Diverged
+from tests.stages import Killed, outputs_in, same_files
 
 # 14 rows in batches of 2 are 7 batches, so 4 steps in an epoch, the last of half the size.
 CONFIG = DpoConfig(
@@ -26,10 +26,6 @@ CONFIG = DpoConfig(
 )
 
 
-class Killed(BaseException):
-    """Nothing in the product catches this."""
-
-
 @pytest.fixture(scope="module")
 def rows(task_api_files, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("rows")
@@ -37,11 +33,6 @@ def rows(task_api_files, tmp_path_factory) -> dict[str, str]:
     write_jsonl(folder / "train.jsonl", pairs[:14])
     write_jsonl(folder / "eval.jsonl", pairs[14:18])
     return {name: str(folder / f"{name}.jsonl") for name in ("train", "eval")}
-
-
-def outputs_in(folder: Path) -> dict[str, str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return {name: str(folder / name) for name in ("adapter", "metrics", "curve", "logs")}
 
 
 def train(model, rows, folder: Path, *, config: DpoConfig = CONFIG, run_id: str = "run") -> dict:
@@ -55,10 +46,6 @@ def whole(tiny_model, rows, tmp_path_factory) -> tuple[Path, dict]:
     """Outputs and metrics of a training that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     return folder / "out", train(tiny_model, rows, folder)
-
-
-def same_files(one: Path, other: Path) -> bool:
-    return digests.digest(one) == digests.digest(other)
 
 
 def test_starts_from_its_reference_and_says_what_it_did(whole):

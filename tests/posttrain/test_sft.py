@@ -19,7 +19,7 @@ from posttrain.step import digests, records, run
 from posttrain.step.run import Unfinished
 from posttrain.train import backend, callbacks, stage
 from posttrain.train.checkpoints import Checkpoints, Diverged
-from tests.stages import poison
+from tests.stages import Killed, outputs_in, poison, same_files
 
 # 10 rows in batches of 2 are 5 batches, so 3 steps in an epoch, the last of half the size.
 CONFIG = SftConfig(
@@ -34,21 +34,12 @@ CONFIG = SftConfig(
 )
 
 
-class Killed(BaseException):
-    """Nothing in the product catches this."""
-
-
 @pytest.fixture(scope="module")
 def rows(task_api_files, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("rows")
     write_jsonl(folder / "train.jsonl", read_jsonl(task_api_files / "sft.jsonl")[:10])
     write_jsonl(folder / "eval.jsonl", read_jsonl(task_api_files / "eval.jsonl")[:1])
     return {name: str(folder / f"{name}.jsonl") for name in ("train", "eval")}
-
-
-def outputs_in(folder: Path) -> dict[str, str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return {name: str(folder / name) for name in ("adapter", "metrics", "curve", "logs")}
 
 
 def train(model, rows, folder: Path, *, config: SftConfig = CONFIG, run_id: str = "run") -> dict:
@@ -62,10 +53,6 @@ def whole(tiny_model, rows, tmp_path_factory) -> tuple[Path, dict]:
     """Outputs and metrics of a training that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     return folder / "out", train(tiny_model, rows, folder)
-
-
-def same_files(one: Path, other: Path) -> bool:
-    return digests.digest(one) == digests.digest(other)
 
 
 def test_learns_and_says_what_it_did(whole):

@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from posttrain.merge import merge
-from posttrain.step import digests
-from posttrain.train import callbacks
-from tests.stages import Killed, adapter, run_stage, tensors, train
+from tests.stages import adapter, killed_and_resumed, run_stage, same_files, tensors, train
 
 pytestmark = [pytest.mark.unsloth, pytest.mark.filterwarnings("default")]
 
@@ -27,19 +25,9 @@ def test_each_step_has_the_loss_and_gradient_of_plain_peft(tiny_model, rows, tmp
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_killed_and_resumed_gives_the_same_bytes(tiny_model, rows, tmp_path, monkeypatch, caplog, kind):
-    def die(args, state, logs, dataloader):
-        if state.global_step == 3:
-            raise Killed
-
     whole = train(kind, tiny_model, rows, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "log_step", die)
-        with pytest.raises(Killed):
-            train(kind, tiny_model, rows, tmp_path / "killed")
-    with caplog.at_level("INFO"):
-        assert train(kind, tiny_model, rows, tmp_path / "killed") == whole
-    assert "resuming from checkpoint" in caplog.text
-    assert digests.digest(tmp_path / "whole" / "out") == digests.digest(tmp_path / "killed" / "out")
+    assert killed_and_resumed(kind, tiny_model, rows, tmp_path / "killed", monkeypatch, caplog) == whole
+    assert same_files(tmp_path / "whole" / "out", tmp_path / "killed" / "out")
 
 
 def test_our_merge_of_its_adapter_is_its_own(tiny_model, rows, tmp_path):
