@@ -499,6 +499,18 @@ def test_another_publisher_of_the_same_model_may_be_faster(line, place, monkeypa
     assert verify(receipt["uri"]).faults == []
 
 
+def test_the_claim_of_another_publisher_of_the_same_model_is_no_fault(line, place, monkeypatch):
+    """It claims the version that is just done, and removes its claim at once."""
+    check = publish._check_same
+
+    def meanwhile(target: str, *arguments) -> None:
+        storage.write_bytes(storage.join(target, "PUBLISHING.json"), b"{}")
+        check(target, *arguments)
+
+    monkeypatch.setattr(publish, "_check_same", meanwhile)
+    assert line.publish(place)["sha256"] == digests.digest(line.model)
+
+
 NUM_ROUNDS = 8
 
 
