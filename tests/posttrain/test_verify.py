@@ -90,7 +90,9 @@ def test_the_command_prints_the_chain_and_verified(finished, folder, capsys):
     assert links[0].startswith("fetch_model       hf://acme/base@c0ffee ")
     assert links[3].endswith(f" -> adapter {digest['train_sft', 'adapter'][:8]}")
     assert links[6].endswith(" -> passed, 2 of 2 checks")
-    assert last.startswith("verified: 5 files, 8 links, 3 gates passed; the run record")
+    assert last == f"verified: 5 files, 8 links, 3 gates passed; the run record in {finished.root} agrees"
+    assert verify.main([str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("3 gates passed; not compared with a run record\n")
 
 
 def test_the_command_prints_what_is_wrong_and_exits_1(folder, capsys):
@@ -330,6 +332,14 @@ def test_only_the_run_record_knows_of_a_chain_that_is_forged_throughout(finished
 def test_a_run_without_a_record_is_said(folder, tmp_path):
     found = faults(folder, storage_root=str(tmp_path / "elsewhere"))
     assert f"train_sft: run run-1 has no record of it in {tmp_path / 'elsewhere'}" in found
+
+
+def test_a_damaged_record_is_an_error(finished, folder, tmp_path):
+    """It may be that of a gate which stopped the run."""
+    root = shutil.copytree(finished.root, tmp_path / "root")
+    (root / "runs" / "run-1" / "check_sft.2.json").write_text("")
+    with pytest.raises(ValueError, match=r"check_sft\.2\.json: is not a record: is empty"):
+        faults(folder, storage_root=str(root))
 
 
 def test_the_receipt_of_another_run_that_finished_the_work_counts(tmp_path):
