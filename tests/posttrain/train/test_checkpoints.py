@@ -147,6 +147,15 @@ def test_half_written_ones_do_not_count_and_go_once_they_are_old(tmp_path, local
     assert steps(kept) == ["step-00000002"]
 
 
+def test_half_written_ones_are_none_of_those_that_are_kept(tmp_path, local):
+    other, kept = checkpoints(tmp_path, run_id="other", limit=2), checkpoints(tmp_path, limit=2)
+    other.publish(local, step=9)
+    half_written(published(other, 9))
+    for step in (1, 2, 3):
+        kept.publish(local, step=step)
+    assert steps(kept) == ["step-00000002", "step-00000003", "step-00000009"]
+
+
 def test_a_slower_run_keeps_the_checkpoint_that_it_knows_to_be_whole(tmp_path, local):
     fast, slow = checkpoints(tmp_path, run_id="fast", limit=1), checkpoints(tmp_path, run_id="slow", limit=1)
     fast.publish(local, step=9)
