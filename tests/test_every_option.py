@@ -1,4 +1,5 @@
-"""The line with every option on: pairs of its own, best checkpoints, an export, a signature, a webhook that listens.
+"""The line with every option on: pairs of its own, best checkpoints, an export, a signature, a webhook and a registry
+that listen.
 
 Each has tests of its own; here a user turns all of them on at once, runs the same again, and is stopped by a gate.
 """
@@ -18,12 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from posttrain.step import records
 from posttrain.step.records import StepRecord
+from tests import model_registry
 from tests.tiny_line import write_line
 
 pytestmark = pytest.mark.long
 
 PATH = "/services/T0001/B0002/abcdefghijklmnop"
 TOKEN = "hf_plantedPlantedPlantedPlanted00"
+REGISTRY_TOKEN = "planted-token-of-the-registry"
 OPTIONS = (
     "notify={}",
     "signing={}",
@@ -71,6 +74,12 @@ def webhook() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def registry() -> Iterator[model_registry.ModelRegistry]:
+    with model_registry.serve(token=REGISTRY_TOKEN) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory, taught_model) -> Path:
     """A folder with data, a configuration and a pair of keys."""
     folder = tmp_path_factory.mktemp("options")
@@ -84,16 +93,17 @@ def folder(tmp_path_factory, taught_model) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder, webhook):
+def run(folder, webhook, registry):
     """Runs the line with all options and these changes under an ID; gives the process, and what the webhook got."""
 
     def run(run_id: str, *changes: str, answers: tuple[int, ...] = ()) -> tuple[subprocess.CompletedProcess, list[str]]:
         Listener.sent.clear()
         Listener.answers[:] = answers
-        flags = [part for setting in (*OPTIONS, *changes) for part in ("--set", setting)]
+        options = (*OPTIONS, f"registries={{model_registry: {{url: '{registry.url}'}}, required: true}}")
+        flags = [part for setting in (*options, *changes) for part in ("--set", setting)]
         command = [sys.executable, "run_pipeline.py", "--config", folder / "pipeline.yaml", "--run-id", run_id, *flags]
         environment = {"POSTTRAIN_WEBHOOK_URL": webhook, "POSTTRAIN_SIGNING_KEY": str(folder / "key.pem")}
-        environment |= {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+        environment |= {"POSTTRAIN_MODEL_REGISTRY_TOKEN": REGISTRY_TOKEN, "HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
         ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=280)
         return ended, [body["text"] for body in Listener.sent]
 
@@ -142,23 +152,36 @@ def test_each_option_did_its_part(folder, promoted):
     assert entries["train_dpo"].inputs["train"] == entries["sample_pairs"].outputs["train"]
 
 
+def test_the_published_version_is_registered(folder, registry, promoted):
+    (version,), ((_, artifact),) = registry.versions, registry.artifacts
+    published = next((folder / "root" / "published" / "tiny").glob("*-*"))
+    assert (version["name"], artifact["uri"]) == (published.name, published.as_uri())
+    result = json.loads((folder / "root" / "runs" / "promoted" / "pipeline_result.json").read_text())
+    assert result["registered"] == {"model_registry": f"{registry.url}{registry.root}/model_versions/{version['id']}"}
+    properties = version["customProperties"]
+    verdict = records_of(folder, "promoted")["check_alignment"].judged
+    assert properties["check_alignment.answer_accuracy"]["double_value"] == verdict.numbers["answer_accuracy"]
+
+
 def test_no_secret_is_told_or_left(folder, promoted):
     left = [path for path in (folder / "root").rglob("*") if path.is_file()]
     assert len(left) > 100
     key = (folder / "key.pem").read_text().splitlines()[1]
     for content in [*(text.encode() for text in promoted), *(path.read_bytes() for path in left)]:
-        assert not [secret for secret in (TOKEN, PATH, key) if secret.encode() in content]
+        assert not [secret for secret in (TOKEN, REGISTRY_TOKEN, PATH, key) if secret.encode() in content]
 
 
-def test_the_same_again_reuses_everything_and_tells_nothing(folder, run, promoted):
+def test_the_same_again_reuses_everything_and_tells_nothing(folder, run, registry, promoted):
+    registry.requests.clear()
     ended, told = run("again")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     entries = records_of(folder, "again")
     done = {step for step, entry in entries.items() if entry.status != "reused"}
     assert done <= {
-        "preflight", "fetch_model", "prepare_sft_data", "prepare_preferences", "publish_model", "check_champion",
-        "promote_model", "report_run",
+        "preflight", "fetch_model", "prepare_sft_data", "prepare_preferences", "publish_model", "register_model",
+        "check_champion", "promote_model", "report_run",
     }  # fmt: skip
+    assert registry.requests and registry.written == []
     assert told == []
     assert entries["report_run"].measured["webhook"] == "not told again: run promoted has told it"
 
