@@ -126,7 +126,8 @@ def test_an_adapter_learned_on_four_bits_merges_into_the_base(tiny_model, rows, 
     else:
         folder, log, _ = ended("sft in 4 bits")
         assert log[-1]["loss"] < log[0]["loss"]
-    assert all(tensor.dtype == torch.float32 for tensor in adapter(folder).values())
+    dtypes = {tensor.dtype for tensor in adapter(folder).values()}  # on 4 bits trl makes it bfloat16
+    assert dtypes == {torch.bfloat16} if library == "peft" else dtypes <= {torch.bfloat16, torch.float32}
     merge(tiny_model, folder / "out" / "adapter", tmp_path / "merged")
     merged, base = tensors(tmp_path / "merged"), tensors(tiny_model)
     assert {name: tensor.dtype for name, tensor in merged.items()} == {name: base[name].dtype for name in base}
