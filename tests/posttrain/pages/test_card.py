@@ -107,7 +107,12 @@ def test_the_licence_is_in_the_words_of_the_hub(licence, file, words):
 
 def test_the_results_are_those_of_the_gates_that_judged_this_model():
     numbers = {"num_answers": 8.0, "answer_accuracy": 0.5, "base_answer_accuracy": 0.1, "before_format_valid_rate": 1.0}
-    checks = (at_most("loss", 1.23456789, 2.0), holds("finite", True), at_most("late", None, 1.0))
+    checks = (
+        at_most("loss", 1.23456789, 2.0, interval=(1.1, 1.4)),
+        at_most("seconds", 3.0, 4.0),
+        holds("finite", True),
+        at_most("late", None, 1.0),
+    )
     judged = gate(checks=checks, numbers=numbers)
     (model,) = matter(gate("check_other", model="b" * 64), judged)["model-index"]
     assert model["name"] == "m"
@@ -118,23 +123,23 @@ def test_the_results_are_those_of_the_gates_that_judged_this_model():
 
 
 def test_the_card_asks_the_first_question_or_greets():
-    text = card.model_card(chain(BASE, gate()), [], files={"README.md": ""}, folder="gs://b/m")
+    text = card.model_card(chain(BASE, gate()), card.Evidence(), files={"README.md": ""}, folder="gs://b/m")
     assert '"content": "Hello"' in text and 'pipeline("text-generation", "gs://b/m"' in text
     assert "max_new_tokens=256" in text and "## Answers" not in text
-    adapter = card.model_card(chain(BASE, gate()), [], files={"adapter_config.json": ""})
+    adapter = card.model_card(chain(BASE, gate()), card.Evidence(), files={"adapter_config.json": ""})
     assert 'folder, base = ".", "acme/base"' in adapter
 
 
 def test_the_card_says_what_no_gate_has_judged():
     kept = {"no harmful": holds("no_harmful_content", True), "other": holds("x", True)}
-    text = {name: card.model_card(chain(gate(checks=(check,))), []) for name, check in kept.items()}
+    text = {name: card.model_card(chain(gate(checks=(check,))), card.Evidence()) for name, check in kept.items()}
     assert "had no `no_harmful_content`" not in text["no harmful"] and "had no `no_harmful_content`" in text["other"]
-    unjudged = card.model_card(chain(gate(answer_match="none", numbers=ANSWERED)), [])
+    unjudged = card.model_card(chain(gate(answer_match="none", numbers=ANSWERED)), card.Evidence())
     assert "looked at their form alone" in unjudged and "answers are right" not in unjudged
 
 
 def test_the_card_has_no_traces_of_its_template():
-    text = card.model_card(chain(BASE, gate()), [])
+    text = card.model_card(chain(BASE, gate()), card.Evidence())
     assert "# m\n\n**Nobody judged whether the answers are harmful**" in text
     assert (
         "- Its base model is under mit.\n\n## Sources\n\n| step | source | SHA-256 |\n|---|---|---|\n| `fetch" in text
@@ -144,4 +149,4 @@ def test_the_card_has_no_traces_of_its_template():
 
 def test_the_first_licence_file_is_named():
     files = {"README.md": "", "LICENSE.b": "", "LICENSE.a": "", "COPYING": ""}
-    assert "Its text: `LICENSE.a`." in card.model_card(chain(BASE, gate()), [], files=files)
+    assert "Its text: `LICENSE.a`." in card.model_card(chain(BASE, gate()), card.Evidence(), files=files)
