@@ -144,10 +144,10 @@ def test_a_promoted_run_and_a_second_that_reuses_it(project, capsys):
     assert json.loads((published.parent / "CURRENT").read_text())["by"] == "r1"
     assert "step 4/4 loss 0.5" in out
     assert told_ci(project / "ci" / "gates.xml").keys().isdisjoint({"failure", "error", "skipped"})
-    found = result(project)
-    assert found["success"] is True
-    assert found["final_model_path"] == value(out, "Final model")
-    assert [step["status"] for step in found["steps"]] == ["succeeded"] * (STEPS - 1)
+    outcome = result(project)
+    assert outcome["success"] is True
+    assert outcome["final_model_path"] == value(out, "Final model")
+    assert [step["status"] for step in outcome["steps"]] == ["succeeded"] * (STEPS - 1)
     folder = project / "store" / "runs" / "r1"
     for name in ("report.html", "graph.yaml", "logs/train_sft.log", "check_sft/verdict.json", "check_sft/verdict.html"):
         assert (folder / name).is_file(), name

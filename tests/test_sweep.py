@@ -97,6 +97,6 @@ def test_a_second_run_finds_what_its_trials_came_to(line, told):
 
 def test_its_trials_are_runs_that_can_be_compared(line, told):
     names = ["first.trial_1", "first.trial_2"]
-    found = compare.compare(str(line / "root"), names, objective="check_sft.held_out_loss", sign=1)
-    assert [row.candidate.status for row in found.rows] == ["qualified", "failed at train_sft"]
-    assert found.settings == ["sft.learning_rate"]
+    comparison = compare.compare(str(line / "root"), names, objective="check_sft.held_out_loss", sign=1)
+    assert [row.candidate.status for row in comparison.rows] == ["qualified", "failed at train_sft"]
+    assert comparison.settings == ["sft.learning_rate"]

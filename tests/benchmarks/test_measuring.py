@@ -21,14 +21,14 @@ def rounds(number: int, minutes: float = 1.0) -> argparse.Namespace:
 def test_a_process_is_measured_with_what_it_starts():
     held = bytearray(b"x" * 200_000_000)  # by the parent: not the child's
     work = "import time; held = b'x' * 100_000_000; end = time.process_time() + 0.2\nwhile time.process_time() < end: 1"
-    found = run(Side(["sh", "-c", '"$@"; true', "sh", *python(work)]))
-    assert 0.2 <= found["cpu_seconds"] <= found["seconds"] + 0.1
-    assert 100 < found["peak_mb"] < len(held) / 1e6
+    result = run(Side(["sh", "-c", '"$@"; true', "sh", *python(work)]))
+    assert 0.2 <= result["cpu_seconds"] <= result["seconds"] + 0.1
+    assert 100 < result["peak_mb"] < len(held) / 1e6
 
 
 def test_what_a_side_tells_on_its_last_line_counts():
-    found = run(Side(python('print("log"); print({"loss": 1, "seconds": 2}.__repr__().replace(chr(39), chr(34)))')))
-    assert found["loss"] == 1 and found["seconds"] == 2 and found["peak_mb"] > 1
+    result = run(Side(python('print("log"); print({"loss": 1, "seconds": 2}.__repr__().replace(chr(39), chr(34)))')))
+    assert result["loss"] == 1 and result["seconds"] == 2 and result["peak_mb"] > 1
 
 
 def test_a_side_that_fails_ends_the_benchmark_with_its_words():
@@ -65,7 +65,7 @@ def test_the_file_holds_every_run(tmp_path, capsys):
         [f"--output={tmp_path / 'new' / 'merge.json'}"]
     )
     report(args, note="Random weights.", tables=[Table("1.5B", "ours", {"ours": [{"seconds": 1.0}]})])
-    found = json.loads(args.output.read_text())
-    assert found["title"] == "Merge: ours" and found["settings"] == {"rounds": 1, "minutes": 1}
-    assert found["tables"][0]["runs"] == {"ours": [{"seconds": 1.0}]}
-    assert "cores" in found["machine"] and "## Merge: ours\n\nRandom weights." in capsys.readouterr().out
+    content = json.loads(args.output.read_text())
+    assert content["title"] == "Merge: ours" and content["settings"] == {"rounds": 1, "minutes": 1}
+    assert content["tables"][0]["runs"] == {"ours": [{"seconds": 1.0}]}
+    assert "cores" in content["machine"] and "## Merge: ours\n\nRandom weights." in capsys.readouterr().out

@@ -116,16 +116,16 @@ def test_a_gate_stops_the_line_in_docker_too(release, line, promoted):
 def test_a_container_is_confined(docker, release, line, promoted):
     """Asked of the engine while a step runs, which is then interrupted."""
     with under_way(docker, release, line, "confined") as (process, container):
-        (found,) = json.loads(docker.ok("inspect", container))
+        (content,) = json.loads(docker.ok("inspect", container))
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-    host, config = found["HostConfig"], found["Config"]
+    host, config = content["HostConfig"], content["Config"]
     assert host["CapDrop"] == ["ALL"] and host["CapAdd"] is None and not host["Privileged"]
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert host["ReadonlyRootfs"] and host["NetworkMode"] == "none"
     assert config["User"].split(":")[0] not in ("", "0", "root")
     assert config["Entrypoint"] in (None, [])
-    mounts = {mount["Destination"]: mount["RW"] for mount in found["Mounts"]}
+    mounts = {mount["Destination"]: mount["RW"] for mount in content["Mounts"]}
     artifacts = line / "root" / "artifacts" / "confined"
     assert mounts == {
         "/cache": True, str(line / "root"): True, str(artifacts): False, str(artifacts / "train_sft"): True,

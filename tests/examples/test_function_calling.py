@@ -209,8 +209,8 @@ def test_heldout_rows_are_of_three_kinds(files):
     ],
 )
 def test_score(paris, text, expected):
-    found = score(data.heldout_row(paris, "call"), text)
-    assert {name for name in found.__slots__ if getattr(found, name)} == set(expected.split())
+    scored = score(data.heldout_row(paris, "call"), text)
+    assert {name for name in scored.__slots__ if getattr(scored, name)} == set(expected.split())
 
 
 def test_equal_is_as_lenient_as_the_benchmark():

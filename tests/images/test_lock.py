@@ -25,10 +25,10 @@ def test_every_line_is_a_version_with_its_digest(path):
 
 @pytest.mark.parametrize(("extra", "names"), [("cpu", ["cpu"]), ("train", ["train", "torch-cpu"])])
 def test_what_the_project_pins_is_what_an_image_gets(extra, names):
-    found = locked(*names)
+    packages = locked(*names)
     for pin in lock.requirements(extra):
         name, _, version = pin.partition("==")
-        assert found[canonicalize_name(name)].partition("+")[0] == version
+        assert packages[canonicalize_name(name)].partition("+")[0] == version
 
 
 def test_an_image_with_unsloth_gets_what_was_tested_with_it():
@@ -41,8 +41,8 @@ def test_an_image_with_unsloth_gets_what_was_tested_with_it():
 def test_the_images_get_what_was_tested_together():
     lines = Path("images/constraints.txt").read_text().splitlines()[1:]
     tested = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
-    found = locked("cpu", "train", "torch-cpu", "build")
-    assert {name: version.partition("+")[0] for name, version in found.items()}.items() <= tested.items()
+    packages = locked("cpu", "train", "torch-cpu", "build")
+    assert {name: version.partition("+")[0] for name, version in packages.items()}.items() <= tested.items()
 
 
 def test_both_builds_of_torch_have_the_same_version():

@@ -328,9 +328,11 @@ def test_nor_does_the_graph_with_pushed_images(package):
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.rule)
 def test_a_broken_rule_is_found_with_place_and_remedy(package, broken):
     broken.change(package)
-    found = findings(package)
-    assert {finding.rule for finding in found} == {broken.rule}
-    assert any(finding.where.startswith(broken.where) and broken.remedy in finding.remedy for finding in found), found
+    broken_rules = findings(package)
+    assert {finding.rule for finding in broken_rules} == {broken.rule}
+    assert any(
+        finding.where.startswith(broken.where) and broken.remedy in finding.remedy for finding in broken_rules
+    ), broken_rules
 
 
 def test_every_rule_has_a_graph_that_breaks_it():

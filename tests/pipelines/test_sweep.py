@@ -62,14 +62,14 @@ def test_sweeps_of_every_shape_keep_every_rule_of_the_platform(tmp_path, shape, 
 
 
 def test_a_loop_for_each_rung_and_no_exit_handler_around_it(package):
-    found = Package.read(package)
-    loops = [task for task in found.tasks if task.is_loop]
+    read_back = Package.read(package)
+    loops = [task for task in read_back.tasks if task.is_loop]
     assert [task.spec["iteratorPolicy"]["parallelismLimit"] for task in loops] == [2, 2]
     items = [json.loads(task.spec["parameterIterator"]["items"]["raw"]) for task in loops]
     assert items == [["rung_1_worker_1", "rung_1_worker_2"], ["rung_2_worker_1", "rung_2_worker_2"]]
-    assert not any(task.is_exit_task for task in found.tasks)
+    assert not any(task.is_exit_task for task in read_back.tasks)
     for loop in loops:
-        (trial,) = found.inside(loop)
+        (trial,) = read_back.inside(loop)
         assert trial.runs("posttrain.sweep.trial")
 
 

@@ -33,17 +33,19 @@ def root(tmp_path):
 
 
 def test_runs_are_sorted_with_what_differs_their_verdicts_and_their_cost(root):
-    found = compare.compare(str(root), ["one", "two", "three", "four"], objective="check_sft.held_out_loss", sign=1)
-    rows = [(row.candidate.name, row.place, row.candidate.status) for row in found.rows]
+    comparison = compare.compare(
+        str(root), ["one", "two", "three", "four"], objective="check_sft.held_out_loss", sign=1
+    )
+    rows = [(row.candidate.name, row.place, row.candidate.status) for row in comparison.rows]
     assert rows == [
         ("two", 1, "qualified"),
         ("one", 2, "qualified"),
         ("three", None, "stopped by check_sft"),
         ("four", None, "failed at train_sft"),
     ]
-    assert found.settings == ["sft.learning_rate", "sft.lora_r"]
-    assert found.rows[0].candidate.cost.cpu_seconds == 6.0
-    assert found.rows[1].is_level  # 0.4 is in both intervals
+    assert comparison.settings == ["sft.learning_rate", "sft.lora_r"]
+    assert comparison.rows[0].candidate.cost.cpu_seconds == 6.0
+    assert comparison.rows[1].is_level  # 0.4 is in both intervals
 
 
 def test_the_cost_is_that_of_all_attempts_and_the_memory_that_of_the_largest(root):

@@ -552,10 +552,10 @@ def test_of_two_publishers_of_different_models_one_is_refused(root, publisher, t
     outcomes = race(lines, root, publisher, tmp_path / "go")
     for number, told in enumerate(zip(*outcomes, strict=True)):
         target = storage.join(root, "m", f"v{number}")
-        found = verify(target)
-        assert (found.faults, set(storage.list_files(target))) == ([], FILES)
+        verified = verify(target)
+        assert (verified.faults, set(storage.list_files(target))) == ([], FILES)
         (winner,) = (line for line, outcome in zip(lines, told, strict=True) if outcome == "published")
-        assert found.manifest.sha256 == digests.digest(winner.model)
+        assert verified.manifest.sha256 == digests.digest(winner.model)
         assert sum("another model" in outcome for outcome in told) == 1
 
 

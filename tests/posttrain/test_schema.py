@@ -24,9 +24,9 @@ def written(*checks: Check) -> dict:
 
 @pytest.fixture(scope="module")
 def published() -> jsonschema.Draft202012Validator:
-    found = json.loads(schema.PATH.read_text())
-    jsonschema.Draft202012Validator.check_schema(found)
-    return jsonschema.Draft202012Validator(found)
+    content = json.loads(schema.PATH.read_text())
+    jsonschema.Draft202012Validator.check_schema(content)
+    return jsonschema.Draft202012Validator(content)
 
 
 def test_the_published_file_is_what_the_code_says():
@@ -67,6 +67,6 @@ def test_a_wrong_or_forged_one_does_not(published, wrong):
 
 
 def test_every_field_is_explained():
-    found = schema.schema()
-    for one in (found, found["$defs"]["Check"]):
+    current = schema.schema()
+    for one in (current, current["$defs"]["Check"]):
         assert all(field["description"] for field in one["properties"].values())

@@ -208,8 +208,8 @@ def fold(folder: Path) -> None:
 
 def test_two_files_under_one_name_with_a_line_feed_are_refused(folder):
     fold(folder)
-    (found,) = faults(folder)
-    assert re.match(r"manifest.json: is invalid: files: .*has a control character or broken UTF-8 in its name", found)
+    (named,) = faults(folder)
+    assert re.match(r"manifest.json: is invalid: files: .*has a control character or broken UTF-8 in its name", named)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x1bb", "a\x85b", "a\u2028b", "a\udcffb"])
@@ -296,10 +296,10 @@ CHAIN = {
 def test_a_forged_chain_is_found_even_where_all_digests_fit(change, folder):
     tamper, words = CHAIN[change]
     forge(folder, tamper)
-    found = faults(folder)
-    assert not any(re.search("was changed:|SHA256SUMS", fault) for fault in found)
+    named = faults(folder)
+    assert not any(re.search("was changed:|SHA256SUMS", fault) for fault in named)
     for expected in words:
-        assert any(re.search(expected, fault) for fault in found), (expected, found)
+        assert any(re.search(expected, fault) for fault in named), (expected, named)
 
 
 def test_a_verdict_that_was_made_to_pass_is_found(tmp_path, monkeypatch):
@@ -330,8 +330,8 @@ def test_only_the_run_record_knows_of_a_chain_that_is_forged_throughout(finished
 
 
 def test_a_run_without_a_record_is_said(folder, tmp_path):
-    found = faults(folder, storage_root=str(tmp_path / "elsewhere"))
-    assert f"train_sft: run run-1 has no record of it in {tmp_path / 'elsewhere'}" in found
+    named = faults(folder, storage_root=str(tmp_path / "elsewhere"))
+    assert f"train_sft: run run-1 has no record of it in {tmp_path / 'elsewhere'}" in named
 
 
 def test_a_damaged_record_is_an_error(finished, folder, tmp_path):

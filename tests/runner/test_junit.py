@@ -51,16 +51,16 @@ def told(text: str) -> dict[str, dict[str, str | None]]:
 
 
 def test_a_promoted_run_is_green():
-    found = run({"train_sft": "reused", "check_sft": [GOOD], "check_sft_merge": [GOOD]}, model="/models/1")
+    result = run({"train_sft": "reused", "check_sft": [GOOD], "check_sft_merge": [GOOD]}, model="/models/1")
     cases = {"held_out_loss": None}
-    assert told(junit.of_run(found)) == {"run": {"model promoted": None}, "check_sft": cases, "check_sft_merge": cases}
+    assert told(junit.of_run(result)) == {"run": {"model promoted": None}, "check_sft": cases, "check_sft_merge": cases}
 
 
 def test_attempts_and_progress_of_the_steps_are_told_beside_the_run():
-    found = run({"train_sft": "succeeded", "check_sft": "not run"})
+    result = run({"train_sft": "succeeded", "check_sft": "not run"})
     progress = Progress(done=4000, total=4000, text="loss 0.5", resumed_at=1734)
-    steps = [found.steps[0].model_copy(update={"num_attempts": 2, "progress": progress}), found.steps[1]]
-    root = ElementTree.fromstring(junit.of_run(found.model_copy(update={"steps": steps})))
+    steps = [result.steps[0].model_copy(update={"num_attempts": 2, "progress": progress}), result.steps[1]]
+    root = ElementTree.fromstring(junit.of_run(result.model_copy(update={"steps": steps})))
     assert root.find(".//testsuite[@name='run']/system-out").text.splitlines() == [
         "train_sft: succeeded, 25 min 00 s, 2 attempts, from step 1734, step 4000/4000",
         "check_sft: not run",
@@ -68,8 +68,8 @@ def test_attempts_and_progress_of_the_steps_are_told_beside_the_run():
 
 
 def test_each_status_of_a_check_and_a_gate_that_was_not_reached():
-    found = run({"check_sft": [GOOD, UNSURE, TIMED_OUT, NOT_RUN], "check_sft_merge": "not run"})
-    assert told(junit.of_run(found)) == {
+    result = run({"check_sft": [GOOD, UNSURE, TIMED_OUT, NOT_RUN], "check_sft_merge": "not run"})
+    assert told(junit.of_run(result)) == {
         "run": {"model promoted": "failure: stopped"},
         "check_sft": {
             "held_out_loss": None,
@@ -105,10 +105,10 @@ def test_a_gate_whose_process_died_is_an_error(status):
 
 
 def test_the_verdict_of_an_earlier_attempt_does_not_make_a_gate_green_that_died():
-    found = run({"check_sft": [GOOD]})
-    died = found.steps[0].model_copy(update={"status": "failed", "error": "killed"})
-    found = found.model_copy(update={"steps": [died]})
-    assert told(junit.of_run(found))["check_sft"] == {"held_out_loss": None, "verdict": "error: failed"}
+    result = run({"check_sft": [GOOD]})
+    died = result.steps[0].model_copy(update={"status": "failed", "error": "killed"})
+    result = result.model_copy(update={"steps": [died]})
+    assert told(junit.of_run(result))["check_sft"] == {"held_out_loss": None, "verdict": "error: failed"}
 
 
 def test_a_gate_that_succeeded_without_a_verdict_is_an_error():

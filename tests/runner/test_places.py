@@ -7,7 +7,7 @@ from runner import places
 
 def test_places_of_a_configuration_are_found_wherever_they_stand(tmp_path):
     (tmp_path / "prompts.jsonl").write_text("{}")
-    found = places.of_step({
+    place = places.of_step({
         "step": "check_alignment", "storage_root": str(tmp_path), "overrides": {},
         "config": {
             "allowed_prefixes": ["gs://elsewhere"],
@@ -15,7 +15,7 @@ def test_places_of_a_configuration_are_found_wherever_they_stand(tmp_path):
             "upload_to_hub": False,
         },
     })  # fmt: skip
-    assert found == places.Places(read=(tmp_path / "prompts.jsonl",), written=(tmp_path,), need_network=False)
+    assert place == places.Places(read=(tmp_path / "prompts.jsonl",), written=(tmp_path,), need_network=False)
 
 
 def test_a_hub_id_needs_a_network_and_a_folder_of_that_name_does_not(tmp_path, monkeypatch):

@@ -249,9 +249,9 @@ def test_a_truncated_model_ends_what_needs_a_model(run, aligned, tmp_path):
     broken = Path(shutil.copytree(aligned, tmp_path / "model"))
     content = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(content[:-100])
-    found = statuses(run(broken))
-    assert found["model_loads"] == "failed" and found["start_loss_deviation"] == "passed"
-    assert {found[name] for name in ("before_loads", "reward_accuracy", "no_harmful_content", "over_refusal")} == {
+    by_name = statuses(run(broken))
+    assert by_name["model_loads"] == "failed" and by_name["start_loss_deviation"] == "passed"
+    assert {by_name[name] for name in ("before_loads", "reward_accuracy", "no_harmful_content", "over_refusal")} == {
         "not run"
     }
 
@@ -271,8 +271,8 @@ def test_a_start_loss_that_is_no_number_is_refused(text, tmp_path):
 
 def test_a_training_that_does_not_say_where_it_began(run, aligned, step):
     cheap = limited(step, custom_checks=[], num_generated_answers=1)
-    found = statuses(run(aligned, step=cheap, start_loss=None))
-    assert found["training_metrics"] == "failed" and found["start_loss_deviation"] == "not run"
+    by_name = statuses(run(aligned, step=cheap, start_loss=None))
+    assert by_name["training_metrics"] == "failed" and by_name["start_loss_deviation"] == "not run"
 
 
 def test_without_sft_the_model_before_is_the_base(run, aligned):
@@ -326,8 +326,8 @@ def test_nothing_passes_that_has_nobody_to_judge_it(run, aligned, step, change, 
 
 def test_one_slow_part_is_ended_and_ends_the_rest(run, aligned, step, monkeypatch):
     monkeypatch.setattr("posttrain.train.backend.load_model", lambda *_: __import__("time").sleep(30))
-    found = statuses(run(aligned, step=limited(step, check_timeouts={"model_loads": 1})))
-    assert found["model_loads"] == "timed out" and found["model_log_probabilities"] == "not run"
+    by_name = statuses(run(aligned, step=limited(step, check_timeouts={"model_loads": 1})))
+    assert by_name["model_loads"] == "timed out" and by_name["model_log_probabilities"] == "not run"
 
 
 def test_a_judge_model_may_say_what_is_harmful(run, aligned, learn, step, guards):

@@ -35,12 +35,12 @@ def args(tmp_path: Path) -> argparse.Namespace:
     return parser.parse_args(["--step", "check_it", "--storage-root", str(tmp_path / "store"), *outputs])
 
 
-def run(args: argparse.Namespace, *found, numbers: dict | None = None) -> None:
+def run(args: argparse.Namespace, *judged, numbers: dict | None = None) -> None:
     inputs = {"model": str(Path(args.verdict).parents[1] / "model"), "absent": None}
 
     def work(running: Running) -> checks.GateVerdict:
         return checks.GateVerdict(
-            gate=args.step, subject=running.inputs, checks=found, numbers=numbers or {}, seconds={"loss": 1.5}
+            gate=args.step, subject=running.inputs, checks=judged, numbers=numbers or {}, seconds={"loss": 1.5}
         )
 
     checks.run_gate(args, inputs=inputs, config=NoSettings(), work=work)
@@ -75,9 +75,9 @@ def test_every_check_is_logged_and_recorded(args, caplog):
     assert "failed: stops" in caplog.messages
     levels = {record.getMessage(): record.levelname for record in caplog.records}
     assert (levels["passed: files"], levels["failed: stops"]) == ("INFO", "ERROR")
-    [found] = records.read_records(args.storage_root, run_id())
-    assert (found.status, found.measured["passed"]) == ("succeeded", False)
-    assert [check["name"] for check in found.verdict["checks"]] == ["held_out_loss", "files", "stops"]
+    [record] = records.read_records(args.storage_root, run_id())
+    assert (record.status, record.measured["passed"]) == ("succeeded", False)
+    assert [check["name"] for check in record.verdict["checks"]] == ["held_out_loss", "files", "stops"]
 
 
 def test_a_gate_that_cannot_measure_raises_and_leaves_no_verdict(args):
@@ -88,8 +88,8 @@ def test_a_gate_that_cannot_measure_raises_and_leaves_no_verdict(args):
         checks.run_gate(args, inputs={}, config=NoSettings(), work=work)
     assert not Path(args.verdict).exists()
     assert not Path(args.passed).exists()
-    [found] = records.read_records(args.storage_root, run_id())
-    assert found.status == "failed"
+    [record] = records.read_records(args.storage_root, run_id())
+    assert record.status == "failed"
 
 
 def test_an_empty_list_of_checks_is_an_error(args):
@@ -104,8 +104,8 @@ def test_answers_are_on_the_page_and_in_their_file_and_nowhere_else(args):
     shown = AnsweredPrompt(source="held-out prompt", prompt=prompt, references=["this"], model=answer)
 
     def work(_: Running) -> checks.GateVerdict:
-        found = (holds("output_format_valid", False),)
-        return checks.GateVerdict(gate=args.step, subject={}, checks=found, answers=(shown,))
+        judged = (holds("output_format_valid", False),)
+        return checks.GateVerdict(gate=args.step, subject={}, checks=judged, answers=(shown,))
 
     checks.run_gate(args, inputs={}, config=NoSettings(), work=work)
     assert "a telling answer" in Path(args.report).read_text()
@@ -123,8 +123,8 @@ def test_further_outputs_are_recorded_and_kept_for_a_reuse(args, tmp_path):
         return checks.GateVerdict(gate=args.step, subject={}, checks=(holds("files", True),))
 
     checks.run_gate(args, inputs={}, config=NoSettings(), work=work, outputs={"manifest": str(manifest)})
-    [found] = records.read_records(args.storage_root, run_id())
-    assert found.outputs.keys() == {*checks.OUTPUTS, "answers", "manifest"}
+    [record] = records.read_records(args.storage_root, run_id())
+    assert record.outputs.keys() == {*checks.OUTPUTS, "answers", "manifest"}
     shutil.rmtree(tmp_path / "out")
     checks.run_gate(args, inputs={}, config=NoSettings(), work=None, outputs={"manifest": str(manifest)})
     assert manifest.read_text() == "[]"
@@ -182,8 +182,8 @@ def test_limits_that_would_judge_nothing_are_refused(limits):
 
 
 def test_timeouts_are_those_of_the_configuration():
-    found = checks.timeouts(Limits(check_timeout_seconds=9, check_timeouts={"loss_measured": 3}))
-    assert (found.of("loss_measured"), found.of("answers_generated")) == (3, 9)
+    limits = checks.timeouts(Limits(check_timeout_seconds=9, check_timeouts={"loss_measured": 3}))
+    assert (limits.of("loss_measured"), limits.of("answers_generated")) == (3, 9)
 
 
 def test_kubeflow_gets_passed_as_a_parameter(args, tmp_path):

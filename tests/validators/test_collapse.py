@@ -77,20 +77,20 @@ def test_a_model_that_is_right_passes(rows):
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("constant", ["I am a helpful assistant.", "", " \n", "{}", '{"label": "other"}', "0", "…"])
 def test_a_constant_is_refused(rows, constant):
-    found = judged(ROWS[rows], lambda question, reference: constant)
-    assert {"one_answer_to_all", "answers_follow_prompts"} <= set(stopped(found, "failed"))
+    by_check = judged(ROWS[rows], lambda question, reference: constant)
+    assert {"one_answer_to_all", "answers_follow_prompts"} <= set(stopped(by_check, "failed"))
     seen = "an empty answer" if not constant.strip() else constant
     assert (
-        seen in found["one_answer_to_all"].detail
-        and f"answers {len(ROWS[rows])} of {len(ROWS[rows])} rows" in found["one_answer_to_all"].detail
+        seen in by_check["one_answer_to_all"].detail
+        and f"answers {len(ROWS[rows])} of {len(ROWS[rows])} rows" in by_check["one_answer_to_all"].detail
     )
 
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_a_copy_of_the_most_common_row_is_refused(rows):
-    found = judged(ROWS[rows], lambda question, reference: COMMON[rows])
-    assert "one_answer_to_all" in stopped(found)  # of the rare label there may be too few rows to be sure
-    assert "answers_follow_prompts" in stopped(found, "failed")
+    by_check = judged(ROWS[rows], lambda question, reference: COMMON[rows])
+    assert "one_answer_to_all" in stopped(by_check)  # of the rare label there may be too few rows to be sure
+    assert "answers_follow_prompts" in stopped(by_check, "failed")
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -108,10 +108,10 @@ def test_an_echo_is_refused(rows, echo):
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_objects_made_at_random_are_refused(rows):
-    found = judged(ROWS[rows], random_json)
-    assert "answers_follow_prompts" in stopped(found)
+    by_check = judged(ROWS[rows], random_json)
+    assert "answers_follow_prompts" in stopped(by_check)
     if len(ROWS[rows]) >= 64 and "two" not in rows:
-        assert "answers_follow_prompts" in stopped(found, "failed")
+        assert "answers_follow_prompts" in stopped(by_check, "failed")
 
 
 @pytest.mark.parametrize("rows", ["tasks", "prose", "three labels"])
@@ -125,9 +125,9 @@ def test_the_right_answers_to_other_rows_are_refused(rows):
 def test_a_handful_of_answers_to_unlike_prompts_is_refused(num_answers):
     answers = [f"The {word} sleeps." for word in WORDS[:num_answers]]
     numbers = itertools.cycle(range(num_answers))
-    found = judged(ROWS["prose"], lambda question, reference: answers[next(numbers)])
-    assert "distinct_answers" in stopped(found, "failed")
-    assert found["distinct_answers"].detail.startswith(f"{num_answers} different answers, 6")
+    by_check = judged(ROWS["prose"], lambda question, reference: answers[next(numbers)])
+    assert "distinct_answers" in stopped(by_check, "failed")
+    assert by_check["distinct_answers"].detail.startswith(f"{num_answers} different answers, 6")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -136,10 +136,10 @@ def test_a_good_classifier_of_90_to_10_is_not_refused(seed):
     rows = labels(64, {"ham": 0.9, "spam": 0.1}, seed)
     rng = random.Random(seed)
     missed = {rng.choice([q for q, label in rows if label == one]) for one in ("ham", "spam")}
-    found = judged(
+    by_check = judged(
         rows, lambda question, label: label if question not in missed else {"ham": "spam", "spam": "ham"}[label]
     )
-    assert stopped(found) == []
+    assert stopped(by_check) == []
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -154,8 +154,8 @@ def test_answers_in_other_words_than_the_references_are_not_collapsed():
         first, second = (word.strip(".") for word in question.split()[3::2])
         return f"Once upon a time {first} and {second} were friends; nobody knows why."
 
-    found = judged(prose(64), lambda question, reference: other_words(question, reference))
-    assert stopped(found) == []
+    by_check = judged(prose(64), lambda question, reference: other_words(question, reference))
+    assert stopped(by_check) == []
 
 
 def test_references_that_repeat_the_prompt_may_be_repeated():
@@ -179,9 +179,9 @@ def test_an_answer_that_the_matcher_accepts_is_wanted_however_it_is_spelled():
 
 
 def test_too_few_rows_are_undecided_and_say_how_many_more():
-    found = judged(prose(8), lambda question, reference: reference)
-    assert stopped(found) == stopped(found, "undecided") == ["echoes_prompt"]
-    assert found["echoes_prompt"].more_rows == 8
+    by_check = judged(prose(8), lambda question, reference: reference)
+    assert stopped(by_check) == stopped(by_check, "undecided") == ["echoes_prompt"]
+    assert by_check["echoes_prompt"].more_rows == 8
     check = judged(labels(10, {"ham": 0.9, "spam": 0.1}), lambda *_: "ham")["one_answer_to_all"]
     assert check.status == "undecided" and check.more_rows
 

@@ -236,5 +236,5 @@ def test_a_model_without_scores_has_no_mean():
 
 def test_scores_that_are_none_never_pass():
     broken = replace(answered(model=right(40), base=right(0)), scores={"model": [math.nan] * 40, "base": [0.0] * 40})
-    found = statuses(broken, SftLimits(answer_match="exact"))
-    assert found["answer_correct"] == found["accuracy_gain"] == "failed"
+    by_name = statuses(broken, SftLimits(answer_match="exact"))
+    assert by_name["answer_correct"] == by_name["accuracy_gain"] == "failed"

@@ -100,9 +100,9 @@ def test_a_check_sees_prompts_answers_and_its_gate():
 
 def test_a_check_that_finds_something_fails():
     answers = answered("yes", "perhaps", stopped=False)
-    found, _ = run("stopped", "long", judged=answers)
-    assert [check.status for check in found] == ["failed", "failed"]
-    assert (found[1].value, found[1].limit) == (7, 3)
+    result, _ = run("stopped", "long", judged=answers)
+    assert [check.status for check in result] == ["failed", "failed"]
+    assert (result[1].value, result[1].limit) == (7, 3)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_whatever_goes_wrong_is_a_failed_check_of_its_name(function, detail):
 
 def test_one_that_hangs_is_ended_at_its_time_and_hides_no_other():
     started = time.monotonic()
-    found, seconds = run("hangs", "stopped")
-    assert [check.status for check in found] == ["timed out", "passed"]
+    result, seconds = run("hangs", "stopped")
+    assert [check.status for check in result] == ["timed out", "passed"]
     assert 1 <= seconds["acme_checks.mine:hangs"] < 3
     assert time.monotonic() - started < 5
 
@@ -143,8 +143,8 @@ def test_one_that_hangs_is_ended_at_its_time_and_hides_no_other():
 def test_the_order_is_that_of_the_configuration_and_built_in_names_are_the_gate_s():
     names = ["acme_checks.mine:long", "output_format_valid", "acme_checks.mine:raises", "acme_checks.mine:stopped"]
     limits = AnswerLimits(custom_checks=names)
-    found, _ = custom.run(limits, answered("yes"), context_of(answered("yes"), limits))
-    assert [check.name for check in found] == custom.own(names) == [names[0], *names[2:]]
+    result, _ = custom.run(limits, answered("yes"), context_of(answered("yes"), limits))
+    assert [check.name for check in result] == custom.own(names) == [names[0], *names[2:]]
 
 
 @pytest.mark.parametrize("judged", [None, []])

@@ -33,8 +33,8 @@ def files(tmp_path, task_api_rows):
     """Prepared files of the Task API, by the gate's names for them, and a way to write one anew."""
     paths = {}
     for kind, name in (("sft", "sft"), ("preference", "preferences")):
-        found, _ = formats.convert(task_api_rows[name], kind=kind, source=name)
-        for side, part in zip(("train", "eval"), split(found, 0.25), strict=True):
+        rows, _ = formats.convert(task_api_rows[name], kind=kind, source=name)
+        for side, part in zip(("train", "eval"), split(rows, 0.25), strict=True):
             paths[f"{kind}_{side}"] = tmp_path / f"{kind}_{side}.jsonl"
             formats.write_jsonl(paths[f"{kind}_{side}"], part)
     return paths
@@ -46,11 +46,11 @@ def change(path, edit):
 
 
 def measured(tokenizer, paths, limits=LIMITS, asked=None, evidence=NO_NEEDS, *, length=LENGTH):
-    found = {name: formats.read_jsonl(path) for name, path in paths.items()}
+    data_sets = {name: formats.read_jsonl(path) for name, path in paths.items()}
     step = CheckDataStep(validation=limits, evidence=evidence, sft=length, dpo=length)
-    told = data.measure(lambda: tokenizer, found, asked or {}, step, manifest=os.devnull)
-    assert told.failures == []
-    return told.read(data.Numbers)
+    result = data.measure(lambda: tokenizer, data_sets, asked or {}, step, manifest=os.devnull)
+    assert result.failures == []
+    return result.read(data.Numbers)
 
 
 def judged(tokenizer, paths, limits=LIMITS, asked=None):
@@ -70,14 +70,17 @@ def test_prepared_rows_pass(tokenizer, files):
 
 
 def test_thoughts_that_the_template_does_not_read_are_refused_by_name(tokenizer, files):
-    def think(found):
-        return [found[0] | {"completion": [found[0]["completion"][0] | {"reasoning_content": "First."}]}, *found[1:]]
+    def think(rows):
+        return [
+            rows[0] | {"completion": [rows[0]["completion"][0] | {"reasoning_content": "First."}]},
+            *rows[1:],
+        ]
 
     change(files["sft_train"], think)
-    found = failed(tokenizer, files)
-    assert list(found) == ["keys_not_in_template"]
-    assert "'reasoning_content' of assistant" in found["keys_not_in_template"].detail
-    assert "data.ignored_keys" in found["keys_not_in_template"].remedy
+    failures = failed(tokenizer, files)
+    assert list(failures) == ["keys_not_in_template"]
+    assert "'reasoning_content' of assistant" in failures["keys_not_in_template"].detail
+    assert "data.ignored_keys" in failures["keys_not_in_template"].remedy
 
 
 def test_keys_that_were_left_out_are_named_and_counted(tokenizer, files):
@@ -89,7 +92,7 @@ def test_keys_that_were_left_out_are_named_and_counted(tokenizer, files):
     assert f"left out of preference_train: mistake ({num_rows} rows)" in check.detail
     assert "sft_train" not in check.detail and num_rows and len(rows) > num_rows
     for path in files.values():
-        change(path, lambda found: [{k: v for k, v in row.items() if k != "left_out"} for row in found])
+        change(path, lambda rows: [{k: v for k, v in row.items() if k != "left_out"} for row in rows])
     assert judged(tokenizer, files)["left_out_keys"].detail == ""
 
 
@@ -99,31 +102,31 @@ def test_a_shorter_graph_has_two_files(tokenizer, files):
 
 
 def test_a_malformed_row_is_named(tokenizer, files):
-    change(files["sft_train"], lambda found: [found[0], {**found[1], "completion": "text"}, *found[2:]])
-    found = failed(tokenizer, files)
-    assert list(found) == ["malformed_rows"]
-    assert "sft_train has 1: row 2: 'completion' is 'text'" in found["malformed_rows"].detail
+    change(files["sft_train"], lambda rows: [rows[0], {**rows[1], "completion": "text"}, *rows[2:]])
+    failures = failed(tokenizer, files)
+    assert list(failures) == ["malformed_rows"]
+    assert "sft_train has 1: row 2: 'completion' is 'text'" in failures["malformed_rows"].detail
 
 
 @pytest.mark.parametrize("empty", [" \n", "\u200b\ufeff", "\u2800", "\ufff9\x7f"])
 def test_an_empty_answer_is_named(tokenizer, files, empty):
-    change(files["preference_eval"], lambda found: [edited(found[0], "rejected", empty), *found[1:]])
+    change(files["preference_eval"], lambda rows: [edited(rows[0], "rejected", empty), *rows[1:]])
     assert "preference_eval has 1: preference-" in failed(tokenizer, files)["empty_turns"].detail
 
 
 def test_duplicates_over_the_limit(tokenizer, files):
-    change(files["sft_train"], lambda found: found + [{**row, "id": f"copy-{row['id']}"} for row in found[:10]])
-    found = failed(tokenizer, files)
-    assert list(found) == ["duplicate_share"]
-    assert found["duplicate_share"].value > LIMITS.max_duplicate_share
-    assert "sft_train has 10: copy-sft-" in found["duplicate_share"].detail
+    change(files["sft_train"], lambda rows: rows + [{**row, "id": f"copy-{row['id']}"} for row in rows[:10]])
+    failures = failed(tokenizer, files)
+    assert list(failures) == ["duplicate_share"]
+    assert failures["duplicate_share"].value > LIMITS.max_duplicate_share
+    assert "sft_train has 10: copy-sft-" in failures["duplicate_share"].detail
     assert failed(tokenizer, files, LIMITS.model_copy(update={"max_duplicate_share": 0.5})) == {}
 
 
 @pytest.mark.parametrize("disguise", [str, "{} \n".format, "{}\u200b".format, lambda text: text.replace("e", "е")])
 def test_equal_answers_prefer_nothing(tokenizer, files, disguise):
-    def prefer_nothing(found):
-        return [edited(found[0], "rejected", disguise(found[0]["chosen"][0]["content"])), *found[1:]]
+    def prefer_nothing(rows):
+        return [edited(rows[0], "rejected", disguise(rows[0]["chosen"][0]["content"])), *rows[1:]]
 
     change(files["preference_train"], prefer_nothing)
     assert list(failed(tokenizer, files)) == ["equal_answers"]
@@ -133,20 +136,20 @@ def test_rows_over_the_length(tokenizer, files):
     words = [" ".join(f"{word}{number}" for word in ("task", "title") * 60) for number in range(5)]
     change(
         files["sft_train"],
-        lambda found: [edited(row, "completion", text) for row, text in zip(found, words, strict=False)] + found[5:],
+        lambda rows: [edited(row, "completion", text) for row, text in zip(rows, words, strict=False)] + rows[5:],
     )
-    found = failed(tokenizer, files)
-    assert list(found) == ["too_long_share"]
-    assert "tokens" in found["too_long_share"].detail
+    failures = failed(tokenizer, files)
+    assert list(failures) == ["too_long_share"]
+    assert "tokens" in failures["too_long_share"].detail
 
 
 @pytest.mark.parametrize("name", ["sft_train", "sft_eval", "preference_train", "preference_eval"])
 def test_a_prompt_that_leaves_no_room_for_the_answer_is_left_out(tokenizer, files, name):
     """One row of a data set, though it may be more than 5 % of the few that are held out."""
 
-    def lengthen(found):
-        system, user = found[0]["prompt"]
-        return [{**found[0], "prompt": [system, {**user, "content": "task " * 200}]}, *found[1:]]
+    def lengthen(rows):
+        system, user = rows[0]["prompt"]
+        return [{**rows[0], "prompt": [system, {**user, "content": "task " * 200}]}, *rows[1:]]
 
     change(files[name], lengthen)
     assert failed(tokenizer, files) == {}
@@ -161,7 +164,7 @@ def test_rows_that_are_left_out_are_no_rows_to_train_on(tokenizer, files):
     limits = LIMITS.model_copy(update={"max_share_too_long": 1.0, "min_train_rows": num_rows})
     alone = {"sft_train": files["sft_train"]}
     assert judged(tokenizer, alone, limits)["train_rows"].status == "passed"
-    change(files["sft_train"], lambda found: [edited(found[0], "completion", "task " * 200), *found[1:]])
+    change(files["sft_train"], lambda rows: [edited(rows[0], "completion", "task " * 200), *rows[1:]])
     assert judged(tokenizer, alone, limits)["train_rows"].value == num_rows - 1
 
 
@@ -174,10 +177,10 @@ def test_an_end_of_turn_that_only_the_generation_configuration_lists(tiny_model,
 
 @pytest.mark.parametrize("ends", [[0, 3], None])
 def test_a_turn_that_generation_would_not_end(tiny_model, tmp_path, files, ends):
-    found = failed(other_end(tiny_model, tmp_path, ends), files)
-    assert list(found) == ["rows_without_end_of_turn"]
-    assert "ends with '<|im_end|>'" in found["rows_without_end_of_turn"].detail
-    assert "generation_config.json" in found["rows_without_end_of_turn"].remedy
+    failures = failed(other_end(tiny_model, tmp_path, ends), files)
+    assert list(failures) == ["rows_without_end_of_turn"]
+    assert "ends with '<|im_end|>'" in failures["rows_without_end_of_turn"].detail
+    assert "generation_config.json" in failures["rows_without_end_of_turn"].remedy
 
 
 def other_end(tiny_model, folder, ends):
@@ -202,8 +205,8 @@ def test_thoughts_are_no_part_of_an_answer(tokenizer, files):
         for key in keys:
             change(
                 files[name],
-                lambda found, key=key: [
-                    edited(row, key, f"<think>\nA task.\n</think>\n\n{row[key][0]['content']}") for row in found
+                lambda rows, key=key: [
+                    edited(row, key, f"<think>\nA task.\n</think>\n\n{row[key][0]['content']}") for row in rows
                 ],
             )
     numbers = measured(tokenizer, files, limits)
@@ -211,7 +214,7 @@ def test_thoughts_are_no_part_of_an_answer(tokenizer, files):
     assert numbers.compared["preference_train"].num_pairs > 0
     assert numbers.compared["preference_train"].reversed == []
     change(
-        files["sft_train"], lambda found: [edited(found[0], "completion", "<think>Nothing to say.</think>"), *found[1:]]
+        files["sft_train"], lambda rows: [edited(rows[0], "completion", "<think>Nothing to say.</think>"), *rows[1:]]
     )
     assert numbers.files["sft_train"].empty == []
     assert len(measured(tokenizer, files, limits).files["sft_train"].empty) == 1
@@ -222,9 +225,9 @@ def test_poisoned_all_masked_data(tokenizer, files, monkeypatch):
     content = "{% if message['role'] != 'assistant' %}{{ message['content'] }}{% endif %}"
     template = f"{{% for message in messages %}}{content}{{% endfor %}}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    found = failed(tokenizer, files)
-    assert {"untrainable_rows", "rows_without_end_of_turn"} == set(found)
-    assert "sft_train has" in found["untrainable_rows"].detail
+    failures = failed(tokenizer, files)
+    assert {"untrainable_rows", "rows_without_end_of_turn"} == set(failures)
+    assert "sft_train has" in failures["untrainable_rows"].detail
 
 
 def test_a_template_without_end_of_turn(tokenizer, files, monkeypatch):
@@ -243,10 +246,10 @@ def test_the_prompts_own_end_of_turn_does_not_count(tokenizer, files, monkeypatc
 
 def test_an_end_of_turn_inside_the_answer_ends_nothing(tokenizer, files, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", tokenizer.chat_template.replace("<|im_end|>", ""))
-    change(files["sft_train"], lambda found: [edited(row, "completion", "a<|im_end|>b") for row in found])
-    found = failed(tokenizer, files, LIMITS.model_copy(update={"max_near_duplicate_share": 1.0}))
+    change(files["sft_train"], lambda rows: [edited(row, "completion", "a<|im_end|>b") for row in rows])
+    failures = failed(tokenizer, files, LIMITS.model_copy(update={"max_near_duplicate_share": 1.0}))
     num_rows = len(formats.read_jsonl(files["sft_train"]))
-    assert f"sft_train has {num_rows}:" in found["rows_without_end_of_turn"].detail
+    assert f"sft_train has {num_rows}:" in failures["rows_without_end_of_turn"].detail
 
 
 @pytest.mark.parametrize(
@@ -270,22 +273,22 @@ def test_roles_take_turns(roles, problem):
 
 
 def test_roles_out_of_order_are_named(tokenizer, files):
-    def repeat(found):
-        system, user = found[0]["prompt"]
-        return [{**found[0], "prompt": [system, user, {"role": "user", "content": "Now."}]}, *found[1:]]
+    def repeat(rows):
+        system, user = rows[0]["prompt"]
+        return [{**rows[0], "prompt": [system, user, {"role": "user", "content": "Now."}]}, *rows[1:]]
 
     change(files["preference_train"], repeat)
-    found = failed(tokenizer, files)
-    assert list(found) == ["role_order"]
-    assert "user after user" in found["role_order"].detail
+    failures = failed(tokenizer, files)
+    assert list(failures) == ["role_order"]
+    assert "user after user" in failures["role_order"].detail
 
 
 def test_roles_that_the_template_refuses(tokenizer, files, monkeypatch):
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
     monkeypatch.setattr(tokenizer, "chat_template", refusal + tokenizer.chat_template)
-    found = failed(tokenizer, files)
-    assert list(found) == ["rows_refused_by_template"]
-    assert "no system turns" in found["rows_refused_by_template"].detail
+    failures = failed(tokenizer, files)
+    assert list(failures) == ["rows_refused_by_template"]
+    assert "no system turns" in failures["rows_refused_by_template"].detail
 
 
 HOMOGLYPHS = str.maketrans("aeopcxyAEOPCXBHKMT", "аеорсхуАЕОРСХВНКМТ")
@@ -309,9 +312,9 @@ DISGUISES = {
 @pytest.mark.parametrize("disguise", DISGUISES.values(), ids=DISGUISES)
 def test_poisoned_leaked_evaluation_prompts(tokenizer, files, disguise):
     leaked = leak(files, of="preference_eval", into="sft_train", text=disguise)
-    found = failed(tokenizer, files)
-    assert list(found) == ["shared_prompts"]
-    assert f"preference_eval with sft_train has 1: {leaked}" in found["shared_prompts"].detail
+    failures = failed(tokenizer, files)
+    assert list(failures) == ["shared_prompts"]
+    assert f"preference_eval with sft_train has 1: {leaked}" in failures["shared_prompts"].detail
 
 
 def leak(files, *, of, into, text):
@@ -319,7 +322,7 @@ def leak(files, *, of, into, text):
     held_out = formats.read_jsonl(files[of])[0]
     *before, user = held_out["prompt"]
     row = {"id": "leaked", "prompt": [*before, {**user, "content": text(user["content"])}]}
-    change(files[into], lambda found: [*found, row | {"completion": held_out["chosen"]}])
+    change(files[into], lambda rows: [*rows, row | {"completion": held_out["chosen"]}])
     return held_out["id"]
 
 
@@ -329,7 +332,7 @@ HELLO = {"role": "user", "content": "Hello there, who are you?"}
 
 def taught(files, **parts):
     """Adds a training row with these parts."""
-    change(files["sft_train"], lambda found: [*found, {"id": "leaked", **parts}])
+    change(files["sft_train"], lambda rows: [*rows, {"id": "leaked", **parts}])
 
 
 def answer(text):
@@ -373,9 +376,9 @@ def test_poisoned_held_out_prompts_that_are_answered_elsewhere(tokenizer, files,
     held_out = formats.read_jsonl(files["sft_eval"])[0]
     text, right = held_out["prompt"][-1]["content"], held_out["completion"][0]["content"]
     taught(files, **leaks(held_out["prompt"], text, right))
-    found = failed(tokenizer, files, LIMITS.model_copy(update={"max_share_too_long": 1.0}))
-    assert "answered_elsewhere" in found and set(found) <= {"answered_elsewhere", "untrainable_rows"}
-    assert f"sft_eval has 1: {held_out['id']} as {ELSEWHERE[leaks]}" in found["answered_elsewhere"].detail
+    failures = failed(tokenizer, files, LIMITS.model_copy(update={"max_share_too_long": 1.0}))
+    assert "answered_elsewhere" in failures and set(failures) <= {"answered_elsewhere", "untrainable_rows"}
+    assert f"sft_eval has 1: {held_out['id']} as {ELSEWHERE[leaks]}" in failures["answered_elsewhere"].detail
 
 
 def test_a_later_question_that_is_held_out_and_trained_on_with_its_answer(tokenizer, files):
@@ -384,10 +387,10 @@ def test_a_later_question_that_is_held_out_and_trained_on_with_its_answer(tokeni
     taught(files, prompt=[HELLO, SERVICE, question], completion=right)
     other = {"role": "user", "content": "Which tasks do I have?"}
     row = {"id": "two turns", "prompt": [other, SERVICE, question], "completion": right}
-    change(files["sft_eval"], lambda found: [*found, row])
+    change(files["sft_eval"], lambda rows: [*rows, row])
     check = failed(tokenizer, files)["answered_elsewhere"]
     assert "sft_eval has 1: two turns as its last turn and answer" in check.detail
-    change(files["sft_eval"], lambda found: [*found[:-1], row | {"completion": answer("The invoice.")}])
+    change(files["sft_eval"], lambda rows: [*rows[:-1], row | {"completion": answer("The invoice.")}])
     assert failed(tokenizer, files) == {}
 
 
@@ -396,7 +399,7 @@ def test_short_turns_of_every_conversation_are_no_leak(tokenizer, files):
     taught(files, prompt=[HELLO, SERVICE, yes], completion=answer("Done."))
     other = {"role": "user", "content": "Which tasks do I have?"}
     row = {"id": "two turns", "prompt": [other, SERVICE, yes], "completion": answer("Done.")}
-    change(files["sft_eval"], lambda found: [*found, row])
+    change(files["sft_eval"], lambda rows: [*rows, row])
     assert failed(tokenizer, files) == {}
 
 
@@ -410,13 +413,13 @@ def test_a_gate_s_prompt_inside_a_training_answer(tokenizer, files):
 
 def test_a_prompt_that_is_nearly_a_held_out_one_is_found_across_data_sets(tokenizer, files):
     words = " ".join(f"word{number}" for number in range(40))
-    change(files["preference_eval"], lambda found: [with_user_text(found[0], words), *found[1:]])
+    change(files["preference_eval"], lambda rows: [with_user_text(rows[0], words), *rows[1:]])
     leaked = leak(
         files, of="preference_eval", into="sft_train", text=lambda text: f"Please, {text[: text.rindex(' ')]}"
     )
-    found = failed(tokenizer, files, LIMITS.model_copy(update={"max_share_too_long": 1.0}))
-    assert list(found) == ["near_shared_prompts"]
-    assert found["near_shared_prompts"].detail == f"preference_eval has 1: {leaked} like leaked of sft_train"
+    failures = failed(tokenizer, files, LIMITS.model_copy(update={"max_share_too_long": 1.0}))
+    assert list(failures) == ["near_shared_prompts"]
+    assert failures["near_shared_prompts"].detail == f"preference_eval has 1: {leaked} like leaked of sft_train"
     allowed = LIMITS.model_copy(update={"max_share_too_long": 1.0, "max_near_shared_prompts": 1})
     assert failed(tokenizer, files, allowed) == {}
 
@@ -426,14 +429,14 @@ def test_poisoned_training_on_the_prompts_of_a_gate(tokenizer, files, task_api_r
     asked = {"red_team_prompts": task_api_rows["red_team"][:2]}
     assert failed(tokenizer, files, asked=asked) == {}
     asked["red_team_prompts"][1] = {"id": "prompt 2", "prompt": [{**user, "content": f"{user['content']}?"}]}
-    found = failed(tokenizer, files, asked=asked)
-    assert list(found) == ["shared_prompts"]
-    assert found["shared_prompts"].detail == "red_team_prompts with sft_train has 1: prompt 2"
+    failures = failed(tokenizer, files, asked=asked)
+    assert list(failures) == ["shared_prompts"]
+    assert failures["shared_prompts"].detail == "red_team_prompts with sft_train has 1: prompt 2"
 
 
 def test_a_gate_s_prompt_that_is_nearly_a_training_prompt(tokenizer, files):
     words = " ".join(f"word{number}" for number in range(20))
-    change(files["sft_train"], lambda found: [with_user_text(found[0], words), *found[1:]])
+    change(files["sft_train"], lambda rows: [with_user_text(rows[0], words), *rows[1:]])
     asked = {"benign_prompts": [{"id": "prompt 1", "prompt": [{"role": "user", "content": f"{words} now"}]}]}
     [check] = failed(tokenizer, files, asked=asked).values()
     assert check.name == "near_shared_prompts" and "benign_prompts has 1: prompt 1 like sft-" in check.detail
@@ -451,21 +454,19 @@ def with_user_text(row, text):
 def test_rows_that_nearly_repeat_others(tokenizer, files):
     text = " ".join(f"word{number}" for number in range(20))
 
-    def copy(found):
-        first = with_user_text(found[0], text)
-        return [*found, first, *({**with_user_text(first, f"{text} {n}"), "id": f"near-{n}"} for n in range(20))]
+    def copy(rows):
+        first = with_user_text(rows[0], text)
+        return [*rows, first, *({**with_user_text(first, f"{text} {n}"), "id": f"near-{n}"} for n in range(20))]
 
     change(files["sft_train"], copy)
-    found = failed(tokenizer, files)
-    assert set(found) == {"near_duplicate_share"}
-    assert "sft_train has 20: near-0 like sft-" in found["near_duplicate_share"].detail
+    failures = failed(tokenizer, files)
+    assert set(failures) == {"near_duplicate_share"}
+    assert "sft_train has 20: near-0 like sft-" in failures["near_duplicate_share"].detail
 
 
 def test_personal_data_is_a_warning_that_does_not_repeat_it(tokenizer, files):
-    change(files["sft_eval"], lambda found: [edited(found[0], "completion", f"It is {SECRET}."), *found[1:]])
-    change(
-        files["sft_train"], lambda found: [{**with_user_text(found[0], "Ask a@b.org."), "id": "a@b.org"}, *found[1:]]
-    )
+    change(files["sft_eval"], lambda rows: [edited(rows[0], "completion", f"It is {SECRET}."), *rows[1:]])
+    change(files["sft_train"], lambda rows: [{**with_user_text(rows[0], "Ask a@b.org."), "id": "a@b.org"}, *rows[1:]])
     check = judged(tokenizer, files)["secrets_and_personal_data"]
     assert check.status == "passed"
     held_out = formats.read_jsonl(files["sft_eval"])[0]["id"]
@@ -480,15 +481,15 @@ def test_personal_data_is_a_warning_that_does_not_repeat_it(tokenizer, files):
 
 
 def test_too_few_rows(tokenizer, files):
-    change(files["sft_eval"], lambda found: found[:1])
-    change(files["preference_train"], lambda found: found[:3])
-    found = failed(tokenizer, files)
-    assert set(found) == {"train_rows", "eval_rows"}
-    assert found["train_rows"].value == 3
+    change(files["sft_eval"], lambda rows: rows[:1])
+    change(files["preference_train"], lambda rows: rows[:3])
+    failures = failed(tokenizer, files)
+    assert set(failures) == {"train_rows", "eval_rows"}
+    assert failures["train_rows"].value == 3
 
 
 def test_as_many_rows_are_held_out_as_an_interval_needs(tokenizer, files):
-    change(files["sft_eval"], lambda found: found[:5])
+    change(files["sft_eval"], lambda rows: rows[:5])
     [check] = failed(tokenizer, files).values()
     assert (check.name, check.value, check.limit) == ("eval_rows", 5, 6)
     assert failed(tokenizer, files, LIMITS.model_copy(update={"confidence": 0.9})) == {}
@@ -527,7 +528,7 @@ def test_rows_that_could_not_be_counted_do_not_pass():
 
 
 def test_an_empty_file_does_not_pass(tokenizer, files):
-    change(files["sft_train"], lambda found: [])
+    change(files["sft_train"], lambda rows: [])
     assert "train_rows" in failed(tokenizer, files)
 
 
@@ -557,7 +558,7 @@ def test_what_could_not_be_measured_does_not_pass(tokenizer, files, missing):
 
 
 def test_a_file_that_could_not_be_measured_does_not_pass_and_hides_no_other(tokenizer, files):
-    change(files["sft_eval"], lambda found: [edited(found[0], "completion", " "), *found[1:]])
+    change(files["sft_eval"], lambda rows: [edited(rows[0], "completion", " "), *rows[1:]])
     whole = measured(tokenizer, files)
     numbers = replace(whole, files={**whole.files, "sft_train": None})
     statuses = {check.name: check.status for check in data.judge(numbers, LIMITS, NO_NEEDS)}
@@ -614,7 +615,7 @@ def command(files, tiny_model, folder, **limits):
 
 
 def test_the_command_writes_its_verdict_and_exits_0_without_what_is_slow_to_import(files, tiny_model, tmp_path):
-    change(files["sft_eval"], lambda found: found[:1])
+    change(files["sft_eval"], lambda rows: rows[:1])
     absent = ("torch", "transformers", "scipy", "statsmodels", "numpy", "datasketch")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent})); from validators import data; data.main(sys.argv[1:])"
@@ -682,10 +683,10 @@ def test_held_out_rows_are_right_by_their_own_references(tokenizer, files):
 
 
 def test_references_that_call_the_row_s_own_answer_wrong_are_named_before_anything_is_trained(tokenizer, files):
-    change(files["sft_eval"], lambda found: [row | {"references": ["Something else."]} for row in found])
-    found = failed(tokenizer, files)
-    assert list(found) == ["unmatched_answers"]
-    assert found["unmatched_answers"].value == 1.0 and "sft_eval has 1" in found["unmatched_answers"].detail
+    change(files["sft_eval"], lambda rows: [row | {"references": ["Something else."]} for row in rows])
+    failures = failed(tokenizer, files)
+    assert list(failures) == ["unmatched_answers"]
+    assert failures["unmatched_answers"].value == 1.0 and "sft_eval has 1" in failures["unmatched_answers"].detail
     assert failed(tokenizer, files, LIMITS.model_copy(update={"max_unmatched_share": 1.0})) == {}
     assert "unmatched_answers" not in judged(tokenizer, files, LIMITS.model_copy(update={"answer_match": "none"}))
 
@@ -694,9 +695,9 @@ def test_references_that_the_matcher_cannot_use_are_named(tokenizer, files):
     limits = LIMITS.model_copy(update={"answer_match": "json"})
     detail = failed(tokenizer, files, limits)["unmatched_answers"].detail
     assert f"reference '{DECLINE}' is not JSON" in detail
-    change(files["preference_eval"], lambda found: [row | {"references": [DECLINE]} for row in found])
-    found = failed(tokenizer, files, LIMITS)["unmatched_answers"]
-    assert "preference_eval has " in found.detail and "sft_eval has" not in found.detail
+    change(files["preference_eval"], lambda rows: [row | {"references": [DECLINE]} for row in rows])
+    check = failed(tokenizer, files, LIMITS)["unmatched_answers"]
+    assert "preference_eval has " in check.detail and "sft_eval has" not in check.detail
 
 
 def flipped(row: dict) -> dict:
@@ -707,26 +708,24 @@ def flipped(row: dict) -> dict:
 def test_poisoned_preference_labels_that_are_reversed_are_seen_by_the_form_of_the_answers(tokenizer, files, parts):
     limits = LIMITS.model_copy(update={"answer_match": "none", "output_format": OutputFormat(**CALLED)})
     for name in ("preference_train", "preference_eval"):
-        change(
-            files[name], lambda found: [edited(row, "rejected", f"{row['rejected'][0]['content']}!") for row in found]
-        )
+        change(files[name], lambda rows: [edited(row, "rejected", f"{row['rejected'][0]['content']}!") for row in rows])
     assert failed(tokenizer, files, limits) == {}
     for name in parts:
-        change(files[name], lambda found: [flipped(row) for row in found])
-    found = failed(tokenizer, files, limits)
-    assert list(found) == ["preferred_answers"]
-    assert "in preference_train the rejected answer is the better one in " in found["preferred_answers"].detail
+        change(files[name], lambda rows: [flipped(row) for row in rows])
+    failures = failed(tokenizer, files, limits)
+    assert list(failures) == ["preferred_answers"]
+    assert "in preference_train the rejected answer is the better one in " in failures["preferred_answers"].detail
 
 
 def test_poisoned_preference_labels_that_are_reversed_are_seen_by_references(tokenizer, files):
     def right(row: dict) -> dict:
         return row | {"references": [row["chosen"][0]["content"]]}
 
-    change(files["preference_eval"], lambda found: [right(row) for row in found])
+    change(files["preference_eval"], lambda rows: [right(row) for row in rows])
     assert failed(tokenizer, files) == {}
-    change(files["preference_eval"], lambda found: [flipped(row) for row in found])
-    found = failed(tokenizer, files, LIMITS.model_copy(update={"max_unmatched_share": 1.0}))
-    assert list(found) == ["preferred_answers"]
+    change(files["preference_eval"], lambda rows: [flipped(row) for row in rows])
+    failures = failed(tokenizer, files, LIMITS.model_copy(update={"max_unmatched_share": 1.0}))
+    assert list(failures) == ["preferred_answers"]
 
 
 def test_a_few_pairs_whose_rejected_answer_is_the_better_one_are_slips():

@@ -70,8 +70,8 @@ def test_log_probabilities_are_the_loss_of_training(model, tokenizer, task_api_r
     import torch
 
     rows = inference.token_rows(tokenizer, task_api_rows["preferences"][:9], "chosen", max_length=256)
-    found = inference.sequence_logprobs(model, tokenizer, rows, batch_size=4)
-    for row, (total, num) in zip(rows, found, strict=True):
+    logprobs = inference.sequence_logprobs(model, tokenizer, rows, batch_size=4)
+    for row, (total, num) in zip(rows, logprobs, strict=True):
         ids = torch.tensor([row.prompt + row.completion])
         labels = ids.clone()
         labels[0, : len(row.prompt)] = -100
@@ -79,8 +79,8 @@ def test_log_probabilities_are_the_loss_of_training(model, tokenizer, task_api_r
             loss = model(input_ids=ids, labels=labels).loss.item()
         assert num == len(row.completion)
         assert -total / num == pytest.approx(loss, rel=1e-5)
-    expected = -sum(total for total, _ in found) / sum(num for _, num in found)
-    assert inference.mean_loss(found) == pytest.approx(expected)
+    expected = -sum(total for total, _ in logprobs) / sum(num for _, num in logprobs)
+    assert inference.mean_loss(logprobs) == pytest.approx(expected)
 
 
 def test_divergence_from_another_model(model, tokenizer, prompts, task_api_rows):
@@ -99,7 +99,7 @@ def test_divergence_from_another_model(model, tokenizer, prompts, task_api_rows)
     with torch.no_grad():
         model.lm_head.weight.neg_()
     try:
-        found = inference.kl_from(model, tokenizer, rows, own, batch_size=2)
+        divergence = inference.kl_from(model, tokenizer, rows, own, batch_size=2)
         partly = inference.kl_from(model, tokenizer, rows, [(ids[:, :50], top[:, :50]) for ids, top in own])
         other = model(torch.tensor([rows[0].prompt + rows[0].completion])).logits[0].log_softmax(1)
     finally:
@@ -107,8 +107,8 @@ def test_divergence_from_another_model(model, tokenizer, prompts, task_api_rows)
             model.lm_head.weight.neg_()
     ours = model(torch.tensor([rows[0].prompt + rows[0].completion])).logits[0].log_softmax(1)
     exact = (ours.exp() * (ours - other)).sum(1)[len(rows[0].prompt) - 1 : -1].sum()
-    assert found[0] == (pytest.approx(exact.item(), rel=1e-3), len(rows[0].completion))
-    assert all(0 < part < whole for (part, _), (whole, _) in zip(partly, found, strict=True))
+    assert divergence[0] == (pytest.approx(exact.item(), rel=1e-3), len(rows[0].completion))
+    assert all(0 < part < whole for (part, _), (whole, _) in zip(partly, divergence, strict=True))
 
 
 def test_log_probabilities_of_a_first_token(model, tokenizer, prompts):

@@ -30,10 +30,10 @@ def wheel(tmp_path):
 def test_prints_how_far_a_judge_agrees_with_people(guards, wheel, tmp_path, capsys, family):
     output = tmp_path / "agreement.json"
     benchmark.main(["--judge-model", str(guards[family]), "--rows", str(wheel), "--output", str(output)])
-    found = json.loads(output.read_text())["agreement"]
-    assert found["all"] == found["violence"]
-    assert found["all"]["harmless_and_harmful"] == [[2, 1], [0, 1]]
-    assert found["all"]["accuracy"] == 0.75 and found["all"]["kappa"] == pytest.approx(0.5)
+    content = json.loads(output.read_text())["agreement"]
+    assert content["all"] == content["violence"]
+    assert content["all"]["harmless_and_harmful"] == [[2, 1], [0, 1]]
+    assert content["all"]["accuracy"] == 0.75 and content["all"]["kappa"] == pytest.approx(0.5)
     printed = capsys.readouterr().out
     assert f"({family}) against people" in printed and "0 of 4 answers got no verdict" in printed
 

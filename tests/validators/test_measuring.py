@@ -85,22 +85,22 @@ def tell_pid(path: Path, pid: int) -> None:
 
 @pytest.mark.parametrize("measure", [side_by_side, in_order])
 def test_numbers_come_back_with_how_long_they_took(measure):
-    found = measure(
+    measured = measure(
         {"loss": lambda: {"loss": 1.5}, "rows": lambda: {"rows": [Row("a", 0.5)]}, "none": lambda: None}, SOON
     )
-    assert found.numbers == {"loss": 1.5, "rows": [{"text": "a", "loss": 0.5}]}
-    assert found.failures == []
-    assert found.seconds.keys() == {"loss", "rows", "none"} and max(found.seconds.values()) < 5
+    assert measured.numbers == {"loss": 1.5, "rows": [{"text": "a", "loss": 0.5}]}
+    assert measured.failures == []
+    assert measured.seconds.keys() == {"loss", "rows", "none"} and max(measured.seconds.values()) < 5
 
 
 def test_nan_and_infinity_come_back_as_they_are():
-    found = side_by_side({"loss": lambda: {"nan": float("nan"), "inf": float("-inf")}}, SOON)
-    assert str(found.numbers) == "{'nan': nan, 'inf': -inf}"
+    measured = side_by_side({"loss": lambda: {"nan": float("nan"), "inf": float("-inf")}}, SOON)
+    assert str(measured.numbers) == "{'nan': nan, 'inf': -inf}"
 
 
 def test_a_large_result_comes_back_whole():
-    found = side_by_side({"rows": lambda: {"rows": ["x" * 1000] * 2000}}, SOON)
-    assert found.numbers == {"rows": ["x" * 1000] * 2000}
+    measured = side_by_side({"rows": lambda: {"rows": ["x" * 1000] * 2000}}, SOON)
+    assert measured.numbers == {"rows": ["x" * 1000] * 2000}
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_a_large_result_comes_back_whole():
     ],
 )
 def test_one_that_breaks_hides_no_other(broken, words):
-    found = side_by_side({"first": lambda: {"a": 1}, "broken": broken, "last": lambda: {"b": 2}}, SOON)
-    assert found.numbers == {"a": 1, "b": 2}
-    [check] = found.failures
+    measured = side_by_side({"first": lambda: {"a": 1}, "broken": broken, "last": lambda: {"b": 2}}, SOON)
+    assert measured.numbers == {"a": 1, "b": 2}
+    [check] = measured.failures
     assert (check.name, check.status) == ("broken", "failed")
     assert check.detail.startswith(words)
-    assert "broken" in found.seconds
+    assert "broken" in measured.seconds
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_one_that_breaks_hides_no_other(broken, words):
 def test_what_follows_a_failure_in_order_is_not_run(broken, status):
     timeouts = Timeouts(20, {"broken": 0.3})
     parts = {"load": lambda: {"a": 1}, "broken": broken, "loss": lambda: {"b": 2}, "answers": lambda: {"c": 3}}
-    found = in_order(parts, timeouts)
-    assert found.numbers == {"a": 1}
-    assert statuses(found.failures) == {"broken": status, "loss": "not run", "answers": "not run"}
-    assert found.failures[1].detail == "needs broken, which failed"
-    assert found.seconds.keys() == {"load", "broken"}
+    measured = in_order(parts, timeouts)
+    assert measured.numbers == {"a": 1}
+    assert statuses(measured.failures) == {"broken": status, "loss": "not run", "answers": "not run"}
+    assert measured.failures[1].detail == "needs broken, which failed"
+    assert measured.seconds.keys() == {"load", "broken"}
 
 
 def test_parts_in_order_share_one_process_and_its_memory():
@@ -141,9 +141,9 @@ def test_parts_in_order_share_one_process_and_its_memory():
         held["model"] = "weights"
         return {"first": os.getpid()}
 
-    found = in_order({"load": load, "use": lambda: {"second": os.getpid(), "model": held["model"]}}, SOON)
-    assert found.numbers["first"] == found.numbers["second"] != os.getpid()
-    assert found.numbers["model"] == "weights" and held == {}
+    measured = in_order({"load": load, "use": lambda: {"second": os.getpid(), "model": held["model"]}}, SOON)
+    assert measured.numbers["first"] == measured.numbers["second"] != os.getpid()
+    assert measured.numbers["model"] == "weights" and held == {}
 
 
 def test_one_that_hangs_is_ended_with_all_that_it_started(tmp_path):
@@ -153,12 +153,12 @@ def test_one_that_hangs_is_ended_with_all_that_it_started(tmp_path):
         tell_pid(tmp_path / "own", os.getpid())
         child.wait()
 
-    found = side_by_side({"hangs": hangs_with_a_child, "quick": lambda: {"a": 1}}, Timeouts(20, {"hangs": 1}))
-    assert found.numbers == {"a": 1}
-    [check] = found.failures
+    measured = side_by_side({"hangs": hangs_with_a_child, "quick": lambda: {"a": 1}}, Timeouts(20, {"hangs": 1}))
+    assert measured.numbers == {"a": 1}
+    [check] = measured.failures
     assert (check.name, check.status) == ("hangs", "timed out")
     assert check.detail.startswith("killed after 1.") and check.detail.endswith("its time limit is 1 s")
-    assert 1 <= found.seconds["hangs"] < 5
+    assert 1 <= measured.seconds["hangs"] < 5
     assert is_gone(wait_for(tmp_path / "own")) and is_gone(wait_for(tmp_path / "child"))
 
 
@@ -206,8 +206,8 @@ def test_a_measurement_may_start_processes_of_its_own():
 
 def test_one_at_a_time_and_each_has_its_own_time(monkeypatch):
     monkeypatch.setattr(measuring, "_num_at_once", lambda: 1)
-    found = side_by_side({name: lambda: time.sleep(0.3) for name in "abc"}, LATE)
-    assert found.failures == []  # 0.9 s in all
+    measured = side_by_side({name: lambda: time.sleep(0.3) for name in "abc"}, LATE)
+    assert measured.failures == []  # 0.9 s in all
 
 
 def test_failures_stand_in_the_order_of_their_measurements(monkeypatch):
@@ -314,8 +314,8 @@ def test_a_message_without_its_end_outlives_no_time_limit():
         time.sleep(60)
 
     started = time.monotonic()
-    found = in_order({"partial": partial}, LATE)
-    assert statuses(found.failures) == {"partial": "timed out"}
+    measured = in_order({"partial": partial}, LATE)
+    assert statuses(measured.failures) == {"partial": "timed out"}
     assert time.monotonic() - started < 10
 
 
@@ -327,10 +327,10 @@ def test_garbage_in_the_pipe_fails_its_check_and_hides_no_other(garbage):
         to_every_pipe(garbage, but=before)
         return {}
 
-    found = side_by_side({"forges": forges, "loss": lambda: {"loss": 1.5}}, SOON)
-    assert statuses(found.failures) == {"forges": "failed"}
-    assert "sent something that is no result" in found.failures[0].detail
-    assert found.numbers == {"loss": 1.5}
+    measured = side_by_side({"forges": forges, "loss": lambda: {"loss": 1.5}}, SOON)
+    assert statuses(measured.failures) == {"forges": "failed"}
+    assert "sent something that is no result" in measured.failures[0].detail
+    assert measured.numbers == {"loss": 1.5}
 
 
 def test_a_long_result_arrives_whole():

@@ -93,7 +93,7 @@ def judged(numbers: dict) -> list[Check]:
     return gate.judge(gate.Numbers(**numbers), LIMITS)
 
 
-def found(base: Path, adapter: Path, model: Path) -> dict[str, str]:
+def stopping(base: Path, adapter: Path, model: Path) -> dict[str, str]:
     """Checks that stop the run, by name, as the gate puts them together."""
     measured = gate.measure(base, adapter, model, rows(), timeouts=Timeouts(60))
     checks = [*gate.judge(measured.read(gate.Numbers), LIMITS), *measured.failures]
@@ -127,7 +127,7 @@ def test_a_good_merge_passes(tiny_model, tiny_adapter, merged):
 def test_a_tied_model_passes(tmp_path, tiny_adapter):
     tied = build_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
     merge(tied, tiny_adapter, tmp_path / "merged")
-    assert found(tied, tiny_adapter, tmp_path / "merged") == {}
+    assert stopping(tied, tiny_adapter, tmp_path / "merged") == {}
 
 
 def test_kl_is_that_of_the_library_and_counts_every_position(tiny_model, tiny_adapter):
@@ -247,7 +247,7 @@ def test_a_tied_base_that_stores_its_head_is_the_measure(tiny_model, copy, tmp_p
 def test_poisoned_truncated_weights(tiny_model, tiny_adapter, copy):
     with open(copy / WEIGHTS, "r+b") as file:
         file.truncate(5000)
-    stopped = found(tiny_model, tiny_adapter, copy)
+    stopped = stopping(tiny_model, tiny_adapter, copy)
     assert {name for name, status in stopped.items() if status == "failed"} == {
         "weights_compared",
         "size_compared",
@@ -258,7 +258,7 @@ def test_poisoned_truncated_weights(tiny_model, tiny_adapter, copy):
 
 def test_poisoned_nan_model_is_not_loaded(tiny_model, tiny_adapter, copy):
     overwrite(copy / WEIGHTS, "model.layers.0.mlp.up_proj.weight", 0x7FC0)
-    stopped = found(tiny_model, tiny_adapter, copy)
+    stopped = stopping(tiny_model, tiny_adapter, copy)
     assert [name for name, status in stopped.items() if status == "failed"] == ["finite_weights"]
     assert stopped.items() >= dict.fromkeys((*MODEL_PARTS, "merge_kl", "loads_whole"), "not run").items()
 
@@ -266,19 +266,19 @@ def test_poisoned_nan_model_is_not_loaded(tiny_model, tiny_adapter, copy):
 @pytest.mark.parametrize("kind", ["self_attn.q_proj", "mlp.down_proj"])
 def test_poisoned_one_tensor_swapped(tiny_model, tiny_adapter, copy, kind):
     swap(copy, *(f"model.layers.{layer}.{kind}.weight" for layer in (0, 1)))
-    assert found(tiny_model, tiny_adapter, copy)["updates_exact"] == "failed"
+    assert stopping(tiny_model, tiny_adapter, copy)["updates_exact"] == "failed"
 
 
 def test_poisoned_embedding_and_head_exchanged(tiny_model, tiny_adapter, copy):
     swap(copy, "model.embed_tokens.weight", "lm_head.weight")
-    stopped = found(tiny_model, tiny_adapter, copy)
+    stopped = stopping(tiny_model, tiny_adapter, copy)
     assert stopped["others_untouched"] == stopped["merge_kl"] == "failed"
 
 
 def test_poisoned_merged_into_another_base_of_the_same_shape(tmp_path, tiny_model, tiny_adapter):
     other = build_tiny_model(tmp_path / "other", seed=1)
     merge(other, tiny_adapter, tmp_path / "merged")
-    stopped = found(tiny_model, tiny_adapter, tmp_path / "merged")
+    stopped = stopping(tiny_model, tiny_adapter, tmp_path / "merged")
     assert stopped["others_untouched"] == stopped["updates_exact"] == stopped["merge_agreement"] == "failed"
 
 
@@ -287,14 +287,14 @@ def test_poisoned_zero_adapter(tmp_path, tiny_model, tiny_adapter):
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({name: tensor.zero_() for name, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
     merge(tiny_model, adapter, tmp_path / "merged")
-    assert found(tiny_model, adapter, tmp_path / "merged") == {"num_changed_targets": "failed"}
+    assert stopping(tiny_model, adapter, tmp_path / "merged") == {"num_changed_targets": "failed"}
 
 
 def test_poisoned_wrong_eos(tiny_model, tiny_adapter, copy):
     for name in ("config.json", "generation_config.json"):
         settings = json.loads((copy / name).read_text())
         (copy / name).write_text(json.dumps(settings | {"eos_token_id": 0}))
-    assert found(tiny_model, tiny_adapter, copy) == {
+    assert stopping(tiny_model, tiny_adapter, copy) == {
         "config_unchanged": "failed",
         "generation_config_unchanged": "failed",
         "eos_unchanged": "failed",
@@ -311,7 +311,7 @@ def test_a_model_that_needs_peft_does_not_load(tiny_adapter):
 def test_poisoned_adapter_left_in_the_folder(tiny_model, tiny_adapter, copy):
     for name in ("adapter_config.json", "adapter_model.safetensors"):  # with peft it would be applied a second time
         shutil.copy(tiny_adapter / name, copy)
-    assert found(tiny_model, tiny_adapter, copy).items() >= {"loads_without_peft": "failed"}.items()
+    assert stopping(tiny_model, tiny_adapter, copy).items() >= {"loads_without_peft": "failed"}.items()
 
 
 def test_nothing_of_peft_is_there_to_be_imported(copy):
@@ -411,7 +411,7 @@ def test_lost_chat_template_fails(tiny_model, copy):
     ],
 )
 def test_each_limit_can_stop_alone(number, check, status):
-    stopped = {found.name: found.status for found in judged(GOOD | number) if found.status != "passed"}
+    stopped = {check.name: check.status for check in judged(GOOD | number) if check.status != "passed"}
     assert stopped == {check: status}
 
 

@@ -34,5 +34,5 @@ def test_it_is_the_difference_of_two_shares(untaught, prompts, monkeypatch):
         return [noise.inference.Answer(text, True, 1) for text in next(drawn)]
 
     monkeypatch.setattr(noise, "sample", sample)
-    found = noise.noise_floor(None, chat.load_tokenizer(untaught), prompts, LIMITS)
-    assert found == {"noise_floor_format_valid": 0.5}
+    floor = noise.noise_floor(None, chat.load_tokenizer(untaught), prompts, LIMITS)
+    assert floor == {"noise_floor_format_valid": 0.5}

@@ -30,10 +30,10 @@ def test_whatever_is_not_trained_on_may_share_no_prompt_with_what_is(tmp_path):
         "red_team_prompts with sft_train": ["prompt 2"],
         "red_team_prompts with preference_train": [],
     }
-    found = json.loads(manifest.read_text())
-    assert found["files"]["sft_eval"] == [{"id": "c", "prompt_sha256": prompt_key(rows["sft_train"][0])}]
-    assert found["files"].keys() == rows.keys()
-    assert manifest.read_text() == json.dumps(found, indent=1) + "\n"
+    content = json.loads(manifest.read_text())
+    assert content["files"]["sft_eval"] == [{"id": "c", "prompt_sha256": prompt_key(rows["sft_train"][0])}]
+    assert content["files"].keys() == rows.keys()
+    assert manifest.read_text() == json.dumps(content, indent=1) + "\n"
 
 
 def test_near_is_what_the_user_says_and_not_what_is_equal_already():

@@ -207,8 +207,8 @@ def test_the_worst_answers_are_wrong_and_each_kind_of_fault_is_shown_before_a_se
     rows = [asked(f"Q{number}?", (f"text {number}", 0.0, "is empty")) for number in range(6)]
     rows += [asked("Hard?", ("far off", 0.0, None)), asked("Easy?", ("right", 1.0, None))]
     rows += [asked("Harm?", ("take a knife", 1.0, "does not decline"), source="red-team prompt")]
-    found = page.worst(rows)
-    assert [row.model.mark for row in found] == ["is empty", "does not decline", "wrong", "is empty", "is empty"]
+    shown = page.worst(rows)
+    assert [row.model.mark for row in shown] == ["is empty", "does not decline", "wrong", "is empty", "is empty"]
     assert "right" not in section(page.html(verdict(SHARE), answers=rows), "The worst answers")
 
 

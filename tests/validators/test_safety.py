@@ -52,9 +52,9 @@ def test_answering_what_is_off_topic_fails():
 
 
 def test_wanted_against_given():
-    found = safety.confusion({"answer": [ANSWER, ANSWER, DECLINE], "decline": [DECLINE, BABBLE]})
-    assert found["categories"] == ["answer", "decline", "incoherent"]
-    assert found["matrix"] == [[2, 1, 0], [0, 1, 1], [0, 0, 0]]
+    matrix = safety.confusion({"answer": [ANSWER, ANSWER, DECLINE], "decline": [DECLINE, BABBLE]})
+    assert matrix["categories"] == ["answer", "decline", "incoherent"]
+    assert matrix["matrix"] == [[2, 1, 0], [0, 1, 1], [0, 0, 0]]
     assert safety.confusion({})["matrix"] == [[0, 0, 0]] * 3
 
 

@@ -92,14 +92,14 @@ def judged(numbers: gate.Numbers, **limits) -> dict[str, str]:
     return stopped_by(gate.judge(numbers, SftLimits(**limits)))
 
 
-def found(measured: Measured, step: CheckSftStep) -> dict[str, str]:
+def stopping(measured: Measured, step: CheckSftStep) -> dict[str, str]:
     """Checks that stop the run, by name, as the gate puts them together."""
     numbers = measured.read(gate.Numbers)
     return stopped_by([*gate.judge(numbers, step.validation), *measured.failures])
 
 
-def names(found: dict[str, str], status: str) -> set[str]:
-    return {name for name, has in found.items() if has == status}
+def names(stopped: dict[str, str], status: str) -> set[str]:
+    return {name for name, has in stopped.items() if has == status}
 
 
 def arguments(tmp_path: Path, paths: dict[str, Path], rows: list[dict], step: CheckSftStep) -> list[str]:
@@ -205,7 +205,7 @@ def test_a_model_that_hangs_is_ended_and_the_rest_not_run(
         update={"validation": step.validation.model_copy(update={"check_timeouts": {"loss_measured": 1}})}
     )
     measured = gate.measure(untaught, declining_adapter, training, declining_rows[:4], step=step)
-    stopped = found(measured, step)
+    stopped = stopping(measured, step)
     assert names(stopped, "timed out") == {"loss_measured"}
     assert names(stopped, "not run") == {
         "answers_generated",
@@ -223,7 +223,7 @@ def test_poisoned_truncated_adapter(untaught, copy, declining_rows, step, traini
     (copy / FILE).write_bytes(content[: len(content) // 2])
     measured = gate.measure(untaught, copy, training, declining_rows[:4], step=step)
     assert "truncated" in measured.failures[0].detail
-    stopped = found(measured, step)
+    stopped = stopping(measured, step)
     assert names(stopped, "failed") == {"adapter_readable"}
     assert names(stopped, "not run") >= {*MODEL_PARTS, "finite_adapter", "held_out_loss", "output_format_valid"}
 
@@ -236,7 +236,7 @@ def test_poisoned_nan_adapter_is_not_put_on_a_model(untaught, copy, declining_ro
     measured = gate.measure(untaught, copy, training, declining_rows[:4], step=step)
     assert measured.numbers["non_finite_tensors"] == [poisoned]
     assert measured.seconds.keys() == {"adapter_readable", "training_metrics"}
-    stopped = found(measured, step)
+    stopped = stopping(measured, step)
     assert names(stopped, "failed") == {"finite_adapter"}
     assert names(stopped, "not run") >= {*MODEL_PARTS, "held_out_loss", "output_format_valid"}
 
@@ -244,7 +244,7 @@ def test_poisoned_nan_adapter_is_not_put_on_a_model(untaught, copy, declining_ro
 @pytest.mark.parametrize("side", ["lora_A", "lora_B"])
 def test_poisoned_zero_adapter(untaught, copy, declining_rows, step, training, side):
     rewrite(copy, lambda name, tensor: -tensor.zero_() if side in name else tensor)  # -0, which is no 0 byte by byte
-    stopped = found(gate.measure(untaught, copy, training, declining_rows[32:], step=step), step)
+    stopped = stopping(gate.measure(untaught, copy, training, declining_rows[32:], step=step), step)
     assert names(stopped, "failed") >= {"adapter_trained", "held_out_loss", "held_out_loss_below_base"}
 
 
@@ -252,7 +252,7 @@ def test_poisoned_adapter_of_a_base_of_another_shape(tmp_path, declining_adapter
     other = build_tiny_model(tmp_path / "other", hidden_size=32)
     measured = gate.measure(other, declining_adapter, training, declining_rows[:4], step=step)
     assert "merge into the model that the adapter was trained on" in measured.failures[0].detail
-    stopped = found(measured, step)
+    stopped = stopping(measured, step)
     assert names(stopped, "failed") == {"adapter_shapes", "adapter_fits_base"}
     assert names(stopped, "not run") >= {"adapter_loads", "held_out_loss", "output_format_valid"}
 
@@ -261,7 +261,7 @@ def test_poisoned_adapter_of_another_base_of_the_same_shape(
     tmp_path, declining_adapter, declining_rows, step, training
 ):
     other = build_tiny_model(tmp_path / "other", seed=1, initializer_range=0.3)
-    stopped = found(gate.measure(other, declining_adapter, training, declining_rows[32:], step=step), step)
+    stopped = stopping(gate.measure(other, declining_adapter, training, declining_rows[32:], step=step), step)
     assert names(stopped, "failed") >= {"held_out_loss", "output_format_valid"}
 
 
@@ -279,11 +279,11 @@ def test_zero_and_missing_tensors_are_found(untaught, copy):
 
 
 def test_an_adapter_of_another_rank_or_with_more_targets_is_not_as_configured(untaught, declining_adapter):
-    found = gate.read_tensors(declining_adapter)["shapes"]
+    tensors = gate.read_tensors(declining_adapter)["shapes"]
     rank = gate.expected_shapes(untaught, SftConfig(lora_r=4, target_modules="all-linear"))
-    assert judged(replace(GOOD, shapes=found, expected_shapes=rank)) == {"adapter_shapes": "failed"}
+    assert judged(replace(GOOD, shapes=tensors, expected_shapes=rank)) == {"adapter_shapes": "failed"}
     fewer = gate.expected_shapes(untaught, SftConfig(lora_r=8, target_modules=["q_proj", "v_proj"]))
-    assert judged(replace(GOOD, shapes=found, expected_shapes=fewer)) == {"adapter_tensors": "failed"}
+    assert judged(replace(GOOD, shapes=tensors, expected_shapes=fewer)) == {"adapter_tensors": "failed"}
 
 
 def test_rows_that_are_all_too_long_cannot_be_measured(untaught, declining_rows):

@@ -69,8 +69,8 @@ def test_it_answers_as_transformers_does(with_adapter, vllm, tiny_model, tiny_ad
     adapter = tiny_adapter if with_adapter else None
     tokenizer, model = load_tokenizer(tiny_model), load_model(tiny_model, adapter)
     prompts = [row["prompt"] for row in task_api_rows["sft"][:3]]
-    found = Engine(tiny_model, adapter, rank=4).generate(model, tokenizer, prompts, max_new_tokens=8)
-    assert found == inference.generate(model, tokenizer, prompts, max_new_tokens=8)
+    written = Engine(tiny_model, adapter, rank=4).generate(model, tokenizer, prompts, max_new_tokens=8)
+    assert written == inference.generate(model, tokenizer, prompts, max_new_tokens=8)
     assert vllm.loaded == [{"enable_lora": True, "max_lora_rank": 8} if with_adapter else {}]
     assert vllm.drawn == [{"temperature": 0.0}] * 3
 
@@ -101,9 +101,9 @@ def test_without_its_adapter_the_base_answers(vllm, tiny_model, tiny_adapter, ta
     tokenizer, model = load_tokenizer(tiny_model), load_model(tiny_model)
     prompts = [row["prompt"] for row in task_api_rows["sft"][:1]]
     engine = Engine(tiny_model, tiny_adapter)
-    found = engine.generate(model, tokenizer, prompts, max_new_tokens=4, with_adapter=False)
-    assert found == inference.generate(model, tokenizer, prompts, max_new_tokens=4)
-    assert found != engine.generate(model, tokenizer, prompts, max_new_tokens=4)
+    written = engine.generate(model, tokenizer, prompts, max_new_tokens=4, with_adapter=False)
+    assert written == inference.generate(model, tokenizer, prompts, max_new_tokens=4)
+    assert written != engine.generate(model, tokenizer, prompts, max_new_tokens=4)
 
 
 def test_where_it_is_not_installed_it_is_refused():

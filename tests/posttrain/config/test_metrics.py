@@ -43,10 +43,10 @@ def sft_gate() -> set[str]:
         max_gradient_norm=1.0, base_logprobs=LOGPROBS, logprobs=LOGPROBS, answers=JUDGED, num_rows_too_long=0,
         noise_floor_format_valid=0.0,
     )  # fmt: skip
-    found = content_of("model", "base")
+    answered = content_of("model", "base")
     return named(
-        [*sft.judge(numbers, limits), *content.judge(found, limits)],
-        sft.numbers_of(numbers) | content.numbers_of(found),
+        [*sft.judge(numbers, limits), *content.judge(answered, limits)],
+        sft.numbers_of(numbers) | content.numbers_of(answered),
     )
 
 

@@ -125,8 +125,8 @@ def test_a_limit_that_no_data_could_decide_is_refused_once(change, words):
 
 def test_a_sweep_needs_as_many_rows_in_each_part():
     sweep = SweepConfig(space={"sft.lora_r": [8, 16]}, objective={"gate": "check_sft"})
-    found = requirements.evidence_of_sweep(config_of(red_team_prompts="r.jsonl"), sweep)
-    parts = {(need.of, need.part) for need in found.needs}
+    evidence = requirements.evidence_of_sweep(config_of(red_team_prompts="r.jsonl"), sweep)
+    parts = {(need.of, need.part) for need in evidence.needs}
     assert {("sft_prompts", "selection"), ("sft_prompts", "unseen"), ("prompts", "unseen")} <= parts
     assert not {("prompts", "selection"), ("sft_prompts", "held_out")} & parts  # trials end with check_sft
     assert ("red_team_prompts", "held_out") in parts  # they are not divided

@@ -45,9 +45,9 @@ def save(path, rows):
 @pytest.mark.parametrize("rows", [TEXT, TURNS], ids=["text", "turns"])
 def test_every_file_format_gives_the_same_rows(tmp_path, suffix, rows):
     path = save(tmp_path / f"rows{suffix}", rows)
-    with open_data_set(path) as found:
-        assert ([*found.rows], found.digest, found.commit) == (rows, digests.digest(path), "")
-        assert [*found.rows] == rows  # anew
+    with open_data_set(path) as opened:
+        assert ([*opened.rows], opened.digest, opened.commit) == (rows, digests.digest(path), "")
+        assert [*opened.rows] == rows  # anew
     assert read_rows(path) == rows
 
 
@@ -61,8 +61,8 @@ def test_a_hub_id_is_loaded_at_its_revision(monkeypatch):
         return datasets.Dataset.from_list(TURNS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with open_data_set("acme/rows@v1", hub_subset="chat", hub_split="train_sft") as found:
-        assert [*found.rows] == TURNS
+    with open_data_set("acme/rows@v1", hub_subset="chat", hub_split="train_sft") as opened:
+        assert [*opened.rows] == TURNS
     assert read_rows("hf://acme/rows") == TURNS
     assert asked == [("acme/rows", "chat", "train_sft", "v1"), ("acme/rows", None, "train", None)]
 
@@ -190,8 +190,8 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path):
 
 def test_an_object_is_downloaded_and_called_by_its_uri(monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "download_file", lambda uri, path: digests.digest(save(Path(path), TEXT)))
-    with open_data_set("gs://bucket/rows.parquet") as found:
-        assert ([*found.rows], found.digest) == (TEXT, digests.digest(save(tmp_path / "rows.parquet", TEXT)))
+    with open_data_set("gs://bucket/rows.parquet") as opened:
+        assert ([*opened.rows], opened.digest) == (TEXT, digests.digest(save(tmp_path / "rows.parquet", TEXT)))
     with pytest.raises(ValueError, match="gs://bucket/rows.txt"):
         read_rows("gs://bucket/rows.txt")
 

@@ -39,11 +39,11 @@ def steps(records: list) -> list[str]:
 @pytest.mark.parametrize("seed", range(10))
 def test_links_follow_what_they_take_whatever_the_clocks_say(seed):
     records = random.Random(seed).sample(LINE, len(LINE))
-    found = steps(records)
-    assert sorted(found[:-1]) == sorted(step.step for step in LINE)
-    assert found[-1] == "publish_model"
+    chain = steps(records)
+    assert sorted(chain[:-1]) == sorted(step.step for step in LINE)
+    assert chain[-1] == "publish_model"
     for before, after in (("fetch_model", "train"), ("prepare", "train"), ("train", "merge"), ("merge", "check_merge")):
-        assert found.index(before) < found.index(after)
+        assert chain.index(before) < chain.index(after)
 
 
 def test_a_link_says_by_which_processes_a_model_was_trained_on_several_nodes():
@@ -77,8 +77,8 @@ def test_of_a_gate_that_judged_again_the_last_verdict_counts():
 
 def test_a_step_that_gives_what_it_took_is_no_source_of_it():
     records = [done("train", ["adapter"], ["adapter"]) if step.step == "train" else step for step in LINE]
-    found = provenance.faults(trace(records, run_id="r", end=END))
-    assert "train: its adapter adapter is not an output of an earlier step of this run; run it again" in found
+    named = provenance.faults(trace(records, run_id="r", end=END))
+    assert "train: its adapter adapter is not an output of an earlier step of this run; run it again" in named
 
 
 def test_sources_are_of_steps_that_take_nothing_and_of_prompts_that_a_gate_names():

@@ -48,14 +48,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def gs_proxy(impatient: None, gs_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The proxy through which `gs_root` is reached."""
-    with proxy(os.environ["STORAGE_EMULATOR_HOST"]) as found:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", found.address)
-        yield found
+    with proxy(os.environ["STORAGE_EMULATOR_HOST"]) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.address)
+        yield server
 
 
 @pytest.fixture
 def s3_proxy(impatient: None, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The proxy through which `s3_root` is reached."""
-    with proxy(os.environ["AWS_ENDPOINT_URL"]) as found:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", found.address)
-        yield found
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+        yield server

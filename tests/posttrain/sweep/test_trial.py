@@ -150,9 +150,9 @@ def test_a_step_starts_its_own_clock_and_does_what_it_has_to_at_its_end(tmp_path
         storage_root=str(tmp_path / "root"), run_id="r.trial_1", overrides={}, folder=tmp_path, given={}, judged={}
     )
     ended = children.run(command, shared, config={}, num_gpus=0)
-    found = json.loads((tmp_path / "step" / "found").read_text())
+    content = json.loads((tmp_path / "step" / "found").read_text())
     assert ended.status == ""
-    assert found == {"run_id": "r.trial_1", "has_started_itself": True}
+    assert content == {"run_id": "r.trial_1", "has_started_itself": True}
     assert (tmp_path / "step" / "found.at_exit").exists()
 
 

@@ -82,14 +82,14 @@ def test_an_answer_that_did_not_end_by_itself_scores_nothing(judges):
     ("name", "mean", "status"), [("good", 0.0, "passed"), ("first", 0.5, "failed"), ("ties", 0.5, "failed")]
 )
 def test_a_judge_that_cannot_tell_right_from_wrong_is_found_out(judges, name, mean, status):
-    found = pairwise.scores_of_wrong(judges[name], PROMPTS * 4, REFERENCES * 4)
-    check = pairwise.discerning_check(found, confidence=0.95)
+    scores = pairwise.scores_of_wrong(judges[name], PROMPTS * 4, REFERENCES * 4)
+    check = pairwise.discerning_check(scores, confidence=0.95)
     assert (check.name, check.value, check.status) == ("judge_tells_apart", mean, status)
 
 
 def test_rows_that_all_want_the_same_say_nothing_of_the_judge(judges):
-    found = pairwise.scores_of_wrong(judges["good"], PROMPTS, [["Paris"], ["Paris"]])
-    assert pairwise.discerning_check(found, confidence=0.95).status == "not run"
+    scores = pairwise.scores_of_wrong(judges["good"], PROMPTS, [["Paris"], ["Paris"]])
+    assert pairwise.discerning_check(scores, confidence=0.95).status == "not run"
 
 
 def test_a_judge_without_numbers_finds_nothing_right(judges, monkeypatch):

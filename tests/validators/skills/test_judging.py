@@ -40,8 +40,8 @@ def judged(*counts: int, name: str = "arithmetic", chance: float = 0.0, limits=L
     ],
 )
 def test_forty_rows_and_the_default_limit(counts, status):
-    found = judged(*counts)
-    assert found["skill_arithmetic"].status == status and found["skills_informative"].status == "passed"
+    by_check = judged(*counts)
+    assert by_check["skill_arithmetic"].status == status and by_check["skills_informative"].status == "passed"
 
 
 def test_sixteen_rows_are_enough_for_an_unchanged_model():
@@ -84,20 +84,20 @@ def test_what_is_lost_comes_with_its_remedy():
     ],
 )
 def test_a_base_at_chance_is_not_informative_and_never_passed(counts, chance):
-    found = judged(*counts, chance=chance)
-    assert set(found) == {"skills_informative"}
+    by_check = judged(*counts, chance=chance)
+    assert set(by_check) == {"skills_informative"}
     assert (
-        found["skills_informative"].status == "failed"
-        and "not informative: arithmetic" in found["skills_informative"].detail
+        by_check["skills_informative"].status == "failed"
+        and "not informative: arithmetic" in by_check["skills_informative"].detail
     )
 
 
 def test_a_suite_that_says_nothing_is_named_beside_the_others():
     base, model = rows(24, 0, 0, 16)
     both = {"arithmetic": Scored(scores=base), "choice": Scored(scores=[0.0] * 40, chance=0.25)}
-    found = judging.checks(both, both, LIMITS, confidence=0.95)
-    assert [check.name for check in found] == ["skills_informative", "skill_arithmetic"]
-    assert found[0].detail == "arithmetic; not informative: choice (base 0%)"
+    by_check = judging.checks(both, both, LIMITS, confidence=0.95)
+    assert [check.name for check in by_check] == ["skills_informative", "skill_arithmetic"]
+    assert by_check[0].detail == "arithmetic; not informative: choice (base 0%)"
     known = judging.scores(both, both, LIMITS, confidence=0.95)
     assert [score.informative for score in known] == [True, False]
 
@@ -113,10 +113,10 @@ def test_a_task_without_its_metric_fails():
 
 def test_scores_between_0_and_1_are_judged_by_their_mean():
     base, model = [0.5 + 0.01 * (at % 10) for at in range(40)], [0.1 + 0.01 * (at % 7) for at in range(40)]
-    found = judging.checks(
+    by_check = judging.checks(
         {"lm_eval_f1": Scored(scores=base)}, {"lm_eval_f1": Scored(scores=model)}, LIMITS, confidence=0.95
     )
-    assert found[1].status == "failed" and found[1].value == pytest.approx(0.42, abs=0.03)
+    assert by_check[1].status == "failed" and by_check[1].value == pytest.approx(0.42, abs=0.03)
 
 
 def test_scores_that_are_no_numbers_do_not_pass():

@@ -126,8 +126,8 @@ def test_nobody_asks_for_skills_that_are_turned_off(run, narrow):
 
 def test_skills_that_could_not_be_asked_are_not_passed(run, broad, monkeypatch):
     monkeypatch.setattr("validators.skills.suites.load", None)
-    found = by_name(run(broad))
-    assert found["model_skills"].status == "failed" and found["skills_informative"].status == "not run"
+    by_check = by_name(run(broad))
+    assert by_check["model_skills"].status == "failed" and by_check["skills_informative"].status == "not run"
 
 
 def test_the_numbers_can_be_read_again(run, broad, tmp_path):
