@@ -1,4 +1,4 @@
-"""Who signs published models without a key: the subsection `signing.keyless` of the configuration."""
+"""The signer of published models without a key: the subsection `signing.keyless` of the configuration."""
 
 from pydantic import Field
 
@@ -9,7 +9,7 @@ ID_TOKEN_ENV = "SIGSTORE_ID_TOKEN"  # an identity token, as sigstore's own comma
 
 
 class Keyless(Section):
-    """Who signs by Sigstore, with a certificate for the identity of the pod instead of a key."""
+    """Signing by Sigstore, with a certificate for the identity of the pod instead of a key."""
 
     # identity in the certificate; of a pod https://kubernetes.io/namespaces/NAMESPACE/serviceaccounts/NAME
     identity: str = Field(min_length=1)

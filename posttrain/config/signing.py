@@ -15,7 +15,7 @@ SIGNING_KEY_ENV = "POSTTRAIN_SIGNING_KEY"  # path of the private key
 
 
 class Signing(OwnSecret):
-    """What signs each published model and its attestations; without this section nothing is signed."""
+    """The signer of each published model and its attestations; without this section nothing is signed."""
 
     env = SIGNING_KEY_ENV
     as_file = True

@@ -29,7 +29,7 @@ NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a card shows beside the chain."""
+    """Facts that a card shows beside the chain."""
 
     rows: list[AnsweredPrompt] = field(default_factory=list)  # by which the model was judged
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)  # of samplings and trainings, by step

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """What came of registering one version."""
+    """Outcome of registering one version."""
 
     registered: dict[str, str] = field(default_factory=dict)  # registry -> address of the version there
     errors: list[str] = field(default_factory=list)  # of the others, one line each
