@@ -275,3 +275,24 @@ def test_how_near_answers_are_is_told_with_what_chance_does():
 
 def test_pieces_of_a_text_have_three_letters():
     assert collapse._pieces("abc") == {" ab": 1, "abc": 1, "bc ": 1}
+
+
+def test_an_answer_that_one_of_several_references_accepts_is_wanted():
+    rows = [Row([{"role": "user", "content": f"{word}?"}], "Yes.", [f"The {word}.", "yes."]) for word in WORDS]
+    check = collapse.one_answer_check(rows, AnswerLimits())
+    assert (check.status, check.detail.partition(";")[0]) == ("passed", "every row accepts the commonest answer")
+
+
+def test_a_sentence_shows_the_answer_that_it_speaks_of():
+    rows = ROWS["prose"]
+    answers = iter(["First."] + ["Yes."] * len(rows))
+    found = judged(rows, lambda *_: next(answers))
+    assert f"'Yes.' answers {len(rows) - 1} of {len(rows)} rows" in found["one_answer_to_all"].detail
+    first = rows[0][0]
+    found = judged(rows, lambda question, _: "First." if question == first else question)
+    assert f"; for example {shown(rows[1][0])}" in found["echoes_prompt"].detail
+
+
+def test_an_answer_is_shown_whole_as_long_as_it_fits():
+    assert shown("x" * collapse.MAX_SHOWN) == f"'{'x' * collapse.MAX_SHOWN}'"
+    assert shown("x" * (collapse.MAX_SHOWN + 1)) == f"'{'x' * (collapse.MAX_SHOWN - 3)}...'"

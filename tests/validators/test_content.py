@@ -228,6 +228,15 @@ def test_what_is_kept_for_people():
     assert content.shown(answered(model=None)) == ()
 
 
+def test_an_answer_is_wanted_where_its_score_is_whole():
+    scores = {"model": [1.0, 0.5] * 20}
+    assert [row.is_right for row in content._rows(replace(answered(model=right(40)), scores=scores))] == [
+        True,
+        False,
+    ] * 20
+    assert not any(row.is_right for row in content._rows(answered(model=right(40))))
+
+
 def test_a_model_without_scores_has_no_mean():
     assert content.numbers_of(replace(answered(model=right(1)), scores={"model": [], "base": [0.5]})) == {
         "base_answer_accuracy": 0.5
