@@ -15,6 +15,7 @@ from posttrain.verdict import Check, Verdict
 from tests.tool_chat import ASKED, CALL, TEMPLATE, TOOL, WRITTEN, model_that_calls
 from validators import export as gate
 from validators import inference, llama_cpp, serving
+from validators.answers import JudgedAnswer
 from validators.measuring import Timeouts, in_order
 
 LIMITS = {"answer_match": "exact", "num_generated_answers": 16, "max_new_tokens": 16}
@@ -149,6 +150,76 @@ def test_the_loss_is_that_of_the_first_answers_as_far_as_their_tokens_reach(decl
 
 def test_a_rare_token_counts_as_the_rarest_that_is_known():
     assert gate.loss([{1: -0.5, 2: -2.0}, {3: -1.0}], [1, 9]) == (1.5, 2)
+
+
+def names(checks: list[Check]) -> set[str]:
+    return {check.name for check in checks}
+
+
+def test_prompts_and_chat_are_asked_of_a_gguf_file_and_a_call_only_where_one_was_made():
+    step = CheckExportStep.model_validate({"validation": LIMITS})
+    answered = gate.content.Content(references=[], model=None)
+    assert names(gate.judge(gate.Numbers(), "fp8", answered, step)) == {"fp8_stop_drop", "fp8_drop"}
+    called = gate.judge(gate.Numbers(tool_call={"q8_0": ["no call"]}), "q8_0", answered, step)
+    assert names(called) == {"q8_0_stop_drop", "q8_0_drop", "q8_0_prompts", "q8_0_chat", "q8_0_tool_call"}
+    assert called[-1].status == "failed"
+    judge = {"answer_match": "judge", "match_options": {"judge_model": "/judge"}}
+    step = CheckExportStep.model_validate({"validation": LIMITS | judge})
+    assert "judge_tells_apart" in names(gate.judge(gate.Numbers(), "fp8", answered, step))
+
+
+def test_numbers_are_of_each_format_and_of_the_merged_model():
+    one = JudgedAnswer([], inference.Answer("a", True, 1), None)
+    other = JudgedAnswer([], inference.Answer("b", True, 1), None)
+    scores = {"before": [1.0, 0.0], "model": [1.0, 1.0]}
+    answered = gate.content.Content(references=[[], []], before=[one, one], model=[one, other], scores=scores)
+    numbers = gate.numbers_of({"fp8": answered, "q8_0": gate.content.Content(references=[], model=None)})
+    assert (numbers["fp8_same_answers"], numbers["fp8_answer_accuracy"], numbers["fp8_num_answers"]) == (0.5, 1.0, 2)
+    assert numbers["before_num_answers"] == 2 and not [name for name in numbers if name.startswith("q8_0")]
+
+
+@pytest.mark.parametrize(("matcher", "losses"), [("exact", False), ("none", True)])
+def test_every_format_is_asked_by_its_own_engine(declining_rows, untaught, tmp_path, matcher, losses):
+    step = CheckExportStep.model_validate(
+        {"validation": LIMITS | {"answer_match": matcher}, "export": {"formats": ["q8_0", "fp8"]}}
+    )
+    parts = gate.Measurer(untaught, tmp_path, step, {"sft_eval": declining_rows[:2], "preference_eval": []}).parts()
+    asked = {"model_loads", "model_answers_generated", "q8_0_loads", "q8_0_prompts_compared", "q8_0_answers_generated",
+             "fp8_loads", "fp8_answers_generated"}  # fmt: skip
+    measured = {"model_loss_measured", "q8_0_loss_measured", "fp8_loss_measured"}
+    assert parts.keys() == (asked | measured if losses else asked)
+
+
+def test_one_file_is_served_at_a_time_with_room_for_the_longest_row(monkeypatch):
+    served, closed = [], []
+    monkeypatch.setattr(gate.llama_cpp, "Server", lambda file, *, context: served.append((file.name, context)))
+    asked = SimpleNamespace(
+        session=SimpleNamespace(free=lambda: closed.append("model")), export=Path("export"),
+        server=SimpleNamespace(close=lambda: closed.append("server")), rendered=[[1] * 5, [1] * 7],
+        step=SimpleNamespace(validation=SimpleNamespace(max_new_tokens=10)), token_rows=[],
+    )  # fmt: skip
+    gate.Measurer.serve(asked, "q8_0")
+    asked.token_rows = [[1] * 30]
+    gate.Measurer.serve(asked, "q8_0")
+    assert [context for _, context in served] == [25, 38] and closed == ["model", "server", "model"]
+
+
+def test_the_loss_in_an_engine_is_that_of_its_tables():
+    row = inference.TokenRow([1], [2, 3])
+    engine = SimpleNamespace(likeliest=lambda rows, *, num: [[{2: -0.5}, {3: -1.0}] for _ in rows])
+    asked = SimpleNamespace(engine=engine, token_rows=[row, row])
+    assert gate.Measurer.engine_losses(asked, "fp8") == {"losses": {"fp8": [(1.5, 2)] * 2}}
+    server = SimpleNamespace(likeliest=lambda ids, *, num: {len(ids) + 1: -0.25, 0: -9.0})
+    asked = SimpleNamespace(server=server, token_rows=[row])
+    assert gate.Measurer.gguf_losses(asked, "q8_0") == {"losses": {"q8_0": [(0.5, 2)]}}
+
+
+def test_either_preferences_or_sft_rows(tmp_path, capsys):
+    outputs = ("verdict", "report", "summary", "answers", "metrics", "passed")
+    flags = ("step", "storage-root", "export", "model", *outputs)
+    with pytest.raises(SystemExit):
+        gate.main([part for name in flags for part in (f"--{name}", str(tmp_path / name))])
+    assert "pass --preference-eval, --sft-eval or both" in capsys.readouterr().err
 
 
 def test_a_missing_measurement_does_not_pass():
