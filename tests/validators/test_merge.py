@@ -411,7 +411,7 @@ def test_lost_chat_template_fails(tiny_model, copy):
     ],
 )
 def test_each_limit_can_stop_alone(number, check, status):
-    stopped = {check.name: check.status for check in judged(GOOD | number) if check.status != "passed"}
+    stopped = {one.name: one.status for one in judged(GOOD | number) if one.status != "passed"}
     assert stopped == {check: status}
 
 
