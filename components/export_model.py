@@ -14,4 +14,4 @@ def export_model(
     export: Output[Model],
 ):
     """Writes the model as GGUF for llama.cpp and in FP8 for vLLM, in the formats of the configuration."""
-    return container("posttrain.export", "cpu", **locals())
+    return container("posttrain.serving.export", "cpu", **locals())

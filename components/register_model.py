@@ -14,4 +14,4 @@ def register_model(
     registration: Output[Artifact],
 ):
     """Registers the published version, with its address and what its gates measured; a registry may be away."""
-    return container("posttrain.register_model", "cpu", **locals())
+    return container("posttrain.registries.register_model", "cpu", **locals())

@@ -4,8 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from posttrain import launch
-from posttrain.nodes import follow, kubernetes
+from posttrain.nodes import follow, kubernetes, launch
 from posttrain.train import order
 
 kubernetes.SERVICE_ACCOUNT = Path(sys.argv[1])

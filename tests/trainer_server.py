@@ -52,7 +52,7 @@ def node_commands(job: dict[str, Any], *, worker: str) -> list[tuple[list[str], 
     trainer = job["spec"]["trainer"]
     command = [sys.executable if word == "python" else word for word in [*trainer["command"], *trainer["args"]]]
     if worker:
-        assert command[1:5] == [*TORCHRUN, "-m", "posttrain.worker"]
+        assert command[1:5] == [*TORCHRUN, "-m", "posttrain.nodes.worker"]
         command = [command[0], "-m", worker, *trainer["args"]]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -43,8 +43,8 @@ CHAMPION, PROMOTE = "check_champion", "promote_model"
 EXPORT_GATE = "check_export"
 SAMPLING, SAMPLING_GATE = "sample_pairs", "check_pairs"
 JUDGE_WINNER, COMPARE_TRIALS, TRIALS = "judge_winner", "compare_trials", "trials"
-LAUNCH = "posttrain.launch"  # the module of a training on several nodes, in place of its own
-WORKER = "posttrain.worker"  # the module of each of its ranks
+LAUNCH = "posttrain.nodes.launch"  # the module of a training on several nodes, in place of its own
+WORKER = "posttrain.nodes.worker"  # the module of each of its ranks
 SELECTION = "validators.selection"  # the module that judges the checkpoints of a training which keeps the best
 TRIAL_COMPONENTS = ("run_trials", "run_sft_trials", "run_preference_trials")
 WINNER_COMPONENTS = ("judge_winner", "judge_sft_winner", "judge_preference_winner")
@@ -118,11 +118,11 @@ LINE = (
          loads_model=True, components=("check_merge",)),
     Step("check_alignment", "validators.alignment", CheckAlignmentStep, "gate", "dpo", needs=("dpo",),
          pool="gpu", loads_model=True, components=("check_alignment", "check_preference_alignment")),
-    Step("export_model", "posttrain.export", ExportStep, section_set="export"),
+    Step("export_model", "posttrain.serving.export", ExportStep, section_set="export"),
     Step(EXPORT_GATE, "validators.export", CheckExportStep, "gate", section_set="export", pool="gpu", loads_model=True,
          components=("check_export", "check_sft_export", "check_preference_export")),
     Step(PUBLISH, "posttrain.publish", PublishStep, components=("publish_model", "publish_exported_model")),
-    Step(REGISTER, "posttrain.register_model", RegisterStep, section_set="registries"),
+    Step(REGISTER, "posttrain.registries.register_model", RegisterStep, section_set="registries"),
     Step(CHAMPION, "validators.champion", CheckChampionStep, "gate", promotes=True, pool="gpu",
          loads_model=True, components=(
              "check_champion", "check_sft_champion", "check_preference_champion", "check_adapter_champion")),

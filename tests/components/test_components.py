@@ -72,12 +72,16 @@ def test_a_command_needs_every_flag_that_its_components_pass(module, monkeypatch
 @pytest.mark.parametrize(
     ("module", "arguments", "needed"),
     [
-        ("posttrain.launch", [], "--step"),
-        ("posttrain.launch", ["--step", "train_sft"], "--storage-root, --base, --train, --eval, --adapter, --metrics"),
+        ("posttrain.nodes.launch", [], "--step"),
+        (
+            "posttrain.nodes.launch",
+            ["--step", "train_sft"],
+            "--storage-root, --base, --train, --eval, --adapter, --metrics",
+        ),
         ("posttrain.verify", [], "published"),
         ("posttrain.promote", [], "name"),
         ("posttrain.promote", ["name"], "one of the arguments --storage-root --publish-root is required"),
-        ("posttrain.push", [], "published, address"),
+        ("posttrain.registries.push", [], "published, address"),
         ("posttrain.compare", [], "RUN"),
     ],
 )
@@ -93,7 +97,7 @@ SECRET = "hf_" + "a1" * 17
     [
         ("posttrain.verify", [f"/nowhere/{SECRET}"]),
         ("posttrain.promote", ["name", "--storage-root", f"/nowhere/{SECRET}"]),
-        ("posttrain.push", [f"/nowhere/{SECRET}", "oci://registry.example.org/m:v1"]),
+        ("posttrain.registries.push", [f"/nowhere/{SECRET}", "oci://registry.example.org/m:v1"]),
         ("posttrain.compare", ["run", "--storage-root", f"/nowhere/{SECRET}"]),
     ],
 )

@@ -41,12 +41,12 @@ EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 MODULES = (
     "validators/*.py", "validators/matching/*.py", "validators/skills/*.py",
     "posttrain/verdict.py", "posttrain/publish.py", "posttrain/verify.py", "posttrain/promote.py",
-    "posttrain/make_current.py", "posttrain/compare.py", "posttrain/export.py", "posttrain/launch.py",
-    "posttrain/push.py", "posttrain/step/*.py", "posttrain/train/checkpoints.py", "posttrain/signing/*.py",
+    "posttrain/make_current.py", "posttrain/compare.py", "posttrain/serving/export.py", "posttrain/nodes/launch.py",
+    "posttrain/registries/push.py", "posttrain/step/*.py", "posttrain/train/checkpoints.py", "posttrain/signing/*.py",
     "posttrain/nodes/*.py", "posttrain/pages/card.py", "posttrain/pages/front_matter.py",
     "posttrain/weights/licence.py")  # fmt: skip
 MATCHING = "tests/validators/matching/test_matching.py"
-NODES = ["tests/posttrain/nodes/test_train_job.py", "tests/posttrain/test_launch.py"]
+NODES = ["tests/posttrain/nodes/test_train_job.py", "tests/posttrain/nodes/test_launch.py"]
 COMMANDS = ["tests/components/test_components.py"]
 CARD = ["tests/posttrain/pages/test_card.py", "tests/posttrain/test_publish.py"]
 FURTHER_TESTS = {

@@ -191,7 +191,7 @@ BROKEN = [
     ),
     Broken(
         "launched_training",
-        in_container("train_sft", command=["python", "-m", "posttrain.step.attempts", "posttrain.launch"]),
+        in_container("train_sft", command=["python", "-m", "posttrain.step.attempts", "posttrain.nodes.launch"]),
         "train_sft: config.workers",
         "placement.steps.<step>.nodes",
     ),
@@ -430,7 +430,7 @@ def test_the_image_of_workers_has_a_digest_too(on_nodes):
 @pytest.mark.parametrize(
     ("change", "where", "what"),
     [
-        (lambda one: one["command"].__setitem__(-1, "posttrain.sft"), "command", "does not run posttrain.launch"),
+        (lambda one: one["command"].__setitem__(-1, "posttrain.sft"), "command", "does not run posttrain.nodes.launch"),
         (
             lambda one: one["resources"].update(accelerator={"type": "x", "count": "1"}),
             "resources.accelerator",

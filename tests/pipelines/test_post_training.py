@@ -327,7 +327,7 @@ def on_nodes(tmp_path_factory) -> Graph:
 
 def test_a_training_on_several_nodes_is_the_same_task_launched_from_a_pod_without_gpu(graphs, on_nodes):
     before, launch = graphs["full"].tasks["train_sft"], on_nodes.tasks["train_sft"]
-    assert launch["container"]["command"] == [*before["container"]["command"][:-1], "posttrain.launch"]
+    assert launch["container"]["command"] == [*before["container"]["command"][:-1], "posttrain.nodes.launch"]
     assert launch["container"]["args"] == before["container"]["args"]
     assert launch["container"]["image"].startswith("posttrain-cpu")
     assert "accelerator" not in launch["container"]["resources"]

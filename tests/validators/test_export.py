@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from posttrain import export
 from posttrain.config import RUN_ID_ENV, CheckExportStep
 from posttrain.rows import chat
-from posttrain.serving import formats
+from posttrain.serving import export, formats
 from posttrain.verdict import Check, Verdict
 from tests.tool_chat import ASKED, CALL, TEMPLATE, TOOL, WRITTEN, model_that_calls
 from validators import export as gate

@@ -110,7 +110,7 @@ def test_all_modules_are_known_by_their_names(root):
 # What is imported by a name that no source spells out: the configuration's (`code_of` reads it there), or code of the
 # user's own, which makes a verdict that is not reused. launch imports a stage for its flags only: what trains is in
 # another image, whose digest counts.
-DYNAMIC = {"posttrain/launch.py", "posttrain/step/become.py", "validators/custom.py"}
+DYNAMIC = {"posttrain/nodes/launch.py", "posttrain/step/become.py", "validators/custom.py"}
 IMPORTERS = {"import_module", "__import__", "run_module", "run_path", "exec", "eval", "spec_from_file_location"}
 
 

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from posttrain import export
 from posttrain.config import RUN_ID_ENV
-from posttrain.serving import formats
+from posttrain.serving import export, formats
 from posttrain.step import digests, records
 
 

@@ -220,7 +220,7 @@ def build_parser(step: str) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
-    chosen = argparse.ArgumentParser(prog="python -m posttrain.launch", description=__doc__, add_help=False)
+    chosen = argparse.ArgumentParser(prog="python -m posttrain.nodes.launch", description=__doc__, add_help=False)
     chosen.add_argument("--step", required=True)
     args = build_parser(chosen.parse_known_args(argv)[0].step).parse_args(argv)
     step = parse_step(step_of(args.step).section, args.config, args.overrides)

@@ -2,7 +2,7 @@
 
 model folder -> folder of exported files: model-<format>.gguf for llama.cpp, fp8/ for vLLM
 
-    python -m posttrain.export --step export_model --storage-root DIR --model DIR --export DIR
+    python -m posttrain.serving.export --step export_model --storage-root DIR --model DIR --export DIR
         --config '{"export": {"formats": ["q8_0"]}}'
 """
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from posttrain import push
-from posttrain.serving import oci
+from posttrain.registries import oci, push
 from tests.posttrain.line import Line
 
 pytestmark = pytest.mark.skipif(shutil.which("docker-registry") is None, reason="needs Debian's docker-registry")

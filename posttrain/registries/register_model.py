@@ -40,7 +40,7 @@ def register_published(receipt: dict[str, Any], settings: RegisterStep) -> dict[
         ValueError: a registry does not have it, and `required` is on.
     """
     outcome = register(entry_of(receipt), settings.registries)
-    later = f"to register it later: python -m posttrain.register {receipt['uri']} --config FILE"
+    later = f"to register it later: python -m posttrain.registries.register {receipt['uri']} --config FILE"
     errors = [f"published in {receipt['uri']}, but {error}; {later}" for error in outcome.errors]
     if errors and settings.registries.required:
         raise ValueError(" | ".join(errors))

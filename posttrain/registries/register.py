@@ -7,7 +7,7 @@ The version is verified first, as by `posttrain.verify`. A registry that has the
 be repeated, also after a run that published while a registry was away. One that has another version of this name
 refuses. A token is read from the variable POSTTRAIN_MODEL_REGISTRY_TOKEN or POSTTRAIN_MLFLOW_TOKEN.
 
-    python -m posttrain.register gs://bucket/published/my-model/05ceb577bb54 --config configs/pipeline_config.yaml
+    python -m posttrain.registries.register gs://bucket/published/my-model/05ceb577bb54 --config FILE
 """
 
 import argparse

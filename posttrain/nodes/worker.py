@@ -2,9 +2,9 @@
 
 order -> its inputs on each node; adapter, metrics, curve, logs and how the attempt ended, in the storage
 
-`python -m torch.distributed.run -m posttrain.worker ORDER SHA256` starts it in each process of each node. Nodes share
-nothing but the storage. The training is that of `posttrain.sft` or `posttrain.dpo` itself; posttrain/train/order.py
-says what lies where.
+`python -m torch.distributed.run -m posttrain.nodes.worker ORDER SHA256` starts it in each process of each node. Nodes
+share nothing but the storage. The training is that of `posttrain.sft` or `posttrain.dpo` itself;
+posttrain/train/order.py says what lies where.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from posttrain.train.order import OUTPUTS, Ending, Order, Outcome, read_ending, 
 TRAIN = {"sft": sft.train, "dpo": dpo.train}
 ROWS = ("train", "eval")  # inputs; the other one is the model that training starts from
 
-logger = logging.getLogger("posttrain.worker")  # this module runs as `__main__`
+logger = logging.getLogger("posttrain.nodes.worker")  # this module runs as `__main__`
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m posttrain.worker", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m posttrain.nodes.worker", description=__doc__.partition("\n")[0])
     parser.add_argument("order", help="gs://, s3:// or path of the order")
     parser.add_argument("sha256", help="SHA-256 of the order")
     return parser

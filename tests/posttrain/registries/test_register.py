@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from posttrain import register, register_model
 from posttrain.config import PipelineConfig, RegisterStep, load_config
 from posttrain.config.servers import TOKEN_ENVS, Servers
-from posttrain.registries import api
+from posttrain.registries import api, register, register_model
 from tests import model_registry
 from tests.posttrain.line import Line
 
@@ -87,7 +86,7 @@ def test_a_registry_that_is_away_costs_a_run_nothing(receipt, caplog):
     uri, away = receipt["uri"], "127.0.0.1:1: cannot be reached: [Errno 111] Connection refused"
     assert error == (
         f"published in {uri}, but not registered in Kubeflow Model Registry: {away}; "
-        f"to register it later: python -m posttrain.register {uri} --config FILE"
+        f"to register it later: python -m posttrain.registries.register {uri} --config FILE"
     )
     assert error in caplog.text
 

@@ -6,7 +6,7 @@ The version is verified first, as by `posttrain.verify`. A layer has the same by
 the registry has is not uploaded again, and an interrupted push goes on with the next file. Credentials are those of
 Docker's config.json, in the folder that DOCKER_CONFIG names.
 
-    python -m posttrain.push runs/published/my-model/05ceb577bb54 oci://registry.example.com/models/my-model:v1
+    python -m posttrain.registries.push runs/published/my-model/05ceb577bb54 oci://registry.example.com/models/my-model:v1
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from posttrain import storage, verify
 from posttrain.pages import wording
-from posttrain.serving import oci
+from posttrain.registries import oci
 from posttrain.step import published, run
 from posttrain.step.published import MANIFEST, SUMS, Manifest
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from posttrain import worker
 from posttrain.config import FRESH_ENV, HALVINGS_ENV, RUN_ID_ENV, DpoConfig, DpoStep, SftConfig, SftStep
+from posttrain.nodes import worker
 from posttrain.rows.formats import read_jsonl, write_jsonl
 from posttrain.step.digests import digest
 from posttrain.step.run import Unfinished
@@ -327,7 +327,7 @@ def test_torchrun_starts_workers_by_the_variables_of_kubeflow_trainer(inputs, tm
     kept = write_order(ordered)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "-m", "posttrain.worker", kept.uri, kept.sha256]
+    command = [sys.executable, "-m", "torch.distributed.run", "-m", "posttrain.nodes.worker", kept.uri, kept.sha256]
     common = {
         "PET_NNODES": "2",
         "PET_NPROC_PER_NODE": "1",

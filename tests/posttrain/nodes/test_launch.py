@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import launch, storage
+from posttrain import storage
 from posttrain.config import RUN_ID_ENV, SftStep, Workers
-from posttrain.nodes import follow, kubernetes
+from posttrain.nodes import follow, kubernetes, launch
 from posttrain.nodes.train_job import FINGERPRINT, RUN, name_of
 from posttrain.rows.formats import write_jsonl
 from posttrain.step import records
@@ -135,7 +135,9 @@ def test_the_step_ends_as_the_rank_that_ended_the_attempt(step, outcome, error, 
     with pytest.raises(error) as caught:
         step.run()
     assert str(caught.value) == f"{outcome} at step 4/9"
-    said = [one.getMessage() for one in caplog.records if (one.name, one.levelname) == ("posttrain.launch", "ERROR")]
+    said = [
+        one.getMessage() for one in caplog.records if (one.name, one.levelname) == ("posttrain.nodes.launch", "ERROR")
+    ]
     assert said == (["unfinished at step 4/9"] if outcome == "unfinished" else [])  # the others are raised as errors
     assert step.record().status == ("unfinished" if outcome == "unfinished" else "failed")
 
