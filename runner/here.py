@@ -13,7 +13,7 @@ from pipelines.package import Package
 from posttrain import preflight, report, storage
 from posttrain.config.sweep import SweepConfig
 from posttrain.storage import layout
-from runner import junit, lock, places
+from runner import junit, lock, places, signals
 from runner.claim import Claim, claimed
 from runner.docker import Docker
 from runner.exit_codes import INTERRUPTED
@@ -153,7 +153,7 @@ def run_steps(graph: Path, run: Run) -> tuple[list[str], str | None]:
         try:
             run_graph(graph, run.request.parameters, graph_run)
         except KeyboardInterrupt as interrupt:
-            interrupted_by = str(interrupt) or "Ctrl-C"
+            interrupted_by = signals.cause_of(interrupt)
             watch.interrupt(settings.steps)
     return [*graph_run.errors, *watch.errors], interrupted_by
 

@@ -12,6 +12,7 @@ from runner.exit_codes import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 HELP = f"{sys.executable} run_pipeline.py --help"
+IMPORTS = "import os, signal; from runner.signals import handle_signals, interrupt, leave_at_once; "
 PRINT = (
     "import sys; from runner import streams; streams.keep_open(); "
     "[print('x' * 999, file=stream, flush=at % 2) for at in range(999) for stream in (sys.stdout, sys.stderr)]; "
@@ -37,7 +38,7 @@ def test_what_is_printed_after_the_viewer_has_left_goes_nowhere(tmp_path, redire
 
 
 def test_an_interrupt_that_nobody_sees_ends_quietly(tmp_path):
-    code = "import os, signal, run_pipeline as r; r.handle_signals(lambda n, _: r.leave_at_once(['a b'], n)); "
+    code = IMPORTS + "handle_signals(lambda n, _: leave_at_once(['a b'], n)); "
     ended = subprocess.run(
         [sys.executable, "-c", code + "os.kill(os.getpid(), signal.SIGHUP)"], cwd=ROOT, capture_output=True, text=True
     )
@@ -51,7 +52,7 @@ def test_an_interrupt_that_nobody_sees_ends_quietly(tmp_path):
 
 
 def test_a_run_under_nohup_does_not_hear_that_its_terminal_is_closed():
-    code = "import os, signal, run_pipeline as r; r.handle_signals(r.interrupt); os.kill(os.getpid(), signal.SIGHUP)"
+    code = IMPORTS + "handle_signals(interrupt); os.kill(os.getpid(), signal.SIGHUP)"
     ignored = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, **ignored).returncode == 0
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode != 0
