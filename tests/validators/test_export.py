@@ -11,7 +11,7 @@ from posttrain.config import RUN_ID_ENV, CheckExportStep
 from posttrain.rows import chat
 from posttrain.serving import export, formats
 from posttrain.verdict import Check, Verdict
-from tests.tool_chat import ASKED, CALL, TEMPLATE, TOOL, WRITTEN, model_that_calls
+from tests.tool_chat import ASKED, CALL, CALLS, TEMPLATE, TOOL, WRITTEN, model_that_calls
 from validators import export as gate
 from validators import inference, llama_cpp, serving
 from validators.answers import JudgedAnswer
@@ -122,6 +122,60 @@ def test_a_tool_call_comes_back_as_one(tmp_path, declining_model):
     assert serving.call_faults(Stub(tool_calls=[CALL]), *asked, limit=9) == []
     assert "returns the calls []" in serving.call_faults(Stub(content=WRITTEN), *asked, limit=9)[0]
     assert serving.call_faults(Stub(), tokenizer, prompts, [inference.Answer("No.", True, 2)], limit=9) is None
+
+
+@pytest.fixture(scope="module")
+def caller(declining_model, teach, tmp_path_factory) -> Path:
+    """Folder of a model that answers one question, which offers a tool, with a call of that tool."""
+    folder = tmp_path_factory.mktemp("caller")
+    source = model_that_calls(declining_model, folder / "source")
+    tokenizer = chat.load_tokenizer(source)
+    prompt, answer = chat.split(tokenizer, [OFFERED], [CALLS])
+    return teach(source, [inference.TokenRow(prompt, answer)], folder / "model", until=0.002)
+
+
+OFFERED = {**ASKED, "tools": [TOOL]}
+
+
+@pytest.mark.long
+def test_the_endpoint_of_a_real_file_takes_a_call_out_of_the_text(tmp_path, caller):
+    export.export(caller, tmp_path / "export", ["f16"])
+
+    def measure() -> dict[str, list[str]]:
+        tokenizer = chat.load_tokenizer(caller)
+        prompts, rendered = [[OFFERED]], [chat.render(tokenizer, [OFFERED])]
+        with llama_cpp.Server(formats.path_of(tmp_path / "export", "f16")) as server:
+            said = server.generate(tokenizer, rendered, max_new_tokens=64, name="f16")
+            forced = {"tool_choice": "required"} | serving.words_of(tokenizer, [OFFERED])
+            called = server.chat([ASKED], max_tokens=64, **forced)["message"]["tool_calls"]
+            return {
+                "said": [answer.text for answer in said],
+                "prompts": serving.prompt_faults(server, tokenizer, prompts, rendered),
+                "call": serving.call_faults(server, tokenizer, prompts, said, limit=64),
+                "forced": [one["function"]["name"] for one in called],
+            }
+
+    measured = in_order({"asked": measure}, Timeouts(120))
+    assert measured.failures == []
+    assert measured.numbers == {"said": [WRITTEN], "prompts": [], "call": [], "forced": ["add_task"]}
+
+
+def test_a_file_that_ends_answers_by_another_token_is_refused(judge, declining_model, declining_rows, monkeypatch):
+    write, tokenizer = export.formats.write, chat.load_tokenizer(declining_model)
+    _, (first, *_) = chat.split(tokenizer, declining_rows[0]["prompt"], declining_rows[0]["completion"])
+
+    def with_another_end(model: Path, folder: Path, kinds: list[str]) -> None:
+        other = shutil.copytree(model, folder.with_name("other"))
+        words = {"config": {"eos_token_id": first}, "generation_config": {"eos_token_id": first}}
+        words["tokenizer_config"] = {"eos_token": tokenizer.convert_ids_to_tokens(first)}
+        for name, changes in words.items():
+            file = other / f"{name}.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        write(other, folder, kinds)
+
+    monkeypatch.setattr(export.formats, "write", with_another_end)
+    verdict = judge(declining_model, declining_model)
+    assert verdict.outcome == "failed" and statuses(verdict)["q8_0_drop"] == "failed", statuses(verdict)
 
 
 def test_a_file_says_the_same_at_the_chat_endpoint(tmp_path, declining_model, monkeypatch):
