@@ -7,8 +7,9 @@ import pytest
 from posttrain.config import SftLimits
 from posttrain.rows import chat
 from validators import session
+from validators.held_out import within
 from validators.inference import Answer, SamplingParams
-from validators.session import Session, within
+from validators.session import Session
 
 PROMPTS = [[{"role": "user", "content": "Add a task."}]]
 LIMITS = SftLimits(max_new_tokens=4)
