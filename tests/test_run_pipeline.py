@@ -419,6 +419,7 @@ def test_who_starts_a_run_that_publishes_elsewhere_cannot_bring_records_of_gates
     assert not (project / "mine").exists() and not (project / "store").exists()
 
 
+@pytest.mark.long
 def test_a_run_that_publishes_to_its_own_storage_root_may_choose_it(project, capsys):
     assert start("--storage-root", "mine", *OWN_ROOT) == exit_codes.PROMOTED
     assert str(project / "mine") in value(capsys.readouterr().out, "Final model")

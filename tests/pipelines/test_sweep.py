@@ -35,7 +35,10 @@ def test_the_committed_sweep_keeps_every_rule_of_the_platform():
     assert lint(Package.read("sweep.yaml"), allow_tags=True) == []
 
 
-@pytest.mark.parametrize("shape", ["full", "sft_only", "dpo_only"])
+@pytest.mark.parametrize(
+    "shape",
+    ["full", *(pytest.param(shape, marks=pytest.mark.long) for shape in ("sft_only", "dpo_only"))],
+)
 @pytest.mark.parametrize(
     "sweep",
     [{"continue_with_best": False}, {"halving": {"reduction_factor": 2, "num_rungs": 2}}],
