@@ -19,6 +19,13 @@ OUTCOMES = {
     "no wrong answer that could be rejected": "num_prompts_with_no_wrong_answer",
     "scores too close": "num_prompts_with_small_margin",
 }
+RIGHT = "right_answer_rate"  # metric, unless a reward model scored the answers
+NUMBERS = {
+    "Mean reward of the chosen answers": "mean_chosen_reward",
+    "Mean reward of the rejected answers": "mean_rejected_reward",
+    "Mean margin": "mean_margin",
+    "Least margin": "least_margin",
+}
 LENGTH_RATIO = "pair_length_ratio"  # check
 
 
@@ -55,9 +62,8 @@ def sampled(metrics: Mapping[str, Mapping[str, Any]], gates: Mapping[str, Verdic
         return None
     outcomes = {words: numbers.get(key, 0) for words, key in OUTCOMES.items()}
     outcomes["a pair"] -= numbers.get("num_pairs_with_reference", 0)
-    facts = {"Right answers": abilities.percent(numbers["right_answer_rate"])}
-    margins = {"Mean margin": "mean_margin", "Least margin": "least_margin"}
-    facts |= {words: wording.number(numbers[key]) for words, key in margins.items() if key in numbers}
+    facts = {"Right answers": abilities.percent(numbers[RIGHT])} if RIGHT in numbers else {}
+    facts |= {words: wording.number(numbers[key]) for words, key in NUMBERS.items() if key in numbers}
     checks = gates[SAMPLING_GATE].checks if SAMPLING_GATE in gates else ()
     ratio = [wording.measured(check) for check in checks if check.name == LENGTH_RATIO]
     facts |= {"Length ratio": ratio[0]} if ratio else {}

@@ -46,9 +46,9 @@ SHAPES = {
     "pairs": {"pairs": {"enabled": True}},
     "exported": {},
 }
-STAND_INS = [f"posttrain.{name}" for name in ("preflight", "model", "data", "sft", "merge", "dpo", "export")] + [
-    f"validators.{name}" for name in ("data", "sft", "merge", "sampling", "pairs", "alignment", "export", "champion")
-]
+STAND_INS = [
+    f"posttrain.{name}" for name in ("preflight", "model", "data", "sft", "merge", "dpo", "serving.export")
+] + [f"validators.{name}" for name in ("data", "sft", "merge", "sampling", "pairs", "alignment", "export", "champion")]
 REAL = ["posttrain.publish", "posttrain.make_current", "posttrain.reject", "posttrain.report"]
 
 
@@ -168,12 +168,11 @@ def faults(ending: Ending, outcome: str) -> list[str]:
 
 def write_stand_ins(code: Path) -> Path:
     """A folder in which `python -m` finds the stand-ins before the real modules, and the real ones beside them."""
-    for package in ("posttrain", "validators"):
-        (code / package).mkdir(parents=True)
-        real = ROOT / package / "__init__.py"
-        (code / package / "__init__.py").write_text(
-            f"__file__ = {str(real)!r}\n__path__.append({str(real.parent)!r})\n"
-        )
+    for package in sorted({module.rpartition(".")[0] for module in STAND_INS}):
+        folder = package.replace(".", "/")
+        (code / folder).mkdir(parents=True)
+        real = ROOT / folder / "__init__.py"
+        (code / folder / "__init__.py").write_text(f"__file__ = {str(real)!r}\n__path__.append({str(real.parent)!r})\n")
     for module in STAND_INS:
         file = (code / module.replace(".", "/")).with_suffix(".py")
         file.write_text("from tests.fail_closed.steps import main\n\nmain()\n")

@@ -25,6 +25,9 @@ PLAN = "FAIL_CLOSED"
 GOOD = {"loss": 0.5, "num_files": 3, "num_answers": 4}
 OTHER = "not this gate"  # passes without a measurement
 
+# Metrics of sample_pairs, which the report counts; any step's here.
+SAMPLED = ("num_prompts", "num_sampled_answers", "num_sampled_pairs", "num_train_pairs", "num_brought_pairs")
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = kfp_io.parser(__spec__.name, __doc__)
@@ -50,7 +53,7 @@ def work_step(args: argparse.Namespace) -> None:
             file = Path(path, "weights") if is_folder else Path(path)
             file.write_text(f"{name} of {args.step}")
         source = {} if inputs else {"source": f"address of {args.step}", "digest": "0" * 64}
-        return {"final_loss": 0.5} | source
+        return {"final_loss": 0.5} | dict.fromkeys(SAMPLED, 1) | source
 
     if args.step == PREFLIGHT:
         settings.write(args.storage_root, config.table.settings_of(json.loads(args.config)))
