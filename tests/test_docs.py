@@ -52,6 +52,8 @@ RUN_ELSEWHERE = {  # command, or its beginning and ..., which stands for one com
     "make bench": MINUTES,
     "make test-gpu": GPU,
     "make bench-gpu": GPU,
+    "make rehearse-gpu": f"{MINUTES}, in the environment of `make test-unsloth`",
+    "make chaos-nodes KILLS=20": f"{MINUTES}; tests/posttrain/nodes/test_launch.py kills each part once",
     "python -m images.wheels ...": f"{NETWORK}; tests/images/test_wheels.py runs it on an index of its own",
     "make golden": "the tests of each file that it writes compare it with what it would write",
     "make lock": f"{MINUTES}, and {NETWORK}",
