@@ -300,7 +300,8 @@ def numbers_of(answered: dict[str, content.Content]) -> dict[str, float]:
         shown |= {f"{kind}_{name}": rate for name, rate in answers.rates(one.model).items()}
         means = content.numbers_of(one)
         shown |= {f"{kind}_answer_accuracy": means.get("answer_accuracy")}
-        shown |= {"before_answer_accuracy": means.get("before_answer_accuracy")}
+        if (before := means.get("before_answer_accuracy")) is not None:  # a format may not have been measured
+            shown["before_answer_accuracy"] = before
         if one.model and one.before:
             pairs = [*zip(one.model, one.before, strict=True)]
             shown[f"{kind}_same_answers"] = sum(a.answer.text == b.answer.text for a, b in pairs) / len(pairs)
