@@ -36,6 +36,8 @@ def finish(order: Order) -> None:
 
 
 def main() -> None:
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     order, node = read_order(*sys.argv[1:]), int(os.environ["PET_NODE_RANK"])
     Path(os.environ["FOLDER"], f"pid-{order.attempt}-{node}").write_text(str(os.getpid()))
     for name, kept in order.inputs.items():
@@ -43,8 +45,6 @@ def main() -> None:
         (storage.download_file if storage.exists(kept.uri) else storage.download_folder)(kept.uri, copy)
         assert digest(copy) == kept.sha256
     plan = os.environ["PLAN"].split(",")[order.attempt - 1]
-    stopped: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     lease = LeaseReader(order, clock=time.monotonic)
     if node == 0:
         storage.write_bytes(order.uri(PROGRESS), f"step {order.attempt}/9 loss 0.5".encode())
@@ -55,6 +55,8 @@ def main() -> None:
     if plan == "leaves" and node == 1:
         sys.exit(75)
     if plan == "saves slowly" and node == 1:
+        while not Path(os.environ["FOLDER"], f"pid-{order.attempt}-0").exists():  # a signal ends it before that
+            time.sleep(0.02)
         end(order, "unfinished", reason="stopped at step 4/9: SIGTERM")
     if plan == "saves slowly":  # its pod is asked to end only when the TrainJob has failed
         while not Path(os.environ["FOLDER"], "saved").exists():
