@@ -17,6 +17,8 @@ pytest_plugins = ["tests.hub_server", "tests.storage_servers"]
 # Before torch is imported, and not `torch.set_num_threads`: a process forked after that cannot load a model.
 os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup: still not heard here, but by what tests start
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 MARKERS = {
     "docker": "needs a Docker engine",
