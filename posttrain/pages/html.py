@@ -1,5 +1,6 @@
 """The jinja2 environment of all HTML pages, and how sizes and states look on them."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ TONES = {
 }  # fmt: skip
 
 
+@cache
 def environment(*folders: Path) -> Any:
     """Returns a jinja2 environment that escapes everything, for templates in `folders` and ours, with our filters."""
     import jinja2
