@@ -197,6 +197,7 @@ def checkpoint(project: Path, run_id: str) -> Path:
     return file
 
 
+@pytest.mark.long
 def test_a_model_that_is_published_and_not_made_current(project, capsys, monkeypatch):
     """Whatever was trained stays until a model is current."""
     kept, removed = checkpoint(project, "r1"), checkpoint(project, "r2")
@@ -486,7 +487,7 @@ def process_of_a_run(**streams) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_a_run_that_is_told_to_end_ends_with_all_its_processes(project, number):
     (project / "code" / "posttrain" / "sft.py").write_text(
         "import signal, sys, time\nfrom pathlib import Path\n"
@@ -517,6 +518,7 @@ def wait_for_line(file: Path, text: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_without_its_viewer(project):
     process = process_of_a_run(stderr=subprocess.PIPE)
     assert process.stdout.readline()
