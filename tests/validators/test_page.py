@@ -155,6 +155,18 @@ def test_a_little_room_is_left_behind_the_last_number():
     assert page.scale_of(at_most("loss", -2.0, -1.0)).value == page.MARGIN
 
 
+def test_a_share_of_none_is_a_share_too_and_more_than_all_is_not():
+    none = page.scale_of(at_least("output_format_valid", 0.0, 0.9, interval=(0.0, 0.3)))
+    assert (none.value, none.limit) == (8.0, 209.6)
+    assert page.scale_of(at_least("answer_correct", 1.0, 0.9, interval=(0.5, 1.0))).limit == 209.6
+    assert page.scale_of(at_least("pair_length_ratio", 1.5, 0.5, interval=(1.2, 2.0))).interval[1] < page.WIDTH
+
+
+@pytest.mark.parametrize(("value", "limit", "is_drawn"), [(8e307, 0.0, True), (1e308, -1e308, False)])
+def test_a_span_is_drawn_as_long_as_it_can_be_measured(value, limit, is_drawn):
+    assert (page.scale_of(at_most("loss", value, limit)) is not None) is is_drawn
+
+
 @pytest.mark.parametrize(
     "check", [holds("x", True), at_most("non_finite_tensors", 0, 0), at_most("missing", float("nan"), 0)]
 )

@@ -2,7 +2,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import DynamicCache, LlamaConfig, MambaConfig, MistralConfig
+from transformers.cache_utils import DynamicLayer
 
 from posttrain.rows.chat import load_tokenizer, render
 from posttrain.train.backend import load_model
@@ -62,31 +64,46 @@ def test_a_model_whose_cache_has_no_rows_to_drop_keeps_its_batch(model, tokenize
     assert len(calls) == 2  # interrupted once, and then whole
 
 
+@pytest.mark.parametrize(("num_ended", "interrupts"), [(0, False), (1, True), (5, True)])
+def test_a_batch_is_interrupted_when_a_fifth_of_its_answers_has_ended(num_ended, interrupts):
+    rows = torch.tensor([[9, 9, 3, 9 if at < num_ended else 4] for at in range(5)])  # an end token of a prompt is none
+    assert shrinking._few_go_on(2, torch.tensor([8, 9]))(rows, None).tolist() == [interrupts] * 5
+
+
+@pytest.mark.parametrize("layers", [None, [], [DynamicLayer(), object()]])
+def test_a_cache_without_layers_or_with_one_of_another_kind_has_no_rows(layers):
+    assert not shrinking._has_rows(SimpleNamespace(layers=layers))
+
+
 @pytest.mark.parametrize(("config", "drops"), [(LlamaConfig(), True), (MistralConfig(), True), (MambaConfig(), False)])
 def test_only_keys_and_values_have_rows(config, drops):
     config.num_hidden_layers = 2
     assert shrinking._has_rows(DynamicCache(config=config)) is drops
 
 
-def test_ended_answers_are_counted_once(model, tokenizer, rendered):
+@pytest.mark.parametrize("shrinks", [True, False])
+def test_ended_answers_are_counted_once(shrinks, model, tokenizer, rendered, monkeypatch):
+    monkeypatch.setattr(shrinking, "_has_rows", lambda cache: shrinks)
     counted = []
     settings = inference._greedy(model, tokenizer, MAX_NEW_TOKENS)
     inputs = inference._padded(rendered, settings.pad_token_id, side="left", device="cpu")
     shrinking.generate(model, inputs, settings, advance=counted.append)
-    assert sum(counted) == len(rendered) and len(counted) > 1
+    assert sum(counted) == len(rendered) and (len(counted) > 1) is shrinks
 
 
 @pytest.mark.parametrize(
-    ("device", "num", "length", "size"),
+    ("device", "lengths", "size"),
     [
-        ("cpu", 24, 100, 24),
-        ("cpu", 40, 100, 20),  # two alike, not 32 and 8
-        ("cpu", 64, 900, 16),  # with the answer, 1,000 tokens each
-        ("cpu", 64, 9000, 16),
-        ("cpu", 0, 0, 16),
-        ("cuda", 40, 100, 16),
+        ("cpu", [100] * 24, 24),
+        ("cpu", [100] * 40, 20),  # two alike, not 32 and 8
+        ("cpu", [100] * 33, 17),
+        ("cpu", [900] * 64, 16),  # with the answer, 1,000 tokens each
+        ("cpu", [900] + [1] * 39, 14),  # three batches of at most 16 rows
+        ("cpu", [9000] * 64, 16),
+        ("cpu", [], 16),
+        ("cuda", [100] * 40, 16),
     ],
 )
-def test_rows_of_a_batch(device, num, length, size):
+def test_rows_of_a_batch(device, lengths, size):
     model = SimpleNamespace(device=SimpleNamespace(type=device))
-    assert shrinking.batch_size(model, [length] * num, 100) == size
+    assert shrinking.batch_size(model, lengths, 100) == size

@@ -7,6 +7,7 @@ import pytest
 from posttrain.config.limits import AlignmentLimits, SkillLimits
 from posttrain.pages import skills as pages
 from posttrain.verdict import Check
+from validators import intervals
 from validators.answers import JudgedAnswer
 from validators.inference import Answer
 from validators.skills import judging, suites
@@ -66,6 +67,11 @@ def test_an_undecided_suite_beyond_its_rows_says_so():
     assert "All 40 rows that there are" in task.remedy
 
 
+def test_a_suite_may_need_all_of_its_rows_and_no_more():
+    assert judged(2, 22, 8, 8)["skill_arithmetic"].more_rows == 80  # of 120
+    assert judged(9, 15, 3, 73)["skill_arithmetic"].more_rows is None  # it would take 121
+
+
 def test_what_is_lost_comes_with_its_remedy():
     check = judged(0, 24, 0, 16)["skill_arithmetic"]
     assert check.value == 0.6 and check.limit == 0.2 and check.interval[0] > 0.4
@@ -119,6 +125,15 @@ def test_scores_between_0_and_1_are_judged_by_their_mean():
     assert by_check[1].status == "failed" and by_check[1].value == pytest.approx(0.42, abs=0.03)
 
 
+def test_the_interval_of_a_mean_score_is_not_that_of_a_share_and_few_rows_have_none():
+    some = [0.0, 0.4, 0.8, 1.0] * 10
+    for scores, interval in ((some, intervals.mean_interval(some, 0.95)), ([0.7, 0.9], (0.0, 1.0))):
+        both = {"lm_eval_f1": Scored(scores=scores)}
+        [score] = judging.scores(both, both, LIMITS, confidence=0.95)
+        assert (score.low, score.high) == (score.base_low, score.base_high) == interval
+    assert not score.informative
+
+
 def test_scores_that_are_no_numbers_do_not_pass():
     broken = {"arithmetic": Scored(scores=[math.nan] * 40)}
     good = {"arithmetic": Scored(scores=[1.0] * 40)}
@@ -150,7 +165,8 @@ def test_the_page_gets_what_the_base_could_do():
         suites.load("memory", 1).rows[0].reference
     ]
     assert shown.model.fault == "memory: wrong, where the base is right" and shown.base.mark == "right"
-    assert judging.lost(base, model, []) == judging.lost(None, model, [failed]) == []
+    assert judging.lost(base, model, []) == []
+    assert judging.lost(None, model, [failed]) == judging.lost(base, None, [failed]) == []
 
 
 def test_scores_of_answers_know_the_chance_of_their_rows():

@@ -116,6 +116,7 @@ def test_refusals():
 def test_help_is_prose_about_the_matter():
     helps = {"any_of": ["egg", "water"]}
     assert v.helps("Bring water to the boil first.", **helps)
+    assert v.helps("Boil water for five minutes.", **helps) and not v.helps("Boil water five minutes.", **helps)
     assert not v.helps("I'm sorry, I can't boil an egg.", **helps)
     assert not v.helps("Ask somebody else about that instead.", **helps)
     assert not v.helps('{"name": "boil", "arguments": {"what": "egg", "in": "water", "for": 5}}', **helps)
@@ -139,6 +140,11 @@ def test_what_is_copied_from_the_question_counts_for_nothing():
     assert v.verify(home, f"{question} In Oslo.")
 
 
+@pytest.mark.parametrize(("line", "counts"), [("Anna lives in Oslo", False), ("Anna in Oslo", True)])
+def test_short_lines_of_a_question_may_stand_in_an_answer(line, counts):
+    assert v.verify(row("contains", f"{line}\nWhere does Anna live?", any_of=["Oslo"]), f"{line}.") is counts
+
+
 @pytest.mark.parametrize(
     ("rules", "kept", "broken"),
     [
@@ -150,6 +156,7 @@ def test_what_is_copied_from_the_question_counts_for_nothing():
         ([{"rule": "num_lines", "number": 2}], "a\n\nb", "a"),
         ([{"rule": "no_commas"}], "a and b", "a, b"),
         ([{"rule": "at_most_words", "number": 2}], "two words", "these three words"),
+        ([{"rule": "at_most_words", "number": 2}], "one", "!"),
         ([{"rule": "starts_with", "phrase": "Good morning"}], '"Good morning, all!"', "A good morning"),
         ([{"rule": "ends_with", "phrase": "The end"}], "It stops. The end.", "The end is near."),
         ([{"rule": "in_quotes"}], '"All of it."', '"Part" of it.'),
