@@ -130,6 +130,22 @@ def test_a_tied_model_passes(tmp_path, tiny_adapter):
     assert stopping(tied, tiny_adapter, tmp_path / "merged") == {}
 
 
+def test_a_tied_base_whose_embedding_is_trained_gets_a_head_and_nothing_else_is_new(tmp_path, tiny_adapter):
+    tied = build_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
+    adapter = Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))
+    embedding = load_file(tied / WEIGHTS)["model.embed_tokens.weight"] * 1.5
+    tensors = load_file(adapter / "adapter_model.safetensors") | {
+        "base_model.model.model.embed_tokens.weight": embedding
+    }
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    settings = json.loads((adapter / "adapter_config.json").read_text()) | {"modules_to_save": ["embed_tokens"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    merge(tied, adapter, tmp_path / "merged")
+    numbers = gate.compare_weights(tied, adapter, tmp_path / "merged")
+    assert (numbers["wrong_names"], numbers["changed_others"], numbers["num_changed_targets"]) == ([], [], 15)
+    assert gate.compare_files(tied, tmp_path / "merged")["changed_config"] == []
+
+
 def test_kl_is_that_of_the_library_and_counts_every_position(tiny_model, tiny_adapter):
     numbers = outputs(tiny_model, tiny_adapter, tiny_model, rows())
     sequences = parity.token_sequences(load_tokenizer(tiny_model), rows())
@@ -218,9 +234,23 @@ def test_other_dtype_and_missing_tensor_fail(tiny_model, tiny_adapter, copy):
         torch.float16
     )
     tensors["model.layers.1.self_attn.q_proj.weight"] = tensors["model.layers.1.self_attn.q_proj.weight"][:32].clone()
+    tensors["counts"] = torch.tensor([1])  # integers are finite
     save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
     numbers = GOOD | gate.compare_weights(tiny_model, tiny_adapter, copy)
+    assert numbers["wrong_names"] == ["counts", "model.norm.weight"]
     assert failed(numbers) == ["tensor_names", "tensor_shapes", "tensor_dtypes"]
+
+
+def test_a_large_tensor_differs_wherever_it_does(tmp_path):
+    places = []
+    for number in range(2):
+        tensor = torch.zeros((1 << 20) + 1)  # one element more than is read at once
+        tensor[0] = number
+        save_file({"w": tensor}, tmp_path / f"{number}.safetensors")
+        places.append(
+            (tmp_path / f"{number}.safetensors", *read_weight_file(tmp_path / f"{number}.safetensors").tensors.values())
+        )
+    assert gate._differ(*places)
 
 
 def test_weights_of_twice_the_size_fail(tiny_model, copy):
@@ -416,9 +446,11 @@ def test_each_limit_can_stop_alone(number, check, status):
 
 
 def test_good_numbers_pass_and_none_at_all_do_not():
-    assert {check.status for check in judged(GOOD)} == {"passed"}
+    assert {check.status for check in judged(GOOD | {"num_changed_targets": 1})} == {"passed"}
     assert {check.status for check in judged({})} == {"not run"}
     assert len(judged({})) == len(judged(GOOD))
+    details = {check.name: check.detail for check in judged(GOOD | {"num_targets": None, "num_bytes": None})}
+    assert details["num_changed_targets"] == details["size_deviation"] == ""
 
 
 def test_command_writes_a_passed_verdict(tiny_model, tiny_adapter, merged, tmp_path):
@@ -470,19 +502,61 @@ def test_a_module_to_save_is_named_whole(tiny_model, tiny_adapter, tmp_path):
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file(tensors | {"base_model.model.lm_head.weight": torch.ones(2, 2)}, adapter / "adapter_model.safetensors")
-    for saved, may_change in (("head", False), ("lm_head", True)):
-        (adapter / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": [saved]}))
+    for saved, may_change in ((["head"], False), (["lm_head"], True), (["norm", "lm_head"], True)):
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": saved}))
         assert ("lm_head.weight" in gate.targets(tiny_model, adapter)[1]) is may_change
 
 
-@pytest.mark.parametrize(("dtype", "off"), [("BF16", 2**-6), ("F16", 2**-9), ("F32", 2**-18)])
-def test_what_is_stored_is_the_expected_value_up_to_the_rounding_of_its_dtype(dtype, off, tmp_path):
-    kind = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[dtype]
-    expected = torch.linspace(1, 2, 64)
+def is_rounded(stored: torch.Tensor, expected: list[float], folder: Path) -> bool:
+    save_file({"w": stored}, folder / "w.safetensors")
+    (tensor,) = read_weight_file(folder / "w.safetensors").tensors.values()
+    return parity._is_rounded((folder / "w.safetensors", tensor), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "within", "off"), [("bfloat16", 2**-7, 2**-6), ("float16", 2**-10, 2**-9), ("float32", 1.8e-6, 2**-18)]
+)
+def test_what_is_stored_is_the_expected_value_up_to_the_rounding_of_its_dtype(dtype, within, off, tmp_path):
+    expected, kind = torch.linspace(1, 2, 64).tolist(), getattr(torch, dtype)
     for share, is_same in ((0.0, True), (off, False)):
-        save_file({"w": (expected.double() * (1 + share)).to(kind)}, tmp_path / "w.safetensors")
-        (tensor,) = read_weight_file(tmp_path / "w.safetensors").tensors.values()
-        assert parity._is_rounded((tmp_path / "w.safetensors", tensor), expected) is is_same
+        assert is_rounded((torch.tensor(expected).double() * (1 + share)).to(kind), expected, tmp_path) is is_same
+    assert is_rounded(torch.tensor([1 + within], dtype=kind), [1.0], tmp_path)
+
+
+def test_what_is_next_to_nothing_is_rounded_by_the_largest_value(tmp_path):
+    assert is_rounded(torch.zeros(2), [0.0, 0.0], tmp_path)
+    assert is_rounded(torch.tensor([9e-7, 1.0]), [0.0, 1.0], tmp_path)
+    assert not is_rounded(torch.tensor([2e-6, 1.0]), [0.0, 1.0], tmp_path)
+    assert not is_rounded(torch.zeros(3), [0.0, 0.0], tmp_path)
+
+
+def test_as_many_rows_are_compared_as_fit_and_of_a_long_one_its_end(tiny_model, monkeypatch):
+    tokenizer = load_tokenizer(tiny_model)
+    length = len(parity.token_sequences(tokenizer, rows(1))[0].ids)
+    for most, num in ((2 * length, 2), (2 * length - 1, 1), (1, 1)):
+        monkeypatch.setattr(parity, "MAX_TOKENS", most)
+        assert len(parity.token_sequences(tokenizer, rows(1) * 3)) == num
+    long = rows(1)[0] | {"completion": [{"role": "assistant", "content": "and on " * 300}]}
+    [(ids, num_answer)] = parity.token_sequences(tokenizer, [long])
+    assert (len(ids), num_answer) == (256, 255)  # the first token is predicted by none
+    with pytest.raises(ValueError, match="no held-out rows to compare the models on; raise data.eval_fraction"):
+        parity.token_sequences(tokenizer, [])
+
+
+def test_a_model_is_loaded_without_bars_and_measured_without_dropout(tiny_model):
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    model = parity.load(tiny_model).train()
+    assert not logging.is_progress_bar_enabled()
+    next(parity.log_probabilities(model, [parity.Sequence([1, 2], 1)]))
+    assert not model.training
+
+
+def test_one_logit_that_is_not_finite_is_enough(copy, monkeypatch):
+    overwrite(copy / WEIGHTS, "lm_head.weight", 0x7FC0)
+    monkeypatch.setattr(parity.sys, "modules", dict(parity.sys.modules))
+    assert parity.load_without_peft(copy, rows(1)) == {"not_loaded": [], "logits_finite": False}
 
 
 def test_tensors_of_another_shape_are_not_loaded(tiny_model, monkeypatch):
