@@ -5,10 +5,11 @@ import math
 
 import pytest
 
-from posttrain.config import PairsConfig, SamplePairsStep, SamplingLimits
+from posttrain.config import DataConfig, PairsConfig, SamplePairsStep, SamplingLimits
 from posttrain.pages.answers import RIGHT
 from posttrain.rows.formats import check_row, read_jsonl, write_jsonl
 from validators import sampling
+from validators.answers import JudgedAnswer
 from validators.inference import Answer
 from validators.sampling import Asked, ScoredAnswer, choose, mixed
 
@@ -66,7 +67,7 @@ def test_a_pair_is_a_row_to_train_on_with_the_tools_of_its_prompt_and_every_acce
 )
 def test_a_prompt_without_a_right_and_a_wrong_answer_gives_no_pair(answers, outcome):
     chosen = choose(ASKED, answers, PairsConfig())
-    assert (chosen.outcome, chosen.pair) == (outcome, None)
+    assert chosen == sampling.Chosen(outcome) and (chosen.pair, chosen.margin) == (None, 0.0)
 
 
 @pytest.mark.parametrize(("score", "is_right"), [(RIGHT, True), (math.nextafter(RIGHT, 0), False)])
@@ -83,7 +84,8 @@ def test_a_margin_may_be_as_small_as_the_least():
 
 def test_where_no_answer_is_right_the_rows_own_may_be_the_chosen_one():
     settings = PairsConfig(use_reference=True)
-    assert texts(choose(ASKED, [scored("5", 0.0)], settings)) == ("4", "5")
+    chosen = choose(ASKED, [scored("5", 0.25)], settings)
+    assert texts(chosen) == ("4", "5") and chosen.scores == (1.0, 0.25)
     assert texts(choose(ASKED, [scored("5", 0.0), scored("four", 1.0)], settings)) == ("four", "5")
     assert choose(ASKED, [scored("4", 1.0)], settings).outcome == "no_wrong_answer"
 
@@ -133,8 +135,35 @@ def test_what_became_of_the_prompts_is_counted():
     })  # fmt: skip
     with_reference = [choose(ASKED, group, PairsConfig(use_reference=True)) for group in groups]
     assert sampling.numbers_of(with_reference, [])["num_pairs_with_reference"] == 1  # of the third, all wrong
+    one = sampling.numbers_of(chosen[:1], [scored("4", 1.0)])
+    assert (one["right_answer_rate"], one["pair_yield"]) == (1, 1)
     none = sampling.numbers_of([], [])
     assert (none["right_answer_rate"], none["pair_yield"]) == (0, 0) and "least_margin" not in none
+
+
+def test_rewards_are_counted_over_the_prompts_that_gave_a_pair():
+    settings = PairsConfig(reward_model="r", min_reward_margin=1.5)
+    groups = [[scored("5", 3.0), scored("6", -1.0)], [scored("5", 0.5), scored("6", 0.0)]]
+    chosen = [choose(ASKED, group, settings) for group in groups]
+    numbers = sampling.numbers_of(chosen, [], by_reward=True)
+    assert (numbers["mean_chosen_reward"], numbers["mean_rejected_reward"]) == (3.0, -1.0)
+    assert "right_answer_rate" not in numbers
+    assert "mean_chosen_reward" not in sampling.numbers_of(chosen[1:], [], by_reward=True)
+
+
+def test_the_prompts_of_another_data_set_are_brought_with_their_references(tmp_path):
+    prompts = [[{"role": "user", "content": f"{number} + 4?"}] for number in range(8)]
+    rows = [{"prompt": prompt, "completion": ROW["completion"], "references": ["IV"]} for prompt in prompts]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    pairs = PairsConfig(prompts=str(tmp_path / "rows.jsonl"))
+    step = SamplePairsStep(pairs=pairs, data=DataConfig(eval_fraction=0.5), allowed_prefixes=["/"])
+    paths = sampling.bring_prompts(step, tmp_path)
+    asked = sampling.read_asked(paths["rows"], paths["references"], step.pairs)
+    assert 0 < len(asked) < 8 and all(one.row["prompt"] in prompts for one in asked)  # the others are held out
+    assert {tuple(sorted(one.accepted)) for one in asked} == {("4", "IV")}
+    (tmp_path / "rows.jsonl").write_text("{")
+    with pytest.raises(ValueError, match="pairs.prompts: "):
+        sampling.bring_prompts(step, tmp_path)
 
 
 def test_prompts_outside_the_allowed_prefixes_are_refused(tmp_path):
@@ -152,12 +181,76 @@ def test_where_nobody_judges_content_an_answer_without_harm_is_right(monkeypatch
     assert sampling._scores([], [], limits, {sampling.HARM_JUDGE: "acme/judge"}) == [1.0, 0.0, 1.0]
 
 
+def test_answers_that_could_not_be_scored_end_the_step():
+    judged = [JudgedAnswer(ROW["prompt"], Answer("4", True, 1), None)]
+    limits = SamplingLimits(answer_match="number")
+    assert sampling._scores(judged, [["4"]], limits, {}) == [1.0]
+    with pytest.raises(RuntimeError, match="reference 'four' holds no number"):
+        sampling._scores(judged, [["four"]], limits, {})
+
+
 def test_settings_that_decide_no_answer_are_in_no_fingerprint():
     before = SamplePairsStep(validation=SamplingLimits(answer_match="exact")).decisive
     assert SamplePairsStep(validation=SamplingLimits(answer_match="exact", check_timeout_seconds=9)).decisive == before
     assert SamplePairsStep(validation=SamplingLimits(answer_match="exact", max_new_tokens=8)).decisive != before
     changed = SamplePairsStep(pairs=PairsConfig(seed=1), validation=SamplingLimits(answer_match="exact"))
     assert changed.decisive != before
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A function that samples two answers to each prompt, with these scores, and gives its numbers."""
+    row = ROW | {"id": "other", "prompt": [{"role": "user", "content": "1 + 1?"}]}
+    write_jsonl(tmp_path / "rows", [ROW, row])
+    write_jsonl(tmp_path / "references", [])
+
+    def run_it(*scores: float, **more: list[dict]) -> dict[str, float]:
+        for name, rows in more.items():
+            write_jsonl(tmp_path / name, rows)
+        sampled = [scored(f"answer {number}", score) for number, score in enumerate(scores)]
+        monkeypatch.setattr(sampling, "sample", lambda *_: sampled)
+        inputs = {name: str(tmp_path / name) for name in ("model", "rows", "references", *more)}
+        outputs = {name: str(tmp_path / f"{name}.out") for name in ("train", "answers", "metrics")}
+        if "held_out" in more:
+            outputs["eval"] = str(tmp_path / "eval.out")
+        step = SamplePairsStep(pairs=PairsConfig(num_answers=2, max_sampled_share=0.5))
+        return sampling.work(inputs, outputs, step, {}, None)
+
+    return run_it
+
+
+def test_pairs_of_the_prompts_join_the_brought_ones(work, tmp_path):
+    brought = [{"id": "b", "prompt": ROW["prompt"], "chosen": ROW["completion"], "rejected": ROW["completion"]}]
+    numbers = work(1.0, 0.0, 1.0, 0.0, brought=brought)
+    assert (numbers["num_train_pairs"], numbers["num_brought_pairs"], numbers["num_sampled_pairs"]) == (2, 1, 2)
+    assert [row["id"] for row in read_jsonl(tmp_path / "train.out")] == ["b", "sampled/sum"]
+    assert not (tmp_path / "eval.out").exists()
+    written = (tmp_path / "metrics.out").read_text()
+    assert json.loads(written) == numbers and written.endswith("}\n")
+
+
+def test_pairs_of_held_out_prompts_are_neither_trained_on_nor_counted(work, tmp_path):
+    held_out = [
+        ROW | {"id": f"held out {number}", "prompt": [{"role": "user", "content": f"{number}?"}]} for number in (1, 2)
+    ]
+    numbers = work(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, held_out=held_out)
+    assert (numbers["num_prompts"], numbers["num_sampled_answers"], numbers["num_train_pairs"]) == (2, 4, 1)
+    assert [row["id"] for row in read_jsonl(tmp_path / "train.out")] == ["sampled/sum"]
+    assert [row["id"] for row in read_jsonl(tmp_path / "eval.out")] == ["sampled/held out 1"]
+    lines = [json.loads(line) for line in (tmp_path / "answers.out").read_text().splitlines()]
+    assert [line["outcome"] for line in lines] == ["pair", "no_right_answer"] * 2
+
+
+def test_a_margin_that_is_no_number_is_not_written(work):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        work(math.inf, 0.0, 1.0, 0.0)
+
+
+def test_the_command_needs_every_one_of_its_flags(capsys):
+    with pytest.raises(SystemExit):
+        sampling.main([])
+    required = "--step, --storage-root, --model, --rows, --references, --train, --answers, --metrics"
+    assert f"required: {required}\n" in capsys.readouterr().err
 
 
 def run(folder, model, rows, *, seed: int = 1, pairs: dict | None = None, answer_match="exact") -> dict[str, str]:

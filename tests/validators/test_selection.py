@@ -7,6 +7,8 @@ import pytest
 from posttrain.config import OutputFormat, Selection
 from posttrain.rows.formats import write_jsonl
 from validators import selection
+from validators.answers import JudgedAnswer
+from validators.inference import Answer
 
 
 @pytest.mark.long
@@ -45,3 +47,21 @@ def test_the_command_needs_every_one_of_its_flags(capsys):
     with pytest.raises(SystemExit):
         selection.main([])
     assert "required: --base, --adapter, --rows, --config, --output\n" in capsys.readouterr().err
+
+
+def test_answers_that_could_not_be_scored_are_no_scores(tmp_path, monkeypatch):
+    class Answering:
+        def __init__(self, rule): ...
+
+        def load(self, base, adapter, *, rank): ...
+
+        def answer(self, prompts):
+            return [JudgedAnswer(prompt, Answer("4", True, 1), None) for prompt in prompts]
+
+    monkeypatch.setattr(selection, "Session", Answering)
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    rule = Selection(answer_match="number", module="validators.selection")
+    row = {"id": "a", "prompt": [{"role": "user", "content": "2 + 2?"}]}
+    assert selection.scores(tmp_path, tmp_path, [row | {"references": ["4"]}], rule) == [1.0]
+    with pytest.raises(RuntimeError, match="reference 'four' holds no number"):
+        selection.scores(tmp_path, tmp_path, [row | {"references": ["four"]}], rule)
