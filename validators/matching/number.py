@@ -64,7 +64,7 @@ def is_close(given: Decimal | int, wanted: Decimal | int, options: MatchOptions)
     absolute, relative = (Decimal(str(one)) for one in (options.absolute_tolerance, options.relative_tolerance))
     with localcontext(prec=50, traps=[]):  # what is too large becomes infinite, and infinitely far off
         allowed = max(absolute, relative * abs(wanted))
-        return allowed > 0 and abs(given - wanted) <= allowed
+        return abs(given - wanted) <= allowed
 
 
 def last_number(text: str) -> Decimal | None:

@@ -1,6 +1,7 @@
 """The matchers that need neither a model nor code of the user's: what is right, what is wrong, what is refused."""
 
 import json
+import re
 from decimal import Decimal
 
 import pytest
@@ -70,6 +71,7 @@ def test_choice_of_words():
     )
     check("choice", "not spam", ["NOT spam", "It is not spam."], ["spam", "unsure, maybe not spam"], choices=choices)
     check("choice", "The answer is spam.", ["spam"], ["ham"], choices=choices)
+    check("choice", "no", ["It is NO."], ["It is yes."], choices=["yes", "no"])  # a word of two letters is one, too
 
 
 TEN_THOUSAND = [
@@ -89,6 +91,8 @@ def test_number():
         check("number", reference, TEN_THOUSAND, [*NOT_TEN_THOUSAND, *NOTHING])
     check("number", "-3.5 %", ["-3.5 %", "−3.5%", "-0.035", r"-3.5\%", "-3.5 percent"], ["-3.5", "3.5 %", "0.035"])
     check("number", "3", ["3-4 is wrong, 1-3", "10 m² and 3", "12, 3"], ["3-4", "x3", "H3O", "1.2.3", "10:03", "3.0.0"])
+    check("number", 10_000_000, ["10.000.000", "0.01 billion", "0.00001 trillion"], ["10.000"])
+    check("number", 12.3456, ["12,3456"], ["123456"])
     check("number", 0.1, [".1", "0.10", "0,1", "1/10"], ["0.1000000000000000001", "1"])
 
 
@@ -260,6 +264,14 @@ def test_ignored_arguments_may_be_anything_or_nothing():
 def test_a_reference_of_no_use_is_refused(matcher, reference, words):
     with pytest.raises(ValueError, match=words):
         scorer(matcher, reference, MatchOptions())
+
+
+@pytest.mark.parametrize(("matcher", "shown"), [("exact", f"'[{'7, ' * 26}7'"), ("number", f"'[{'7, ' * 26}7'")])
+def test_no_more_than_eighty_characters_of_a_reference_are_shown(matcher, shown):
+    with pytest.raises(ValueError, match=f"^reference {re.escape(shown)} "):
+        scorer(matcher, [7] * 99, MatchOptions())
+    with pytest.raises(ValueError, match=f"^reference '{'x' * 79} is not JSON"):
+        scorer("json", "x" * 99, MatchOptions())
 
 
 def test_a_reference_of_ignored_keys_alone_is_refused():

@@ -1,6 +1,8 @@
 """The judge model: both orders, ties, and whether it can tell a right answer from a wrong one."""
 
+import math
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +94,13 @@ def test_rows_that_all_want_the_same_say_nothing_of_the_judge(judges):
     assert pairwise.discerning_check(scores, confidence=0.95).status == "not run"
 
 
+def test_a_wrong_answer_is_the_reference_of_the_next_row_that_has_another(monkeypatch):
+    monkeypatch.setattr(pairwise, "_ask", lambda judge, comparisons: comparisons)
+    references = [["Paris"], ["Paris "], ["Tokyo", "Kyoto"], ["Rome"]]
+    asked = pairwise.scores_of_wrong(None, list("abcd"), references)
+    assert asked == [("a", "Tokyo", "Paris"), ("b", "Tokyo", "Paris "), ("c", "Rome", "Tokyo"), ("d", "Paris", "Rome")]
+
+
 def test_a_judge_without_numbers_finds_nothing_right(judges, monkeypatch):
     logprobs = pairwise.inference.first_token_logprobs
     monkeypatch.setattr(
@@ -105,6 +114,18 @@ def test_a_judge_is_loaded_with_its_letters(judges, tiny_model):
     assert loaded.letters == judges["good"].letters
     [score] = pairwise.scores(loaded, PROMPTS[:1], answered("Paris"), REFERENCES[:1])
     assert score in (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def test_what_a_tokenizer_puts_before_a_text_is_no_letter(judges, tiny_model, tmp_path):
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    path = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    start = ("<|im_start|>", tokenizer.token_to_id("<|im_start|>"))
+    tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[start])
+    tokenizer.save(str(path / "tokenizer.json"))
+    assert pairwise.load(str(path)).letters == judges["good"].letters
 
 
 def test_an_answer_cannot_end_its_section(judges):
@@ -135,7 +156,7 @@ def test_a_tokenizer_without_the_letters_is_refused(tiny_model, tmp_path, monkey
 @pytest.mark.parametrize(
     ("answer", "reference", "tie", "score"),
     [(-1, -2, -3, 1.0), (-2, -1, -3, 0.0), (-2, -3, -1, 0.5), (-3, -2, -1, 0.5), (-1, -1, -3, 0.5), (-1, -3, -1, 0.5),
-     (-3, -1, -1, 0.5)],
+     (-3, -1, -1, 0.5), (math.nan, -1, -3, 0.0), (-1, math.nan, -3, 0.0), (-1, -3, -math.inf, 0.0)],
 )  # fmt: skip
 def test_the_likeliest_letter_is_the_verdict_and_no_likeliest_one_a_tie(answer, reference, tie, score):
     assert pairwise._preference(answer, reference, tie) == score
