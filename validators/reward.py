@@ -6,6 +6,7 @@ The reward is the label's logit on the rendered conversation, as in the Bradley-
 zero means nothing: only the difference of two answers to one prompt does.
 """
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -101,4 +102,4 @@ def score(model: Any, rows: list[list[int]], *, batch_size: int = BATCH_SIZE) ->
 def _unused_id(rows: list[list[int]]) -> int:
     """The smallest token id that is in no row."""
     used = set().union(*rows)
-    return next(at for at in range(len(used) + 1) if at not in used)
+    return next(at for at in count() if at not in used)

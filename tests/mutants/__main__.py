@@ -69,6 +69,7 @@ FURTHER_TESTS = {
     "validators/observe.py": ["tests/validators/test_alignment.py", "tests/validators/test_answers.py"],
     "validators/parity.py": ["tests/validators/test_merge.py"],
     "validators/preferences.py": ["tests/validators/test_alignment.py"],
+    "validators/sampling.py": ["tests/validators/test_reward.py"],
     "validators/serving.py": ["tests/validators/test_export.py"],
     "validators/session.py": ["tests/validators/test_sft.py"],
     "validators/skills/asking.py": ["tests/validators/skills/test_leg.py", "tests/validators/skills/test_judging.py"],

@@ -30,9 +30,12 @@ def test_a_model_that_always_answers_well_has_no_noise(untaught, declining_adapt
 def test_it_is_the_difference_of_two_shares(untaught, prompts, monkeypatch):
     drawn = iter([["x", "x", "x", DECLINE], ["x", DECLINE, DECLINE, DECLINE]])
 
+    seeds = set()
+
     def sample(*_, seed, **settings):
+        seeds.add(seed)
         return [noise.inference.Answer(text, True, 1) for text in next(drawn)]
 
     monkeypatch.setattr(noise, "sample", sample)
     floor = noise.noise_floor(None, chat.load_tokenizer(untaught), prompts, LIMITS)
-    assert floor == {"noise_floor_format_valid": 0.5}
+    assert floor == {"noise_floor_format_valid": 0.5} and len(seeds) == 2

@@ -152,7 +152,8 @@ def test_other_numbers_are_drawn_with_their_limit():
 def test_a_little_room_is_left_behind_the_last_number():
     scale = page.scale_of(at_most("loss", 1.0, 2.0))
     assert (scale.value, scale.limit, page.WIDTH) == (105.4, 202.8, 240)
-    assert page.scale_of(at_most("loss", -2.0, -1.0)).value == page.MARGIN
+    below = page.scale_of(at_most("loss", -2.0, -1.0))
+    assert (below.value, below.limit) == (page.MARGIN, 105.4)
 
 
 def test_a_share_of_none_is_a_share_too_and_more_than_all_is_not():
@@ -221,7 +222,9 @@ def test_the_worst_answers_are_wrong_and_each_kind_of_fault_is_shown_before_a_se
     rows += [asked("Harm?", ("take a knife", 1.0, "does not decline"), source="red-team prompt")]
     shown = page.worst(rows)
     assert [row.model.mark for row in shown] == ["is empty", "does not decline", "wrong", "is empty", "is empty"]
-    assert "right" not in section(page.html(verdict(SHARE), answers=rows), "The worst answers")
+    text = page.html(verdict(SHARE), answers=rows)
+    assert "right" not in section(text, "The worst answers")
+    assert "take a knife" not in section(text, "Answers side by side")
 
 
 def test_where_nothing_is_wrong_no_answer_is_called_the_worst():

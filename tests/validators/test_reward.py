@@ -1,6 +1,7 @@
 """Rewards of a sequence classifier: the value by hand, the same in any batch, and what is no reward model."""
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -48,14 +49,33 @@ def test_the_reward_is_the_head_on_the_last_token_by_hand(reward_model):
     assert math.isclose(value, by_hand, rel_tol=1e-4)
 
 
-def test_the_reward_is_the_same_in_any_batch_also_where_rows_end_with_the_padding_token(reward_model):
+def test_the_reward_is_the_same_in_any_batch_also_where_rows_end_with_the_padding_token(reward_model, caplog):
+    caplog.set_level(logging.INFO)
     model, tokenizer = reward.load(reward_model), chat.load_tokenizer(reward_model)
     end = tokenizer.eos_token_id
     rows = [[5, 6, 7, end], [5, 6, 7, 8, 9, 10, end, end], [9, 8], [0, 1, 2, 3, end]]
     alone = [reward.score(model, [row])[0] for row in rows]
+    caplog.clear()
     assert reward.score(model, rows) == pytest.approx(alone, rel=1e-5)
+    assert caplog.messages == ["reward_model: measured 4 of 4 answers"]
     assert reward.score(model, rows, batch_size=2) == pytest.approx(alone, rel=1e-5)
     assert len(set(alone)) == len(rows)
+
+
+def test_padding_is_a_token_that_no_row_has():
+    assert [reward._unused_id(rows) for rows in ([[1, 2]], [[0, 2], [1]], [[0], [1], [3]])] == [0, 3, 2]
+
+
+def test_no_code_of_the_model_is_run_and_no_bar_drawn(reward_model, tmp_path):
+    from transformers.utils import logging
+
+    path = Path(shutil.copytree(reward_model, tmp_path / "model"))
+    settings = json.loads((path / "config.json").read_text())
+    settings["auto_map"] = {"AutoModelForSequenceClassification": "code.Reward"}
+    (path / "config.json").write_text(json.dumps(settings))
+    logging.enable_progress_bar()
+    assert type(reward.load(path)).__name__ == "LlamaForSequenceClassification"
+    assert not logging.is_progress_bar_enabled()
 
 
 def test_what_gives_no_reward_is_refused_by_its_setting(reward_model, tiny_model, tmp_path):

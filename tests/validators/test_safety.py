@@ -1,3 +1,5 @@
+import pytest
+
 from posttrain.config import AlignmentLimits, OutputFormat
 from validators import safety
 from validators.answers import JudgedAnswer
@@ -25,6 +27,12 @@ def test_harmless_and_no_worse_than_the_others():
     lenient = LIMITS.model_copy(update={"min_harmless_rate": 0.1})
     assert stopped(team(30, 10), team(40, 0), team(0, 40), lenient) == {"harmless_drop": "failed"}
     assert stopped(team(30, 10), team(0, 40), team(40, 0), lenient) == {"harmless_drop_from_base": "failed"}
+
+
+@pytest.mark.parametrize(("judge_model", "judge"), [("org/guard", "org/guard"), (None, "closed_form")])
+def test_the_check_says_who_judged(judge_model, judge):
+    limits = LIMITS.model_copy(update={"judge_model": judge_model})
+    assert safety.harmless_checks(team(9, 0), team(9, 0), team(9, 0), limits)[0].detail.endswith(f"judge: {judge}")
 
 
 def test_what_was_not_judged_is_not_run():

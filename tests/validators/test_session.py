@@ -1,11 +1,14 @@
 """One model at a time, asked through transformers or through an engine, and rows that are short enough."""
 
 import logging
+import weakref
 
 import pytest
+import torch
 
 from posttrain.config import SftLimits
 from posttrain.rows import chat
+from posttrain.train import backend
 from validators import session
 from validators.held_out import within
 from validators.inference import Answer, SamplingParams
@@ -60,6 +63,18 @@ def test_an_engine_is_made_only_where_it_is_configured(tiny_model, tiny_adapter,
     assert one.engine == (tiny_model, tiny_adapter, 4)
     one.free()
     assert one.engine is one.model is one.tokenizer is None
+    one.load(tiny_model)
+    assert one.engine == (tiny_model, None, 16)
+
+
+def test_the_model_before_is_gone_before_the_next_is_loaded(loaded, tiny_model, monkeypatch):
+    emptied, model = [], weakref.ref(loaded.model)
+    loaded.model.itself = loaded.model  # which only the garbage collector resolves
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(model()))
+    monkeypatch.setattr(backend, "load_model", lambda path, adapter: (path, adapter, model()))
+    loaded.load(tiny_model)
+    assert loaded.model == (tiny_model, None, None) and emptied == [None]
 
 
 def test_an_engine_that_is_not_installed_is_refused_before_anything_is_loaded():

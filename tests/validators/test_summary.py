@@ -76,6 +76,8 @@ def test_a_failed_verdict_says_what_to_do_and_shows_each_check():
 def test_an_undecided_and_a_passed_verdict():
     text = summary.markdown(verdict(GOOD, UNSURE))
     assert text.startswith("# `check_sft`: undecided\n\n**Undecided: about 41 more rows would decide.**")
+    bare = Check(name="rows", status="failed")
+    assert "What to do" not in summary.markdown(verdict(GOOD, bare))  # it has no remedy
     text = summary.markdown(verdict(GOOD))
     assert text.startswith("# `check_sft`: passed\n\n**Passed.** The one check passed.")
     assert "What to do" not in text

@@ -101,6 +101,7 @@ def test_without_its_adapter_the_base_answers(vllm, tiny_model, tiny_adapter, ta
     tokenizer, model = load_tokenizer(tiny_model), load_model(tiny_model)
     prompts = [row["prompt"] for row in task_api_rows["sft"][:1]]
     engine = Engine(tiny_model, tiny_adapter)
+    assert vllm.loaded == [{"enable_lora": True, "max_lora_rank": 16}]
     written = engine.generate(model, tokenizer, prompts, max_new_tokens=4, with_adapter=False)
     assert written == inference.generate(model, tokenizer, prompts, max_new_tokens=4)
     assert written != engine.generate(model, tokenizer, prompts, max_new_tokens=4)

@@ -36,7 +36,7 @@ class Row:
     verifier: str  # a name in `validators.skills.verifiers.VERIFIERS`
     arguments: dict[str, Any]  # of the verifier
     reference: str
-    chance: float = 0.0  # probability that a guess is right
+    chance: float  # probability that a guess is right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,7 @@ def test_contains():
     check("contains", "東京", ["東京", "首都は東京です。"], ["京都"])
     check("contains", "서울", ["서울은 수도다"], ["수도"])
     check("contains", "C++", ["in C++, say"], ["C", "D"])
+    check("contains", "is", ["It is."], ["a xis", "isx a"])
     check("contains", "caf", ["caf", "caf 東京", "caf東京"], ["café", "cafés", "écaf"])
 
 
@@ -204,6 +205,8 @@ def test_tool_call_with_accepted_arguments():
         ([], "[]"),
         ({"name": "go", "accepted_arguments": {"place": ["Zürich", "Bern"]}},
          '{"name": "go", "arguments": {"place": "Zürich"}}'),
+        ({"name": "go", "accepted_arguments": {"place": ["Bern"], "day": [1]}, "optional_arguments": ["day"]},
+         '{"name": "go", "arguments": {"place": "Bern"}}'),
         ([CALL], json.dumps([CALL])),
     ],
 )  # fmt: skip
@@ -255,6 +258,8 @@ def test_ignored_arguments_may_be_anything_or_nothing():
         ("tool_call", {"name": "book"}, "neither a call nor a sentence"),
         ("tool_call", '{"name": "book", "args": {}}', "neither a call nor a sentence"),
         ("tool_call", [], "neither a call nor a sentence"),
+        ("tool_call", {"name": 3, "arguments": {}}, "neither a call nor a sentence"),
+        ("tool_call", {"name": "b", "accepted_arguments": {"day": [1], "seats": []}}, "neither a call nor a sentence"),
         ("tool_call", {"name": "book", "accepted_arguments": {"seats": 2}}, "neither a call nor a sentence"),
         ("tool_call", {"name": "book", "accepted_arguments": {"seats": []}}, "neither a call nor a sentence"),
         ("tool_call", {"name": "b", "accepted_arguments": {}, "optional_arguments": ["x"]}, "neither a call nor"),

@@ -8,7 +8,7 @@ from validators.skills.suites import Row
 
 def row(verifier: str, question: str = "What is it?", **arguments) -> Row:
     prompt = [{"role": "user", "content": question}]
-    return Row(id="one", prompt=prompt, verifier=verifier, arguments=arguments, reference="")
+    return Row(id="one", prompt=prompt, verifier=verifier, arguments=arguments, reference="", chance=0.0)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,7 @@ def test_choice(answer, right):
     [
         ('{"name": "Ann", "on": true, "age": 3}', True),
         ('```json\n{"age": 3.0, "on": true, "name": "ann"}\n```', True),
+        ('```json\n{"name": "Ann", "on": true, "age": 3}\n``` or so', False),
         ('{"name": "Ann", "on": "true", "age": 3}', False),
         ('{"name": "Ann", "on": true, "age": "3"}', False),
         ('{"name": "Ann", "on": true}', False),
