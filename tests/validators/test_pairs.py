@@ -1,13 +1,18 @@
 """The gate over sampled pairs: its checks, and what it finds in files."""
 
 import json
+from argparse import Namespace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
-from posttrain.config import OutputFormat, PairsConfig, PairsLimits
+from posttrain.config import CheckPairsStep, OutputFormat, PairsConfig, PairsLimits
+from posttrain.rows import chat
 from posttrain.rows.formats import write_jsonl
 from posttrain.verdict import Verdict
-from validators import data, pairs
+from validators import data, overlap, pairs
+from validators.measuring import Measured
 from validators.pairs import Numbers
 
 LIMITS = PairsLimits(answer_match="exact", confidence=0.8)
@@ -73,6 +78,40 @@ def test_a_right_answer_that_is_rejected_is_named():
     limits = PairsLimits(answer_match="exact", output_format=OutputFormat())
     misjudged = pairs.misjudged(rows, limits, written)
     assert misjudged == {"right_rejected": ["sampled/2"], "wrong_chosen": ["sampled/3"]}
+
+
+def test_without_answers_on_one_side_there_is_no_ratio_of_lengths():
+    assert failed(Numbers(**{**vars(GOOD), "num_rejected_tokens": 0})) == {
+        "pair_length_ratio", "pair_length_ratio_shorter"
+    }  # fmt: skip
+
+
+def test_of_the_pairs_only_the_sampled_ones_are_measured(tiny_model, tmp_path):
+    (tmp_path / "sampling.json").write_text('{"num_sampled_pairs": 1}')
+    brought = pair(2, "3", "3") | {"id": "brought"}
+    load = partial(chat.ChatTokenizer, tiny_model)
+    both, alone = (
+        pairs.measure(load, rows, tmp_path / "sampling.json", LIMITS).numbers
+        for rows in ([pair(1, "2", "3"), brought], [pair(1, "2", "3")])
+    )
+    assert both == alone and both["num_chosen_tokens"] > 0 and both["right_rejected"] == []
+
+
+@pytest.mark.parametrize(("shared", "files"), [(None, {}), ({}, {"sft_eval": []})])
+def test_a_manifest_that_was_not_finished_is_left_empty(shared, files, tmp_path, monkeypatch):
+    overlap.write_manifest(tmp_path / "manifest", {"sft_eval": []})
+    monkeypatch.setattr(
+        pairs.data, "measure", lambda *_, **__: Measured(numbers={"files": {}, "shared_prompts": shared})
+    )
+    monkeypatch.setattr(pairs, "measure", lambda *_: Measured())
+    args = Namespace(tokenizer="", sampling="", manifest=tmp_path / "manifest")
+    running = SimpleNamespace(step="check_pairs", inputs={})
+    write_jsonl(tmp_path / "train", [pair(1, "2", "3")])
+    verdict = pairs.decide(
+        args, {"preference_train": tmp_path / "train"}, {}, CheckPairsStep(validation=LIMITS), running
+    )
+    assert verdict.gate == "check_pairs"
+    assert json.loads((tmp_path / "manifest").read_text())["files"] == files
 
 
 def run(folder, tokenizer, files: dict[str, list[dict]], metrics: dict) -> Verdict:

@@ -223,6 +223,7 @@ def test_pairs_of_the_prompts_join_the_brought_ones(work, tmp_path):
     brought = [{"id": "b", "prompt": ROW["prompt"], "chosen": ROW["completion"], "rejected": ROW["completion"]}]
     numbers = work(1.0, 0.0, 1.0, 0.0, brought=brought)
     assert (numbers["num_train_pairs"], numbers["num_brought_pairs"], numbers["num_sampled_pairs"]) == (2, 1, 2)
+    assert numbers["right_answer_rate"] == 0.5
     assert [row["id"] for row in read_jsonl(tmp_path / "train.out")] == ["b", "sampled/sum"]
     assert not (tmp_path / "eval.out").exists()
     written = (tmp_path / "metrics.out").read_text()
@@ -244,13 +245,6 @@ def test_pairs_of_held_out_prompts_are_neither_trained_on_nor_counted(work, tmp_
 def test_a_margin_that_is_no_number_is_not_written(work):
     with pytest.raises(ValueError, match="not JSON compliant"):
         work(math.inf, 0.0, 1.0, 0.0)
-
-
-def test_the_command_needs_every_one_of_its_flags(capsys):
-    with pytest.raises(SystemExit):
-        sampling.main([])
-    required = "--step, --storage-root, --model, --rows, --references, --train, --answers, --metrics"
-    assert f"required: {required}\n" in capsys.readouterr().err
 
 
 def run(folder, model, rows, *, seed: int = 1, pairs: dict | None = None, answer_match="exact") -> dict[str, str]:

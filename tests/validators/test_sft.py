@@ -278,6 +278,13 @@ def test_zero_and_missing_tensors_are_found(untaught, copy):
     assert checks["adapter_tensors"].detail.startswith("4: base_model.model.model.layers.0.mlp.up_proj.lora_A.weight, ")
 
 
+def test_integers_among_the_tensors_are_not_judged_as_numbers(copy):
+    save_file(load_file(copy / FILE) | {"counts": torch.tensor([0])}, copy / FILE)
+    numbers = gate.read_tensors(copy)
+    assert numbers["shapes"]["counts"] == [1]
+    assert numbers["zero_tensors"] == numbers["non_finite_tensors"] == []
+
+
 def test_an_adapter_of_another_rank_or_with_more_targets_is_not_as_configured(untaught, declining_adapter):
     tensors = gate.read_tensors(declining_adapter)["shapes"]
     rank = gate.expected_shapes(untaught, SftConfig(lora_r=4, target_modules="all-linear"))
