@@ -131,8 +131,7 @@ def _of_counts(
 
     def decides(num_rows: int) -> bool:
         grown = num_rows / total
-        low, high = proportions_interval(gained * grown, lost * grown, num_rows, confidence)
-        return not low <= limit <= high
+        return _is_outside(limit, proportions_interval(gained * grown, lost * grown, num_rows, confidence))
 
     return intervals.BUILDERS[relation](
         name, (gained - lost) / total, limit, interval=proportions_interval(gained, lost, total, confidence),
@@ -156,12 +155,16 @@ def _of_scores(
         return max(-1.0, value - unseen), min(1.0, value + unseen)
 
     def decides(num_rows: int) -> bool:
-        low, high = around(num_rows)
-        return not low <= limit <= high
+        return _is_outside(limit, around(num_rows))
 
     return intervals.BUILDERS[relation](
         name, value, limit, interval=around(total), more_rows=intervals.more_rows_until(decides, total), **words
     )
+
+
+def _is_outside(limit: float, interval: Interval) -> bool:
+    low, high = interval
+    return not low <= limit <= high
 
 
 def _counted(scores: list[float], minus: list[float]) -> str:

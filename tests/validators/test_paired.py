@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from scipy.stats import binomtest, multinomial
+from scipy.stats import binomtest, multinomial, norm
 
 from validators import intervals
 from validators.paired import mcnemar, mean_score, paired_difference, proportions_interval, tango
@@ -26,6 +26,17 @@ def test_tango_is_the_published_interval():
 def test_where_mcnemar_sees_no_difference_the_interval_holds_zero():
     assert mcnemar(7, 1) == pytest.approx(0.0703, abs=5e-5)  # the airways again, in the same article
     assert proportions_interval(7, 1, 21) == pytest.approx((0.0, 0.517), abs=5e-4)
+
+
+def test_a_difference_is_seen_from_a_p_of_what_the_confidence_leaves():
+    assert mcnemar(5, 0) == 0.0625 and mcnemar(3, 3.5) == 1.0  # which would be more
+    assert proportions_interval(5, 0, 40, 0.9375)[0] > 0
+
+
+def test_the_interval_of_a_single_row():
+    z = norm.ppf(0.975)
+    assert tango(0, 0, 1, 0.95) == pytest.approx((-(z**2) / (1 + z**2), z**2 / (1 + z**2)))
+    assert tango(1, 0, 1, 0.95) == pytest.approx(((1 - z**2) / (1 + z**2), 1))
 
 
 def test_rows_without_a_difference_are_not_infinitely_sure():
@@ -115,6 +126,16 @@ def test_equal_scores_on_few_rows_do_not_prove_that_nothing_was_lost(total, stat
 def test_equal_differences_are_as_unsure_as_rows_that_were_not_seen_and_no_more_than_all(value, low, high):
     check = paired_difference("gain", [0.5 + value / 2] * 3, [0.5 - value / 2] * 3, ">", 0.1, **SURE)
     assert (check.value, check.interval) == (value, pytest.approx((low, high), abs=5e-5))
+
+
+def test_one_score_between_makes_all_of_them_scores():
+    check = paired_difference("gain", [1.0, 0.5] * 20, [0.0, 0.4] * 20, ">", 0.0, **SURE)
+    assert check.value == pytest.approx(0.55) and check.interval[1] < 1
+    assert mean_score("right", [1.0, 0.25] * 20, ">=", 0.5, **SURE).detail == "mean score of 40 answers"
+
+
+def test_of_equal_scores_so_many_more_rows_decide():
+    assert paired_difference("drop", [0.5] * 20, [0.5] * 20, "<=", 0.1, **SURE).more_rows == 16  # 0.025 = 0.9^35.01
 
 
 def test_scores_of_right_and_wrong_alone_are_a_share():
