@@ -16,6 +16,7 @@ from validators.progress import Progress
 
 Message = dict[str, Any]  # as in `posttrain.rows.formats`
 ANSWERS_AT_ONCE = 16
+ROWS_AT_ONCE = 8  # of which log-probabilities are computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,30 +137,32 @@ def token_row(tokenizer, prompt: list[Message], completion: list[Message]) -> To
 
 
 def sequence_logprobs(
-    model, tokenizer, rows: list[TokenRow], *, batch_size: int = 8, name: str = "model"
+    model, tokenizer, rows: list[TokenRow], *, batch_size: int = ROWS_AT_ONCE, name: str = "model"
 ) -> list[tuple[float, int]]:
     """(sum of the log-probabilities of the answer's tokens in nats, number of those tokens), in the order of `rows`.
 
     Computes logits at the answers' positions only: with 150,000 tokens, logits rather than weights fill the memory.
     """
-    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    results = {}
     for i, logits in _answer_logits(model, tokenizer, rows, batch_size, name):
         chosen = logits.gather(1, _column(rows[i].completion, logits)).squeeze(1)
         results[i] = (float((chosen - logits.logsumexp(1)).sum()), len(rows[i].completion))
-    return results
+    return [results[i] for i in range(len(rows))]
 
 
-def most_likely(model, tokenizer, rows: list[TokenRow], *, num: int = 128, batch_size: int = 8) -> list[tuple]:
+def most_likely(
+    model, tokenizer, rows: list[TokenRow], *, num: int = 128, batch_size: int = ROWS_AT_ONCE
+) -> list[tuple]:
     """(ids, log-probabilities) of the `num` most likely tokens at each position of the rows' answers, on the CPU."""
-    results: list[tuple] = [()] * len(rows)
+    results = {}
     for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
         top = logits.topk(min(num, logits.shape[1]), dim=1)
         results[i] = (top.indices.cpu(), (top.values - logits.logsumexp(1, keepdim=True)).cpu())
-    return results
+    return [results[i] for i in range(len(rows))]
 
 
 def kl_from(
-    model, tokenizer, rows: list[TokenRow], distributions: list[tuple], *, batch_size: int = 8
+    model, tokenizer, rows: list[TokenRow], distributions: list[tuple], *, batch_size: int = ROWS_AT_ONCE
 ) -> list[tuple[float, int]]:
     """(KL divergence of another model from this one in nats, number of tokens), summed over the tokens of each answer.
 
@@ -167,25 +170,25 @@ def kl_from(
         distributions: `most_likely` of the other model on the same rows. All other tokens count as one, so each figure
             is a lower bound (log-sum inequality), and a close one where these tokens have nearly all the mass.
     """
-    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    results = {}
     for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
         ids, theirs = (tensor.to(logits.device) for tensor in distributions[i])
         ours = logits.gather(1, ids) - logits.logsumexp(1, keepdim=True)
         rest, our_rest = ((1 - part.exp().sum(1)).clamp(min=1e-6) for part in (theirs, ours))
         kl = (theirs.exp() * (theirs - ours)).sum(1) + rest * (rest / our_rest).log()
         results[i] = (float(kl.sum()), len(rows[i].completion))
-    return results
+    return [results[i] for i in range(len(rows))]
 
 
 def first_token_logprobs(
-    model, tokenizer, rendered: list[list[int]], tokens: list[int], *, batch_size: int = 8
+    model, tokenizer, rendered: list[list[int]], tokens: list[int], *, batch_size: int = ROWS_AT_ONCE
 ) -> list[list[float]]:
     """Log-probabilities of each of `tokens` as the first token of the answer, for each prompt."""
     rows = [TokenRow(ids, [tokens[0]]) for ids in rendered]
-    results: list[list[float]] = [[]] * len(rows)
+    results = {}
     for i, logits in _answer_logits(model, tokenizer, rows, batch_size):
         results[i] = logits[0].log_softmax(0)[tokens].tolist()
-    return results
+    return [results[i] for i in range(len(rows))]
 
 
 def mean_loss(logprobs: list[tuple[float, int]]) -> float:

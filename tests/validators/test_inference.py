@@ -1,3 +1,4 @@
+import logging
 import math
 from pathlib import Path
 
@@ -66,6 +67,55 @@ def test_the_models_own_sampling_settings_are_not_used(model, tokenizer, prompts
         model.generation_config.update(**original)
 
 
+def test_greedy_answers_take_the_likeliest_token_each_time_and_nothing_is_warned_about(
+    model, tokenizer, prompts, caplog, monkeypatch
+):
+    import torch
+
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    ids = list(prompt := render(tokenizer, prompts[0]))
+    for _ in range(8):
+        with torch.no_grad():
+            ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+    for repeats in (False, True):  # a model that says one token again and again
+        with monkeypatch.context() as changes:
+            if repeats:
+                _says_always(model, 7, changes)
+            [answer] = inference.generate(model, tokenizer, prompts[:1], max_new_tokens=8)
+            assert list(answer.tokens) == ([7] * 8 if repeats else ids[len(prompt) :])
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+def _says_always(model, token: int, changes: pytest.MonkeyPatch) -> None:
+    """Makes one token a little likelier than another, at every position."""
+    forward = model.lm_head.forward
+
+    def biased(hidden):
+        logits = forward(hidden) * 0
+        logits[..., token], logits[..., token + 1] = 1.0, 0.9
+        return logits
+
+    changes.setattr(model.lm_head, "forward", biased)
+
+
+def test_sampled_answers_follow_seed_temperature_and_top_p(model, tokenizer, prompts):
+    def drawn(**params) -> list[inference.Answer]:
+        return inference.sample(model, tokenizer, prompts, inference.SamplingParams(**params), max_new_tokens=6)
+
+    greedy = inference.generate(model, tokenizer, prompts, max_new_tokens=6)
+    assert drawn(temperature=1e-4) == drawn(top_p=1e-6) == greedy
+    assert drawn() == drawn(temperature=1.0, top_p=1.0, seed=0) != greedy
+    assert drawn(seed=1) != drawn()
+
+
+def test_any_token_may_be_drawn(model, tokenizer, prompts, monkeypatch):
+    """Of logits that are all alike, the fifty first would otherwise be those that are drawn."""
+    forward = model.lm_head.forward
+    monkeypatch.setattr(model.lm_head, "forward", lambda hidden: forward(hidden) * 0)
+    answers = inference.sample(model, tokenizer, prompts[:4], inference.SamplingParams(), max_new_tokens=30)
+    assert len({id_ for one in answers for id_ in one.tokens}) > 50
+
+
 def test_log_probabilities_are_the_loss_of_training(model, tokenizer, task_api_rows):
     import torch
 
@@ -81,6 +131,41 @@ def test_log_probabilities_are_the_loss_of_training(model, tokenizer, task_api_r
         assert -total / num == pytest.approx(loss, rel=1e-5)
     expected = -sum(total for total, _ in logprobs) / sum(num for _, num in logprobs)
     assert inference.mean_loss(logprobs) == pytest.approx(expected)
+
+
+def test_logits_are_computed_where_answers_stand_and_progress_is_logged(model, tokenizer, caplog, monkeypatch):
+    outputs, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda **inputs: outputs.append(forward(**inputs)) or outputs[-1])
+    caplog.set_level(logging.INFO)
+    rows = [inference.TokenRow([5] * 7, [6, 7]), inference.TokenRow([5] * 9, [6, 7, 8])]
+    inference.sequence_logprobs(model, tokenizer, rows, name="base")
+    assert [one.logits.shape[1] for one in outputs] == [6]  # the last token before the first answer, and after it
+    assert outputs[0].past_key_values is None
+    assert caplog.messages == ["base: measured 2 of 2 rows"]
+
+
+def test_a_tokenizer_needs_no_token_to_pad_with(model, tiny_model):
+    tokenizer = load_tokenizer(tiny_model)
+    rows = [inference.TokenRow([5] * 7, [6, 7]), inference.TokenRow([5] * 9, [6, 7, 8])]
+    padded = inference.sequence_logprobs(model, tokenizer, rows)
+    tokenizer.pad_token = None
+    assert inference.sequence_logprobs(model, tokenizer, rows) == padded
+
+
+def test_dropout_is_off(model):
+    model.train()
+    try:
+        with inference._inference(model):
+            assert not model.training
+    finally:
+        model.eval()
+
+
+@pytest.mark.parametrize(("num", "kept"), [(3, 3), (10_000, 600)])
+def test_as_many_likely_tokens_as_there_are(model, tokenizer, num, kept):
+    row = inference.TokenRow([5] * 7, [6, 7])
+    [(ids, logprobs)] = inference.most_likely(model, tokenizer, [row], num=num)
+    assert ids.shape == logprobs.shape == (2, kept)
 
 
 def test_divergence_from_another_model(model, tokenizer, prompts, task_api_rows):
@@ -109,6 +194,12 @@ def test_divergence_from_another_model(model, tokenizer, prompts, task_api_rows)
     exact = (ours.exp() * (ours - other)).sum(1)[len(rows[0].prompt) - 1 : -1].sum()
     assert divergence[0] == (pytest.approx(exact.item(), rel=1e-3), len(rows[0].completion))
     assert all(0 < part < whole for (part, _), (whole, _) in zip(partly, divergence, strict=True))
+    likely = own[0][0][:, :50].clone()  # all other tokens count as one
+    theirs, mine = (
+        torch.cat([kept, 1 - kept.sum(1, keepdim=True)], 1)
+        for kept in (part.exp()[len(rows[0].prompt) - 1 : -1].gather(1, likely) for part in (ours, other))
+    )
+    assert partly[0][0] == pytest.approx((theirs * (theirs / mine).log()).sum().item(), rel=1e-3)
 
 
 def test_log_probabilities_of_a_first_token(model, tokenizer, prompts):
@@ -119,6 +210,7 @@ def test_log_probabilities_of_a_first_token(model, tokenizer, prompts):
     for ids, values in zip(rendered, found, strict=True):
         expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(0)[[5, 9]].tolist()
         assert values == pytest.approx(expected, abs=1e-4)
+        assert inference.first_token_logprobs(model, tokenizer, [ids], [9]) == [[pytest.approx(values[1], abs=1e-4)]]
 
 
 def test_an_answer_has_its_tokens_and_its_end(taught_model, prompts):
@@ -149,6 +241,7 @@ OPENS = CHAT_TEMPLATE.replace("assistant\n'", "assistant\n<think>\n'")
     ("template", "written", "text", "before"),
     [
         (CHAT_TEMPLATE, "{}<|im_end|>\n", "{}", ""),
+        (CHAT_TEMPLATE, "{<|pad|> , }", "{<|pad|> , }", ""),
         (THINKS, "<think>\n\n</think>\n\n{}<|im_end|>", "{}", "<think>\n\n</think>\n\n"),
         (THINKS, "<think>\nTwo.\n</think>\n\n{}<|im_end|>", "{}", "<think>\nTwo.\n</think>\n\n"),
         (OPENS, "\n</think>\n\n{}<|im_end|>", "{}", "\n</think>\n\n"),
@@ -165,6 +258,7 @@ def test_what_of_an_answer_is_its_own(tiny_model, template, written, text, befor
     answer = inference.Parts(tokenizer).answer(prompt, ids, [tokenizer.eos_token_id])
     assert (answer.text, answer.thoughts) == (text, before)
     assert answer.stopped == ("<|im_end|>" in written)
+    assert answer.tokens == tuple(ids[: ids.index(tokenizer.eos_token_id) + 1] if answer.stopped else ids)
     assert answer.written == written.partition("<|im_end|>")[0]
     [judged] = judge_format(
         [[]], [answer], OutputFormat(kind="json_schema", json_schema={"type": "object"}), markers=["<|pad|>"]
