@@ -1,13 +1,18 @@
 """What is asked of llama.cpp's server and read from its answers, without the server."""
 
 import logging
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 
 from posttrain.rows import chat
 from validators import llama_cpp, progress
 from validators.inference import Parts
+
+GREEDY = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "seed": 0}
 
 
 class Asked(llama_cpp.Server):
@@ -45,7 +50,8 @@ def test_an_answer_ended_where_the_server_did_by_itself(parts, written, kind, to
     assert (answer.tokens, answer.stopped) == (tuple(wanted), stopped)
     [(path, body)] = server.bodies
     assert (path, body["prompt"], body["n_predict"]) == ("/completion", [1, 2, 3], 7)
-    assert body["return_tokens"] is True and body["cache_prompt"] is False and body["temperature"] == 0
+    assert body["return_tokens"] is True and body["cache_prompt"] is False
+    assert body | GREEDY == body
 
 
 def test_every_answer_counts_as_one_in_the_log(parts, caplog, monkeypatch):
@@ -63,8 +69,39 @@ def test_the_likeliest_tokens_are_told_beside_a_letter_that_is_looked_up_once():
         assert server.likeliest([1, 2], num=2) == {5: -0.5, 6: -2.0}
     assert [path for path, _ in server.bodies] == ["/tokenize", "/completion", "/completion"]
     body = server.bodies[1][1]
+    assert body | GREEDY == body and body["cache_prompt"] is True  # prompts grow by a token at a time
     assert (body["n_predict"], body["n_probs"], body["logit_bias"]) == (1, 2, [[9, llama_cpp.BIAS]])
     assert server.bodies[0][1] == {"content": "a", "add_special": False, "parse_special": True}
+
+
+def test_the_chat_endpoint_is_asked_greedily_and_its_first_choice_counts():
+    server = Asked(lambda path: {"choices": [{"message": {"content": "A"}}, {"message": {"content": "B"}}]})
+    assert server.chat([{"role": "user", "content": "Hi"}], max_tokens=3) == {"message": {"content": "A"}}
+    [(path, body)] = server.bodies
+    assert (path, body["max_tokens"], body["cache_prompt"]) == ("/v1/chat/completions", 3, False)
+    assert body | GREEDY == body
+
+
+@pytest.mark.parametrize(("asked", "context"), [(1023, 1024), (2000, 2000)])
+def test_a_server_takes_one_request_at_a_time_through_no_proxy_and_is_closed(monkeypatch, asked, context):
+    closed = []
+    monkeypatch.setattr(requests.Session, "close", lambda session: closed.append(session))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setitem(sys.modules, "xllamacpp", SimpleNamespace(CommonParams=Params, Server=lambda params: params))
+    with llama_cpp.Server(Path("m.gguf"), context=asked) as server:
+        params, session = server.server, server.session
+        assert (params.model.path, params.n_ctx, params.n_parallel) == ("m.gguf", context, 1)
+        assert params.cpuparams.n_threads == params.cpuparams_batch.n_threads == 3
+        assert (params.verbosity, params.warmup) == (1, False)  # answers need no second start
+        assert not session.trust_env
+    assert closed == [session] and server.server is None
+
+
+class Params:
+    """Stands for the parameters of the wheel, which no process but a measurement's loads."""
+
+    def __init__(self):
+        self.model, self.cpuparams, self.cpuparams_batch = SimpleNamespace(), SimpleNamespace(), SimpleNamespace()
 
 
 def test_a_request_that_is_refused_says_why():
@@ -84,3 +121,7 @@ def test_the_server_has_as_many_threads_as_torch(monkeypatch):
         llama_cpp.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4} if pid == 0 else {0}, raising=False
     )
     assert llama_cpp.num_threads() == 5
+    monkeypatch.delattr(llama_cpp.os, "sched_getaffinity")
+    for counted, threads in ((7, 7), (None, 1)):
+        monkeypatch.setattr(llama_cpp.os, "cpu_count", lambda counted=counted: counted)
+        assert llama_cpp.num_threads() == threads
