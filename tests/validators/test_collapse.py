@@ -273,6 +273,24 @@ def test_how_near_answers_are_is_told_with_what_chance_does():
     assert lower < low and high < higher
 
 
+def test_what_chance_does_lies_outside_the_interval_equally_often_on_both_sides():
+    import numpy as np
+
+    answers = [reference for _, reference in ROWS["prose"]]
+    value, (low, high) = following(answers, answers, 0.5)
+    near, rows, rng = collapse._similarities(answers, answers), np.arange(len(answers)), np.random.default_rng(1)
+    dealt = np.array([near[rows, rng.permutation(rows)].mean() for _ in range(2_000)])
+    kappas = (dealt - near.mean()) / (near[rows, rows].mean() - near.mean())
+    assert [np.mean(kappas < value - high), np.mean(kappas > value - low)] == pytest.approx([0.25, 0.25], abs=0.05)
+
+
+def test_one_reference_that_repeats_the_prompt_is_enough():
+    rows = [Row([{"role": "user", "content": question}], question, ["No.", question]) for question, _ in ROWS["prose"]]
+    check = collapse.echo_check(rows, AnswerLimits())
+    assert check.status == "passed"
+    assert f"{len(rows)} of {len(rows)} answers copy the prompt, {len(rows)} references do" in check.detail
+
+
 def test_pieces_of_a_text_have_three_letters():
     assert collapse._pieces("abc") == {" ab": 1, "abc": 1, "bc ": 1}
 

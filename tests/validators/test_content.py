@@ -108,11 +108,21 @@ def test_where_nobody_judges_collapse_is_still_told():
     }  # fmt: skip
 
 
+def other_order(messages: list[dict]) -> list[dict]:
+    """The same messages with their keys in another order."""
+    return [dict(reversed(message.items())) for message in messages]
+
+
 def test_several_answers_to_one_prompt_all_count():
     rows = [
         {"id": "1", "prompt": prompt("Red?"), "completion": [{"role": "assistant", "content": "Yes."}]},
         {"id": "2", "prompt": prompt("Red?"), "completion": [{"role": "assistant", "content": "Sure."}]},
-        {"id": "3", "prompt": prompt("Red?"), "chosen": [{"role": "assistant", "content": "Yes."}], "rejected": []},
+        {
+            "id": "3",
+            "prompt": other_order(prompt("Red?")),
+            "chosen": [{"role": "assistant", "content": "Yes."}],
+            "rejected": [],
+        },
         {"id": "4", "prompt": prompt("Blue?"), "completion": [], "references": ["No.", {"a": 1}]},
     ]
     other_tools = [{"role": "system", "content": "Subtract."}, rows[0]["prompt"][1]]
