@@ -120,12 +120,11 @@ def more_rows_until(decides: Callable[[int], bool], total: int) -> int | None:
     """How many rows more than `total` until `decides(rows)`, which once true stays so; None: no number would do."""
     if decides(total):
         return 0
-    enough = 2 * total
+    low, enough = total, 2 * total
     while not decides(enough):
-        enough *= 2
+        low, enough = enough, 2 * enough
         if enough > MAX_ROWS:
             return None
-    low = enough // 2
     while enough - low > 1:  # the least number that decides lies between
         middle = (low + enough) // 2
         low, enough = (low, middle) if decides(middle) else (middle, enough)

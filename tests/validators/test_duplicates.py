@@ -53,11 +53,49 @@ def test_hashing_finds_what_comparing_everything_finds(similarity, monkeypatch):
     assert len(compared[0]) > 10
 
 
-@pytest.mark.parametrize("similarity", [0.01, 0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("similarity", [0.01, 0.4, 0.5, 0.9, 0.95, 0.99, 0.9999])
 def test_hashing_proposes_nearly_all_pairs_at_the_limit(similarity):
-    num_bands, num_rows = duplicates.bands(similarity)
-    assert num_bands * num_rows <= duplicates.NUM_HASHES
-    assert num_rows == 1 or 1 - (1 - similarity**num_rows) ** num_bands >= duplicates.RECALL
+    def proposed(num_rows: int) -> float:
+        return 1 - (1 - similarity**num_rows) ** (128 // num_rows)
+
+    longest = max((num_rows for num_rows in range(2, 128) if proposed(num_rows) >= 0.999), default=1)
+    assert duplicates.bands(similarity) == (128 // longest, longest)
+
+
+@pytest.mark.parametrize("num_words", [10, 30])
+def test_texts_at_the_limit_are_alike_whichever_is_longer(num_words):
+    """Of `num_words` pairs of words, the shorter one has all but one."""
+    longer = " ".join(f"word{number}" for number in range(num_words + 1))
+    texts = [(longer,), (longer.rpartition(" ")[0],)]
+    limit = (num_words - 1) / num_words
+    assert duplicates.near_earlier(texts, limit) == duplicates.near_earlier(texts[::-1], limit) == {1: 0}
+    assert duplicates.near_earlier(texts, limit + 1e-9) == duplicates.near_earlier(texts[::-1], limit + 1e-9) == {}
+
+
+def test_few_texts_are_compared_without_hashing(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("hashed")
+
+    monkeypatch.setattr(duplicates, "MAX_COMPARED", 3)
+    monkeypatch.setattr(duplicates, "MinHash", refuse)
+    texts = [("a b",), ("c d",), ("a b",), ("e f",)]
+    assert duplicates.near_earlier(texts[:3], 0.9) == {2: 0}
+    with pytest.raises(AssertionError, match="hashed"):
+        duplicates.near_earlier(texts, 0.9)
+
+
+def test_bands_that_no_other_text_has_propose_nothing():
+    import numpy
+
+    hashes = [numpy.array(one, numpy.uint32) for one in ([1, 2], [3, 2], [1, 4], [2, 1])]
+    assert [*duplicates._shared_bands(hashes)] == [[1, 2], [2], [1], []]
+
+
+def test_hashes_of_one_text_differ_from_those_of_another():
+    hashing = duplicates.MinHash(0.9)
+    assert (hashing.factors % 2 == 1).all()  # an even factor permutes nothing
+    bands = [band for at in range(50) for band in hashing((f"word{at} more{at} of{at} these{at}",)).tolist()]
+    assert len(set(bands)) == len(bands) == 50 * hashing.num_bands
 
 
 def test_what_most_texts_hold_says_nothing_of_one():

@@ -125,6 +125,13 @@ def test_a_mean_of_nothing_is_not_measured(values):
     assert mean("gain", values, ">", 0.0, **SURE).status == "not run"
 
 
+@pytest.mark.parametrize(
+    ("values", "weights"), [([1.0] * 8, None), (None, [1.0] * 8), ([1.0] * 8, []), ([], [1.0] * 8)]
+)
+def test_a_ratio_to_nothing_is_not_measured(values, weights):
+    assert ratio("loss", values, weights, "<", 3.0, **SURE).status == "not run"
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_mean_without_a_number_fails(bad):
     check = mean("gain", [1.0] * 8 + [bad], ">", 0.0, **SURE)
@@ -175,6 +182,21 @@ def test_a_share_at_its_limit_is_never_decided():
     check = share("rate", 45, 50, ">=", 0.9, **SURE)
     assert (check.status, check.more_rows) == ("undecided", None)
     assert check.remedy == "The value is so close to the limit that no number of rows would decide."
+
+
+@pytest.mark.parametrize("edge", [0, 1])
+def test_a_limit_at_the_edge_of_the_interval_needs_more_rows(edge):
+    assert more_rows_of_share(40, 50, wilson(40, 50)[edge]) > 0
+
+
+@pytest.mark.parametrize(("num_rows", "more"), [(2_500_000, None), (2_499_999, 7_499_998)])
+def test_nobody_is_advised_to_add_ten_million_rows(num_rows, more):
+    assert more_rows_of_mean(0.5, (0.25, 0.75), num_rows, 0.625) == more
+
+
+@pytest.mark.parametrize("total", range(1, 60))
+def test_all_of_a_sample_is_an_interval_that_ends_at_1(total):
+    assert wilson(total, total)[1] == 1 and wilson(0, total)[0] == 0
 
 
 def test_so_many_more_rows_decide_a_mean():
