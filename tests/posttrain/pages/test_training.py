@@ -32,6 +32,16 @@ def test_a_sampling_without_a_pair_has_no_margin_and_before_its_gate_no_length_r
     assert training.sampled({"train_dpo": TRAINED}, {}) is None
 
 
+def test_answers_that_a_reward_model_scored_have_its_means_and_no_share_of_right_ones():
+    rewards = {"mean_chosen_reward": 1.5, "mean_rejected_reward": -0.25}
+    numbers = {key: value for key, value in SAMPLING.items() if key != "right_answer_rate"} | rewards
+    sampled = training.sampled({"sample_pairs": numbers}, {})
+    assert sampled.facts == {
+        "Mean reward of the chosen answers": "1.5", "Mean reward of the rejected answers": "-0.25",
+        "Mean margin": "0.75", "Least margin": "0.5", "Trained on": "5 of 9 pairs",
+    }  # fmt: skip
+
+
 def test_a_training_that_judged_checkpoints_says_which_it_kept():
     metrics = {"train_sft": {"total_steps": 9}, "train_dpo": TRAINED}
     assert training.kept(metrics) == {"train_dpo": Kept(step=13, num_steps=27, because="best of 2 checkpoints")}
