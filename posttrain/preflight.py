@@ -433,6 +433,15 @@ def memory_warnings(step: PreflightStep, base_model: str) -> list[str]:
     return warnings
 
 
+def without_gpu(step: PreflightStep) -> list[str]:
+    """Names the steps that load a model where their placement has no GPU."""
+    return [
+        f"{name}: its placement has no GPU, so it will run on the CPU"
+        for name, num_gpus in step.num_gpus.items()
+        if not num_gpus
+    ]
+
+
 SETTINGS = {
     check_storage_root: "storage_root",
     check_base_model: "base_model",
@@ -454,9 +463,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    compiled = settings_of_all(args.config)
-    args.config = json.dumps(compiled[STEP])
+    args, compiled = parse_args(argv)
     step = parse_step(PreflightStep, args.config, args.overrides)
     run.configure_logging()
     root = kfp_io.artifacts_root(args.executor_input)
@@ -470,14 +477,12 @@ def main(argv: list[str] | None = None) -> None:
     for line in (*targets, *expected):
         logger.info("%s", line)
     warnings = [
-        f"{name}: its placement has no GPU, so it will run on the CPU"
-        for name, num_gpus in step.num_gpus.items()
-        if not num_gpus
+        *without_gpu(step),
+        *([] if problems else memory_warnings(step, args.base_model)),
+        *([counted.warning] if counted.warning else []),
+        *artifact_warnings(root),
+        *registry_warnings(step, args.storage_root),
     ]
-    warnings += [] if problems else memory_warnings(step, args.base_model)
-    warnings += [counted.warning] if counted.warning else []
-    warnings += artifact_warnings(root)
-    warnings += registry_warnings(step, args.storage_root)
     for warning in warnings:
         logger.warning("%s", warning)
 
@@ -490,6 +495,13 @@ def main(argv: list[str] | None = None) -> None:
 
     outputs = {"notes": args.notes} if args.notes else {}
     frame.run_step(args, inputs={}, outputs=outputs, config=step, work=work, reusable=False)
+
+
+def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
+    """Returns the flags, with the configuration of this step alone, and the settings of all steps."""
+    args = build_parser().parse_args(argv)
+    compiled = settings_of_all(args.config)
+    return argparse.Namespace(**vars(args) | {"config": json.dumps(compiled[STEP])}), compiled
 
 
 def settings_of_all(config: str) -> dict[str, dict[str, Any]]:
