@@ -190,8 +190,7 @@ def compare_weights(base: Path, adapter: Path, model: Path) -> dict[str, Any]:
     untied = HEAD not in old and any(name == HEAD or is_embedding(name) for name in may_change)
     expected = old.keys() | ({HEAD} if untied else set())
     shared = sorted(old.keys() & new.keys())
-    same_form = [name for name in shared if old[name][1].num_bytes == new[name][1].num_bytes]
-    changed = {name for name in same_form if _differ(old[name], new[name])} | (set(shared) - set(same_form))
+    changed = {name for name in shared if _differ(old[name], new[name])}
     floats = [name for name, (_, tensor) in sorted(new.items()) if tensor.dtype in FLOAT_BYTES]
     return {
         "wrong_names": sorted(expected ^ new.keys()),
@@ -277,6 +276,8 @@ def compare_size(base: Path, model: Path) -> dict[str, float]:
 
 
 def _differ(old: Place, new: Place) -> bool:
+    if old[1].num_bytes != new[1].num_bytes:
+        return True
     return any(ours != theirs for ours, theirs in zip(pieces(old), pieces(new), strict=True))
 
 
