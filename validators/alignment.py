@@ -28,7 +28,6 @@ from posttrain.step.running import Running
 from posttrain.verdict import Check, finite
 from validators import answers, checks, content, custom, held_out, judges, measuring, observe, preferences, safety
 from validators.answers import JudgedAnswer
-from validators.inference import Answer
 from validators.observe import Observed, Questions
 from validators.safety import RedTeam
 from validators.skills import leg
@@ -164,7 +163,7 @@ def _gains(model: Observed, before: Observed) -> preferences.Gains | None:
 
 def _is_to_decline(row: dict, limits: config.AlignmentLimits) -> bool:
     key = "chosen" if "chosen" in row else ANSWER_KEYS["sft"][0]
-    return answers.declines(Answer(said(row[key][0]["content"]), True, 0), limits.output_format.declines_with)
+    return answers.declines(said(row[key][0]["content"]), limits.output_format.declines_with)
 
 
 def build_parser() -> argparse.ArgumentParser:

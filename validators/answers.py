@@ -53,7 +53,7 @@ def judge_format(
     def judged(prompt: list[Message], answer: Answer) -> JudgedAnswer:
         if not answer.stopped:
             return JudgedAnswer(prompt, answer, f"did not end by itself within {answer.num_tokens} tokens")
-        if declines(answer, rule.declines_with):
+        if declines(answer.text, rule.declines_with):
             return JudgedAnswer(prompt, answer, None, declined=True)
         own = calls.MARKS if tools_of(prompt) else ()  # of the template, around the calls of an answer
         marker = next((marker for marker in markers if marker in answer.text and marker not in own), None)
@@ -70,21 +70,19 @@ def fault_finder(rule: config.OutputFormat) -> Callable[[str, list[Message]], st
     find_fault = _rule(rule)
 
     def fault(text: str, prompt: list[Message]) -> str | None:
-        return (
-            None if declines(Answer(text, stopped=True, num_tokens=0), rule.declines_with) else find_fault(text, prompt)
-        )
+        return None if declines(text, rule.declines_with) else find_fault(text, prompt)
 
     return fault
 
 
-def declines(answer: Answer, sentence: str | None) -> bool:
-    """Tells whether the whole answer is the declining sentence, or the same JSON value, and ends there."""
-    if sentence is None or not answer.stopped:
+def declines(text: str, sentence: str | None) -> bool:
+    """Tells whether a whole answer, which was not cut off, is the declining sentence, or the same JSON value."""
+    if sentence is None:
         return False
-    if answer.text.strip() == sentence.strip():
+    if text.strip() == sentence.strip():
         return True
     wanted = parse_json(sentence)
-    return wanted is not None and _canonical(parse_json(answer.text)) == _canonical(wanted)
+    return wanted is not None and _canonical(parse_json(text)) == _canonical(wanted)
 
 
 def repeated_share(answer: Answer) -> float:

@@ -64,6 +64,7 @@ FURTHER_TESTS = {
     "posttrain/step/results.py": ["tests/posttrain/step/test_frame.py"],
     "posttrain/step/gate_answers.py": ["tests/posttrain/test_publish.py", "tests/posttrain/test_report.py"],
     "posttrain/step/digests.py": ["tests/posttrain/test_verify.py", "tests/posttrain/step/test_frame.py"],
+    "validators/answers.py": ["tests/validators/test_calls.py"],
     "validators/leaks.py": ["tests/validators/test_data.py"],
     "validators/llama_cpp.py": ["tests/posttrain/serving/test_gguf.py", "tests/validators/test_export.py"],
     "validators/observe.py": ["tests/validators/test_alignment.py", "tests/validators/test_answers.py"],

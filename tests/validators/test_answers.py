@@ -111,13 +111,21 @@ def test_references_of_a_schema_are_not_fetched():
         fault("{}", rule)
 
 
+def test_a_broken_schema_is_refused_before_any_answer_is_judged():
+    from jsonschema import SchemaError
+
+    with pytest.raises(SchemaError, match="12 is not valid"):
+        a.fault_finder(OutputFormat(kind="json_schema", json_schema={"type": 12}))
+
+
 def test_declining_may_be_a_json_value():
     sentence = '{"operation": "decline", "arguments": {}}'
-    assert a.declines(Answer('{"arguments":{},"operation":"decline"}', True, 3), sentence)
-    assert not a.declines(Answer('{"operation": "decline", "arguments": {"x": 1}}', True, 3), sentence)
-    assert not a.declines(Answer(sentence, False, 3), sentence)
-    assert not a.declines(Answer("true", True, 1), "1")
-    assert not a.declines(Answer("", True, 0), None)
+    assert a.declines('{"arguments":{},"operation":"decline"}', sentence)
+    assert not a.declines('{"operation": "decline", "arguments": {"x": 1}}', sentence)
+    assert not a.declines("true", "1")
+    assert not a.declines("", None)
+    find_fault = a.fault_finder(OutputFormat(kind="tool_call", declines_with=sentence))
+    assert [find_fault(text, PROMPT) for text in (sentence, "{}")] == [None, "is not one call with name and arguments"]
 
 
 def test_an_answer_declines_answers_or_is_incoherent():
@@ -182,15 +190,16 @@ def test_a_drop_is_judged_prompt_by_prompt():
 
 def test_the_numbers_of_a_verdict_are_shares_and_means():
     given = [
+        Answer(DECLINE, True, 4),
         Answer(DECLINE, True, 3),
         Answer(call("get_weather"), True, 4),
         Answer("Sure!", True, 3),
         Answer("", False, 6),
     ]
-    judged = a.judge_format([PROMPT] * 4, given, CALL, markers=[])
+    judged = a.judge_format([PROMPT] * 5, given, CALL, markers=[])
     assert a.rates(judged) == {
-        "num_answers": 4, "format_valid_rate": 0.5, "stopped_rate": 0.75, "mean_answer_tokens": 4.0,
-        "incoherent_rate": 0.5,
+        "num_answers": 5, "format_valid_rate": 0.6, "stopped_rate": 0.8, "mean_answer_tokens": 4.0,
+        "incoherent_rate": 0.4,
     }  # fmt: skip
     assert a.rates(None) == a.rates([]) == {} and a.rate([]) is None
 
@@ -231,9 +240,13 @@ def test_prompts_are_different_and_taken_from_everywhere():
     chosen = [prompt[0]["content"] for prompt in a.choose_prompts(rows, 4)]
     assert chosen == ["task 0", "task 5", "task 10", "task 15"]
     assert len(a.choose_prompts(rows, 64)) == 20
+    assert a.choose_rows(rows[:1], 64) == rows[:1]
 
 
 def test_markers_are_the_special_tokens(tiny_model):
     from posttrain.rows.chat import load_tokenizer
 
-    assert {"<|im_start|>", "<|im_end|>"} <= set(a.markers_of(load_tokenizer(tiny_model)))
+    tokenizer = load_tokenizer(tiny_model)
+    assert {"<|im_start|>", "<|im_end|>"} <= set(markers := a.markers_of(tokenizer))
+    tokenizer.add_tokens(["a word of its own"])
+    assert a.markers_of(tokenizer) == markers

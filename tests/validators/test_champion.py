@@ -190,6 +190,20 @@ def test_an_adapter_is_compared_on_its_own_base_alone(tmp_path, base, is_refused
         champion.check_base(tmp_path, base)
 
 
+def test_the_base_of_a_champion_is_looked_at(judge, tmp_path, declining_model, declining_adapter, nothing_loads):
+    target = Path(publish(tmp_path, declining_adapter, "v1")["uri"])
+    link = Link(step="train_sft", inputs={"base": "b" * 64}, outputs={"a": "a"}, fingerprint="", code=None, config={})
+    (target / "provenance.json").write_text(Provenance(run_id="r0", sha256="a", links=(link,)).model_dump_json())
+    manifest = Manifest.model_validate_json((target / "manifest.json").read_text())
+    manifest.files["provenance.json"] = digests.digest(target / "provenance.json")
+    sha256 = digests.folder_digest(manifest.model_files)
+    (target / "manifest.json").write_text(manifest.model_copy(update={"sha256": sha256}).model_dump_json())
+    promotion = crown(tmp_path, {"version": "v1", "sha256": sha256})
+    assert champion.fetch(promotion, str(target), tmp_path / "elsewhere") == target  # what lies here is not copied
+    with pytest.raises(ValueError, match="is an adapter of another base than this run's"):
+        judge(declining_model)
+
+
 def test_an_adapter_answers_on_the_base_of_this_run(untaught, declining_adapter, declining_rows):
     step = CheckChampionStep.model_validate({"validation": LIMITS | {"num_generated_answers": 2}})
     folders = {"base": untaught, "champion": declining_adapter, "model": untaught}
@@ -208,6 +222,12 @@ def test_either_preferences_or_sft_rows(tmp_path, capsys):
     with pytest.raises(SystemExit):
         champion.main([part for name in flags for part in (f"--{name}", str(tmp_path / name))])
     assert "pass --preference-eval, --sft-eval or both" in capsys.readouterr().err
+
+
+def test_model_and_receipt_are_required(capsys):
+    with pytest.raises(SystemExit):
+        champion.build_parser().parse_args([])
+    assert "--receipt, --model" in capsys.readouterr().err
 
 
 def test_losses_are_compared_on_the_rows_that_fit_both_models():
