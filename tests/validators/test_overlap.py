@@ -67,6 +67,7 @@ def test_one_question_on_other_terms_is_no_repetition():
 def test_a_long_question_on_other_terms_is_no_repetition():
     rows = [row("a", WORDS, system="Answer in French."), row("b", f"{WORDS} now", system="Never say a word.")]
     assert overlap.near_duplicates(rows, "sft", 0.9) == []
+    assert overlap.near_duplicates([row(term, WORDS, system=term) for term in ("French", "German")], "sft", 0.9) == []
 
 
 def test_prompts_that_a_gate_asks_are_held_out_too():

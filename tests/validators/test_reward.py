@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +61,18 @@ def test_the_reward_is_the_same_in_any_batch_also_where_rows_end_with_the_paddin
     assert caplog.messages == ["reward_model: measured 4 of 4 answers"]
     assert reward.score(model, rows, batch_size=2) == pytest.approx(alone, rel=1e-5)
     assert len(set(alone)) == len(rows)
+
+
+def test_a_model_that_reads_in_both_directions_does_not_see_the_padding():
+    import torch
+
+    class Summing(torch.nn.Module):
+        config, device = SimpleNamespace(pad_token_id=None), torch.device("cpu")
+
+        def forward(self, input_ids, attention_mask, use_cache):
+            return SimpleNamespace(logits=(input_ids * attention_mask).sum(1, keepdim=True))
+
+    assert reward.score(Summing(), [[0, 5], [0, 5, 6, 7]]) == [5.0, 18.0]
 
 
 def test_padding_is_a_token_that_no_row_has():

@@ -39,13 +39,15 @@ def said(text: str, *, stopped: bool = True, thoughts: str = "") -> Answer:
     return Answer(text, stopped, 3, thoughts=thoughts)
 
 
-def test_a_prompt_is_to_have_the_text_and_the_tokens_of_the_training(tokenizer):
-    prompts = [HELLO, [{"role": "user", "content": "Bye?"}]]
+def test_a_prompt_is_to_have_the_text_and_the_tokens_of_the_training(tokenizer, monkeypatch):
+    cleaning = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+    monkeypatch.setattr(tokenizer, cleaning, True)  # as of a tokenizer that is no BPE
+    prompts = [HELLO, [{"role": "user", "content": "Bye ?"}]]
     rendered = [chat.render(tokenizer, prompt) for prompt in prompts]
     texts = {prompt[-1]["content"]: tokenizer.decode(ids) for prompt, ids in zip(prompts, rendered, strict=True)}
     ids = dict(zip(texts.values(), rendered, strict=True))
     assert serving.prompt_faults(Stub(texts, ids), tokenizer, prompts, rendered) == []
-    other = texts | {"Bye?": texts["Bye?"][:4] + "#" + texts["Bye?"][5:]}
+    other = texts | {"Bye ?": texts["Bye ?"][:4] + "#" + texts["Bye ?"][5:]}
     (fault,) = serving.prompt_faults(Stub(other, ids), tokenizer, prompts, rendered)
     assert fault.startswith("prompt 2: other text from the chat template, from position 4 on: '#")
     cut = ids | {texts["Hello?"]: rendered[0][:-1]}
@@ -89,6 +91,12 @@ def test_the_chat_endpoint_is_to_say_the_same_and_that_it_ended(tokenizer, choic
     assert (prompt, words) == (HELLO, {"max_tokens": 7, "reasoning_format": "none"})
 
 
+def test_no_more_than_eighty_characters_of_an_answer_are_shown(tokenizer):
+    server = Stub(message={"content": "a" * 99})
+    faults = serving.chat_faults(server, tokenizer, [HELLO], [said("b" * 99)], limit=7)
+    assert faults == [f"chat endpoint: says {'a' * 80!r}, the file {'b' * 80!r}"]
+
+
 def test_where_no_answer_ended_the_chat_endpoint_is_not_asked(tokenizer):
     server = Stub()
     (fault,) = serving.chat_faults(server, tokenizer, [HELLO], [said("Hi", stopped=False)], limit=7)
@@ -111,7 +119,7 @@ def test_the_first_answer_that_calls_a_tool_is_asked_again(tokenizer):
     ("prompt", "answer", "name"),
     [
         (OFFERED, said(WRITTEN), "add_task"),
-        (OFFERED, said(f"{WRITTEN}{WRITTEN}"), "add_task"),
+        (OFFERED, said(f"{WRITTEN}{WRITTEN.replace('add_task', 'drop_task')}"), "add_task"),
         (OFFERED, said(WRITTEN, stopped=False), None),
         (HELLO, said(WRITTEN), None),
         (OFFERED, said(WRITTEN.replace("add_task", "drop_task")), None),
