@@ -134,7 +134,7 @@ class Contents:
         """Notes which prompts are a part of a user's turn, and their answer at least a part of the answer to it."""
         words = skeleton(turn).split()
         for own, asked in self._inside(words):
-            if MIN_WORDS <= len(own) < len(words) and _is_answered(asked, answers):
+            if len(own) >= MIN_WORDS and _is_answered(asked, answers):
                 self.seen_in_turns.add(asked.opening)
 
     def _inside(self, words: list[str]) -> Iterator[tuple[list[str], Asked]]:

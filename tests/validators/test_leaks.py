@@ -43,6 +43,11 @@ def test_a_last_turn_of_four_words_is_a_question_of_its_own(length, place):
     assert where(trained, row(*asked, answer="It is not.")) == ""
 
 
+def test_the_last_turn_is_the_user_s_though_a_tool_has_returned_something():
+    trained = row("U: hello", "A: hi", f"U: {words(4)}")
+    assert where(trained, row("U: something else", "A: well", f"U: {words(4)}", "A: call", "T: returned")) == LAST
+
+
 @pytest.mark.parametrize(
     ("trained", "asked", "place"),
     [
