@@ -7,14 +7,16 @@ fails, and another run compares again.
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
-from posttrain import config
+from posttrain import config, storage
 from posttrain.config import PromoteStep
 from posttrain.config.line import CHAMPION
 from posttrain.promote import Promotion, promote
 from posttrain.step import frame, kfp_io, records, run
+from posttrain.step.published import MANIFEST
 from posttrain.step.running import Running
 from posttrain.storage import layout
 from posttrain.train import checkpoints
@@ -26,17 +28,36 @@ def make_current(receipt: dict, *, storage_root: str, settings: PromoteStep) -> 
     """Promotes the version of a receipt.
 
     Raises:
-        ValueError: the gate did not pass on this model, or another version became current since.
+        ValueError: the gate did not pass on this model, another version became current since, or the published one is
+            not what this run published.
     """
     name, run_id = receipt["model_name"], run.run_id()
+    follows = compared_with(storage_root, run_id, receipt["sha256"])
+    target = storage.join(layout.versions(storage_root, settings.publish_root, name), receipt["version"])
+    check_receipt(target, receipt)
     return promote(
         layout.versions(storage_root, settings.publish_root, name),
         receipt["version"],
         model_name=name,
-        follows=compared_with(storage_root, run_id, receipt["sha256"]),
+        follows=follows,
         by=run_id,
         reason=f"{CHAMPION} passed",
     )
+
+
+def check_receipt(target: str, receipt: dict) -> None:
+    """Refuses a version that is no longer what this run has published, though it may agree with itself.
+
+    Raises:
+        ValueError: its manifest, which binds all its files and verdicts, is not that of the receipt.
+    """
+    uri = storage.join(target, MANIFEST)
+    actual = hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    if actual != receipt["manifest_sha256"]:
+        raise ValueError(
+            f"{uri}: its SHA-256 is {actual}, not {receipt['manifest_sha256']} as when this run published it: find "
+            "out who has changed it, restore it, and run again"
+        )
 
 
 def compared_with(storage_root: str, run_id: str, sha256: str) -> int:

@@ -1,11 +1,12 @@
 """The last step makes current what its gate judged, whatever became of earlier attempts, and clears up."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from posttrain import make_current, promote
+from posttrain import make_current, promote, verify
 from posttrain.config import RUN_ID_ENV, PromoteStep
 from posttrain.config.line import CHAMPION
 from posttrain.step import records
@@ -96,5 +97,17 @@ def test_the_last_verdict_counts(line):
 def test_a_verdict_that_names_no_promotion_is_refused(line):
     line.judge(CHAMPION, {"model": line.model}, checks=PASSED)
     with pytest.raises(ValueError, match="does not say which promotion it compared with; run again"):
+        make(line)
+    assert current(line) is None
+
+
+def test_a_version_that_was_exchanged_since_it_was_published_is_not_made_current(line):
+    """It agrees with itself: whoever exchanges it can write its manifest and its chain anew."""
+    folder = line.folder / "published" / "m" / "v1"
+    shutil.rmtree(folder)
+    other = Line(line.folder / "other", run_id="run-2", seed="other").run()
+    other.publish(str(line.folder / "published"), version="v1")
+    assert verify.verify(str(folder)).faults == []
+    with pytest.raises(ValueError, match=r"v1/manifest.json: its SHA-256 is \w+, not \w+ as when this run published"):
         make(line)
     assert current(line) is None
