@@ -109,10 +109,10 @@ class Registry:
         self.ask("PUT", where, good=(201,), params={"digest": digest})
         return True
 
-    def push_manifest(self, manifest: bytes) -> str:
-        """Uploads the manifest under the address's tag; returns its digest."""
+    def push_manifest(self, manifest: bytes) -> None:
+        """Uploads the manifest under the address's tag."""
         url, headers = f"{self.address.url}/manifests/{self.address.tag}", {"Content-Type": MANIFEST}
-        return self.ask("PUT", url, good=(201,), data=manifest, headers=headers).headers["Docker-Content-Digest"]
+        self.ask("PUT", url, good=(201,), data=manifest, headers=headers)
 
     def _location(self, answered: Any) -> str:
         from urllib.parse import urljoin

@@ -23,8 +23,8 @@ from pathlib import Path
 from posttrain import storage, verify
 from posttrain.pages import wording
 from posttrain.registries import oci
-from posttrain.step import published, run
-from posttrain.step.published import MANIFEST, SUMS, Manifest
+from posttrain.step import digests, run
+from posttrain.step.published import MANIFEST, Manifest
 
 ROOT = "models"  # folder in the image, where KServe looks
 LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -44,12 +44,12 @@ def push(version: str, address: oci.Address) -> dict[str, str | int]:
     findings = verify.verify(version)
     if findings.faults:
         raise ValueError(f"{version}: is not pushed: {' | '.join(findings.faults)}")
-    manifest = published.read_manifest(version)
+    manifest = findings.manifest
     layers, num_uploaded = [], 0
     with oci.Registry(address) as registry, tempfile.TemporaryDirectory() as folder:
         registry.sign_in()
-        for name in sorted([*manifest.files, MANIFEST, SUMS]):
-            file = local(version, name, Path(folder))
+        for name in sorted([*manifest.files, *manifest.unlisted]):
+            file = local(version, name, Path(folder), manifest)
             digest, size = measure(file, name)
             num_uploaded += registry.push_blob(digest, partial(tar, file, name))
             layers.append({"mediaType": LAYER, "digest": digest, "size": size, "annotations": {TITLE: name}})
@@ -57,17 +57,27 @@ def push(version: str, address: oci.Address) -> dict[str, str | int]:
         config = config_of(manifest, [layer["digest"] for layer in layers])
         described = {"mediaType": CONFIG, "digest": sha256(config), "size": len(config)}
         registry.push_blob(described["digest"], lambda: iter([config]))
-        digest = registry.push_manifest(image_manifest(manifest, described, layers))
-    return {"uri": f"oci://{address.host}/{address.name}@{digest}", "num_uploaded": num_uploaded}
+        image = image_manifest(manifest, described, layers)
+        registry.push_manifest(image)
+    return {"uri": f"oci://{address.host}/{address.name}@{sha256(image)}", "num_uploaded": num_uploaded}
 
 
-def local(version: str, name: str, folder: Path) -> Path:
-    """Returns the path of a file of the version; a remote one is downloaded, in place of the one before."""
-    uri = storage.join(version, name)
-    if not storage.is_remote(uri):
-        return storage.local_path(uri)
-    storage.download_file(uri, folder / "file")
-    return folder / "file"
+def local(version: str, name: str, folder: Path, manifest: Manifest) -> Path:
+    """Returns the path of a file of the version; a remote one is downloaded, in place of the one before.
+
+    Raises:
+        ValueError: it is no longer the file that was verified.
+    """
+    uri, verified = storage.join(version, name), manifest.files | {MANIFEST: hashed(manifest.json_bytes)}
+    if storage.is_remote(uri):
+        path = folder / "file"
+        actual = storage.download_file(uri, path)
+    else:
+        path = storage.local_path(uri)
+        actual = digests.digest(path)
+    if actual != verified.get(name, actual):  # the rest follows from the manifest, or is signed
+        raise ValueError(f"{uri}: was changed while it was pushed: its SHA-256 is {actual}; verify the version again")
+    return path
 
 
 def tar(file: Path, name: str) -> Iterator[bytes]:
@@ -83,25 +93,29 @@ def tar(file: Path, name: str) -> Iterator[bytes]:
 
 def measure(file: Path, name: str) -> tuple[str, int]:
     """Returns digest and size of the archive."""
-    hashed, size = hashlib.sha256(), 0
+    archive, size = hashlib.sha256(), 0
     for chunk in tar(file, name):
-        hashed.update(chunk)
+        archive.update(chunk)
         size += len(chunk)
-    return f"sha256:{hashed.hexdigest()}", size
+    return f"sha256:{archive.hexdigest()}", size
+
+
+def hashed(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def sha256(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return f"sha256:{hashed(content)}"
 
 
-def config_of(manifest: Manifest, digests: list[str]) -> bytes:
+def config_of(manifest: Manifest, layers: list[str]) -> bytes:
     """Returns the configuration of the image, which runs nothing."""
     content = {
         "architecture": "amd64",
         "os": "linux",
         "created": manifest.published_at,
         "config": {},
-        "rootfs": {"type": "layers", "diff_ids": digests},
+        "rootfs": {"type": "layers", "diff_ids": layers},
     }
     return json.dumps(content, sort_keys=True).encode()
 

@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 import requests
 
+from posttrain import storage, verify
+from posttrain.config import SigningStep
+from posttrain.config.signing import SIGNING_KEY_ENV
 from posttrain.registries import oci, push
 from tests.posttrain.line import Line
+from tests.posttrain.test_signing import write_keys
 
 pytestmark = pytest.mark.skipif(shutil.which("docker-registry") is None, reason="needs Debian's docker-registry")
 
@@ -63,17 +67,23 @@ def read(host: str, path: str, **headers: str) -> bytes:
         return answered.content
 
 
-def test_the_image_holds_every_file_of_the_version(version, host):
-    address = oci.Address.parse(f"oci://{host}/models/m:v1")
-    pushed = push.push(version, address)
-    manifest = json.loads(read(host, "models/m/manifests/v1", Accept=oci.MANIFEST))
+def files_of(host: str, name: str) -> tuple[dict, dict[str, bytes]]:
+    """The manifest of the image `v1` of this name, and the content of its files."""
+    manifest = json.loads(read(host, f"{name}/manifests/v1", Accept=oci.MANIFEST))
     files = {}
     for layer in manifest["layers"]:
-        content = read(host, f"models/m/blobs/{layer['digest']}")
+        content = read(host, f"{name}/blobs/{layer['digest']}")
         assert len(content) == layer["size"]
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
             (member,) = archive.getmembers()
             files[member.name] = archive.extractfile(member).read()
+    return manifest, files
+
+
+def test_the_image_holds_every_file_of_the_version(version, host):
+    address = oci.Address.parse(f"oci://{host}/models/m:v1")
+    pushed = push.push(version, address)
+    manifest, files = files_of(host, "models/m")
     wanted = {
         f"models/{file.relative_to(version)}": file.read_bytes() for file in Path(version).rglob("*") if file.is_file()
     }
@@ -81,7 +91,33 @@ def test_the_image_holds_every_file_of_the_version(version, host):
     assert pushed["num_uploaded"] == len(wanted)
     config = json.loads(read(host, f"models/m/blobs/{manifest['config']['digest']}"))
     assert config["rootfs"]["diff_ids"] == [layer["digest"] for layer in manifest["layers"]]
-    assert pushed["uri"].startswith(f"oci://{host}/models/m@sha256:")
+    with requests.head(f"http://{host}/v2/models/m/manifests/v1", headers={"Accept": oci.MANIFEST}) as answered:
+        assert pushed["uri"] == f"oci://{host}/models/m@{answered.headers['Docker-Content-Digest']}"
+
+
+@pytest.mark.long
+def test_the_image_of_a_signed_version_is_verified_with_the_key(host, tmp_path, monkeypatch):
+    keys = write_keys(tmp_path / "keys")
+    monkeypatch.setenv(SIGNING_KEY_ENV, str(keys / "private.pem"))
+    line = Line(tmp_path / "line").run()
+    version = line.publish(str(tmp_path / "published"), signing=SigningStep(images={}))["uri"]
+    push.push(version, oci.Address.parse(f"oci://{host}/models/signed:v1"))
+    for name, content in files_of(host, "models/signed")[1].items():
+        storage.write_bytes(str(tmp_path / name), content)
+    assert verify.verify(str(tmp_path / push.ROOT), public_key=str(keys / "public.pem")).faults == []
+
+
+def test_a_file_that_changes_after_it_was_verified_is_not_pushed(version, host, tmp_path, monkeypatch):
+    folder, verified = shutil.copytree(version, tmp_path / "version"), verify.verify
+
+    def change_after(published: str) -> verify.Findings:
+        findings = verified(published)
+        (folder / "model.safetensors").write_text("other")
+        return findings
+
+    monkeypatch.setattr(verify, "verify", change_after)
+    with pytest.raises(ValueError, match="model.safetensors: was changed while it was pushed"):
+        push.push(str(folder), oci.Address.parse(f"oci://{host}/models/late:v1"))
 
 
 def test_a_second_push_uploads_nothing_and_has_the_same_digest(version, host):
