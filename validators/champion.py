@@ -22,8 +22,8 @@ from posttrain import config, promote, storage
 from posttrain.config import ChampionLimits, CheckChampionStep
 from posttrain.make_current import FOLLOWS
 from posttrain.promote import Promotion
-from posttrain.publish import MANIFEST, PROVENANCE, SUMS, Manifest, read_manifest
-from posttrain.step import digests, kfp_io
+from posttrain.publish import MANIFEST, PROVENANCE, Manifest, read_manifest
+from posttrain.step import kfp_io, published
 from posttrain.step.provenance import Provenance
 from posttrain.step.running import Running
 from posttrain.storage import layout
@@ -112,13 +112,9 @@ def fetch(champion: Promotion, uri: str, folder: Path) -> Path:
             f"{uri}/{MANIFEST}: names model {manifest.sha256}, but {champion.sha256} was made current; {RESTORE}"
         )
     is_here = storage.kind(uri) == "local"
-    path = storage.local_path(uri) if is_here else folder
-    files = digests.file_digests(path) if is_here else storage.download_folder(uri, path)
-    actual = {name: sha256 for name, sha256 in files.items() if name not in (MANIFEST, SUMS)}
-    if changed := sorted({name for name, _ in actual.items() ^ manifest.files.items()}):
-        raise ValueError(f"{uri}/{changed[0]}: is not as in {MANIFEST} of the version that is current; {RESTORE}")
-    if digests.folder_digest(manifest.model_files) != manifest.sha256:
-        raise ValueError(f"{uri}/{MANIFEST}: was changed: its files are not its model; {RESTORE}")
+    path, known = (storage.local_path(uri), {}) if is_here else (folder, storage.download_folder(uri, folder))
+    if faults := published.file_faults(manifest, str(path), known=known):
+        raise ValueError(f"{uri}: is not the version that was made current: {faults[0]}; {RESTORE}")
     return path
 
 

@@ -74,6 +74,11 @@ class Manifest(BaseModel):
         return (*WRITTEN, *(SIGNED if self.signed_with else ()))
 
     @property
+    def unlisted(self) -> tuple[str, ...]:
+        """The names of the files in the folder that `files` leaves out: this one, its sums, and what signs them."""
+        return (MANIFEST, SUMS, *((ATTESTATIONS, SIGNATURE) if self.signed_with else ()))
+
+    @property
     def sums(self) -> str:
         """The text of SHA256SUMS, for `sha256sum --check`."""
         return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(self.files.items()))
@@ -135,9 +140,9 @@ def file_faults(manifest: Manifest, published: str, *, known: Mapping[str, str] 
             faults.append(f"{name}: is missing, though in {MANIFEST}")
         elif actual != sha256:
             faults.append(f"{name}: was changed: its SHA-256 is {actual}, not {sha256}")
-    signing = {ATTESTATIONS, SIGNATURE} if manifest.signed_with else set()
+    signing = {*manifest.unlisted} - {MANIFEST, SUMS}
     faults += [f"{name}: is missing, though the model is signed" for name in sorted(signing - there)]
-    for name in sorted(there - manifest.files.keys() - {SUMS, MANIFEST} - signing - HUB_FILES):
+    for name in sorted(there - manifest.files.keys() - {*manifest.unlisted} - HUB_FILES):
         killed = " (left by a publisher that was killed at its end: publish again, or remove it)"
         faults.append(f"{name}: was added: it is not in {MANIFEST}{killed if name == CLAIM else ''}")
     faults += [

@@ -31,7 +31,8 @@ def publish(root: Path, model: Path, version: str) -> dict:
         files=files,
     )  # fmt: skip
     (target / "manifest.json").write_text(manifest.model_dump_json())
-    return {"model_name": "m", "version": version, "sha256": sha256, "uri": str(target)}
+    bound = {"sha256": sha256, "manifest_sha256": digests.digest(target / "manifest.json")}
+    return {"model_name": "m", "version": version, "uri": str(target)} | bound
 
 
 def crown(root: Path, receipt: dict, number: int = 1, **changes) -> promote.Promotion:
@@ -133,6 +134,11 @@ def _lose(version: Path) -> None:
     (version / "config.json").unlink()
 
 
+def _link_away(version: Path) -> None:
+    """Transformers reads chat templates from a folder, wherever it lies."""
+    (version / "templates").symlink_to(version.parent)
+
+
 def _lose_manifest(version: Path) -> None:
     (version / "manifest.json").unlink()
 
@@ -153,11 +159,12 @@ def _alter_consistently(version: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_alter, "config.json: is not as in manifest.json of the version that is current"),
-        (_lose, "config.json: is not as in manifest.json of the version that is current"),
-        (_lose_manifest, "manifest.json: is missing, though the version is current"),
-        (_garble_manifest, "manifest.json: is not a manifest, though the version is current"),
-        (_alter_consistently, "manifest.json: names model [0-9a-f]{64}, but [0-9a-f]{64} was made current"),
+        (_alter, ": is not the version that was made current: config.json: was changed: .*"),
+        (_lose, ": is not the version that was made current: config.json: is missing, though in manifest.json"),
+        (_link_away, ": is not the version that was made current: templates: was added: it leads out of the folder.*"),
+        (_lose_manifest, "/manifest.json: is missing, though the version is current"),
+        (_garble_manifest, "/manifest.json: is not a manifest, though the version is current"),
+        (_alter_consistently, "/manifest.json: names model [0-9a-f]{64}, but [0-9a-f]{64} was made current"),
     ],
 )
 def test_a_champion_that_is_gone_or_changed_is_not_beaten(
@@ -167,7 +174,7 @@ def test_a_champion_that_is_gone_or_changed_is_not_beaten(
     crown(tmp_path, receipt)
     change(Path(receipt["uri"]))
     remedy = "; restore it, or make another version current with `python -m posttrain.promote`"
-    with pytest.raises(ValueError, match=f"v1/{words}{remedy}$"):
+    with pytest.raises(ValueError, match=f"v1{words}{remedy}$"):
         judge(declining_model)
     assert not (tmp_path / "passed").exists()
     with pytest.raises(ValueError, match="check_champion: has no verdict in run r1"):
@@ -263,3 +270,15 @@ def test_promoting_follows_the_verdict_alone(judge, tmp_path, untaught, declinin
     judge(untaught)
     refused("did not pass in run r1")
     assert promote.current(str(tmp_path / "published" / "m")).version == "v1"
+
+
+def test_a_signed_champion_and_one_beside_which_a_copy_was_cut_off_are_compared(tmp_path, untaught):
+    """The signature is of the version; the part was left by a publisher that was killed, and nothing loads it."""
+    folder = Path(publish(tmp_path, untaught, "v1")["uri"])
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    signed = manifest.model_copy(update={"signed_with": "a" * 64})
+    (folder / "manifest.json").write_bytes(signed.json_bytes)
+    for name in ("attestations.jsonl", "model.sig", f".{'0' * 32}.part"):
+        (folder / name).write_text("{}")
+    champion_of = crown(tmp_path, {"version": "v1", "sha256": manifest.sha256})
+    assert champion.fetch(champion_of, str(folder), tmp_path / "copy") == folder
