@@ -89,7 +89,7 @@ def print_table(results: dict[str, dict]) -> None:
 
     table = Table(title="Held-out questions and functions: share (Wilson 95 % interval)")
     table.add_column("")
-    table.add_column("of", justify="right")
+    table.add_column("prompts", justify="right")
     for name in results:
         table.add_column(name, justify="right")
     for label, first in next(iter(results.values()))["rates"].items():

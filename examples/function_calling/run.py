@@ -55,7 +55,7 @@ def print_table(answered: list[AnsweredPrompt]) -> None:
     table = Table(
         title="Held-out questions and harmful requests, as the gate judged them: share (Wilson 95 % interval)"
     )
-    for heading in ("", "of", *MODELS):
+    for heading in ("", "prompts", *MODELS):
         table.add_column(heading, justify="right" if heading else "left")
     for label, rates in summarise(answered).items():
         table.add_row(label, str(rates["base"].total), *map(str, rates.values()))
