@@ -5,6 +5,7 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
+from posttrain.pages.skills import SkillScore
 from posttrain.verdict import Check, Verdict, at_least, below, holds
 from validators import summary
 
@@ -69,6 +70,7 @@ def test_a_failed_verdict_says_what_to_do_and_shows_each_check():
         "nats per token",
     ]
     assert good == ["tokenizer_unchanged", "passed", "yes", "", "", "7 files"]
+    assert "| **failed** |" in text and "| passed |" in text
     assert "`loss` 41 s" in text
     assert "`abababababab`" in text
 
@@ -81,6 +83,16 @@ def test_an_undecided_and_a_passed_verdict():
     text = summary.markdown(verdict(GOOD))
     assert text.startswith("# `check_sft`: passed\n\n**Passed.** The one check passed.")
     assert "What to do" not in text
+
+
+def test_a_skill_stands_in_a_table_that_breaks_no_number():
+    score = SkillScore(
+        name="choice", base=0.6, base_low=0.45, base_high=0.74, model=0.5, low=0.35, high=0.65, chance=0.25,
+        num_rows=40, num_lost=6, num_gained=2, informative=True,
+    )  # fmt: skip
+    text = summary.markdown(verdict(GOOD, numbers=score.numbers()))
+    row = "| `choice` | 60% (45 to 74) | 50% (35 to 65) | 6 lost, 2 gained |"
+    assert row in text.replace("\u00a0", " ") and text.count("\u00a0") == 9
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
