@@ -224,7 +224,7 @@ def test_the_worst_answers_are_wrong_and_each_kind_of_fault_is_shown_before_a_se
     assert [row.model.mark for row in shown] == ["is empty", "does not decline", "wrong", "is empty", "is empty"]
     text = page.html(verdict(SHARE), answers=rows)
     assert "right" not in section(text, "The worst answers")
-    assert "take a knife" not in section(text, "Answers side by side")
+    assert "Harm?" not in section(text, "Answers side by side")
 
 
 def test_where_nothing_is_wrong_no_answer_is_called_the_worst():
