@@ -226,7 +226,9 @@ def test_numbers_are_of_each_format_and_of_the_merged_model():
     other = JudgedAnswer([], inference.Answer("b", True, 1), None)
     scores = {"before": [1.0, 0.0], "model": [1.0, 1.0]}
     answered = gate.content.Content(references=[[], []], before=[one, one], model=[one, other], scores=scores)
-    numbers = gate.numbers_of({"fp8": answered, "q8_0": gate.content.Content(references=[], model=None)})
+    lost = gate.content.Content(references=[[], []], before=[one, one], model=None, scores={"before": [1.0, 0.0]})
+    numbers = gate.numbers_of({"fp8": answered, "q8_0": lost})
+    assert numbers["before_answer_accuracy"] == 0.5
     assert (numbers["fp8_same_answers"], numbers["fp8_answer_accuracy"], numbers["fp8_num_answers"]) == (0.5, 1.0, 2)
     assert numbers["before_num_answers"] == 2 and not [name for name in numbers if name.startswith("q8_0")]
 
@@ -265,6 +267,37 @@ def test_the_loss_in_an_engine_is_that_of_its_tables():
     server = SimpleNamespace(likeliest=lambda ids, *, num: {len(ids) + 1: -0.25, 0: -9.0})
     asked = SimpleNamespace(server=server, token_rows=[row])
     assert gate.Measurer.gguf_losses(asked, "q8_0") == {"losses": {"q8_0": [(0.5, 2)]}}
+
+
+def test_the_loss_of_a_file_is_compared_token_by_token():
+    step = CheckExportStep.model_validate({"validation": LIMITS | {"answer_match": "none"}})
+    words = (step.validation, step.export)
+    check = gate.loss_check([(10.0, 10), (30.0, 20)] * 4, [(12.0, 10), (34.0, 20)] * 4, "q8_0", *words)
+    assert check.value == pytest.approx(0.2)
+    assert gate.loss_check(None, [(12.0, 10)], "q8_0", *words).status == "not run"
+
+
+def test_an_engine_takes_the_place_of_the_model(monkeypatch):
+    freed = []
+    monkeypatch.setattr(gate.vllm, "Engine", lambda folder, *, num_likeliest: (folder.name, num_likeliest, freed[:]))
+    asked = SimpleNamespace(session=SimpleNamespace(free=lambda: freed.append("model")), export=Path("export"))
+    gate.Measurer.load_engine(asked, "fp8")
+    assert asked.engine == ("fp8", gate.NUM_LIKELIEST, ["model"])
+
+
+def test_a_format_whose_engine_is_not_installed_ends_the_gate_before_it_measures(judge, untaught, monkeypatch):
+    def refuse(export):
+        raise ValueError(f"{export.formats} needs an engine")
+
+    monkeypatch.setattr(gate.formats, "check_installed", refuse)
+    with pytest.raises(ValueError, match=r"^\['f16'\] needs an engine"):
+        judge(untaught, untaught, "f16")
+
+
+def test_model_files_and_outputs_are_required(capsys):
+    with pytest.raises(SystemExit):
+        gate.build_parser().parse_args([])
+    assert "--model, --export, --answers, --verdict" in capsys.readouterr().err
 
 
 def test_either_preferences_or_sft_rows(tmp_path, capsys):
