@@ -82,7 +82,7 @@ class Server:
         tokens, end = written["tokens"], parts.tokenizer.eos_token_id
         if written["stop_type"] != "eos":
             return parts.answer(ids, tokens, [])
-        return parts.answer(ids, tokens if end in tokens[-1:] else [*tokens, end], [end])
+        return parts.answer(ids, [*tokens, end], [end])  # whether the server returns it or not
 
     def likeliest(self, ids: list[int], *, num: int) -> dict[int, float]:
         """The `num` likeliest tokens after these, with their log-probabilities in nats.
