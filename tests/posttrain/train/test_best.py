@@ -3,10 +3,11 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from posttrain import dpo, sft
+from posttrain import dpo, sft, storage
 from posttrain.config import DpoConfig, DpoStep, KeepBest, PipelineConfig, Selection, SftConfig, SftStep
 from posttrain.rows.formats import prompt_key, read_jsonl, write_jsonl
 from posttrain.step import digests
@@ -76,6 +77,82 @@ def metrics_of(folder: Path) -> dict:
     return json.loads((folder / "metrics").read_text())
 
 
+class Training:
+    """Stands for a trainer with an adapter of one matrix, whose number is what the step has learned."""
+
+    def __init__(self, folder: Path, scores: dict[int, float], monkeypatch):
+        from peft import LoraConfig, get_peft_model
+        from torch import nn
+
+        base = nn.Sequential(nn.Linear(2, 2))
+        base.name_or_path = str(folder / "base")
+        storage.write_bytes(folder / "base" / "config.json", b"{}")
+        self.model, self.folder = get_peft_model(base, LoraConfig(r=1, target_modules=["0"])), folder
+        self.state = SimpleNamespace(global_step=0, max_steps=4, epoch=1.0, log_history=[])
+        step = SimpleNamespace(keep_best=KeepBest(num_checkpoints=4), selection=JUDGE)
+        checkpoints = Checkpoints(str(folder), "train", "f" * 64, run_id="run", limit=1)
+        monkeypatch.setattr(best.BestCheckpoint, "_scores", lambda *_: [scores[self.state.global_step]])
+        self.keeper = best.BestCheckpoint(self, [{}], step, checkpoints)
+
+    def train(self, first: int) -> "Training":
+        for step in range(first, 5):
+            self.learned().data.fill_(step)
+            self.state.global_step = step
+            self.keeper.on_step_end(None, self.state, SimpleNamespace(should_training_stop=False))
+        self.keeper.restore()
+        return self
+
+    def learned(self):
+        return self.model.base_model.model[0].lora_B["default"].weight
+
+    def files(self, step: int) -> list[Path]:
+        return [*self.folder.rglob(f"step-{step:08}-*.safetensors")]
+
+
+SCORES = {1: 0.5, 2: 0.7, 3: 0.9, 4: 0.1}
+
+
+def test_a_damaged_adapter_is_not_kept_but_the_next_best_and_it_is_said(tmp_path, monkeypatch):
+    whole = Training(tmp_path, SCORES, monkeypatch).train(1)
+    assert (whole.keeper.metrics["kept_step"], whole.learned().max()) == (3, 3)
+    assert whole.keeper.metrics["kept_because"].endswith("0.1 at step 4")
+    (of_three,), (of_two,) = whole.files(3), whole.files(2)
+    of_three.write_bytes(of_two.read_bytes())
+    resumed = Training(tmp_path, SCORES, monkeypatch).train(4)
+    assert (resumed.keeper.metrics["kept_step"], resumed.learned().max()) == (2, 2)
+    assert resumed.keeper.metrics["kept_accuracy"] == 0.7
+    assert resumed.keeper.metrics["kept_because"].endswith("; not step 3: its adapter is damaged or gone")
+    for step in (1, 2, 3):
+        whole.files(step)[0].unlink()
+    last = Training(tmp_path, SCORES, monkeypatch).train(4)
+    assert (last.keeper.metrics["kept_step"], last.learned().max()) == (4, 4)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"3": 0.9}'])
+def test_what_was_judged_may_be_damaged_and_the_training_ends_all_the_same(tmp_path, monkeypatch, caplog, content):
+    """A resume from the last checkpoint has no step left in which it would judge."""
+    whole = Training(tmp_path, SCORES, monkeypatch).train(1)
+    (file,) = tmp_path.rglob("accuracies.json")
+    file.write_text(content)
+    resumed = Training(tmp_path, SCORES, monkeypatch)
+    resumed.state.global_step = 4
+    resumed.learned().data.copy_(whole.learned().data)
+    resumed.keeper.restore()
+    assert f"{file} skipped: damaged: " in caplog.text
+    assert resumed.keeper.metrics["kept_step"] == 4
+
+
+def test_two_runs_of_a_training_do_not_take_each_others_adapters(tmp_path, monkeypatch):
+    """They agree in all but their rounding, as on GPUs."""
+    Training(tmp_path, SCORES, monkeypatch).train(1)
+    other = Training(tmp_path, SCORES, monkeypatch)
+    other.keeper.judged.clear()
+    other.learned().data.fill_(3.5)
+    other.state.global_step = 3
+    other.keeper.on_step_end(None, other.state, SimpleNamespace(should_training_stop=False))
+    assert len(other.files(3)) == 2
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_the_best_checkpoint_is_the_result_and_a_resume_changes_nothing(train, kind):
@@ -88,7 +165,7 @@ def test_the_best_checkpoint_is_the_result_and_a_resume_changes_nothing(train, k
     assert f"kept step {steps // 3}" in (whole / "curve").read_text()
     log = [json.loads(line) for line in (whole / "logs" / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if best.ACCURACY in entry] == [steps // 3, steps * 2 // 3, steps]
-    (stored,) = (whole / "store").rglob(f"step-{steps // 3:08}.safetensors")
+    (stored,) = (whole / "store").rglob(f"step-{steps // 3:08}-*.safetensors")
     assert stored.read_bytes() == (whole / "adapter" / best.WEIGHTS).read_bytes()
     with pytest.raises(Unfinished):
         train("resumed", keep, kind=kind, training={"leave_at": 0.6})
@@ -109,7 +186,7 @@ def test_of_two_ranks_the_first_judges_and_both_keep_the_same(train, kind, tmp_p
     first, second = in_ranks(lambda rank: weights_of(train, "two", keep, **changes))
     metrics, alone = metrics_of(tmp_path / "two"), metrics_of(train("one", keep, **changes))
     assert metrics["kept_step"] == alone["kept_step"] == metrics["total_steps"] // 2
-    (stored,) = (tmp_path / "two" / "store").rglob(f"step-{metrics['kept_step']:08}.safetensors")
+    (stored,) = (tmp_path / "two" / "store").rglob(f"step-{metrics['kept_step']:08}-*.safetensors")
     assert stored.read_bytes() == (tmp_path / "two" / "adapter" / best.WEIGHTS).read_bytes()
     assert first == second and metrics["eval_loss"] == pytest.approx(alone["eval_loss"], rel=0.03)
 
