@@ -342,6 +342,7 @@ def test_what_was_not_measured_does_not_pass():
     checks = gate.judge(gate.Numbers(), SftLimits())
     assert {check.status for check in checks} == {"not run"}
     assert [check.name for check in checks] == [check.name for check in gate.judge(GOOD, SftLimits())]
+    assert not {"held_out_loss", "base_held_out_loss"} & gate.numbers_of(gate.Numbers()).keys()
 
 
 def test_nan_log_probabilities_do_not_pass():
