@@ -360,7 +360,11 @@ def judge(numbers: Numbers, limits: config.DataLimits, evidence: Evidence) -> li
         _count("near_shared_prompts", numbers.near_shared_prompts, APART, limit=limits.max_near_shared_prompts),
         _left_out_keys(files),
         _personal_data(numbers.personal_data, refuse=limits.refuse_personal_data),
-        *([_unmatched(numbers, limits)] if limits.matcher in config.MATCHERS else []),
+        *(
+            [_share("unmatched_answers", numbers.unmatched, files, limits.max_unmatched_share, MATCHED)]
+            if limits.matcher in config.MATCHERS
+            else []
+        ),
         *(_size(f"{side}_rows", files, side, limit) for side, limit in fewest.items()),
         *judge_evidence(numbers.supplies, evidence),
     ]
@@ -471,12 +475,6 @@ def _left_out_keys(files: Files) -> Check:
     )
     is_known = bool(files) and None not in files.values()
     return holds("left_out_keys", True if is_known else None, detail=detail)
-
-
-def _unmatched(numbers: Numbers, limits: config.DataLimits) -> Check:
-    """Checks the evaluation files only: training rows have no references."""
-    files = {name: file for name, file in numbers.files.items() if name.endswith("_eval")}
-    return _share("unmatched_answers", numbers.unmatched, files, limits.max_unmatched_share, MATCHED)
 
 
 def _preferred(by_file: dict[str, Compared | None] | None, confidence: float) -> Check:

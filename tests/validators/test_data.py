@@ -518,6 +518,7 @@ def test_as_many_prompts_are_held_out_as_the_later_gates_need(tokenizer, files, 
         return {check.name: check for check in checks}[f"enough_{'' if part == 'held_out' else f'{part}_'}sft_prompts"]
 
     there = int(enough(1).value)
+    assert enough(there).detail
     assert (enough(there).status, enough(there + 1).status) == ("passed", "failed")
     assert 0 < there <= len(formats.read_jsonl(files["sft_eval"]))
     assert "validation.min_format_valid_rate = 0.9 needs" in enough(there + 1).remedy
@@ -534,7 +535,8 @@ def test_as_many_red_team_prompts_are_asked_as_the_later_gates_need(tokenizer, f
 
 def test_rows_that_could_not_be_counted_do_not_pass():
     checks = data.judge(data.Numbers(files={}), LIMITS, needing("sft_prompts", 1))
-    assert {check.name: check.status for check in checks}["enough_sft_prompts"] == "not run"
+    [check] = [check for check in checks if check.name == "enough_sft_prompts"]
+    assert (check.status, check.detail) == ("not run", "not measured")
 
 
 def test_an_empty_file_does_not_pass(tokenizer, files):
@@ -576,6 +578,7 @@ def test_a_file_that_could_not_be_measured_does_not_pass_and_hides_no_other(toke
     assert statuses["malformed_rows"] == statuses["duplicate_share"] == statuses["train_rows"] == "not run"
     assert statuses["near_duplicate_share"] == "not run"
     assert statuses["eval_rows"] == statuses["equal_answers"] == "passed"
+    assert "sft_eval_num_rows" in (shown := data.numbers_of(numbers)) and "sft_train_num_rows" not in shown
 
 
 def test_a_measurement_of_a_file_that_dies_leaves_the_file_unmeasured(files):
@@ -609,6 +612,70 @@ def test_a_share_is_of_all_rows_and_that_of_no_rows_is_none(tokenizer, files):
     empty = replace(whole, files={"sft_train": replace(whole.files["sft_train"], num_rows=0)})
     checks = {check.name: check.value for check in data.judge(empty, LIMITS, NO_NEEDS)}
     assert (checks["duplicate_share"], checks["too_long_share"]) == (0, 0)
+
+
+def test_a_file_is_measured_to_its_longest_row(tokenizer, files, monkeypatch):
+    rows = formats.read_jsonl(files["sft_train"])
+    lengths = [data.row_tokens(tokenizer, row, kind="sft").num_tokens for row in rows]
+    words = {"kind": "sft", "max_length": max(lengths)}
+    numbers = data.measure_file(tokenizer, rows, **words)
+    assert (numbers.num_rows, numbers.max_tokens, numbers.too_long) == (len(rows), max(lengths), [])
+    empty = data.measure_file(tokenizer, [], **words)
+    assert (empty.num_rows, empty.max_tokens) == (0, 0)
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no') }}")
+    refused = data.measure_file(tokenizer, rows[:2], **words)
+    assert (len(refused.unrenderable), refused.max_tokens) == (2, 0)
+
+
+def test_of_a_pair_the_longer_answer_is_kept_and_the_shorter_one_trained(tokenizer, files, monkeypatch):
+    row = formats.read_jsonl(files["preference_train"])[0]
+    row = edited(edited(row, "chosen", "task " * 20), "rejected", "task")
+    ids = {key: data.chat.split(tokenizer, row["prompt"], row[key]) for key in ("chosen", "rejected")}
+    tokens = data.row_tokens(tokenizer, row, kind="preference")
+    assert tokens.num_tokens == sum(map(len, ids["chosen"])) and tokens.num_trainable == len(ids["rejected"][1])
+    ends = iter([None, "."])
+    monkeypatch.setattr(data, "_unended", lambda *_: next(ends))
+    assert data.row_tokens(tokenizer, row, kind="preference").last == "."
+
+
+@pytest.mark.parametrize(
+    ("references", "is_right"),
+    [(["0.5"], True), (["0.49"], False), (["0", "1"], True), (["1", "0"], True), ([], False), (["x"], False)],
+)
+def test_an_answer_is_right_by_its_best_reference(references, is_right, monkeypatch):
+    """Each reference gives itself as the score."""
+    monkeypatch.setattr(
+        data.matching, "scorer_of", lambda rule, reference: lambda answer, score=float(reference): score
+    )
+    row = {"id": "a", "completion": answer("x"), "references": references}
+    assert data.is_right(row, "x", LIMITS) is is_right
+    assert data.is_right(row, "x", LIMITS.model_copy(update={"answer_match": "none"})) is False
+    if references and references != ["x"]:
+        assert data.unmatched([row], LIMITS, lambda row, key: "x") == ([] if is_right else ["a"])
+
+
+def test_three_rows_of_many_are_named():
+    ids = ["a", "b", "c", "d"]
+    assert data._examples({"sft_train": ids}) == "sft_train has 4: a, b, c"
+    assert data._preferred({"preference_eval": data.Compared(8, ids)}, 0.95).detail.endswith("4 of 8 pairs: a, b, c")
+    assert data._personal_data({"sft_train": {"address": ids}}, refuse=False).detail.endswith("sft_train: a, b, c")
+
+
+@pytest.mark.parametrize(("ids", "status"), [([], "passed"), (["a"], "failed")])
+def test_one_row_with_personal_data_is_refused(ids, status):
+    assert data._personal_data({"sft_train": {"address": ids}}, refuse=True).status == status
+
+
+def test_an_empty_file_fails_beside_one_that_could_not_be_measured(tokenizer, files):
+    whole = measured(tokenizer, {"sft_train": files["sft_train"]})
+    sizes = {"sft_train": replace(whole.files["sft_train"], num_rows=0), "preference_train": None}
+    assert data._size("train_rows", sizes, "train", 1).status == "failed"
+
+
+def test_tokenizer_and_outputs_are_required(capsys):
+    with pytest.raises(SystemExit):
+        data.build_parser().parse_args([])
+    assert "--tokenizer, --manifest, --verdict" in capsys.readouterr().err
 
 
 def command(files, tiny_model, folder, **limits):
@@ -667,10 +734,14 @@ def test_the_verdict_binds_the_prompts_of_a_later_gate(files, tiny_model, task_a
 
 def test_a_measurement_that_breaks_fails_the_gate_and_hides_no_other(files, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(overlap, "near_duplicates", lambda *_: 1 / 0)
+    monkeypatch.setattr(overlap, "compare_prompts", lambda *_: 1 / 0)
     data.main(command(files, tiny_model, tmp_path))
+    assert json.loads((tmp_path / "manifest").read_text())["files"] == {}
     verdict = Verdict.read((tmp_path / "verdict").read_text())
     assert {check.name: check.status for check in verdict.failed_checks} == {
         "near_duplicates": "failed",
+        "prompts": "failed",
+        "shared_prompts": "not run",
         "near_duplicate_share": "not run",
         "near_shared_prompts": "not run",
     }
@@ -743,6 +814,7 @@ def test_a_few_pairs_whose_rejected_answer_is_the_better_one_are_slips():
     assert data._preferred(few, 0.95).status == "passed"
     assert data._preferred(few | {"preference_train": data.Compared(100, ["b"] * 50)}, 0.95).status == "failed"
     assert data._preferred(few | {"preference_train": None}, 0.95).status == "not run"
+    assert data._preferred({"preference_eval": data.Compared(6, ["a"] * 3)}, 0.95).status == "failed"
 
 
 def test_a_file_that_could_not_be_measured_may_have_fewer_rows_than_the_others(tokenizer, files):
