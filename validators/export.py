@@ -262,14 +262,14 @@ def main(argv: list[str] | None = None) -> None:
     args = held_out.parse_args(build_parser(), argv)
     step = config.parse_step(CheckExportStep, args.config, args.overrides)
     formats.check_installed(step.export)
-    inputs = {name: getattr(args, name) for name in INPUTS if getattr(args, name)}
+    inputs = {name: getattr(args, name) for name in INPUTS}
     with tempfile.TemporaryDirectory() as folder:
         inputs |= content.bring_judge(step.validation, Path(folder), step.allowed_prefixes)
         work = partial(decide, inputs, step)
         checks.run_gate(args, inputs=inputs, config=step, work=work, reusable=content.is_reusable(step.validation))
 
 
-def decide(inputs: dict[str, str], step: CheckExportStep, running: Running) -> checks.GateVerdict:
+def decide(inputs: dict[str, str | None], step: CheckExportStep, running: Running) -> checks.GateVerdict:
     """Asks the merged model and every file, and judges."""
     limits, model = step.validation, Path(inputs["model"])
     rows = held_out.read(inputs, step, model)

@@ -202,7 +202,7 @@ def test_the_loss_is_that_of_the_first_answers_as_far_as_their_tokens_reach(decl
 
 
 def test_a_rare_token_counts_as_the_rarest_that_is_known():
-    assert gate.loss([{1: -0.5, 2: -2.0}, {3: -1.0}], [1, 9]) == (1.5, 2)
+    assert gate.loss([{1: -0.5, 2: -2.0}, {3: -1.0, 4: -1.5}], [1, 9]) == (2.0, 2)
 
 
 def names(checks: list[Check]) -> set[str]:
