@@ -125,7 +125,7 @@ def _shared_bands(hashes: Iterable["numpy.ndarray"]) -> Iterator[list[int]]:
     for one in hashes:
         all_bands.frombytes(one.tobytes())
         num_bands = len(one)
-    bands_of = numpy.frombuffer(all_bands, numpy.uint32).reshape(-1, num_bands)
+    bands_of = numpy.frombuffer(all_bands, numpy.uint32).reshape(len(all_bands) // num_bands, num_bands)
     shared = numpy.empty(bands_of.shape, bool)
     for band in range(num_bands):
         _, places, counts = numpy.unique(bands_of[:, band], return_inverse=True, return_counts=True)

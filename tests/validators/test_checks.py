@@ -230,6 +230,12 @@ def test_a_gate_wants_a_place_for_each_of_its_outputs(with_answers, capsys):
     assert capsys.readouterr().err.endswith(f"the following arguments are required: {wanted}\n")
 
 
+def test_a_gate_in_which_no_model_answers_writes_no_answers(args, tmp_path):
+    del args.answers
+    run(args, below("held_out_loss", 1.0, 2.0))
+    assert Path(args.passed).read_text() == "true" and not (tmp_path / "out" / "answers").exists()
+
+
 def test_outputs_may_lie_in_folders_that_are_not_there(args, tmp_path):
     for _ in range(2):
         args.passed = str(tmp_path / "kfp" / "outputs" / "passed")

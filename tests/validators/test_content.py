@@ -120,14 +120,14 @@ def test_several_answers_to_one_prompt_all_count():
         {
             "id": "3",
             "prompt": other_order(prompt("Red?")),
-            "chosen": [{"role": "assistant", "content": "Yes."}],
+            "chosen": [{"role": "assistant", "content": "Yes!"}],
             "rejected": [],
         },
         {"id": "4", "prompt": prompt("Blue?"), "completion": [], "references": ["No.", {"a": 1}]},
     ]
     other_tools = [{"role": "system", "content": "Subtract."}, rows[0]["prompt"][1]]
     rows.append(rows[0] | {"prompt": other_tools, "references": ["It depends."]})
-    assert content.references_by_row([rows[1], rows[3]], rows) == [["Sure.", "Yes."], ["No.", {"a": 1}]]
+    assert content.references_by_row([rows[1], rows[3]], rows) == [["Sure.", "Yes.", "Yes!"], ["No.", {"a": 1}]]
 
 
 def test_the_order_of_keys_makes_no_other_reference():
