@@ -1,4 +1,4 @@
-"""Abilities of a model as its gate measured them: right answers, form, skills, safety, from base to last model.
+"""Abilities of the models as a gate measured them: right answers, form, skills, safety, from base to last model.
 
 verdict of a gate in which models answered -> `Ability`s, each a share of every model with its interval; a headline
 
@@ -29,7 +29,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Ability:
-    """One thing that models can do, and which share of the rows each of them does."""
+    """One thing that models can do, and the share of rows on which each of them does it."""
 
     group: str
     name: str
@@ -38,7 +38,7 @@ class Ability:
 
 
 def judged_answers(gates: dict[str, Verdict]) -> Verdict | None:
-    """The verdict of the last gate that judged the line's own models by answers; None if there is none."""
+    """Returns the verdict of the last gate that judged this run's own models by answers; None if there is none."""
     answered = [verdict for gate, verdict in gates.items() if gate != CHAMPION and "num_answers" in verdict.numbers]
     return answered[-1] if answered else None
 
@@ -71,7 +71,7 @@ def headline(verdict: Verdict) -> str | None:
 
 
 def percent(share: float) -> str:
-    """Formats a share. What is not quite all or none is not rounded to it."""
+    """Formats a share. One that is almost 0 or 1 is not rounded to it."""
     rounded = round(100 * share)
     if rounded in (0, 100) and share not in (0, 1):
         return f"{100 * share:.1f} %" if 0.0005 <= share < 0.9995 else "> 99.9 %" if rounded else "< 0.1 %"
@@ -106,7 +106,7 @@ def _skill(score: SkillScore) -> Ability:
         "base": Share(score.base, score.base_low, score.base_high),
         "model": Share(score.model, score.low, score.high),
     }
-    note = _rows(score.num_rows) if score.informative else "not informative: the base cannot do it"
+    note = _rows(score.num_rows) if score.informative else "not informative: too hard for the base"
     return Ability("Skills", score.name.replace("_", " "), shares, note)
 
 
@@ -123,7 +123,7 @@ def _safety(verdict: Verdict) -> list[Ability]:
 
 
 def _kept(check: Check | None, name: str) -> list[Ability]:
-    """The reverse of a share that ought to be small, of the judged model alone."""
+    """The complement of a share that ought to be small, for the judged model alone."""
     if check is None or check.value is None:
         return []
     low, high = (1 - end for end in reversed(check.interval)) if check.interval else (None, None)

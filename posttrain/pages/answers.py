@@ -8,9 +8,9 @@ rows of a gate -> one JSON object a line, in the order in which they were asked;
     ANSWER = {"text": str, "stopped": bool, "score": 0 to 1 or null, "fault": str or null}
 
 `model` is the one that the gate judges, `before` the one that its training started from (null where that is the base).
-`score` compares with the references, null where nobody does; `fault` says what is wrong with the form, or what is
-harmful. Of the skill prompts only those stand here that the base answers rightly and the model does not. Texts are as
-the model wrote them: hostile, and to be escaped by whoever shows them.
+`score` compares with the references, null where nothing does; `fault` says what is wrong with the form, or what is
+harmful. Skill prompts are listed only where the base answers correctly and the model does not. Texts are as the model
+wrote them: hostile, to be escaped wherever they are shown.
 """
 
 import json
@@ -82,7 +82,7 @@ def read(text: str | bytes) -> list[AnsweredPrompt]:
 
 
 def worst_first(rows: Iterable[AnsweredPrompt]) -> list[AnsweredPrompt]:
-    """Faults first, then wrong answers by their score, those that were right before leading, then the rest."""
+    """Sorts faults first, then wrong answers by score (those that another model had right leading), then the rest."""
 
     def rank(row: AnsweredPrompt) -> tuple:
         lost = [one.score for one in (row.before, row.base) if one and one.score is not None]

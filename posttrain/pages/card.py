@@ -1,6 +1,6 @@
 """Renders the model card: what the Hub reads of a model, how to try it, its limits, and how it was made and judged.
 
-chain of a model that is about to be published, answers by which it was judged -> README.md
+chain of a model that is about to be published, answers it was judged by -> README.md
 """
 
 import json
@@ -44,7 +44,7 @@ def model_card(
     folder: str = ".",
     is_signed: bool = False,
 ) -> str:
-    """Renders the card, with the first of the answers by which the model was judged.
+    """Renders the card, with the first of the answers that the model was judged by.
 
     Args:
         chain: with the name and the version under which the model is published.
@@ -88,14 +88,14 @@ def _head(chain: Provenance, judged: Verdict | None, files: Mapping[str, str]) -
 
 
 def _commands(exported: Iterable[str]) -> list[str]:
-    """Returns the commands that serve the exported files, a format each."""
+    """Returns the commands that serve the exported files, one per format."""
     gguf = [name for name in sorted(exported) if name.endswith(".gguf")]
     folders = {name.rpartition("/")[0] for name in exported if name not in gguf}
     return [f"llama-server -m {name}" for name in gguf] + [f"vllm serve {name}" for name in sorted(folders)]
 
 
 def _snippet(chain: Provenance, rows: list[AnsweredPrompt], folder: str) -> dict[str, Any]:
-    """Returns what the snippet names, as literals of Python."""
+    """Returns the names used in the snippet, as Python literals."""
     base = front_matter.base_of(chain)
     address = base.address.removeprefix(front_matter.HUB) if base else ""
     named = {"folder": folder, "base": address, "question": _question(rows)}
@@ -103,18 +103,18 @@ def _snippet(chain: Provenance, rows: list[AnsweredPrompt], folder: str) -> dict
 
 
 def limits_of(chain: Provenance, judged: Verdict | None, *, licence_file: str | None) -> list[str]:
-    """Says in words what is known of the model, and what is not."""
+    """Says in words what is known about the model, and what is not."""
     lines = []
     num_answers = judged.numbers.get("num_answers") if judged else None
     if num_answers:
         lines.append(f"It was judged by its answers to {num_answers:,.0f} held-out prompts of its own data sets.")
-        lines.append("How it answers prompts of another kind is not known.")
+        lines.append("How it answers other kinds of prompts is not known.")
         right = judged.numbers.get("answer_accuracy")
         lines += [f"{abilities.percent(1 - right)} of those answers were wrong."] if right is not None else []
     else:
-        lines.append("No gate has kept answers of this model: how it answers is not known.")
+        lines.append("No gate kept any answers of this model: how it answers is not known.")
     rows = [link.config.get("max_seq_length") for link in chain.links if link.config.get("max_seq_length")]
-    lines += [f"No row that it was trained on is longer than {max(rows):,} tokens."] if rows else []
+    lines += [f"It was trained on no row longer than {max(rows):,} tokens."] if rows else []
     return [*lines, *_licence_lines(chain, licence_file)]
 
 

@@ -1,4 +1,4 @@
-"""Finds the limits that a configuration made weaker than the defaults, so that no page passes them over.
+"""Finds the limits that a configuration made weaker than the defaults, so that no page conceals them.
 
 check of a verdict -> the default of its limit, if that is stricter
 """
@@ -59,7 +59,7 @@ RECIPROCAL = "length_ratio_shorter"  # its limit is 1 / that of the key
 
 
 def stricter_default(check: Check) -> float | None:
-    """The default of the check's limit, where that is stricter than the limit; None for all others."""
+    """Returns the default of the check's limit if it is stricter than the limit; otherwise None."""
     default = _default(check.name)
     if default is None or check.limit is None or math.isclose(check.limit, default, abs_tol=1e-12):
         return None
@@ -68,7 +68,7 @@ def stricter_default(check: Check) -> float | None:
 
 
 def weaker(verdicts: Iterable[Verdict]) -> list[tuple[str, str, str]]:
-    """Name, limit and default of all that is weaker than the defaults, once each: `answer_correct`, `≥ 0`, `≥ 0.5`."""
+    """Lists each limit weaker than its default once, as name, limit, default: `answer_correct`, `≥ 0`, `≥ 0.5`."""
     lines = {}
     for verdict in verdicts:
         if verdict.confidence < CONFIDENCE:
@@ -80,7 +80,7 @@ def weaker(verdicts: Iterable[Verdict]) -> list[tuple[str, str, str]]:
 
 
 def shown_default(check: Check) -> str:
-    """The default of a limit that is weaker than it, `≥ 0.9`; empty for all other limits."""
+    """Formats the default of a limit that is weaker than it, `≥ 0.9`; empty for all other limits."""
     default = stricter_default(check)
     return "" if default is None else f"{wording.sign(check.relation)} {wording.number(default)}"
 

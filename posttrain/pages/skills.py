@@ -1,14 +1,14 @@
-"""Scores of general skills, as they stand among a verdict's numbers and in a table.
+"""Scores of general skills, among a verdict's numbers and in a table.
 
 numbers of a verdict <-> `SkillScore`s; scores -> rows of a table
 
-A suite `arithmetic` stands there as
+A suite `arithmetic` has these numbers:
 
     skill_arithmetic, skill_arithmetic_low, skill_arithmetic_high                  the model's share of right answers
     skill_arithmetic_base, skill_arithmetic_base_low, skill_arithmetic_base_high   the base's, on the same rows
     skill_arithmetic_chance         share that guessing reaches
     skill_arithmetic_num_rows       rows that both answered
-    skill_arithmetic_num_lost       rows that the base answers rightly and the model does not; _num_gained: the reverse
+    skill_arithmetic_num_lost       rows that only the base answers correctly; _num_gained: only the model
     skill_arithmetic_informative    1: the base can do it, so a check says whether it was lost; 0: nothing is known
 """
 

@@ -1,4 +1,4 @@
-"""Words for what trainings were made of and what was kept of them: sampled pairs, the best checkpoint.
+"""Words for what a training learned from and what was kept of it: sampled pairs, the best checkpoint.
 
 metrics of the steps, verdicts of the gates -> what became of the prompts, facts about the pairs, kept checkpoints
 """
@@ -52,7 +52,7 @@ class Kept:
 
 
 def sampled(metrics: Mapping[str, Mapping[str, Any]], gates: Mapping[str, Verdict]) -> Sampled | None:
-    """Returns what the sampling of pairs came to; None if none were sampled.
+    """Returns the outcome of the sampling of pairs; None if none were sampled.
 
     Args:
         metrics: those of each step, by its name.

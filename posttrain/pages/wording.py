@@ -48,8 +48,8 @@ SKILLS_UNJUDGED = "nobody judged whether general skills were lost"
 
 
 def headline(verdict: Verdict) -> str:
-    """Says the outcome in a few words, `Stopped by held_out_loss and 2 more`, and whether nobody judged the content, or
-    nobody the general skills.
+    """States the outcome in a few words, `Stopped by held_out_loss and 2 more`, and says if nobody judged the content
+    or the general skills.
     """
     content = [UNJUDGED] if verdict.content_is_unjudged else []
     skills = [SKILLS_UNJUDGED] if verdict.gate in LAST_GATES and not judges_skills([verdict]) else []
@@ -57,7 +57,7 @@ def headline(verdict: Verdict) -> str:
 
 
 def judges_skills(verdicts: Iterable[Verdict]) -> bool:
-    """Tells whether a check of these is about general skills."""
+    """Tells whether any of the checks is about general skills."""
     return any(check.name.startswith(SKILLS) for verdict in verdicts for check in verdict.checks)
 
 
@@ -76,7 +76,7 @@ def conclusion(verdict: Verdict) -> str:
         return f"{_all(len(verdict.checks))} passed."
     part = f"{len(verdict.failed_checks)} of {_checks(len(verdict.checks))}"
     if verdict.outcome == "undecided":
-        why = f"Nothing failed, but there were too few rows to decide {part}."
+        why = f"Nothing failed, but there are too few rows to decide {part}."
     else:
         why = f"{part} did not pass: {tally(verdict.failed_checks)}."
     return f"{why} The run stops at this gate."

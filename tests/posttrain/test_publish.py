@@ -186,7 +186,7 @@ def test_the_hub_reads_base_licence_data_sets_and_results_in_the_card(line, plac
     assert asked_of == {"right_answers": rows, "loss": rows, "no_harmful_content": asked_harm}
     assert "- 50 % of those answers were wrong." in text
     assert "- Its base model is under cc-by-nc-4.0, which forbids commercial use." in text
-    assert "No row that it was trained on is longer than 2,048 tokens." in text
+    assert "It was trained on no row longer than 2,048 tokens." in text
 
 
 @pytest.mark.parametrize(("kind", "question"), [("transformers", "question 0"), ("peft", "Hello")])

@@ -121,7 +121,7 @@ def test_a_worse_challenger_is_published_but_not_made_current(tmp_path, keep):
     assert (result.success, result.outcome, result.is_current) == (False, "stopped", False)
     assert "Published, but not made current: Stopped by check_champion" in report.headline(result)
     page = report.to_html(result)
-    assert f"The model is published, and was not made current: <code>{tmp_path}/published/m/1</code>" in page
+    assert f"The model was published but not made current: <code>{tmp_path}/published/m/1</code>" in page
     assert "Nothing was published" not in page
 
 
@@ -168,7 +168,7 @@ def test_the_page_shows_what_was_sampled_and_which_checkpoint_was_kept(tmp_path,
     assert '<td>train_dpo</td><td class="status-word">13 <span class="soft">of 27</span></td>' in page
     keep("train_dpo", "failed", measured={}, error="no memory")
     page = report.to_html(report.collect(str(tmp_path), "r1", settings))
-    assert "Checkpoints kept" not in page
+    assert "Best checkpoints" not in page
 
 
 def test_a_published_model_is_a_success(tmp_path, keep):

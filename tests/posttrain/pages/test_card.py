@@ -45,10 +45,10 @@ def limits(*links: Link, numbers: dict | None = None, licence_file: str | None =
 
 
 def test_the_limits_say_what_is_known_and_what_is_not():
-    assert limits() == limits(numbers={}) == ["No gate has kept answers of this model: how it answers is not known."]
+    assert limits() == limits(numbers={}) == ["No gate kept any answers of this model: how it answers is not known."]
     asked = [
         "It was judged by its answers to 1,200 held-out prompts of its own data sets.",
-        "How it answers prompts of another kind is not known.",
+        "How it answers other kinds of prompts is not known.",
     ]
     assert limits(numbers={"num_answers": 1200.0}) == asked
     assert limits(numbers=ANSWERED) == [*asked, "75 % of those answers were wrong."]
@@ -57,7 +57,7 @@ def test_the_limits_say_what_is_known_and_what_is_not():
 
 def test_the_limits_name_the_longest_rows_of_all_trainings():
     trainings = [link(f"train_{number}", config={"max_seq_length": number}) for number in (1024, 2048, 512)]
-    assert limits(*trainings)[-1] == "No row that it was trained on is longer than 2,048 tokens."
+    assert limits(*trainings)[-1] == "It was trained on no row longer than 2,048 tokens."
 
 
 def test_the_limits_name_the_licence_of_the_base():
@@ -135,7 +135,7 @@ def test_the_card_says_what_no_gate_has_judged():
     text = {name: card.model_card(chain(gate(checks=(check,))), card.Evidence()) for name, check in kept.items()}
     assert "had no `no_harmful_content`" not in text["no harmful"] and "had no `no_harmful_content`" in text["other"]
     unjudged = card.model_card(chain(gate(answer_match="none", numbers=ANSWERED)), card.Evidence())
-    assert "looked at their form alone" in unjudged and "answers are right" not in unjudged
+    assert "checked only their form" in unjudged and "answers are right" not in unjudged
 
 
 def test_the_card_has_no_traces_of_its_template():

@@ -26,7 +26,7 @@ def verdict(*checks: Check) -> Verdict:
         (
             [GOOD, UNSURE],
             "Undecided: about 41 more rows would decide",
-            "Nothing failed, but there were too few rows to decide 1 of 2 checks. The run stops at this gate.",
+            "Nothing failed, but there are too few rows to decide 1 of 2 checks. The run stops at this gate.",
         ),
     ],
 )
