@@ -1,7 +1,7 @@
 """Writes a gate: what follows runs only if its check passed; otherwise the run ends as FAILED with the verdict."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from kfp import dsl
@@ -11,9 +11,13 @@ from pipelines.steps import Steps
 
 
 @contextmanager
-def gate(steps: Steps, component, name: str | None = None, **inputs) -> Iterator[None]:
-    """Runs a check and opens the branch behind it. It writes both sides: there is no gate without its reject."""
-    check = steps.run(component, name, **inputs)
+def gate(
+    steps: Steps, component, name: str | None = None, *, after: Iterable[dsl.PipelineTask] = (), **inputs
+) -> Iterator[None]:
+    """Runs a check, once the tasks in `after` are done, and opens the branch behind it. It writes both sides: there is
+    no gate without its reject.
+    """
+    check = steps.run(component, name, **inputs).after(*after)
     name = steps.names[-1].removeprefix("check_")
     passed = check.outputs["passed"]
     with condition(passed == False, f"{name}-failed"):  # noqa: E712 (== builds a condition)

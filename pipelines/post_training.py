@@ -163,13 +163,12 @@ def publish(
         line.enter_context(gate(steps, check, "check_export", model=model, **exported, **held_out))
     published = do.publish_exported_model if exported else do.publish_model
     receipt = steps.run(published, "publish_model", model=model, **exported, model_name=model_name).outputs["receipt"]
-    if steps.config.registries:
-        steps.run(do.register_model, receipt=receipt)
+    registered = [steps.run(do.register_model, receipt=receipt)] if steps.config.registries else []
     if steps.config.promote:
         is_full = any(steps.has("merge", "dpo"))
         judged = {"receipt": receipt, "model": model} | held_out | ({} if is_full else {"base": models["base"]})
         check = for_rows(steps, "check_champion") if is_full else do.check_adapter_champion
-        line.enter_context(gate(steps, check, "check_champion", **judged))
+        line.enter_context(gate(steps, check, "check_champion", after=registered, **judged))
         steps.run(do.promote_model, receipt=receipt)
 
 

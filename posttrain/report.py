@@ -100,7 +100,8 @@ class PipelineResult(BaseModel):
     @computed_field
     @property
     def success(self) -> bool:
-        return self.final_model_path is not None and self.is_current is not False
+        is_registered = all(step.is_done for step in self.steps if step.name == line.REGISTER)
+        return self.final_model_path is not None and self.is_current is not False and is_registered
 
     @computed_field
     @property
@@ -349,7 +350,8 @@ def _ending(result: PipelineResult) -> str:
     if result.success:
         return "Published and made current" if result.is_current else "Published"
     if result.final_model_path:
-        return f"Published, but not made current: {_why(result)}"
+        lacks = "made current" if result.is_current is False else "registered"
+        return f"Published, but not {lacks}: {_why(result)}"
     return _why(result)
 
 

@@ -45,6 +45,14 @@ def test_the_full_shape_is_the_committed_package(tmp_path):
     )
 
 
+def test_a_version_is_made_current_only_after_it_is_registered(graphs):
+    """With `registries.required` a registry that does not take it fails that step, and ends what waits for it."""
+    champion = graphs["registered"].tasks["check_champion"]
+    assert graphs["registered"].tasks["register_model"]["under"] == champion["under"]
+    assert champion["task"]["dependentTasks"] == ["publish-model", "register-model"]
+    assert champion["under"] == graphs["registered"].tasks["promote_model"]["under"][:-1]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_gate_has_both_branches_and_a_reject(graphs, shape):
     graph = graphs[shape]

@@ -171,6 +171,21 @@ def test_the_page_shows_what_was_sampled_and_which_checkpoint_was_kept(tmp_path,
     assert "Best checkpoints" not in page
 
 
+@pytest.mark.parametrize("status", ["failed", "running", None])
+def test_a_model_that_was_to_be_registered_is_a_success_only_if_that_step_is_done(tmp_path, keep, status):
+    """As with `registries.required`, where nobody asked to make it current."""
+    publish(tmp_path, keep)
+    if status:
+        keep("register_model", status, error="ValueError: not registered in MLflow" if status == "failed" else None)
+    settings = ReportStep(pipeline_id="demo", steps=[*STEPS, "register_model"])
+    result = report.collect(str(tmp_path), "r1", settings)
+    assert (result.success, result.outcome, result.is_current) == (False, "failed", None)
+    assert report.headline(result).endswith("Published, but not registered: Failed at register_model")
+    assert "The model is published, and was not registered: <code>" in report.to_html(result)
+    keep("register_model", measured={"registered": {}, "errors": ["away"]})
+    assert report.collect(str(tmp_path), "r1", settings).success
+
+
 def test_a_published_model_is_a_success(tmp_path, keep):
     publish(tmp_path, keep)
     result = collect(tmp_path)
