@@ -11,8 +11,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.step import imports
+from posttrain.storage import hashing
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "unsloth")  # another release may train differently
+# Another release may train, or answer, differently: the last three write exported files, and serve them.
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "unsloth", "vllm", "gguf", "xllamacpp")
+ROWS = ".jsonl"  # of general skills: a package has them in a folder
 PAGES = "posttrain.pages"  # this room shows results and decides none: a curve in another colour needs no new training
 
 
@@ -22,7 +25,7 @@ class Code(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     posttrain: str  # release of this package
-    source: str  # SHA-256 of the modules of ours that the step can import
+    source: str  # SHA-256 of the modules of ours that the step can import, and of the rows that they ask
     libraries: dict[str, str]  # name -> release; `absent` where it is not installed
     # The step's module; empty in records from when `source` covered all modules.
     module: str = ""
@@ -59,11 +62,16 @@ def _code(module: str, started: frozenset[str]) -> Code:
 
 
 def source_digest(module: str, started: frozenset[str] = frozenset(), root: Path = imports.ROOT) -> str:
-    """Returns the SHA-256 of the sorted `<name> <SHA-256>` lines of all modules that count for a step."""
+    """Returns the SHA-256 of the sorted `<name> <SHA-256>` lines of all modules that count for a step, and of the rows
+    below their packages, which gates ask.
+    """
     reached = imports.closure([module, *started], root)
     if module not in reached:
         reached = imports.closure(imports.modules_of(root), root)
     lines = [f"{name} {source.sha256}" for name, source in sorted(reached.items()) if not is_page(name)]
+    folders = [root.joinpath(*name.split(".")) for name in reached]
+    rows = {file for folder in folders for file in folder.glob(f"*/*{ROWS}") if (folder / "__init__.py").is_file()}
+    lines += [f"{file.relative_to(root).as_posix()} {hashing.sha256(file)}" for file in sorted(rows)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

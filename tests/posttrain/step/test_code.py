@@ -61,6 +61,22 @@ def test_a_change_of_a_gate_judges_again_and_trains_nothing(root):
     assert changed_by(root, "validators/intervals.py") <= GATES | {CHAMPION}
 
 
+def test_a_change_of_what_a_gate_asks_judges_again(root):
+    """A verdict on other questions is not one on these."""
+    assert changed_by(root, "validators/skills/rows/memory.jsonl", added='{"id": "new"}\n') == {"validators.alignment"}
+
+
+def test_another_engine_judges_exported_files_again(monkeypatch):
+    before = code.code_of("validators.export", config={})
+    monkeypatch.setattr(
+        code, "_release", lambda name: "2.0" if name == "xllamacpp" else before.libraries.get(name, "1")
+    )
+    code._code.cache_clear()
+    after = code.code_of("validators.export", config={})
+    code._code.cache_clear()
+    assert after.libraries == before.libraries | {"xllamacpp": "2.0"} and after.sha256 != before.sha256
+
+
 def test_a_change_of_the_report_or_of_sweeps_trains_nothing(root):
     for file in ("posttrain/report.py", "posttrain/sweep/table.py", "posttrain/verify.py", "posttrain/compare.py"):
         assert not changed_by(root, file) & (TRAININGS | GATES | {"posttrain.merge"})
