@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from posttrain.step import imports
 from posttrain.storage import hashing
 
-# Another release may train, or answer, differently: the last three write exported files, and serve them.
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "unsloth", "vllm", "gguf", "xllamacpp")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "unsloth")  # another release may train differently
+ENGINES = {"vllm", "gguf", "xllamacpp"}  # another release may write, or answer, differently, where a step imports it
 ROWS = ".jsonl"  # of general skills: a package has them in a folder
 PAGES = "posttrain.pages"  # this room shows results and decides none: a curve in another colour needs no new training
 
@@ -53,10 +53,11 @@ def code_of(module: str, *, config: dict[str, Any]) -> Code:
 
 @cache
 def _code(module: str, started: frozenset[str]) -> Code:
+    names = {name.partition(".")[0] for source in _reached(module, started).values() for name in source.names}
     return Code(
         posttrain=_release("posttrain"),
         source=source_digest(module, started),
-        libraries={name: _release(name) for name in LIBRARIES},
+        libraries={name: _release(name) for name in (*LIBRARIES, *sorted(ENGINES & names))},
         module=module,
     )
 
@@ -65,14 +66,18 @@ def source_digest(module: str, started: frozenset[str] = frozenset(), root: Path
     """Returns the SHA-256 of the sorted `<name> <SHA-256>` lines of all modules that count for a step, and of the rows
     below their packages, which gates ask.
     """
-    reached = imports.closure([module, *started], root)
-    if module not in reached:
-        reached = imports.closure(imports.modules_of(root), root)
+    reached = _reached(module, started, root)
     lines = [f"{name} {source.sha256}" for name, source in sorted(reached.items()) if not is_page(name)]
     folders = [root.joinpath(*name.split(".")) for name in reached]
     rows = {file for folder in folders for file in folder.glob(f"*/*{ROWS}") if (folder / "__init__.py").is_file()}
     lines += [f"{file.relative_to(root).as_posix()} {hashing.sha256(file)}" for file in sorted(rows)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _reached(module: str, started: frozenset[str], root: Path = imports.ROOT) -> dict[str, imports.Source]:
+    """Returns the modules that a step can import; all of ours for one from outside our packages."""
+    reached = imports.closure([module, *started], root)
+    return reached if module in reached else imports.closure(imports.modules_of(root), root)
 
 
 def is_page(module: str) -> bool:

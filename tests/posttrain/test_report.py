@@ -181,7 +181,7 @@ def test_a_model_that_was_to_be_registered_is_a_success_only_if_that_step_is_don
     result = report.collect(str(tmp_path), "r1", settings)
     assert (result.success, result.outcome, result.is_current) == (False, "failed", None)
     assert report.headline(result).endswith("Published, but not registered: Failed at register_model")
-    assert "The model is published, and was not registered: <code>" in report.to_html(result)
+    assert "The model was published but not registered: <code>" in report.to_html(result)
     keep("register_model", measured={"registered": {}, "errors": ["away"]})
     assert report.collect(str(tmp_path), "r1", settings).success
 

@@ -75,6 +75,7 @@ def test_another_engine_judges_exported_files_again(monkeypatch):
     after = code.code_of("validators.export", config={})
     code._code.cache_clear()
     assert after.libraries == before.libraries | {"xllamacpp": "2.0"} and after.sha256 != before.sha256
+    assert not code.ENGINES & code.code_of("posttrain.sft", config={}).libraries.keys()
 
 
 def test_a_change_of_the_report_or_of_sweeps_trains_nothing(root):
