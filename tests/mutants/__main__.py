@@ -74,6 +74,7 @@ FURTHER_TESTS = {
     "validators/serving.py": ["tests/validators/test_export.py"],
     "validators/session.py": ["tests/validators/test_sft.py"],
     "validators/skills/asking.py": ["tests/validators/skills/test_leg.py", "tests/validators/skills/test_judging.py"],
+    "validators/skills/leg.py": ["tests/validators/skills/test_judging.py"],
     "validators/skills/constraints.py": ["tests/validators/skills/test_verifiers.py"],
 }  # fmt: skip
 OF_ALL = ("tests/components/test_components.py", "tests/posttrain/config/test_metrics.py")  # tests of many modules

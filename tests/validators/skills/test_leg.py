@@ -14,7 +14,7 @@ from posttrain.rows.formats import write_jsonl
 from posttrain.verdict import Check, Verdict
 from validators import alignment as gate
 from validators.inference import token_row
-from validators.skills import suites
+from validators.skills import leg, suites
 
 ROWS = 12
 
@@ -135,3 +135,12 @@ def test_the_numbers_can_be_read_again(run, broad, tmp_path):
     metrics = json.loads((tmp_path / "out" / "metrics").read_text())
     assert pages.scores(metrics) == pages.scores(verdict.numbers) != []
     assert not [name for name in pages.others(verdict.numbers) if name.startswith("skill_")]
+
+
+@pytest.mark.parametrize("other", ["before", "base"])
+def test_tasks_are_asked_of_the_model_and_of_its_base(other, monkeypatch):
+    monkeypatch.setattr(leg.harness, "run", lambda model, names, data: {name: {"scores": [1.0]} for name in names})
+    limits = AlignmentLimits(skills=False, lm_eval_tasks=["sums"], lm_eval_data="tasks")
+    models = dict.fromkeys(("model", "before", other), Path("model"))
+    measured = leg.run_tasks(models, limits, "tasks")
+    assert measured.failures == [] and measured.seconds.keys() == {"model_lm_eval", f"{other}_lm_eval"}
