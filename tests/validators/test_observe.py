@@ -48,6 +48,13 @@ def test_only_what_there_is_is_asked(tiny_model):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("base", ["base", "before"])
+def test_skills_are_asked_of_the_model_and_of_its_base_alone(base, tiny_model):
+    one = measurer(tiny_model, names={"model", "before", base})
+    one.step = CheckAlignmentStep(validation=LIMITS.model_copy(update={"skills": ["arithmetic"]}))
+    assert [name for name in one.parts() if name.endswith("skills")] == ["model_skills", f"{base}_skills"]
+
+
 def test_an_answer_without_tokens_has_no_distribution(tiny_model):
     one = measurer(tiny_model)
     one.session.tokenizer = chat.load_tokenizer(tiny_model)

@@ -144,3 +144,9 @@ def test_tasks_are_asked_of_the_model_and_of_its_base(other, monkeypatch):
     models = dict.fromkeys(("model", "before", other), Path("model"))
     measured = leg.run_tasks(models, limits, "tasks")
     assert measured.failures == [] and measured.seconds.keys() == {"model_lm_eval", f"{other}_lm_eval"}
+
+
+def test_suites_and_tasks_are_both_inputs_of_the_gate(monkeypatch):
+    monkeypatch.setattr(leg.harness, "fetch", lambda data, folder, allowed: f"{folder}/{data}")
+    limits = AlignmentLimits(skills=["arithmetic"], lm_eval_tasks=["sums"], lm_eval_data="tasks")
+    assert leg.bring(limits, Path("here"), []) == {"skills": str(suites.FOLDER), "lm_eval_data": "here/tasks"}
