@@ -157,7 +157,7 @@ class _Worker:
         self.started = time.monotonic()
 
     def time_out(self, measured: Measured) -> None:
-        self.end()
+        """Records that the running part took too long; its process is about to be killed."""
         limit = self.timeouts.of(self.waiting[0])
         seconds = time.monotonic() - self.started
         check = Check(

@@ -118,7 +118,7 @@ def test_one_that_breaks_hides_no_other(broken, words):
     [check] = measured.failures
     assert (check.name, check.status) == ("broken", "failed")
     assert check.detail.startswith(words)
-    assert "broken" in measured.seconds
+    assert measured.seconds["broken"] < 20
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,65 @@ def test_a_measurement_may_start_processes_of_its_own():
 
 def test_one_at_a_time_and_each_has_its_own_time(monkeypatch):
     monkeypatch.setattr(measuring, "_num_at_once", lambda: 1)
-    measured = side_by_side({name: lambda: time.sleep(0.3) for name in "abc"}, LATE)
+
+    def sleeps() -> dict:
+        started = time.monotonic()
+        time.sleep(0.3)
+        return {"spans": {f"{started}": time.monotonic()}}
+
+    measured = side_by_side(dict.fromkeys("abc", sleeps), LATE)
     assert measured.failures == []  # 0.9 s in all
+    (_, first), (start, second), (last, _) = ((float(one), end) for one, end in measured.numbers["spans"].items())
+    assert first <= start and second <= last
+
+
+def test_it_waits_until_the_next_time_limit_and_no_longer(monkeypatch):
+    patience, wait = [], measuring.wait
+    monkeypatch.setattr(measuring, "wait", lambda ready, timeout: patience.append(timeout) or wait(ready, timeout))
+    measured = side_by_side({"hangs": hangs, "waits": lambda: time.sleep(0.6)}, Timeouts(20, {"hangs": 0.3}))
+    assert statuses(measured.failures) == {"hangs": "timed out"}
+    assert min(patience) >= 0 and patience[0] <= 0.3 < max(patience)
+
+
+def test_a_process_that_has_no_group_yet_is_ended_too(monkeypatch):
+    def refuse(*_):
+        raise ProcessLookupError
+
+    monkeypatch.setattr(measuring.os, "killpg", refuse)
+    assert statuses(side_by_side({"hangs": hangs}, Timeouts(0.2)).failures) == {"hangs": "timed out"}
+
+
+def test_nothing_is_left_of_a_process_that_has_ended():
+    pid = side_by_side({"own": lambda: {"pid": os.getpid()}}, SOON).numbers["pid"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)  # one that nobody has waited for would still be there
+
+
+def test_a_measurement_ends_at_a_signal_that_the_gate_handles():
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        measured = side_by_side({"own": lambda: {"is_own": signal.getsignal(signal.SIGTERM) is signal.SIG_DFL}}, SOON)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert measured.numbers == {"is_own": True}
+
+
+def test_as_many_processes_as_cores_and_at_least_two(monkeypatch):
+    for cores, number in ((range(8), 8), (range(1), 2)):
+        affinity = {0: set(cores)}
+        monkeypatch.setattr(measuring.os, "sched_getaffinity", lambda pid, of=affinity: of.get(pid, {0}), raising=False)
+        assert measuring._num_at_once() == number
+    monkeypatch.delattr(measuring.os, "sched_getaffinity")
+    for counted, number in ((5, 5), (None, 2)):
+        monkeypatch.setattr(measuring.os, "cpu_count", lambda counted=counted: counted)
+        assert measuring._num_at_once() == number
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words"), [(None, "but it is still running"), (0, "exit code 0"), (-9, "killed by SIGKILL")]
+)
+def test_how_a_process_ended(exit_code, words):
+    assert measuring._ending(exit_code) == words
 
 
 def test_failures_stand_in_the_order_of_their_measurements(monkeypatch):
@@ -319,7 +376,19 @@ def test_a_message_without_its_end_outlives_no_time_limit():
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize("garbage", [b"\xff\x00garbage\n", b"[1]\n", b'{"passed": true}\n', b"[" * 100_000 + b"\n"])
+def test_an_empty_line_after_a_result_is_no_result_of_the_next_part():
+    before = pipes()
+
+    def forges() -> dict:
+        to_every_pipe(b'{"numbers": {}}\n\n', but=before)
+        return {}
+
+    assert statuses(in_order({"first": forges, "second": lambda: {"b": 2}}, SOON).failures) == {"second": "failed"}
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\n", b"\xff\x00garbage\n", b"[1]\n", b'{"passed": true}\n', b"[" * 100_000 + b"\n"]
+)
 def test_garbage_in_the_pipe_fails_its_check_and_hides_no_other(garbage):
     before = pipes()
 
