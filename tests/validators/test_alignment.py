@@ -269,6 +269,18 @@ def test_a_start_loss_that_is_no_number_is_refused(text, tmp_path):
         gate.read_training(str(tmp_path / "metrics.json"))
 
 
+def test_a_start_loss_is_quoted_in_part(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"start_loss": "x" * 200}))
+    with pytest.raises(ValueError, match="start_loss is 'x{80}', not a number"):
+        gate.read_training(str(tmp_path / "metrics.json"))
+
+
+def test_models_and_outputs_are_required(capsys):
+    with pytest.raises(SystemExit):
+        gate.build_parser().parse_args([])
+    assert "--before, --model, --confusion, --answers, --verdict" in capsys.readouterr().err
+
+
 def test_a_training_that_does_not_say_where_it_began(run, aligned, step):
     cheap = limited(step, custom_checks=[], num_generated_answers=1)
     by_name = statuses(run(aligned, step=cheap, start_loss=None))
