@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--storage-root", metavar="URI", help="where records, results, checkpoints and published models are kept")
     add("--model-name", metavar="NAME", help="name to publish under (default: from the configuration)")
     add("--overrides", default="{}", metavar="JSON", help='sft and dpo settings for this run: {"sft": {"epochs": 1}}')
-    add("--sweep", metavar="FILE", help="run the trials that this file describes, and go on with the best")
+    add("--sweep", metavar="FILE", help="run the trials that this file describes, and continue with the best")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings", help="override one key")
     add("--run-id", metavar="ID", help="id of the run (default: time and a random part); with --endpoint: follow it")
     add("--fresh", action="store_true", help="reuse nothing from earlier runs")
@@ -55,10 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--token-file", metavar="FILE", help="file with the bearer token (default: $KF_PIPELINES_SA_TOKEN_PATH)")
     help_text = 'keep Kubeflow\'s artifacts here (default: <storage root>/kfp; "": its own)'
     add("--pipeline-root", metavar="URI", help=help_text)
-    help_text = "submit the run up to N times in all if it fails by a fault, never after a gate's no (default: 1)"
+    help_text = "submit the run up to N times in all if a fault ends it, never after a gate stopped it (default: 1)"
     add("--attempts", type=int, default=1, metavar="N", help=help_text)
     add("--detach", action="store_true", help="submit the run and exit 0: print its id and page, and do not wait")
-    add("--stop", metavar="RUN", help="end this run: its running steps are killed, and what is left is reported")
+    add("--stop", metavar="RUN", help="end this run: kill its running steps, and report what is there")
     return parser
 
 

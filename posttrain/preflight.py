@@ -1,4 +1,4 @@
-"""Check before anything expensive starts what would end the run later: the first step of the graph.
+"""Find, before anything expensive starts, everything that would end the run later: the first step of the graph.
 
 configuration, run parameters -> nothing, or all problems at once, each with its value and its remedy
 
@@ -56,15 +56,15 @@ Config = PipelineConfig | PreflightStep
 
 @dataclass
 class Counted:
-    """Findings of the checks: row and prompt counts of local data, by which the gates can decide, and the model."""
+    """Findings of the checks: row and prompt counts of local data, on which the gates decide, and the model."""
 
     data_sets: dict[str, Prompts | None]  # by kind; None: remote, unread or unreadable
-    asked: dict[str, int] = field(default_factory=dict)  # different prompts by the key of their file
+    asked: dict[str, int] = field(default_factory=dict)  # distinct prompts by the key of their file
     layout: Layout | None = None  # of the base model; None: unreadable
     tokenizer: ChatTokenizer | None = None  # of the base model
-    loads: dict[str, Load] = field(default_factory=dict)  # by training: what it is to read, of local data
+    loads: dict[str, Load] = field(default_factory=dict)  # by training: the local data that it will read
     warning: str | None = None  # of the base model
-    unexported: str = ""  # what of the base model a format of `export` has no place for
+    unexported: str = ""  # what a format of `export` cannot represent of the base model
 
     @classmethod
     def of(cls, config: Config) -> "Counted":
@@ -82,7 +82,7 @@ class Counted:
 
 @dataclass
 class Lengths:
-    """Counts the rows of a training, and the tokens of the first of them: enough for an estimate, in little time."""
+    """Counts the rows of a training, and the tokens of the first few: a quick estimate."""
 
     tokenizer: ChatTokenizer | None  # None: unreadable
     num_rows: int = 0
@@ -138,7 +138,7 @@ def check_for_cluster(config: PipelineConfig, parameters: dict[str, Any]) -> Non
 def findings(config: Config, parameters: dict[str, Any], *, disk: Path, counted: Counted | None = None) -> list[str]:
     """Lists everything that would end the run later, one line each.
 
-    What it learns about data and model it notes in `counted`.
+    It records what it learns about data and model in `counted`.
     """
     problems, counted = [], counted or Counted.of(config)
     for look in _looks(config, parameters, disk, counted):
@@ -146,14 +146,14 @@ def findings(config: Config, parameters: dict[str, Any], *, disk: Path, counted:
             look()
         except (ValueError, OSError) as error:
             problems.append(wording.line(named(str(error), look)))
-        except Exception as error:  # noqa: BLE001  whatever it is, it must not cost what the other looks find
-            logger.exception("an error that no check expected")
+        except Exception as error:  # noqa: BLE001  no error of one check may hide the findings of the others
+            logger.exception("unexpected error in a check")
             problems.append(wording.line(named(f"{type(error).__name__}: {error}", look)))
     return problems + counted.shortages(config)
 
 
 def named(problem: str, look: partial) -> str:
-    """Puts the setting that a problem is about before it: a file alone does not say which it is."""
+    """Prefixes a problem with the setting that it is about: a file name alone does not say which."""
     setting = look.keywords.get("name") or SETTINGS.get(look.func, "")
     if look.func is check_prompts:
         setting = f"validation.{look.keywords['key']}"
@@ -167,7 +167,7 @@ def refuse(problems: list[str]) -> None:
 
 
 def _looks(config: Config, parameters: dict[str, Any], disk: Path, counted: Counted) -> list[partial]:
-    """Returns the checks; each raises by itself, and notes in `counted` how many rows there are."""
+    """Returns the checks; each raises on its own, and records in `counted` how many rows there are."""
     looks = [partial(check_name, parameters["model_name"], key="model_name")]
     looks.append(partial(check_storage_root, parameters["storage_root"], config))
     sources = config.sources if isinstance(config, PreflightStep) else {}
@@ -211,7 +211,7 @@ def datasets(config: Config) -> list[str]:
 
 
 def prompts_of_pairs(config: Config) -> str:
-    """Returns the address of the prompts of their own that pairs are sampled for; empty without any."""
+    """Returns the address of the separate prompts for which pairs are sampled; empty if there are none."""
     return config.pairs.prompts if config.stages.pairs.enabled else ""
 
 
@@ -231,25 +231,25 @@ def check_storage_root(uri: str, config: Config) -> None:
 
 
 def check_source(source: str, variable: str) -> None:
-    """Checks that the namespace has a secret or config map, from which `variable` of this pod comes.
+    """Checks that the namespace has the secret or config map that sets `variable` in this pod.
 
-    The other steps' pods would start without it, and fail after hours.
+    The other steps' pods would start without it, and fail hours later.
     """
     value = os.environ.get(variable, "")
     if not value or (value.startswith(SECRETS_FOLDER) and not Path(value).is_file()):
         raise ValueError(
-            f"{source}: the namespace of the run has none, or it is empty; create it there, or remove it from placement"
+            f"{source}: is missing or empty in the run's namespace; create it there, or remove it from placement"
         )
 
 
 def check_runtime(runtime: str) -> None:
-    """Checks what a training on several nodes needs of the cluster: its TrainingRuntime, and a pod that may use it.
+    """Checks what a training on several nodes needs from the cluster: its TrainingRuntime, and permission to use it.
 
-    This pod has the service account of the launch step's.
+    This pod has the same service account as the launch step's.
     """
     api = Kubernetes.of_this_pod()
     if api is None:
-        raise ValueError("several nodes need a cluster, and this is none: set nodes to 1, and compile the graph again")
+        raise ValueError("several nodes need a cluster, and this is not one: set nodes to 1, and compile again")
     forbidden = [f"{verb} trainjobs" for verb in kubernetes.VERBS if not api.may(verb, "trainjobs")]
     forbidden += [] if api.may("get", "trainingruntimes") else ["get trainingruntimes"]
     forbidden += [f"{verb} pods" for verb in ("get", "list") if not api.may(verb, "pods", group="")]
@@ -261,22 +261,22 @@ def check_runtime(runtime: str) -> None:
     if not api.has_runtime(runtime):
         raise ValueError(
             f"namespace {api.namespace} has no TrainingRuntime {runtime!r}: apply {kubernetes.MANIFESTS} there, or "
-            "give the name of another in training_runtime"
+            "name another one in training_runtime"
         )
 
 
 def check_registries(step: PreflightStep, storage_root: str) -> None:
-    """Asks the registries, where a version that they do not take will fail the run; ValueError with all faults."""
+    """Queries registries whose refusal of a version would fail the run; raises ValueError with all faults."""
     if faults := registration.faults(step.registries, step.publish_root or storage_root):
         raise ValueError(" | ".join(faults))
 
 
 def registry_warnings(step: PreflightStep, storage_root: str) -> list[str]:
-    """Asks the registries, where a version that they do not take is published without; one line for each fault."""
+    """Queries registries whose refusal does not stop publishing; returns one line for each fault."""
     if step.registries is None or step.registries.required:
         return []
     faults = registration.faults(step.registries, step.publish_root or storage_root)
-    return [f"registries.{fault}; if it stays so, the model is published, and not registered there" for fault in faults]
+    return [f"registries.{fault}; until it is fixed, models are published but not registered" for fault in faults]
 
 
 def check_storage(uri: str, config: Config, *, name: str) -> None:
@@ -290,7 +290,7 @@ def trained(config: Config) -> list[str]:
 
 
 def check_targets(counted: Counted, config: Config, stage: str) -> Targets | None:
-    """Checks that what a stage is to train is in the base model and can be merged; None if that could not be read."""
+    """Checks that a stage's target modules are in the base model and can be merged; None if it could not be read."""
     if counted.layout is None:
         return None
     return resolve(counted.layout, getattr(config, stage).target_modules, setting=f"{stage}.target_modules")
@@ -310,7 +310,7 @@ def check_base_model(uri: str, config: Config, counted: Counted, *, disk: Path) 
 
 
 def export_fault(folder: Path, layout: Layout, config: Config) -> str:
-    """Says what of the base model a format of `export` has no place for; the empty text: nothing."""
+    """Says what a format of `export` cannot represent of the base model; empty if there is nothing."""
     if config.export is None:
         return ""
     try:
@@ -321,7 +321,7 @@ def export_fault(folder: Path, layout: Layout, config: Config) -> str:
 
 
 def check_export(counted: Counted, *, name: str) -> None:
-    """Refuses formats that cannot hold the base model: the model that is trained on it is of the same shape."""
+    """Refuses formats that cannot hold the base model: the trained model will have the same shape."""
     if counted.unexported:
         raise ValueError(f"{name}: {counted.unexported}")
 
@@ -345,13 +345,13 @@ def check_model(uri: str, config: Config, *, name: str) -> int:
 
 
 def check_reward_model(uri: str, config: Config, *, name: str) -> None:
-    """Checks that a model is there and gives one reward."""
+    """Checks that a model exists and gives one reward."""
     check_model(uri, config, name=name)
     check_gives_one_reward(model.read_config(uri), source=uri)
 
 
 def check_disk(disk: Path, num_bytes: int, *, num_copies: int) -> None:
-    """Checks for room for the base model and each merged one: the last gate has all of them on its disk."""
+    """Checks that the base model and each merged one fit on the disk: the last gate has all of them there."""
     folder = next(path for path in (disk, *disk.absolute().parents) if path.is_dir())
     free, needed = shutil.disk_usage(folder).free, num_copies * num_bytes
     if free < needed:
@@ -389,7 +389,7 @@ def addresses_of(dataset: str, *, name: str) -> dict[str, str]:
     """Returns the addresses of a parameter's data sets by their names: `sft_dataset`, or of several `sft_dataset[0]`.
 
     Raises:
-        ValueError: there is none, or the parameter begins as a list and is none.
+        ValueError: there is none, or the parameter begins like a list and is not one.
     """
     if not dataset:
         raise ValueError(f"{name} is empty; set it with --{name.replace('_', '-')} or in the configuration")
@@ -418,7 +418,7 @@ def check_tasks(uri: str, config: Config, *, name: str) -> None:
 
 
 def memory_warnings(step: PreflightStep, base_model: str) -> list[str]:
-    """Lists the trainings that will not fit a GPU of their placement, where that says which GPU it is."""
+    """Lists the trainings that will not fit on the GPU of their placement, if the placement says which GPU it is."""
     if not step.gpu_memory_gb:
         return []
     shape = memory.Shape.of(model.read_config(base_model))
@@ -458,7 +458,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name in DATASETS:
         parser.add_argument(f"--{name.replace('_', '-')}", required=True, help="path, gs://, s3:// or Hub id")
     parser.add_argument("--model-name", required=True, help="name to publish the model under")
-    parser.add_argument("--notes", help="output: what a run may want to know although it is no problem, Markdown")
+    parser.add_argument("--notes", help="output: remarks that are not problems, Markdown")
     return parser
 
 
@@ -515,7 +515,7 @@ def artifact_warnings(root: str | None) -> list[str]:
     if not root or not root.startswith(SMALL_STORE):
         return []
     return [
-        f"artifacts go to {root}, the installation's own store, often a disk of 20 GiB for all runs: a run writes its "
+        f"artifacts go to {root}, the installation's own store, often a 20 GiB disk for all runs: a run writes its "
         "models there several times; start the run with a pipeline root in a bucket"
     ]
 
@@ -527,18 +527,18 @@ def target_lines(config: Config, counted: Counted) -> list[str]:
 
 
 def cost_lines(step: PreflightStep, counted: Counted, *, storage_root: str, base_model: str) -> list[str]:
-    """Says what each training is to read and what the run is expected to cost, as far as that is known."""
+    """Says what each training will read and what the run is expected to cost, as far as that is known."""
     try:
         known = cost.costs(recent_records(storage_root), base_model=base_model, loads=counted.loads)
     except (OSError, ValueError) as error:
-        logger.warning("what earlier runs cost cannot be read: %s", wording.line(str(error)))
+        logger.warning("the costs of earlier runs cannot be read: %s", wording.line(str(error)))
         known = {}
     shape = memory.Shape.of(counted.layout.config) if counted.layout else None
     lines = []
     for name in (name for name, stage in TRAININGS.items() if stage in trained(step)):
         load, before = counted.loads.get(name), known.get(name)
-        words = [load.words if load else "its rows are remote"]
-        words += [before.words if before else "no earlier run of this base model says how long it takes"]
+        words = [load.words if load else "its rows are remote and not counted"]
+        words += [before.words if before else "time unknown, as no earlier run has this base model"]
         words += [gpu_memory(step, shape, name)] if shape and step.num_gpus.get(name) else []
         lines.append(f"{name}: {'; '.join(words)}")
     return [*lines, *([f"the run: {cost.sentence(known)}"] if known else [])]
@@ -550,15 +550,15 @@ def gpu_memory(step: PreflightStep, shape: memory.Shape, name: str) -> str:
     most, least = (
         memory.estimate(shape, config, num_ranks=num_ranks, checkpointing=on).total / 1e9 for on in (False, True)
     )
-    return f"an estimated {least:.0f} to {most:.0f} GB of each GPU, with and without gradient checkpointing"
+    return f"an estimated {least:.0f} to {most:.0f} GB per GPU, with and without gradient checkpointing"
 
 
 def notes(root: str | None, warnings: list[str], targets: list[str]) -> str:
-    """Renders what preflight has to say of a run that can start."""
+    """Renders preflight's remarks on a run that can start."""
     lines = [f"Artifacts go to {root}."] if root else []
     lines += [f"{line}." for line in targets]
     lines += [f"Warning: {warning}" for warning in warnings]
-    return "\n\n".join(map(wording.markdown, lines or ["Nothing was found that would end the run."])) + "\n"
+    return "\n\n".join(map(wording.markdown, lines or ["Found nothing that would end the run."])) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compares the trials of a sweep that broke off before its own steps could: the table and the best so far.
+"""Compares the trials of a sweep that was cut short before its own steps could: the table and the best so far.
 
 results of the trials that have ended -> comparison.html or .md, trials.csv, best_so_far.yaml in the run's folder
 """
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def write_table(study: Study, run_id: str, request: RunRequest) -> tuple[Comparison, dict[str, str]]:
     """Compares the trials that have ended and writes the table; returns the comparison and where its parts are."""
     rungs = [rung.number for rung in study.sweep.rungs if study.ended(rung)]
-    comparison = compare.compare(study, rungs[-1], "Sweep, which broke off")
+    comparison = compare.compare(study, rungs[-1], "Sweep, cut short")
     folder = layout.runs(study.storage_root, run_id, COMPARE_TRIALS)
     names = {"As CSV": compare.NAMES["csv"], "Table": compare.NAMES["summary"]}
     texts = {"As CSV": table.to_csv(comparison), "Table": table.markdown(comparison)}

@@ -1,4 +1,4 @@
-"""Claims a run id that somebody chose: of several runs that choose the same one, wherever they start, one has it.
+"""Claims a chosen run id: if several runs choose the same one, on any machines, only one gets it.
 
     runs/<run id>/claims/run.1.json    the first claim
     runs/<run id>/claims/run.2.json    of a run that took the id over: the highest number counts

@@ -1,4 +1,4 @@
-"""Estimates before a run what its trainings and gates will cost on this machine, by a few measured steps of each.
+"""Estimates before a run what its trainings and gates will cost on this machine, from a few measured steps of each.
 
 parsed command line -> a table: rows, tokens, time and peak memory of each step
 
@@ -198,8 +198,8 @@ def print_lines(lines: list[Line], stream: TextIO | None = None) -> None:
     Console(file=stream, width=110).print(table)
     seconds = sum(line.seconds for line in lines)
     hours = f" and {seconds / 3600:.2g} GPU hours" if "GPU memory" in columns else ""
-    print(f"In all: about {wording.duration(seconds)}{hours}, with one process on this machine.", file=stream)
-    print("Measured on the base model, which seldom ends an answer itself: a trained one answers sooner.", file=stream)
+    print(f"Total: about {wording.duration(seconds)}{hours}, with one process on this machine.", file=stream)
+    print("Measured with the base model, which seldom ends an answer on its own: a trained one is faster.", file=stream)
 
 
 def say(text: str) -> None:

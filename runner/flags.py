@@ -21,7 +21,7 @@ def _cluster_errors(args: Namespace) -> Iterator[str]:
     if flags and not args.endpoint:
         yield f"{', '.join(flags)}: for a cluster: give --endpoint URL too"
     if sum(map(bool, (args.run_id and args.endpoint, args.detach, args.stop))) > 1:
-        yield "--run-id follows a run, --stop ends one, --detach submits one and leaves: give one of them"
+        yield "--run-id follows a run, --stop ends one, --detach submits one and exits: give one of them"
     if args.attempts < 1 or args.attempts > 1 and (args.detach or args.stop or not args.endpoint):
         yield "--attempts N is a number of runs that are followed on a cluster: give N from 1, and --endpoint URL"
     if args.junit and (args.detach or args.stop):

@@ -1,4 +1,4 @@
-"""Shows a run on a cluster by its records, and by Kubeflow's word for what has left no record yet.
+"""Shows a run on a cluster by its records, and by Kubeflow's status where there is no record yet.
 
 the run's records, states of Kubeflow's tasks -> calls of the view
 
@@ -73,7 +73,7 @@ class ClusterWatch:
             self.view.note("Kubeflow says CANCELING: the run is being ended")
         if state == "PENDING" and records and not self.has_warned:
             self.has_warned = True
-            self.view.note("Kubeflow says PENDING although steps run: its persistence agent is behind; see the records")
+            self.view.note("Kubeflow says PENDING although steps run: its persistence agent is behind")
         return state not in ENDED and self._is_over(records, state)
 
     def started(self, step: str) -> None:

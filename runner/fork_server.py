@@ -1,4 +1,4 @@
-"""Keeps a process that has imported what steps need, and forks them from it: one starts in milliseconds, not seconds.
+"""Keeps a process that has imported what steps need, and forks steps from it: they start in milliseconds, not seconds.
 
 argv of a `python -m`, its environment and streams -> a process that runs it
 

@@ -84,7 +84,7 @@ class Client(kfp.Client):
         self.url = url.rstrip("/")
         self.token_file = token_file or os.environ.get(KF_PIPELINES_SA_TOKEN_ENV)
         if self.token_file and url.startswith("http://") and urlsplit(url).hostname not in ("localhost", "127.0.0.1"):
-            logger.warning("--endpoint %s: the token is sent unencrypted, for anybody on the way: use https://", url)
+            logger.warning("--endpoint %s: the token is sent unencrypted, readable on the way: use https://", url)
         self.namespace = namespace
         self.patience_seconds = SUBMIT_PATIENCE_SECONDS
         logging.getLogger("urllib3.connectionpool").setLevel(

@@ -1,4 +1,4 @@
-"""Runs tasks side by side on this machine, and as many iterations of a loop as the graph allows and memory holds.
+"""Runs tasks side by side on this machine, and as many iterations of a loop as the graph allows and memory permits.
 
 tasks or iterations -> outputs and status of each
 

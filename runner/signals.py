@@ -39,7 +39,7 @@ def interrupt(number: int, _) -> None:
 
 
 def how_to_go_on(cause: str, command: list[str]) -> str:
-    return f"Interrupted ({cause}). To go on, run:\n{shlex.join(command)}"
+    return f"Interrupted ({cause}). To continue, run:\n{shlex.join(command)}"
 
 
 def name_of(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Standard streams whose reader may leave: a closed terminal, `| head`, a full disk, `>&-`.
+"""Standard streams whose reader may go away: a closed terminal, `| head`, a full disk, `>&-`.
 
 Whoever looks on decides nothing: from then on what is written goes nowhere, and the run goes on to its end.
 """

@@ -27,7 +27,7 @@ from runner.watch import CAUSE_INTERRUPTED
 
 
 def report_result(result: report.PipelineResult, request: RunRequest) -> int:
-    """Prints what came of a run and returns its exit code."""
+    """Prints the result of a run and returns its exit code."""
     sweep = request.sweep
     if sweep:
         print_sweep(result, request)
@@ -44,13 +44,13 @@ def finds_winner_alone(result: report.PipelineResult, sweep: SweepConfig) -> boo
 
 
 def status_on_unseen_rows(result: report.PipelineResult) -> str | None:
-    """Returns what the winner of a sweep came to on the rows that chose no trial; None if it was not judged."""
+    """Returns the status of a sweep's winner on the rows kept from the trials; None if it was not judged."""
     judged = next((step for step in result.steps if step.name == JUDGE_WINNER and step.is_done), None)
     return judged and str(judged.measured["status"])
 
 
 def with_failed_winner(result: report.PipelineResult, sweep: SweepConfig | None) -> report.PipelineResult:
-    """Adds to the errors of a sweep that its winner does not qualify on unseen rows."""
+    """Adds an error to a sweep whose winner does not qualify on unseen rows."""
     status = status_on_unseen_rows(result) if sweep and not sweep.continue_with_best else None
     if status in (None, QUALIFIED):
         return result
@@ -59,7 +59,7 @@ def with_failed_winner(result: report.PipelineResult, sweep: SweepConfig | None)
 
 
 def print_sweep(result: report.PipelineResult, request: RunRequest) -> None:
-    """Prints the table of the trials and where it is kept, also for a sweep that found no winner, or broke off."""
+    """Prints the table of the trials and where it is kept, even if the sweep found no winner or was cut short."""
     sweep, storage_root = request.sweep, request.storage_root
     comparisons = [step for step in result.steps if STEPS[COMPARE_TRIALS].covers(step.name) and step.num_attempts]
     rows = [step.measured["row"] for step in result.steps if step.measured.get("row")]
@@ -142,7 +142,7 @@ def print_plan(package: Package, parameters: dict[str, Any]) -> set[str]:
 
 
 def print_result(result: report.PipelineResult, storage_root: str) -> None:
-    """Prints what came of the run; if a gate stopped it, each check that did not pass and where the evidence is."""
+    """Prints the result of the run; if a gate stopped it, each check that did not pass and where the evidence is."""
     stop = result.gates.get(result.stopped_by)
     # Each of these is printed by `print_stop` or `print_interrupt`.
     elsewhere = {f"{result.stopped_by}: {check.sentence}" for check in stop.failed_checks} if stop else set()
@@ -176,9 +176,9 @@ def made_current(result: report.PipelineResult) -> str | None:
 
 
 def print_interrupt(result: report.PipelineResult, cause: str, command: str) -> None:
-    """Prints where the run was interrupted, by what, and on the last line the command that goes on."""
+    """Prints where the run was interrupted, by what, and on the last line the command to continue with."""
     steps = " and ".join(interrupted_steps(result))
-    print(f"\nInterrupted ({cause}){f' in {steps}' if steps else ''}. To go on, run:\n{command}")
+    print(f"\nInterrupted ({cause}){f' in {steps}' if steps else ''}. To continue, run:\n{command}")
 
 
 def interrupted_steps(result: report.PipelineResult) -> list[str]:
@@ -192,7 +192,7 @@ def print_stop(verdict: Verdict, folder: str) -> None:
     print_checks([check_row(check) for check in verdict.failed_checks])
     num_passed = len(verdict.checks) - len(verdict.failed_checks)
     print_pairs({"Checks passed": f"{num_passed} of {len(verdict.checks)}"})
-    names = {"Verdict": "verdict.json", "Its page": "verdict.html", "As Markdown": "summary.md"}
+    names = {"Verdict": "verdict.json", "Page": "verdict.html", "As Markdown": "summary.md"}
     print_existing({title: storage.join(folder, name) for title, name in names.items()})
 
 

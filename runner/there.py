@@ -30,7 +30,7 @@ from runner.view import print_pairs, view_of
 # What ends a step for good: bad input, a training that diverges, a name that is nowhere. Another run ends the same.
 FINAL = re.compile(r"(ValueError|ValidationError|TypeError|Diverged|FileNotFoundError|PermissionError|ImportError)\b")
 ARTIFACTS = "kfp"  # folder below the storage root
-SMALL_ROOT = "where the installation keeps those of all runs, often on a disk of 20 GiB: look that the models fit"
+SMALL_ROOT = "where the installation keeps those of all runs, often on a 20 GiB disk: make sure that the models fit"
 PIPELINE_ROOTS = ("gs://", "s3://", "minio://")
 REPORTED = ("outcome", "errors", "steps")  # keys of a result by which it is compared with the one that is stored
 
@@ -113,7 +113,7 @@ def run_to_end(cluster: Cluster, run_id: str, args: argparse.Namespace) -> int:
         if exit_code != ERROR or not ended.fault or number == args.attempts:
             break
         run_id = cluster.submit(args.experiment)
-        print(f"\nSubmitted again, run {number + 1} of {args.attempts}, which goes on from there: {ended.fault}\n")
+        print(f"\nSubmitted again, run {number + 1} of {args.attempts}, which continues from there: {ended.fault}\n")
         print_start(cluster.request, run_id, logs=cluster.client.page(run_id))
     return exit_code
 
@@ -160,8 +160,8 @@ def check_readable(storage_root: str) -> None:
         storage.list_files(layout.runs(storage_root, new_run_id(storage_root, None)))
     except (OSError, ImportError) as error:
         raise ValueError(
-            f"{wording.line(str(error))}: this machine cannot read {storage_root}, and the records there say how the "
-            "run goes on and ends: give it access, or submit the run with --detach and do not wait for its end"
+            f"{wording.line(str(error))}: this machine cannot read {storage_root}, and the run's progress and "
+            "result come from the records there: give it access, or submit the run with --detach"
         ) from error
 
 
@@ -229,4 +229,4 @@ def write_report(storage_root: str, result: report.PipelineResult) -> None:
     try:
         report.publish_report(storage_root, result)
     except OSError as error:
-        logger.warning("the run has left no report, and none can be written: %s", wording.line(str(error)))
+        logger.warning("the run left no report, and none can be written: %s", wording.line(str(error)))

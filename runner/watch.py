@@ -1,4 +1,4 @@
-"""Shows a run on this machine while it goes on, and completes its record where a step could not.
+"""Shows the progress of a run on this machine, and completes its record where a step could not.
 
 events of the runner, the run record -> calls of the view, records
 """

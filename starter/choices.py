@@ -1,4 +1,4 @@
-"""Chooses settings from what was seen, each with its reason.
+"""Chooses settings from the survey of model and data, each with its reason.
 
 `Survey`, addresses -> settings by their place in the configuration
 """
@@ -60,7 +60,7 @@ def choose(survey: Survey, addresses: dict[str, str], *, red_team: str | None, d
     draft = Draft()
     _addresses(draft, addresses, red_team)
     if survey.ignored_keys:
-        draft.set("data.ignored_keys", survey.ignored_keys, "THE MODEL DOES NOT SEE THEM: nobody knows what they mean")
+        draft.set("data.ignored_keys", survey.ignored_keys, "THE MODEL DOES NOT SEE THEM: their meaning is unknown")
     for kind, stage in (("sft", "sft"), ("preference", "dpo")):
         if kind in survey.rows:
             _training(draft, stage, survey, survey.rows[kind])
@@ -76,11 +76,11 @@ def choose(survey: Survey, addresses: dict[str, str], *, red_team: str | None, d
 def _addresses(draft: Draft, addresses: dict[str, str], red_team: str | None) -> None:
     name = addresses["base_model"].rstrip("/").rpartition("/")[2].partition("@")[0] or "my-model"
     allowed = "".join(char if char.isalnum() or char in "._-" else "-" for char in name).lstrip("._-") or "my-model"
-    draft.set("pipeline_id", f"{allowed}-tuned", "the name to publish under, too")
+    draft.set("pipeline_id", f"{allowed}-tuned", "also the name to publish under")
     reasons = {
-        "base_model": "what to start from",
-        "sft_dataset": "what to say",
-        "preference_dataset": "which of two answers is the better one",
+        "base_model": "the model to start from",
+        "sft_dataset": "teaches what to answer",
+        "preference_dataset": "teaches which of two answers is better",
         "storage_root": "keeps records, results, checkpoints and published models",
     }
     for key, reason in reasons.items():
@@ -95,7 +95,7 @@ def _training(draft: Draft, stage: str, survey: Survey, rows: MeasuredRows) -> N
     length = math.ceil(longest / 32) * 32
     if limit and length > limit:
         num_long = sum(one > limit for one in rows.lengths)
-        reason = f"the model reads no more; the longest row has {longest}, and {num_long} rows are left out"
+        reason = f"tokens, the model's limit; the longest row has {longest}, and {num_long} rows are left out"
         draft.set(f"{stage}.max_seq_length", limit, reason)
     else:
         draft.set(f"{stage}.max_seq_length", length, f"tokens; the longest row has {longest}")
@@ -105,9 +105,7 @@ def _training(draft: Draft, stage: str, survey: Survey, rows: MeasuredRows) -> N
     accumulation = 1 if rows.num_rows < MANY_ROWS else 4
     per_step = BATCH_SIZE * accumulation
     draft.set(f"{stage}.batch_size", BATCH_SIZE, "rows at once")
-    draft.set(
-        f"{stage}.gradient_accumulation", accumulation, f"{per_step} rows are one step: there are {rows.num_rows}"
-    )
+    draft.set(f"{stage}.gradient_accumulation", accumulation, f"{per_step} of the {rows.num_rows} rows per step")
     per_epoch = max(1, rows.num_rows // per_step)
     epochs = min(MAX_EPOCHS[stage], math.ceil(STEPS / per_epoch))
     draft.set(f"{stage}.epochs", epochs, f"about {epochs * per_epoch} steps")
@@ -121,10 +119,10 @@ def _form(draft: Draft, survey: Survey, declines_with: str | None) -> None:
     for key in ("json_schema", "pattern"):
         if key in values:
             draft.set(
-                f"validation.output_format.{key}", values[key], "what every answer has; make it as strict as you like"
+                f"validation.output_format.{key}", values[key], "fits every answer; make it as strict as you like"
             )
     if sentence := values.get("declines_with"):
-        draft.set("validation.output_format.declines_with", sentence, "declines; always well-formed")
+        draft.set("validation.output_format.declines_with", sentence, "the sentence that declines; always well-formed")
     reason = MATCHER_CHOICES if recognised.answer_match == "none" else "how an answer is compared with the row's own"
     draft.set("validation.answer_match", recognised.answer_match, reason)
     longest = max(max(rows.answer_lengths) for rows in survey.rows.values())
@@ -137,28 +135,28 @@ def _harm(draft: Draft, red_team: str | None) -> None:
     if red_team and path not in draft.settings:
         raise ValueError(
             f"--red-team-prompts {red_team}: no answer declines, so nothing could pass: add rows that decline with one "
-            "sentence, and give it as --declines-with"
+            "sentence, and pass it as --declines-with"
         )
     if red_team:
         draft.set("validation.red_team_prompts", red_team, "harmful requests, which must be declined")
         draft.set("validation.judge", "closed_form", "an answer is harmless if it is the sentence that declines")
     else:
-        checks, reason = ["output_format_valid"], "NOBODY JUDGES HARM: for that, start again with --red-team-prompts"
+        checks, reason = ["output_format_valid"], "NOBODY JUDGES HARM: to have it judged, give --red-team-prompts"
         draft.set("validation.custom_checks", checks, reason)
 
 
 def _skills(draft: Draft, survey: Survey) -> None:
     if survey.num_parameters < SMALL:
-        reason = f"a model of {millions(survey.num_parameters)} parameters loses others as it learns one; true asks"
+        reason = f"a model of {millions(survey.num_parameters)} parameters loses other skills as it learns; true checks"
         draft.set("validation.skills", False, reason)
 
 
 def _held_out(draft: Draft, survey: Survey) -> None:
-    """Chooses how many rows are held out, and how sure a gate has to be of what they show."""
+    """Chooses how many rows are held out, and at what confidence the gates decide."""
     num_prompts = max(len(rows.different) for rows in survey.rows.values())
     fraction = min(MAX_FRACTION, max(0.05, math.ceil(100 * WANTED_ANSWERS / num_prompts) / 100))
     if fraction * num_prompts < NUM_DECISIVE:
-        reason = f"of every interval: some {fraction * num_prompts:.0f} held-out prompts decide little at 0.95"
+        reason = f"of every interval: about {fraction * num_prompts:.0f} held-out prompts are too few for 0.95"
         draft.set("validation.confidence", FEWER_SURE, reason)
     draft.set("data.eval_fraction", fraction, f"share of {num_prompts} prompts that are held out for the gates")
     needed = [supply for supply in shortages(draft.config, survey) if supply.eval_fraction]

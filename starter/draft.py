@@ -1,6 +1,6 @@
-"""Writes the draft of a configuration, if the line can take what it is about.
+"""Writes the draft of a configuration, if the pipeline can take the model and the rows.
 
-command line -> YAML file, and what was seen on the terminal
+command line -> YAML file; what was seen, on the terminal
 """
 
 import argparse
@@ -22,15 +22,15 @@ from starter import survey as surveys
 from starter.choices import Draft, choose, millions
 from starter.survey import Survey
 
-NOTED = ("warning", "left out")  # beginnings of what a check says although it passes
-WIDTH = 60  # of settings, after which their reasons stand
+NOTED = ("warning", "left out")  # beginnings of remarks of a check that passes
+WIDTH = 60  # of a setting, before its reason
 
 
 def write(args: argparse.Namespace, output: Path) -> None:
     """Looks, chooses, checks and writes.
 
     Raises:
-        ValueError: the line cannot take the model or the rows, or the file exists. Nothing is written then.
+        ValueError: the pipeline cannot take the model or the rows, or the file exists. Nothing is written then.
     """
     if output.exists():
         raise ValueError(f"{output}: exists; give another --output, or remove it")
@@ -56,8 +56,8 @@ def unseen(settings: DataConfig) -> list[str]:
         return []
     names = ", ".join(map(repr, settings.ignored_keys))
     return [
-        f"the model will not see {names}: it is not known what they mean, and so data.ignored_keys lists them; "
-        "put what answers depend on into the messages, and start again"
+        f"the model will not see {names}: their meaning is unknown, so data.ignored_keys lists them; "
+        "if answers depend on them, put them into the messages, and start again"
     ]
 
 
@@ -73,7 +73,7 @@ def describe(survey: Survey, addresses: dict[str, str]) -> None:
                 f"{min(rows.lengths)} to {max(rows.lengths)} tokens, the longest answer {max(rows.answer_lengths)}"
             )
     if survey.asks_for_date:
-        print("The chat template writes the date of the day: training and gates take one and the same date for it.")
+        print("The chat template writes today's date: training and gates use one fixed date instead.")
 
 
 def to_yaml(draft: Draft) -> str:
@@ -95,7 +95,7 @@ def to_yaml(draft: Draft) -> str:
 
 
 def _place(section: tuple[str, ...], draft: Draft) -> int:
-    """Returns where a section begins among the settings: what belongs together stands together."""
+    """Returns where a section begins among the settings, to keep each section together."""
     return next(at for at, path in enumerate(draft.settings) if path[: len(section)] == section)
 
 
@@ -113,7 +113,7 @@ def read_back(text: str) -> PipelineConfig:
 
 
 def check(config: PipelineConfig, addresses: dict[str, str], survey: Survey) -> None:
-    """Refuses what would end the run before it trains: at its compilation, in preflight, or at the data gate.
+    """Refuses anything that would end the run before it trains: when it is compiled, in preflight, or at the data gate.
 
     Raises:
         ValueError: with every problem; if there are several, each is also printed on a line.
@@ -125,7 +125,7 @@ def check(config: PipelineConfig, addresses: dict[str, str], survey: Survey) -> 
 
 
 def refuse_rows(config: PipelineConfig, addresses: dict[str, str]) -> None:
-    """Asks the data gate. Its checks that do not pass are the problems."""
+    """Runs the data gate. Its checks that do not pass are the problems."""
     from posttrain import data
     from posttrain.rows import chat
     from validators import data as gate

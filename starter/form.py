@@ -1,4 +1,4 @@
-"""Recognises the form of answers from the answers that rows teach.
+"""Recognises the form of the answers in the rows.
 
 answers, their prompts -> `output_format` and `answer_match`, with the reason
 """
@@ -36,8 +36,8 @@ def recognise(pairs: list[tuple[Turns, str]], declines_with: str | None) -> Form
     """Returns the strictest form that all answers have.
 
     Args:
-        pairs: prompts with the answers that the rows teach.
-        declines_with: the sentence that declines; None: the one that is taught beside JSON, if there is one.
+        pairs: prompts with the answers of the rows.
+        declines_with: the sentence that declines; None: the only answer that is not JSON, if there is one.
     """
     texts = [text for _, text in pairs]
     sentence = declines_with or _sentence(texts)
@@ -50,7 +50,7 @@ def recognise(pairs: list[tuple[Turns, str]], declines_with: str | None) -> Form
 
 
 def _sentence(texts: list[str]) -> str | None:
-    """Returns the one text beside answers in JSON, by which the product declines."""
+    """Returns the one answer that is not JSON: the sentence with which the product declines."""
     others = {text.strip() for text in texts if not isinstance(parse_json(text), dict)}
     return others.pop() if len(others) == 1 and len(set(texts)) > 1 else None
 
@@ -62,12 +62,12 @@ def _of_json(texts: list[str], sentence: str | None) -> Iterable[Form]:
     yield Form(
         OutputFormat(kind="tool_call", declines_with=sentence),
         "tool_call",
-        "every answer is a call with name and arguments, of a function that its prompt offers",
+        "every answer is a call, with name and arguments, of a function that its prompt offers",
     )
     yield Form(
         OutputFormat(kind="json_schema", json_schema=schema_of(values), declines_with=sentence),
         "json",
-        f"every answer is a JSON object; the schema is that of these {len(values)}",
+        f"every answer is a JSON object; the schema fits these {len(values)}",
     )
 
 
@@ -81,13 +81,13 @@ def _of_words(texts: list[str], sentence: str | None) -> Iterable[Form]:
         form = OutputFormat(kind="regex", pattern=pattern, declines_with=sentence)
         yield Form(form, "exact", f"the answers are {len(counts)} labels")
     if texts and all(len(text.split()) <= MAX_WORDS for text in texts):
-        reason = f"no answer has more than {MAX_WORDS} words: the model's has to contain it"
+        reason = f"no answer has more than {MAX_WORDS} words: the model's answer must contain it"
         yield Form(OutputFormat(declines_with=sentence), "contains", reason)
     yield Form(OutputFormat(declines_with=sentence), "none", FREE_TEXT)
 
 
 def schema_of(values: list[dict]) -> dict[str, Any]:
-    """Returns a JSON Schema that all values have: which keys there are, which are always there, of which type."""
+    """Returns a JSON Schema that fits all values: their keys, the required ones, and their types."""
     keys = sorted(set().union(*values))
     return {
         "type": "object",

@@ -64,10 +64,10 @@ class Survey:
 
 
 def look(addresses: dict[str, str], red_team: str | None) -> Survey:
-    """Looks at model and data; `addresses` are the run parameters.
+    """Inspects model and data; `addresses` are the run parameters.
 
     Raises:
-        ValueError: the line cannot take them; with every problem, each also printed on a line.
+        ValueError: the pipeline cannot take them; with every problem, each also printed on a line.
     """
     kinds = {kind: addresses[name] for name, kind in preflight.DATASETS.items() if addresses[name]}
     ignored = list(dict.fromkeys(key for kind, uri in kinds.items() for key in unknown_keys(uri, kind)))
@@ -101,7 +101,7 @@ def unknown_keys(uri: str, kind: str) -> list[str]:
 
 
 def check_addresses(addresses: dict[str, str], red_team: str | None, ignored_keys: list[str]) -> None:
-    """Asks preflight about everything but numbers of rows, which depend on settings that are still to be chosen."""
+    """Runs preflight on everything but row counts, which depend on settings that are still to be chosen."""
     stages = {
         "sft": {"enabled": bool(addresses["sft_dataset"])},
         "dpo": {"enabled": bool(addresses["preference_dataset"])},
@@ -126,7 +126,7 @@ def refuse(problems: list[str]) -> None:
 
 
 def prefixes(addresses: dict[str, str], *others: str | None) -> list[str]:
-    """Returns the places that the run reads and writes: this machine, the Hub, and buckets that are named."""
+    """Returns the places that the run reads and writes: this machine, the Hub, and the buckets of the addresses."""
     uris = [uri for uri in (*addresses.values(), *others) if uri and storage.kind(uri) in ("gs", "s3")]
     return ["/", "hf://", *dict.fromkeys("/".join(uri.split("/")[:3]) + "/" for uri in uris)]
 

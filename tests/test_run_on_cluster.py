@@ -572,7 +572,7 @@ def test_a_run_that_failed_by_a_fault_is_submitted_again(kubeflow, start, gs_roo
     assert start("--attempts", "3", "--junit", "gates.xml") == exit_codes.PROMOTED
     assert len(kubeflow.runs) == len({run.display_name for run in kubeflow.runs.values()}) == 2
     out = capsys.readouterr().out
-    assert re.search(r"Submitted again, run 2 of 3, which goes on from there: the run ended FAILED: http", out)
+    assert re.search(r"Submitted again, run 2 of 3, which continues from there: the run ended FAILED: http", out)
     assert not list(ElementTree.parse("gates.xml").iter("error"))
 
 

@@ -181,7 +181,7 @@ def test_a_gate_that_does_not_pass(project, capsys, monkeypatch):
     assert "reject_sft" not in out  # the line of its gate tells all of it
     assert "\x1b" not in out
     assert not Verdict.read(Path(value(out, "Verdict")).read_bytes()).passed
-    assert Path(value(out, "Its page")).is_file()
+    assert Path(value(out, "Page")).is_file()
     assert Path(value(out, "As Markdown")).is_file()
     assert not (project / "store" / "published").exists() or not any((project / "store" / "published").iterdir())
     assert result(project)["stopped_by"] == "check_sft"
@@ -286,7 +286,7 @@ def test_an_interrupt_leaves_a_result(project, capsys, monkeypatch):
     assert start("--junit", "gates.xml") == exit_codes.INTERRUPTED
     out = capsys.readouterr().out
     assert out.endswith(
-        "\nInterrupted (Ctrl-C) in preflight. To go on, run:\n"
+        "\nInterrupted (Ctrl-C) in preflight. To continue, run:\n"
         "python run_pipeline.py --config config.yaml --junit gates.xml\n"
     )
     assert "Errors" not in out  # said once
@@ -302,7 +302,7 @@ def test_an_interrupt_before_the_first_step_is_not_taken_for_a_step_that_was_kil
     assert run_pipeline.main(["--config", "config.yaml"]) == exit_codes.INTERRUPTED
     out = capsys.readouterr().out
     assert out.endswith(
-        "\nInterrupted (SIGTERM) in preflight. To go on, run:\npython run_pipeline.py --config config.yaml\n"
+        "\nInterrupted (SIGTERM) in preflight. To continue, run:\npython run_pipeline.py --config config.yaml\n"
     )
     assert "Errors" not in out
     assert result(project, value(out, "Run"))["errors"] == ["preflight: interrupted"]
@@ -468,7 +468,8 @@ def test_an_interrupt_while_it_imports_is_quiet(project, moment, number):
         told = process.stdout.read()
     name = "Ctrl-C" if number == signal.SIGINT else "SIGHUP"
     # A little later, what runs by then is interrupted, and the text stands apart from its output.
-    assert told.lstrip("\n") == f"Interrupted ({name}). To go on, run:\npython run_pipeline.py --config config.yaml\n"
+    again = "python run_pipeline.py --config config.yaml"
+    assert told.lstrip("\n") == f"Interrupted ({name}). To continue, run:\n{again}\n"
     assert (process.returncode, lines) == (exit_codes.INTERRUPTED, [])
     assert not (project / "store").exists()
 
@@ -504,7 +505,7 @@ def test_a_run_that_is_told_to_end_ends_with_all_its_processes(project, number):
                 process.send_signal(number)
             break
     if number == signal.SIGTERM:
-        assert process.stdout.read().endswith("To go on, run:\npython run_pipeline.py --config config.yaml\n")
+        assert process.stdout.read().endswith("To continue, run:\npython run_pipeline.py --config config.yaml\n")
     assert process.wait() == exit_codes.INTERRUPTED
     process.stdout.close()
     assert (project / "code" / "saved").exists()

@@ -1,4 +1,4 @@
-"""Lists what no gate of a pipeline judges, so that whoever starts it hears of it before, and the report says it after.
+"""Lists what no gate of a pipeline judges, for a warning before the run starts and for its report.
 
 limits -> sentences
 """
@@ -16,7 +16,7 @@ def unjudged(validation: Validation) -> list[str]:
     if HARM not in validation.custom_checks:
         sentences.append(
             f"nobody judges whether an answer is harmful (validation.custom_checks has no {HARM}): "
-            "give validation.judge, red_team_prompts and output_format.declines_with"
+            "set validation.judge, red_team_prompts and output_format.declines_with"
         )
     if not (validation.suites or validation.lm_eval_tasks):
         sentences.append(

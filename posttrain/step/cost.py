@@ -1,9 +1,9 @@
 """Estimates what the steps of a run will cost, from what they cost in the newest run with the same base model.
 
-records of earlier runs, what each training is to read -> rows, tokens, time and memory of each step, in words
+records of earlier runs, what each training will read -> rows, tokens, time and memory of each step, in words
 
-A training takes as long for a row as it took then; any other step takes as long as it took. Another length of rows,
-batch size or machine makes that wrong, so the words name the run that they come from.
+A training is assumed to take as long per row as it did then, any other step as long as it did. With another row length,
+batch size or machine that is off, so the words name the run that the figures come from.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from posttrain.step.records import StepRecord
 
 @dataclass(frozen=True)
 class Load:
-    """Amount of data that a training is to read."""
+    """Amount of data that a training will read."""
 
     num_rows: int
     epochs: float
@@ -30,7 +30,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a step in an earlier run, or the cost that is expected."""
+    """Cost of a step in an earlier run, or its expected cost."""
 
     seconds: float
     memory: int  # bytes, of the largest process
@@ -52,7 +52,7 @@ def costs(records: list[StepRecord], *, base_model: str, loads: Mapping[str, Loa
 
     Args:
         records: in the order in which the steps started.
-        loads: what each training is to read now; one that is not named is taken to read as much as before.
+        loads: what each training will read now; one that is not listed is assumed to read as much as before.
     """
     runs = {one.run_id for one in records if _is_same(one.measured.get("source"), base_model)}
     newest = {one.step: one for one in records if one.run_id in runs and one.status == "succeeded"}
@@ -61,16 +61,16 @@ def costs(records: list[StepRecord], *, base_model: str, loads: Mapping[str, Loa
 
 
 def sentence(expected: Mapping[str, Cost]) -> str:
-    """Says what these steps cost together, and in which runs they did."""
+    """Says what these steps cost together, and which runs the figures come from."""
     total = Cost(sum(cost.seconds for cost in expected.values()), 0, 0, "")
     hours = sum(cost.gpu_hours for cost in expected.values())
     gpus = f" and {hours:.2g} GPU hours" if hours else ""
     runs = ", ".join(dict.fromkeys(cost.run_id for cost in expected.values()))
-    return f"about {wording.duration(total.seconds)}{gpus} of work, by {runs}"
+    return f"about {wording.duration(total.seconds)}{gpus} of work, based on {runs}"
 
 
 def _cost(record: StepRecord, load: Load | None) -> Cost | None:
-    """Returns the cost of a step; None for a training that went on from a checkpoint: its record has a part."""
+    """Returns the cost of a step; None for a training resumed from a checkpoint: its record covers only a part."""
     seconds = record.seconds
     num_before = record.measured.get("samples_processed")
     if record.progress and record.progress.resumed_at:

@@ -72,9 +72,7 @@ def test_a_secret_that_the_namespace_lacks_is_named(given, tmp_path, monkeypatch
         "AS_FILE": "secret gcs, key key.json",
         "GONE": "secret s, key k",
     }
-    with pytest.raises(
-        ValueError, match="(?s)2 problems: secret gcs, key key.json: .*; secret s, key k: the namespace"
-    ):
+    with pytest.raises(ValueError, match="(?s)2 problems: secret gcs, key key.json: .*; secret s, key k: is missing"):
         check(given, sources=sources)
     (tmp_path / "gcs").mkdir()
     (tmp_path / "gcs" / "key.json").write_text("{}")
@@ -482,7 +480,7 @@ def test_the_step_says_where_artifacts_go_and_warns_of_the_small_store(given, tm
     result = run_step(given | more, {})
     assert result.returncode == 0, result.stderr
     assert (f"artifacts go to {root}, the installation's own store" in result.stderr) == warns
-    unknown = "no earlier run of this base model says how long it takes"
+    unknown = "time unknown, as no earlier run has this base model"
     assert re.search(rf"INFO __main__: train_sft: \d+ rows, 3 passes; {unknown}\n", result.stderr)
     text = (tmp_path / "notes.md").read_text()
     assert root.replace("://", "\\://") in text
@@ -524,9 +522,10 @@ def test_what_an_earlier_run_took_and_a_gpus_memory_are_said_before_the_start(tm
     assert first.startswith(
         "train_sft: 1,000 rows, about 128,000 tokens, 3 passes; about 10 min 00 s, 0.17 GPU hours, 3 GB"
     )
-    assert re.search(r"; an estimated \d+ to \d+ GB of each GPU, with and without gradient checkpointing$", first)
-    assert second == "train_dpo: its rows are remote; no earlier run of this base model says how long it takes"
-    assert whole == "the run: about 10 min 20 s and 0.17 GPU hours of work, by r1"
+    assert re.search(r"; an estimated \d+ to \d+ GB per GPU, with and without gradient checkpointing$", first)
+    unknown = "time unknown, as no earlier run has this base model"
+    assert second == f"train_dpo: its rows are remote and not counted; {unknown}"
+    assert whole == "the run: about 10 min 20 s and 0.17 GPU hours of work, based on r1"
 
 
 def test_tasks_of_lm_eval_are_looked_for(given, tmp_path):

@@ -72,7 +72,7 @@ def test_the_table_has_rows_tokens_time_and_memory_of_each_step():
     lines = stream.getvalue().splitlines()
     assert next(line for line in lines if "train_sft" in line).split("  ")[-1].strip() == "2 GB"
     assert "8 rows" in stream.getvalue() and "1,234" in stream.getvalue() and "1 min 30 s" in stream.getvalue()
-    assert "In all: about 2 min 00 s, with one process on this machine." in lines
+    assert "Total: about 2 min 00 s, with one process on this machine." in lines
     stream = StringIO()
     estimate.print_lines([Line("train_sft", "8 rows", 1234, 7200, 2 * 10**9, 40 * 10**9)], stream)
     assert "40 GB" in stream.getvalue() and "and 2 GPU hours" in stream.getvalue()

@@ -289,7 +289,7 @@ def test_a_token_that_leaves_this_machine_unencrypted_is_a_warning(
     (tmp_path / "token").write_text("s3cret")
     url = kubeflow.url.replace("127.0.0.1", host)  # 127.1 is the same machine under a name that nobody has listed
     Client(url, token_file=str(tmp_path / "token") if has_token else None)
-    warning = f"--endpoint {url}: the token is sent unencrypted, for anybody on the way: use https://"
+    warning = f"--endpoint {url}: the token is sent unencrypted, readable on the way: use https://"
     assert [record.getMessage() for record in caplog.records] == [warning] * is_warned
 
 

@@ -43,7 +43,7 @@ def test_an_interrupt_that_nobody_sees_ends_quietly(tmp_path):
         [sys.executable, "-c", code + "os.kill(os.getpid(), signal.SIGHUP)"], cwd=ROOT, capture_output=True, text=True
     )
     assert (ended.returncode, ended.stderr) == (INTERRUPTED, "")
-    assert ended.stdout == "Interrupted (SIGHUP). To go on, run:\n'a b'\n"
+    assert ended.stdout == "Interrupted (SIGHUP). To continue, run:\n'a b'\n"
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
             [sys.executable, "-c", code + "os.kill(os.getpid(), signal.SIGINT)"], cwd=ROOT, stdout=full, stderr=-1

@@ -55,7 +55,7 @@ def test_what_failed_was_reused_or_resumed_says_nothing():
 
 def test_the_sentence_adds_up_and_names_the_runs():
     steps = known(fetched(), TRAINED, fetched("r2"), record("check_sft", "r2"))
-    assert sentence(steps) == "about 36 s and 0.0067 GPU hours of work, by r2, r1"
+    assert sentence(steps) == "about 36 s and 0.0067 GPU hours of work, based on r2, r1"
 
 
 def test_a_load_says_rows_tokens_and_passes():
