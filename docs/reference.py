@@ -54,8 +54,8 @@ run cannot change it. *run*: the value is a parameter of each run. `run_pipeline
 run, so there `--set` reaches every key.
 """
 NOTES = {
-    "placement": "`placement.gpu`, and each step under `placement.steps`, have the keys of `placement.cpu`; listed are "
-    "the defaults that differ. Local runs ignore this section.\n"
+    "placement": "`placement.gpu`, and each step under `placement.steps`, have the keys of `placement.cpu`; only "
+    "differing defaults are listed. Local runs ignore this section.\n"
 }
 SWEEP_HEAD = """## The sweep file
 

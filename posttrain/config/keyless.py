@@ -9,12 +9,12 @@ ID_TOKEN_ENV = "SIGSTORE_ID_TOKEN"  # an identity token, as sigstore's own comma
 
 
 class Keyless(Section):
-    """Signing by Sigstore, with a certificate for the identity of the pod instead of a key."""
+    """Signing with Sigstore, with a certificate for the identity of the pod instead of a key."""
 
-    # identity in the certificate; of a pod https://kubernetes.io/namespaces/NAMESPACE/serviceaccounts/NAME
+    # identity in the certificate; for a pod https://kubernetes.io/namespaces/NAMESPACE/serviceaccounts/NAME
     identity: str = Field(min_length=1)
     issuer: str = Field(min_length=1)  # URL of the identity provider that vouches for it
     # Sigstore's client trust configuration, with the URLs and keys of Fulcio and Rekor: path, gs:// or s3://; null: the
     # public instance
     trust_config: str | None = None
-    audience: str = "sigstore"  # audience of the identity token that Fulcio asks for
+    audience: str = "sigstore"  # audience that Fulcio expects in the identity token

@@ -1,4 +1,4 @@
-"""The section `notify` of the configuration: the webhook that hears how a run goes.
+"""The section `notify` of the configuration: the webhook that gets messages about a run.
 
 The configuration names a Kubernetes secret and a key in it, whose value is the webhook's URL. On this machine the URL
 is in the variable `POSTTRAIN_WEBHOOK_URL`. It is never text in the configuration, a record or a log.
@@ -18,4 +18,4 @@ class Notify(OwnSecret):
 
     secret: ObjectName | None = None  # name of the Kubernetes secret with the URL; null: POSTTRAIN_WEBHOOK_URL is set
     key: DataKey | None = None  # key in the secret
-    at: list[Literal["stop", "end"]] = ["stop", "end"]  # when: a gate stops the run; the run has ended, however
+    at: list[Literal["stop", "end"]] = ["stop", "end"]  # when: a gate stops the run; the run ends in any way

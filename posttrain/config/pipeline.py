@@ -36,7 +36,7 @@ class PipelineConfig(Section):
     preference_dataset: DataSets = ""
     storage_root: str = "runs"  # keeps records, results, checkpoints and published models: gs://, s3:// or folder
     publish_root: str | None = None  # where models are published; null: <storage_root>/published
-    # make the published model the current version of its name, if it is not worse than the one that is
+    # make the published model the current version of its name, if it is not worse than the present one
     promote: bool = True
     # every URI of a run starts with one of these; empty: storage_root's bucket (or any path) and the Hub
     allowed_prefixes: list[str] = []
@@ -49,21 +49,21 @@ class PipelineConfig(Section):
     data: DataConfig = DataConfig()
     validation: Validation = Validation()
     placement: Placements = Placements()
-    # minutes that a run may wait for nodes, in all; with the time limits of its steps, the limit of the run
+    # minutes in all that a run may wait for nodes; added to its steps' time limits, it is the limit of the run
     max_wait_minutes: Count = 1440
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of the GPU's memory for one process
     checkpoint_every_n_steps: Count = 100  # optimizer steps; upper bound for every stage's save_steps
     checkpoint_every_n_minutes: Positive = 15  # minutes between checkpoints where steps are slow
-    # trackers that training metrics are streamed to; their own variables name the servers
+    # trackers that training metrics are streamed to; their own environment variables name the servers
     report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = []
     save_intermediate: bool = True  # keep the run's checkpoints after promotion
     upload_to_hub: bool = False  # also publish to a Hub repository, private unless it already is public
     hub_repo_id: str | None = None  # Hub repository, org/name
-    signing: Signing | None = None  # what signs published models, a key or an identity; null: they are not signed
-    notify: Notify | None = None  # webhook that hears when a gate stops a run and when a run ends; null: nobody
+    signing: Signing | None = None  # the key or identity that signs published models; null: not signed
+    notify: Notify | None = None  # webhook for a message when a gate stops a run and when a run ends; null: none
     # registries in which each published version is registered, with what its gates measured; null: none
     registries: Registries | None = None
-    # files in which the model is served, judged and published beside it; null: none
+    # files for serving engines, judged and published beside the model; null: none
     export: Export | None = None
 
     @model_validator(mode="after")
@@ -121,7 +121,7 @@ class PipelineConfig(Section):
             if self.validation.answer_match in ("none", "judge"):
                 raise ValueError(
                     f"{stage}.keep_best is on, but validation.answer_match is {self.validation.answer_match}: give a "
-                    "matcher or a function of yours, or set keep_best to null"
+                    "matcher or your own function, or set keep_best to null"
                 )
             if self.placement.num_ranks(step) > 1:
                 check_whole(getattr(self, stage), section=stage)

@@ -203,18 +203,18 @@ class Placement(Section):
     queue: LabelValue | None = None  # local queue of Kueue
     pod_labels: dict[LabelKey, LabelValue] = {}  # label -> value
     pod_annotations: dict[LabelKey, PlainText] = {}  # annotation -> text
-    timeout_minutes: Count | None = None  # minutes for one attempt; null: as the stage says
-    retry_count: Annotated[int, Field(ge=0)] | None = None  # further attempts; null: as the stage says
-    retry_backoff_seconds: Count = 30  # seconds before the second attempt if storage was away; then doubled
+    timeout_minutes: Count | None = None  # minutes for one attempt; null: the stage's
+    retry_count: Annotated[int, Field(ge=0)] | None = None  # further attempts; null: the stage's
+    retry_backoff_seconds: Count = 30  # seconds before the second attempt after a storage outage; then doubled
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None  # null: Kubernetes' own default
     image_pull_secrets: list[ObjectName] = []  # names of the Kubernetes secrets for private registries
     env: dict[EnvName, PlainText] = {}  # variable -> value; not for secrets
     secrets: list[SecretEnv] = []  # variables taken from Kubernetes secrets
     config_maps: list[ConfigMapEnv] = []  # variables taken from Kubernetes config maps
     model_cache: VolumeName | None = None  # PersistentVolumeClaim for HF_HOME, so that downloads outlive the run
-    # pods that train one model together, each with these resources; more than 1: a TrainJob of Kubeflow Trainer
+    # pods that train one model together, each with these resources; above 1: as a TrainJob of Kubeflow Trainer
     nodes: Count = 1
-    training_runtime: ObjectName = "posttrain"  # TrainingRuntime of several nodes, in the namespace of the runs
+    training_runtime: ObjectName = "posttrain"  # TrainingRuntime for several nodes, in the namespace of the runs
     queue_minutes: Count = 720  # minutes that one attempt on several nodes may wait for all of them
 
     @model_validator(mode="after")
@@ -238,7 +238,7 @@ class GpuPlacement(Placement):
 
 
 class Placements(Section):
-    """Placement by pool, and the keys that single steps change."""
+    """Placement by pool, and overrides for single steps."""
 
     cpu: Placement = Placement()
     gpu: GpuPlacement = GpuPlacement()

@@ -19,7 +19,7 @@ from posttrain.config.servers import (
 
 
 class ModelRegistry(OwnSecret, ModelRegistryServer):
-    """Kubeflow Model Registry, and the token that it asks for."""
+    """Kubeflow Model Registry and its token."""
 
     env = TOKEN_ENVS[MODEL_REGISTRY]
 
@@ -34,7 +34,7 @@ class ModelRegistry(OwnSecret, ModelRegistryServer):
 
 
 class Mlflow(OwnSecret, MlflowServer):
-    """MLflow, and the token or password that it asks for."""
+    """MLflow and its token or password."""
 
     env = TOKEN_ENVS[MLFLOW]
 
@@ -49,7 +49,7 @@ class Mlflow(OwnSecret, MlflowServer):
 
 
 class Registries(Servers):
-    """The registries, with the secrets of each."""
+    """The registries, each with its secret."""
 
     model_registry: ModelRegistry | None = None  # Kubeflow Model Registry; null: not registered there
     mlflow: Mlflow | None = None  # MLflow; null: not registered there

@@ -1,4 +1,4 @@
-"""Settings of what follows the judged model: the files in which it is served."""
+"""Settings of the files in which the judged model is served."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ class Export(Section):
     formats: Annotated[list[Literal["f16", "bf16", "q8_0", "q4_k_m", "fp8"]], Field(min_length=1)]
     # decrease of answer accuracy, and of the share of answers that stop, against the merged model in transformers
     max_export_drop: Fraction = 0.1
-    # nats per token by which held-out loss may lie above the merged model's; judged where answer_match is none
+    # nats per token by which the held-out loss may exceed the merged model's; judged if answer_match is none
     max_export_loss_rise: Annotated[float, Field(ge=0)] = 0.1
 
     @field_validator("formats")

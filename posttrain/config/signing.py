@@ -21,8 +21,8 @@ class Signing(OwnSecret):
     as_file = True
 
     secret: ObjectName | None = None  # name of the Kubernetes secret with the key; null: POSTTRAIN_SIGNING_KEY is set
-    key: DataKey | None = None  # key in the secret: a PEM file without password, of the curve P-256, P-384 or P-521
-    keyless: Keyless | None = None  # sign by Sigstore with the identity of the pod; null: with a key
+    key: DataKey | None = None  # key in the secret: a PEM file without password, curve P-256, P-384 or P-521
+    keyless: Keyless | None = None  # sign with Sigstore and the pod's identity; null: with a key
 
     @model_validator(mode="after")
     def _has_a_key_or_none(self) -> Self:

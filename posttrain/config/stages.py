@@ -11,11 +11,11 @@ TargetModules = list[str] | Literal["auto", "attention", "all-linear"]
 
 
 class KeepBest(Section):
-    """Choice of the checkpoint that a training keeps, by right answers to training rows that are set aside for it."""
+    """Selection of the checkpoint that a training keeps, by right answers to training rows set aside for it."""
 
-    num_checkpoints: Count = 4  # checkpoints that are judged, evenly spaced; the end is the last
-    num_rows: Count = 32  # prompts of the training rows set aside, on which they are judged
-    patience: Count | None = None  # checkpoints in a row without a gain, after which the training ends; null: none
+    num_checkpoints: Count = 4  # checkpoints that are judged, evenly spaced; the last is the end
+    num_rows: Count = 32  # prompts set aside from the training rows to judge them on
+    patience: Count | None = None  # checkpoints in a row without a gain that end the training; null: no early end
 
 
 class LoraTraining(Section):
@@ -25,7 +25,7 @@ class LoraTraining(Section):
     lora_r: Count  # rank of the adapter
     lora_alpha: Count  # the adapter is scaled by lora_alpha / lora_r
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]  # probability of dropout in the adapter
-    # linear layers that get an adapter, by name; auto: all of each layer, with fused experts those of attention
+    # linear layers that get an adapter, by name; auto: all of them or, with fused experts, those of attention
     target_modules: TargetModules
     epochs: Positive  # passes over the training rows
     batch_size: Count  # rows per device and micro-batch
@@ -36,10 +36,10 @@ class LoraTraining(Section):
     max_grad_norm: Positive = 1.0  # gradients are clipped to this norm
     save_steps: Count  # optimizer steps between checkpoints
     save_total_limit: Count = 3  # number of checkpoints kept
-    # recompute activations: less memory, about a third slower; auto: where the GPU would be too small without
+    # recompute activations: less memory, about a third slower; auto: where the training would not fit without
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     parallelism: Literal["ddp", "fsdp"] = "ddp"  # on several GPUs: ddp, a model on each; fsdp, one sharded over all
-    # resume also what another number of GPUs has begun; the weights are then not those of a run nothing disturbed
+    # also resume on another number of GPUs; the weights are then not those of an undisturbed run
     elastic: bool = False
     seed: Annotated[int, Field(ge=0)] = 42  # seed of the adapter's weights, dropout and row order
     # keep the checkpoint with the most right answers, by validation.answer_match; null: the last one; {} for defaults
@@ -94,7 +94,7 @@ class DpoConfig(LoraTraining):
 
 
 class PairsConfig(Section):
-    """Preference pairs out of the merged SFT model's own answers: the best against the worst of several."""
+    """Preference pairs from the merged SFT model's own answers: the best of several against the worst."""
 
     num_answers: Annotated[int, Field(ge=2)] = 8  # answers sampled for each prompt
     temperature: Positive = 1.0  # temperature of sampling
@@ -102,20 +102,20 @@ class PairsConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 42  # seed of sampling
     # difference of the scores of chosen and rejected, each from 0 to 1, below which a pair is dropped
     min_margin: Annotated[float, Field(gt=0, le=1)] = 0.5
-    # scores the answers where validation.answer_match is none: a ...ForSequenceClassification with one label, in
-    # safetensors; Hub id, gs://, s3:// or folder; null: validation.judge does
+    # model that scores the answers if validation.answer_match is none: a ...ForSequenceClassification with one label,
+    # in safetensors; Hub id, gs://, s3:// or folder; null: validation.judge scores them
     reward_model: str | None = None
-    min_reward_margin: Positive = 1.0  # min_margin for it, in the reward model's own units
+    min_reward_margin: Positive = 1.0  # the same as min_margin with reward_model, in that model's own units
     use_reference: bool = False  # where no sampled answer is right, the row's own answer is the chosen one
     # SFT rows whose prompts are sampled: path, gs://, s3:// or Hub id, or a list; empty: the rows that SFT trains on
     prompts: DataSets = ""
-    max_prompts: Count | None = None  # prompts that are sampled at most, spread evenly over the rows; null: all
-    # share of sampled pairs among those trained on where others are brought, above which some are left out; null: all
+    max_prompts: Count | None = None  # most prompts to sample, spread evenly over the rows; null: all
+    # largest share of sampled pairs in training beside those of preference_dataset; more are left out; null: no limit
     max_sampled_share: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @property
     def least_margin(self) -> float:
-        """The margin below which a pair is dropped, in the units of what scores the answers."""
+        """The margin below which a pair is dropped, in the units of the scores."""
         return self.min_reward_margin if self.reward_model else self.min_margin
 
     @model_validator(mode="after")
@@ -129,15 +129,15 @@ class DataConfig(Section):
     """Settings for reading and splitting rows."""
 
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of prompts held out, by hash of the prompt
-    seed: Annotated[int, Field(ge=0)] = 42  # draws the rows of data sets whose weight is no whole number
-    # columns and keys of messages that are left out whatever they mean; a key of unknown meaning is an error otherwise
+    seed: Annotated[int, Field(ge=0)] = 42  # seed for drawing rows of data sets with a fractional weight
+    # columns and message keys to leave out, even if they mean something; other keys of unknown meaning are errors
     ignored_keys: list[str] = []
     hub_split: str = "train"  # split of data sets on the Hub
     hub_subset: str | None = None  # configuration of data sets on the Hub that have several
 
 
 class Stage(Section):
-    """One stage of the line."""
+    """One stage of the pipeline."""
 
     enabled: bool = True  # false: the graph is compiled without this stage
     # YAML file with the stage's settings, beside a pipeline configuration or in the working directory
@@ -163,8 +163,8 @@ class MergeStage(Stage):
 class PairsStage(Stage):
     """The stage that samples preference pairs from the merged SFT model, with its defaults."""
 
-    enabled: bool = False  # true: DPO trains on pairs that are sampled from the merged SFT model as well
-    alone: bool = False  # true: on sampled pairs alone, held-out ones included; there is no preference_dataset
+    enabled: bool = False  # true: DPO also trains on pairs that are sampled from the merged SFT model
+    alone: bool = False  # true: DPO uses only sampled pairs, held-out ones included, and no preference_dataset
     timeout_minutes: Count = 120
     retry_count: Annotated[int, Field(ge=0)] = 1
 

@@ -83,7 +83,7 @@ class Objective(Section):
 
 
 class Constraint(Section):
-    """A bound on a metric that a trial must keep, beside passing its gates."""
+    """A bound on a metric that a trial must keep, in addition to passing its gates."""
 
     gate: str = "check_sft"  # gate that measures the metric
     metric: str  # one of its checks, or of the other numbers in its verdict
@@ -117,7 +117,7 @@ def default_objective(stages: Stages, validation: Validation) -> Objective:
 
 
 class Halving(Section):
-    """Successive halving (arXiv:1502.07943): all trials train a little, the best go on, and again."""
+    """Successive halving (arXiv:1502.07943): all trials train a little, the best go on, and so forth."""
 
     # one trial in this many goes on, and trains this many times longer
     reduction_factor: Annotated[int, Field(ge=2)] = 3
@@ -136,17 +136,17 @@ class SweepConfig(Section):
     """The settings of a sweep."""
 
     space: dict[str, Range | list[Any]]  # setting of sft or dpo -> the values to try
-    # how values are chosen; tpe learns from earlier trials, with optuna
+    # how values are chosen; tpe learns from earlier trials (optuna)
     sampler: Literal["grid", "random", "tpe"] = "grid"
     # number of trials; null: every combination of a grid
     num_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0  # of the sampler; that of a training is sft.seed or dpo.seed
+    seed: Annotated[int, Field(ge=0)] = 0  # seed of the sampler; a training's own is sft.seed or dpo.seed
     parallelism: Count = 1  # trials that run at once
     # unless set: answer_correct where answers are compared with references, else held_out_loss or preference_shift
     objective: Objective = Objective()
     constraints: list[Constraint] = []  # bounds that a trial must keep, in addition to passing its gates
     halving: Halving | None = None  # null: every trial trains to its end
-    unseen_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5  # share of held-out prompts that only judge the winner
+    unseen_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5  # share of held-out prompts kept to judge the winner
     continue_with_best: bool = True  # run the rest of the pipeline with the winner's settings
 
     @classmethod
