@@ -1,4 +1,4 @@
-"""Writes the table of which trainings fit which GPU, by the estimate that preflight warns by.
+"""Writes the table of which trainings fit on which GPU, by the estimate that preflight uses.
 
 python -m docs.memory -> docs/memory.md
 """
@@ -21,12 +21,12 @@ METHODS = {"SFT": SftConfig(), "SFT, 4 bits": SftConfig(load_in_4bit=True), "DPO
 CARDS_GB = (16, 24, 48, 80, 141)
 FRACTION = 0.9  # gpu_memory_fraction
 PAGE = Path(__file__).with_suffix(".md")
-HEAD = """# What fits a GPU
+HEAD = """# What fits on a GPU
 
-Estimated, by the function that preflight warns by (`posttrain/train/memory.py`): gigabytes of one GPU for the default
-settings, rows of 2,048 tokens, LoRA as configured, {fraction:.0%} of the GPU usable. *With* and *without* mean gradient
-checkpointing, which `auto` turns on only where a training would not fit without. One
-estimate was compared with a measurement: 69 GB for SFT of a 7B model on rows of 4,096 tokens; 65 GB were allocated.
+Gigabytes of one GPU, estimated by the function behind preflight's warning (`posttrain/train/memory.py`), for the
+default settings, rows of 2,048 tokens, LoRA as configured, {fraction:.0%} of the GPU usable. *With* and *without* mean
+gradient checkpointing, which `auto` turns on only where a training would not fit without. One estimate was compared
+with a measurement: 69 GB for SFT of a 7B model on rows of 4,096 tokens; 65 GB were allocated.
 
 | model | method | GB with | GB without | smallest GPU, with | smallest GPU, without |
 |---|---|---|---|---|---|
