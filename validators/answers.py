@@ -195,7 +195,7 @@ def format_drop_check(
         limits.max_format_drop,
         confidence=limits.confidence,
         more_rows_by=more_answers(after, limits),
-        remedy="Training took away what the previous model could do: lower the stage's learning_rate, "
+        remedy="Training lost what the previous model could do: lower the stage's learning_rate, "
         "or add rows in the form that was lost.",
     )
 

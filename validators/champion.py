@@ -1,4 +1,4 @@
-"""Gate check_champion: is the published model no worse than the version that is current, on the same held-out rows?
+"""Gate check_champion: is the published model no worse than the current version, on the same held-out rows?
 
 receipt of publish_model, model folder (an adapter's: and its base's), held-out rows -> verdict, both models' answers
 
@@ -143,7 +143,7 @@ def check_base(folder: Path, sha256: str | None) -> None:
     bases = {link.inputs.get("base") for link in chain.links if chain.sha256 in link.outputs.values()}
     if sha256 is None or bases != {sha256}:
         raise ValueError(
-            "the version that is current is an adapter of another base than this run's, and cannot be compared: "
+            "the current version is an adapter for another base than this run's, and cannot be compared: "
             f"compare them yourself, and {BY_HAND}"
         )
 
@@ -223,7 +223,7 @@ def decide(inputs: dict[str, str], step: CheckChampionStep, folder: Path, runnin
     """
     receipt = json.loads(Path(inputs["receipt"]).read_text(encoding="utf-8"))
     if receipt["sha256"] != running.inputs["model"]:
-        raise ValueError(f"{inputs['receipt']}: names another model than {inputs['model']}; pass the one it is of")
+        raise ValueError(f"{inputs['receipt']}: names another model than {inputs['model']}; pass the one it is for")
     versions = layout.versions(running.storage_root, step.publish_root, receipt["model_name"])
     history = promote.read_history(versions)
     follows = {FOLLOWS: float(len(history))}

@@ -140,8 +140,8 @@ def _change_check(content: Content, limits: AnswerLimits) -> Check:
         return paired.paired_difference(
             "accuracy_gain", model, base, ">", limits.min_accuracy_gain, confidence=limits.confidence,
             detail="above the base", more_rows_by=answers.more_answers(content.model, limits),
-            remedy="Training made no wrong answer right: train longer or on more rows; for a base that knows "
-            "the task already, set validation.min_accuracy_gain below 0.",
+            remedy="Training corrected too few answers: train longer or on more rows; for a base that already knows "
+            "the task, set validation.min_accuracy_gain below 0.",
         )  # fmt: skip
     assert isinstance(limits, AlignmentLimits)
     before = content.scores.get("before") or base

@@ -378,7 +378,7 @@ def judge_evidence(measured: list[Supply] | None, evidence: Evidence) -> list[Ch
             supply.num_rows,
             supply.num_needed,
             detail="" if supply.num_rows is None else supply.counted,
-            remedy=f"Of the limits of later gates, {supply.shortage}: {supply.remedy}." if supply.is_short else "",
+            remedy=f"Among the limits of later gates, {supply.shortage}: {supply.remedy}." if supply.is_short else "",
         )
         for supply in (supplies(evidence, {}, {}) if measured is None else measured)
     ]
@@ -451,7 +451,7 @@ def _share(name: str, lists: Lists | None, files: Files, limit: float, remedy: s
 
 
 def _too_long(files: Files, limit: float) -> Check:
-    """Checks the share of each data set: of the few rows that are held out, one alone may be more than the limit."""
+    """Checks the share per data set: among the few held-out rows, a single one may exceed the limit."""
     lists, shares = _lists(files, "too_long"), []
     for kind in {kind_of(name) for name in files}:
         known = [file for name, file in files.items() if file and kind_of(name) == kind]
@@ -491,7 +491,7 @@ def _preferred(by_file: dict[str, Compared | None] | None, confidence: float) ->
 
 
 def _personal_data(by_file: dict[str, dict[str, list[str]]] | None, *, refuse: bool) -> Check:
-    """A warning, unless the limits refuse it. The detail says where to look, never what was found there."""
+    """Returns a warning, unless the limits refuse such data. The detail says where it is, never what it is."""
     name, remedy = "secrets_and_personal_data", "Remove these rows, or replace the values with invented ones."
     kinds, num_rows = [], 0
     for file, by_pattern in (by_file or {}).items():
@@ -506,7 +506,7 @@ def _personal_data(by_file: dict[str, dict[str, list[str]]] | None, *, refuse: b
 
 
 def _size(name: str, files: Files, side: str, limit: int) -> Check:
-    """Checks the number of rows that are not left out in the smallest file."""
+    """Checks the number of rows that remain in the smallest file."""
     sizes = {file: numbers and numbers.num_fitting for file, numbers in files.items() if file.endswith(f"_{side}")}
     known = [size for size in sizes.values() if size is not None]
     least = min(known, default=None)
@@ -548,9 +548,7 @@ def decide(
     rows, asked_rows = ({name: readable(path) for name, path in some.items()} for some in (paths, asked))
     load_tokenizer = cache(partial(chat.ChatTokenizer, args.tokenizer))
     if chat.asks_for_date(load_tokenizer().chat_template):
-        logger.warning(
-            "the chat template writes the date of the day: training and every gate take %s for it", chat.DATE
-        )
+        logger.warning("the chat template writes today's date: training and every gate use %s instead", chat.DATE)
     measured = measure(load_tokenizer, rows, asked_rows, step, manifest=args.manifest)
     numbers = measured.read(Numbers)
     if numbers.shared_prompts is None:  # the manifest is missing or incomplete

@@ -1,4 +1,4 @@
-"""Finds near-duplicate texts, by the Jaccard similarity of their pairs of neighbouring words.
+"""Finds near-duplicate texts, by the Jaccard similarity of their word bigrams.
 
 texts, similarity -> index of each near-duplicate -> index of the text that it nearly repeats
 

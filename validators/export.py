@@ -53,7 +53,7 @@ from validators.session import NO_ROW_FITS, Session
 INPUTS = ("model", "export", *held_out.KINDS)
 NUM_LIKELIEST = 100  # tokens whose log-probabilities an engine is asked for; a rarer one counts as the last of them
 MAX_TOKENS = 2048  # of answers whose loss is measured, over all rows: one request to llama.cpp for each
-LOOK = "Leave the format out of export.formats, or take one with more bits"
+LOOK = "Leave the format out of export.formats, or choose one with more bits"
 CONVERT = "Leave the format out of export.formats, and report it with the model's name."
 
 Losses = list[tuple[float, int]]  # of each row's answer: sum in nats, number of tokens

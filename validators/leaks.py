@@ -1,4 +1,4 @@
-"""Finds prompts that gates ask and that training rows answer elsewhere than in their opening.
+"""Finds prompts of gates that training rows answer elsewhere than in their opening turn.
 
 training rows, held-out rows and asked prompts -> by file, ids of the prompts with where their answer was learned
 

@@ -1,4 +1,4 @@
-"""Asks models what an alignment gate judges, one after the other in one process, so that only one is in memory.
+"""Gets the answers that an alignment gate judges, from one model after another, so that only one is in memory.
 
 folders of models, questions, limits -> log-probabilities, answers and what a judge finds harmful, by model
 

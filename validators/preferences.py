@@ -54,7 +54,7 @@ def learned_checks(gains: Gains | None, limits: AlignmentLimits, *, beta: float)
             ">",
             0.5,
             confidence=confidence,
-            remedy=f"Too few pairs are ordered better than by a coin. {TEACH}",
+            remedy=f"Pairs are ordered hardly better than by chance. {TEACH}",
         ),
         intervals.mean(
             "reward_margin",

@@ -15,7 +15,7 @@ from validators.answers import JudgedAnswer
 
 CATEGORIES = ("answer", "decline", "incoherent")  # both of what was wanted and of what the model did
 MORE_PROMPTS = "add prompts to the file of validation.{}_prompts"
-NO_SENTENCE = "Set validation.output_format.declines_with to the sentence by which a refusal is recognised."
+NO_SENTENCE = "Set validation.output_format.declines_with to the sentence that marks a refusal."
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Sample preference pairs from the merged SFT model: of several answers to a prompt the best against the worst.
+"""Sample preference pairs from the merged SFT model: the best of several answers to a prompt against the worst.
 
 full model, SFT rows to train on and their references; held-out SFT rows, or the pairs that are brought -> pairs to
 train on, held-out pairs where none are brought, every sampled answer with its score (JSONL), metrics.json

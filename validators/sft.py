@@ -249,7 +249,7 @@ def judge_loss(logprobs: Logprobs | None, base: Logprobs | None, limits: config.
             limits.min_loss_gain,
             confidence=limits.confidence,
             detail="nats per token that the adapter takes off the base's loss",
-            remedy="The adapter does not help: check that this is the base that it was trained on, "
+            remedy="The adapter does not help: check that this is the base it was trained on, "
             "or lower sft.learning_rate or sft.epochs.",
         ),
     ]

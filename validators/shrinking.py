@@ -1,4 +1,4 @@
-"""Greedy generation in a batch that gets smaller: on a CPU, the answers that have ended cost no more time.
+"""Greedy generation in a shrinking batch: on a CPU, answers that have ended cost no more time.
 
 model, padded prompts, settings -> the tokens that follow each prompt
 

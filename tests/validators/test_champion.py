@@ -191,7 +191,7 @@ def test_an_adapter_is_compared_on_its_own_base_alone(tmp_path, base, is_refused
         Provenance(run_id="r0", sha256="a", links=(link, other)).model_dump_json()
     )  # fmt: skip
     if is_refused:
-        with pytest.raises(ValueError, match="is an adapter of another base than this run's"):
+        with pytest.raises(ValueError, match="is an adapter for another base than this run's"):
             champion.check_base(tmp_path, base)
     else:
         champion.check_base(tmp_path, base)

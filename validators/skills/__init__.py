@@ -1,1 +1,1 @@
-"""General skills: bundled suites that base and candidate answer side by side, so that what training lost is seen."""
+"""General skills: bundled suites that base and candidate answer side by side, to show what training lost."""

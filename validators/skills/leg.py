@@ -1,4 +1,4 @@
-"""The leg of a gate on general skills: asks base and model, and judges what they gave.
+"""The part of a gate on general skills: asks base and model, and judges their answers.
 
 session with a model -> its answers by suite; what base and model gave, limits -> checks, numbers, answers for the page
 """

@@ -1,4 +1,4 @@
-"""Multiple choice: four options with letters, of which one belongs to the category asked for."""
+"""Multiple choice: four options with letters, one of which belongs to the category in question."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Instructions whose observance code can verify: length, case, form, first and last words, after IFEval."""
+"""Instructions that code can verify: length, case, form, first and last words, after IFEval."""
 
 import random
 
