@@ -1,4 +1,4 @@
-"""check_data: the gate over the prepared rows; one component for each shape of the graph."""
+"""check_data: the gate on the prepared rows; one component for each shape of the graph."""
 
 from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Output, OutputPath, container_component
 

@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter into its base model chunk by chunk, in under 64 MB of memory however large the model is.
+"""Merge a LoRA adapter into its base model chunk by chunk, in less than 64 MB of memory for a model of any size.
 
 base folder, adapter folder -> model folder, merge_info.json (base_model, adapter_path, merged_path, size_gb,
 merge_time_seconds, num_merged_tensors)

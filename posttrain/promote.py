@@ -1,4 +1,4 @@
-"""Make a published version the current one, forward or back, or show which one is and how it became so.
+"""Make a published version the current one, forward or back, or show the current one and its history.
 
 name, version -> one more promotion in <publish_root>/<name>/promotions/, and CURRENT, which deployments read
 

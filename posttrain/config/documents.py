@@ -1,4 +1,4 @@
-"""Parses JSON and YAML that people wrote, strictly: nothing in it may be lost, or mean two things, without a word.
+"""Parses JSON and YAML that people wrote, strictly: nothing in it may be lost or ambiguous without an error.
 
 text -> value, or a ValueError that names the key, what is wrong with it and the remedy; the caller adds the file
 

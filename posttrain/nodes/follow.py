@@ -1,4 +1,4 @@
-"""Follows the TrainJob of an attempt to its end, and says meanwhile that somebody wants its result.
+"""Follows the TrainJob of an attempt to its end, and meanwhile renews its lease.
 
 a TrainJob, the files of its attempt -> how it ended
 """

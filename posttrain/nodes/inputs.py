@@ -1,4 +1,4 @@
-"""Finds an address in the storage for everything that a training reads, so that other pods can bring it.
+"""Finds an address in the storage for everything that a training reads, so that other pods can fetch it.
 
 local copies, the executor input -> address and SHA-256 of each
 

@@ -1,4 +1,4 @@
-"""Have a training run on several nodes: the step creates, or adopts, a TrainJob of Kubeflow Trainer, and follows it.
+"""Run a training on several nodes: the step creates, or adopts, a TrainJob of Kubeflow Trainer, and follows it.
 
 the inputs of a training stage -> its outputs, as from a single pod
 

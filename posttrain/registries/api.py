@@ -1,4 +1,4 @@
-"""Speaks JSON over HTTP to a registry, with a token, and tells what may pass from what will not.
+"""Speaks JSON over HTTP to a registry, with a token, and tells transient failures from permanent ones.
 
 server, token -> answers; OSError: the registry is away, or busy; ValueError: it refuses
 """

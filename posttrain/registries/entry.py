@@ -1,4 +1,4 @@
-"""Facts about a published version that a registry is told, read from its folder alone.
+"""Facts about a published version for a registry, read from its folder alone.
 
 folder of a published version -> name, version, address, and properties with their types: digests, run, base model,
 licence, data sets, and every number of every gate

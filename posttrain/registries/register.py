@@ -1,4 +1,4 @@
-"""Register a published model in Kubeflow Model Registry and MLflow, as `registries` of a configuration says.
+"""Register a published model in Kubeflow Model Registry and MLflow, as configured under `registries`.
 
 folder of a published version, configuration -> the version in each registry, with its address, and with digests,
 sources and every gate's numbers as properties

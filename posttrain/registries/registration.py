@@ -1,4 +1,4 @@
-"""Registers a version in every registry of a configuration, and says of each what came of it.
+"""Registers a version in every registry of a configuration, and returns the outcome of each.
 
 entry, servers -> address of the version in each registry, or why it is not there
 """

@@ -1,4 +1,4 @@
-"""Knows each format of `export.formats`: what it can hold, what writes it, and where it lies.
+"""Knows each format of `export.formats`: what it can hold, what writes it, and where it is stored.
 
 model folder -> <export>/model-<format>.gguf for llama.cpp, <export>/fp8/ for vLLM
 """

@@ -1,4 +1,4 @@
-"""Signs and checks statements without a key of one's own, by Sigstore (https://docs.sigstore.dev).
+"""Signs and checks statements without a key of one's own, with Sigstore (https://docs.sigstore.dev).
 
 identity token of this pod, statement -> Sigstore bundle: a certificate of Fulcio for a key that is used once, a DSSE
 envelope, and its entry in the transparency log Rekor

@@ -1,4 +1,4 @@
-"""Says in in-toto's words what a published model is, how it was made, and what each gate measured.
+"""Writes in-toto statements: what a published model is, how it was made, and what each gate measured.
 
 manifest and chain of a published model -> in-toto statements: OpenSSF Model Signing, SLSA provenance, test results
 

@@ -1,4 +1,4 @@
-"""Runs a step in its container, and runs it again where another attempt can mend what ended the first.
+"""Runs a step in its container, and runs it again if the failure is one that another attempt can cure.
 
 module and command line of a step, POSTTRAIN_ATTEMPTS -> `python -m <module> ...` as a child, up to so many times
 

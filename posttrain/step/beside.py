@@ -1,4 +1,4 @@
-"""Does something in a thread for as long as a block runs, such as renewing what tells others that it still does."""
+"""Does something in a thread for as long as a block runs, such as renewing a lease."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Ends a process together with the one that started it, however that ends. Linux only: elsewhere it would go on."""
+"""Ends a process together with the one that started it, however that ends. Linux only: elsewhere it keeps running."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""Keeps the record of a running step alive: it says every few seconds when that was, and how far the step has come.
+"""Keeps the record of a running step up to date: every few seconds it gets the time and the step's progress.
 
 lines of the step's log, also of its ranks and measurements -> `Progress`; a beat every few seconds -> calls of a writer
 

@@ -1,4 +1,4 @@
-"""Tells a webhook how a run goes: the message as Slack takes it, in text that others can read too.
+"""Sends messages about a run to a webhook, in Slack's format, with text that other tools can read too.
 
 text, lines -> one POST of JSON, or a warning in the log
 

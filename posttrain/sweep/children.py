@@ -1,4 +1,4 @@
-"""Runs a step of the line as a child process of a trial, which goes on however the child ends, and knows why.
+"""Runs a step of the line as a child process of a trial, which survives the child and learns why it ended.
 
 a `Command`, the paths of its inputs -> its outputs, how it ended, what it cost
 

@@ -1,4 +1,4 @@
-"""Claims of the workers of a sweep on its trials: one worker at a time has a trial, and that of a lost one goes on.
+"""Claims of a sweep's workers on its trials: a trial has one worker at a time, and another takes over if it is lost.
 
     runs/<run id>/claims/trial_3.1.json    the first claim, written anew every few seconds while its worker runs
     runs/<run id>/claims/trial_3.2.json    of the worker that took the trial over: the highest number counts

@@ -1,4 +1,4 @@
-"""Chooses the settings of a trial: combinations of a grid, random ones, or by earlier results with optuna's TPE.
+"""Chooses the settings of a trial: combinations of a grid, random ones, or Optuna's TPE on earlier results.
 
 the space, the number of a trial, results of other trials -> its settings
 

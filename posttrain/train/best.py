@@ -1,4 +1,4 @@
-"""Keeps the checkpoint whose answers are most often right, and ends a training that no longer gets better.
+"""Keeps the checkpoint whose answers are most often right, and ends a training that no longer improves.
 
 trainer, training rows set aside -> accuracy at evenly spaced steps in the trainer's log, its best adapter in the model
 

@@ -1,4 +1,4 @@
-"""Agreement between ranks, the processes that train one model together, one for each GPU of the pod, or of several.
+"""Agreement between ranks, the processes that train one model together, one for each GPU of one pod or of several.
 
 `posttrain.train.torchrun` starts them in a pod; on several nodes torchrun itself does, by its variables PET_*. Nodes
 share no folder: what ranks read from a disk is brought to each node, by the first rank there. Decisions that all ranks

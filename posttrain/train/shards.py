@@ -1,4 +1,4 @@
-"""Checkpoints of a model that FSDP shards over the ranks: each rank writes its own rows, and nobody gathers the whole.
+"""Checkpoints of a model that FSDP shards over the ranks: each rank writes its own rows; nothing is gathered.
 
 trained parameters, state of the optimizer -> shard-<rank>.safetensors in each rank, and back
 

@@ -1,4 +1,4 @@
-"""Finds out under which licence a base model is, and what that may forbid.
+"""Finds the licence of a base model, and what it may forbid.
 
 model card, names of files -> the Hub's word for the licence, `apache-2.0`; words about what it restricts
 

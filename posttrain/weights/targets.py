@@ -1,4 +1,4 @@
-"""Answers for every step which tensors of a model a LoRA training changes: preflight, training, merge, the gates.
+"""Tells every step which tensors of a model a LoRA training changes: preflight, training, merge, the gates.
 
 config.json and the names and shapes of the tensors, target_modules -> module names for peft and unsloth, the tensors of
 each; or one line with the setting, its value and what the model has instead

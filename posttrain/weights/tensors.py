@@ -1,4 +1,4 @@
-"""Reads what a folder of safetensors weights contains, and checks it before anything trusts it.
+"""Reads what a folder of safetensors weights contains, and validates it before anything relies on it.
 
 folder or file -> names, dtypes, shapes and byte ranges of its tensors
 

@@ -1,4 +1,4 @@
-"""Compares the tokens of a tokenizer with the rows of the embedding: a token beyond them ends a training in its middle.
+"""Compares the tokens of a tokenizer with the rows of the embedding: one beyond them would crash a training halfway.
 
 folder with the tokenizer's files, layout of the model -> what to warn of, or one line
 """

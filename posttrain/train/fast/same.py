@@ -1,4 +1,4 @@
-"""Compares a model that is computed in another way with itself: the trial by which a shortcut is left out.
+"""Compares a model with itself computed in another way: the test that a shortcut must pass to be used.
 
 logits as the model has them, logits with the shortcut -> whether they are the same up to rounding
 """
