@@ -316,7 +316,7 @@ def _check_strangers(target: str, mine: Claim) -> None:
     strangers = sorted(present - mine.manifest.files.keys() - set(WRITTEN))
     if strangers and not present & {CLAIM, MANIFEST}:
         raise ValueError(
-            f"{target}: contains {strangers[0]}, which is not of this model; remove the folder or give another version"
+            f"{target}: contains {strangers[0]}, not part of this model; remove the folder or give another version"
         )
 
 

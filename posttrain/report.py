@@ -396,7 +396,7 @@ def publish_report(storage_root: str, result: PipelineResult) -> None:
 
 def _told(storage_root: str, result: PipelineResult) -> str:
     earlier = told_by(storage_root, result)
-    return f"not told again: run {earlier} has told it" if earlier else tell(result)
+    return f"not sent again: run {earlier} sent it" if earlier else tell(result)
 
 
 def tell(result: PipelineResult) -> str:
@@ -470,10 +470,10 @@ def _step_result(name: str, attempts: list[StepRecord]) -> StepResult:
 
 
 def killed(record: StepRecord) -> str:
-    """Says of a step that never ended its record when it was last heard of, and how far it had come."""
+    """Says when a step that never completed its record was last heard from, and how far it had come."""
     at = f"{record.written_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     progress = f", {record.progress.words}" if record.progress else ""
-    return f"{KILLED}; last heard of at {at}{progress}; see its log"
+    return f"{KILLED}; last heard from at {at}{progress}; see its log"
 
 
 def _absent(name: str, explained: bool) -> StepResult:

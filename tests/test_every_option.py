@@ -183,7 +183,7 @@ def test_the_same_again_reuses_everything_and_tells_nothing(folder, run, registr
     }  # fmt: skip
     assert registry.requests and registry.written == []
     assert told == []
-    assert entries["report_run"].measured["webhook"] == "not told again: run promoted has told it"
+    assert entries["report_run"].measured["webhook"] == "not sent again: run promoted sent it"
 
 
 def test_a_webhook_that_is_silent_or_refuses_changes_nothing_of_a_stop(folder, run, promoted):
@@ -194,6 +194,6 @@ def test_a_webhook_that_is_silent_or_refuses_changes_nothing_of_a_stop(folder, r
         "*tiny: check_alignment stops the run*", "*tiny: Stopped by check_alignment*",
     ]  # fmt: skip
     entries = records_of(folder, "stopped")
-    assert entries["report_run"].measured["webhook"] == "the webhook was not told: it answered 500"
+    assert entries["report_run"].measured["webhook"] == "the message was not sent: it answered 500"
     log = folder / "root" / "runs" / "stopped" / "logs" / "reject_alignment.log"
-    assert "the webhook was not told: no answer within 5 seconds" in log.read_text()
+    assert "the message was not sent: no answer within 5 seconds" in log.read_text()

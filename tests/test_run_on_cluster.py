@@ -390,7 +390,7 @@ def test_a_run_that_is_terminated_is_reported_by_who_follows_it(kubeflow, start,
     assert "Kubeflow says CANCELING" in out
     assert value(out, "Kubeflow says") == "FAILED (canceled)"
     assert value(out, "Errors") == f"the run was canceled: {kubeflow.url}/#/runs/details/{run_id}"
-    lost = "did not finish: killed, evicted or timed out; last heard of at 2026-01-01 00:05:00 UTC, step 120/400"
+    lost = "did not finish: killed, evicted or timed out; last heard from at 2026-01-01 00:05:00 UTC, step 120/400"
     assert f"train_sft: {lost}" in out
     assert re.search(rf"train_sft +failed +300.0 s +{lost}", out)
     assert value(out, "Report") == f"{gs_root}/runs/{run_id}/report.html"

@@ -345,7 +345,7 @@ def test_a_junit_file_that_cannot_be_written_is_told_before_anything_runs(projec
         (["--set", "validation.check_nan=false"], "check_nan"),
         (["--overrides", "{"], "--overrides: '{' is not JSON"),
         (["--overrides", "[]"], "not a JSON object"),
-        (["--overrides", '{"sft": {"epochs": 1, "epochs": 9}}'], "--overrides: 'sft.epochs' stands twice"),
+        (["--overrides", '{"sft": {"epochs": 1, "epochs": 9}}'], "--overrides: 'sft.epochs' appears twice"),
         (["--overrides", '{"sft": {"learning_rate": NaN}}'], "--overrides: 'sft.learning_rate' is NaN"),
         (["--overrides", '{"sft": ' + "[" * 9999], "--overrides: JSON with more than 200 levels"),
         (["--overrides", '{"validation": {}}'], "cannot be changed by a run"),

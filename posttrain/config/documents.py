@@ -2,7 +2,7 @@
 
 text -> value, or a ValueError that names the key, what is wrong with it and the remedy; the caller adds the file
 
-Both formats let a key stand twice, and Python's parsers keep the last one. Numbers that JSON does not have, numbers of
+Both formats allow duplicate keys, and Python's parsers keep the last one. Numbers that JSON does not have, numbers of
 thousands of digits, nesting that ends a parser or a later writer, and halves of a surrogate pair are refused as well.
 """
 
@@ -100,7 +100,7 @@ def check(value: Any) -> None:
 
 def _fault(value: Any) -> str | None:
     if isinstance(value, _Twice):
-        return f"stands twice, {TWICE}"
+        return f"appears twice, {TWICE}"
     if isinstance(value, _Bad):
         return str(value)
     texts = [value] if isinstance(value, str) else value if isinstance(value, dict) else ()
@@ -189,7 +189,7 @@ def parse_yaml(text: str) -> Any:
 
 @cache
 def _strict_loader() -> type:
-    """Returns a safe loader that refuses a key that stands twice in a mapping, and names the line of a bad value."""
+    """Returns a safe loader that refuses a key that appears twice in a mapping, and names the line of a bad value."""
     from yaml import SafeLoader
     from yaml.constructor import ConstructorError
 
@@ -200,7 +200,7 @@ def _strict_loader() -> type:
                 key = key_node.value if key_node.tag == MERGE else self.construct_object(key_node, deep=True)
                 line = key_node.start_mark.line + 1
                 if isinstance(key, Hashable) and key in lines:
-                    raise Refused((), f"line {line}: {key!r} stands twice, first in line {lines[key]}, {TWICE}")
+                    raise Refused((), f"line {line}: {key!r} appears twice, first in line {lines[key]}, {TWICE}")
                 lines |= {key: line} if isinstance(key, Hashable) else {}
             return node
 

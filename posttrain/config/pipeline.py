@@ -75,7 +75,7 @@ class PipelineConfig(Section):
     @model_validator(mode="after")
     def _a_whole_model_is_exported(self):
         if self.export and not self.stages.merge.enabled:
-            raise ValueError("export is set, but stages.merge is off: an adapter is no model to serve; enable merge")
+            raise ValueError("export is set, but stages.merge is off: an adapter is not a model to serve; enable merge")
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ def check_url(url: str) -> str:
     except ValueError:
         is_url = False
     if not is_url or parts.query or parts.fragment:
-        raise ValueError(f"{url[:80]!r} is no address of a server: give https://host[:port][/path]")
+        raise ValueError(f"{url[:80]!r} is not the address of a server: give https://host[:port][/path]")
     if parts.username or parts.password:
         raise ValueError("has a user or a password: put the password into a Kubernetes secret, and name that")
     return url.rstrip("/")

@@ -1,4 +1,4 @@
-"""The settings of all steps in one table, where nothing stands twice, and the digest by which a step knows its own.
+"""The settings of all steps in one table, where nothing appears twice, and the digest by which a step knows its own.
 
 settings of each step -> the table, compiled into preflight -> the settings again, in the image
 
@@ -86,8 +86,8 @@ def settings_of(table: Values) -> dict[str, Values]:
         settings[step] = _whole(_expanded(step, shared, own))
     if _sha256_of_all(settings) != table["sha256"]:
         raise ValueError(
-            "--config: the graph was compiled with other settings than this version makes of them; compile it again, "
-            "with the version that its images are of"
+            "--config: the graph's settings are not those that this version derives from them; compile it again, "
+            "with the version of its images"
         )
     return settings
 

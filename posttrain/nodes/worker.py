@@ -100,7 +100,7 @@ def bring(order: Order, folder: Path) -> tuple[str, dict[str, str]]:
             sha256 = results.bring(kept.uri, paths[name])
             if sha256 != kept.sha256:
                 raise ValueError(
-                    f"{kept.uri}: has SHA-256 {sha256}, and {kept.sha256} was ordered: find out who has changed it"
+                    f"{kept.uri}: has SHA-256 {sha256}, and {kept.sha256} was ordered: find out who changed it"
                 )
     ranks.wait()
     files = {name: paths.pop(name) for name in ROWS}

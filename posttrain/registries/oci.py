@@ -34,7 +34,7 @@ class Address:
     def parse(cls, text: str) -> "Address":
         """Raises ValueError if the text is not one."""
         if not (match := ADDRESS.fullmatch(text)):
-            raise ValueError(f"{text!r} is no address of an OCI artifact: give oci://host/name:tag, in lower case")
+            raise ValueError(f"{text!r} is not the address of an OCI artifact: give oci://host/name:tag, in lower case")
         return cls(**match.groupdict())
 
     @property

@@ -138,7 +138,7 @@ def _parsed(text: str) -> Any:
             return value
         try:
             value = parse_json(value.strip("\ufeff \t\r\n"))
-        except Refused:  # a key that stands twice, of which a repr would be read as the last
+        except Refused:  # a key that appears twice, of which a repr would be read as the last
             return None
         except ValueError:
             value = _read_repr(value)

@@ -49,14 +49,14 @@ def _readable(name: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise ValueError(f"{name}: cannot be read, {error.strerror}: check the path") from error
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{name}: cannot be unpacked, {reason}: is it cut off? Pack it again") from error
+        raise ValueError(f"{name}: cannot be decompressed, {reason}: is it cut off? Compress it again") from error
 
 
 def check_columns(columns: list[str], *, name: str) -> None:
     """Refuses a table with a column that is there twice: a row could have only one of them."""
     twice = next((column for at, column in enumerate(columns) if column in columns[:at]), None)
     if twice is not None:
-        raise ValueError(f"{name}: the column {twice!r} stands twice, and only one would count: remove or rename one")
+        raise ValueError(f"{name}: the column {twice!r} appears twice, and only one would count: remove or rename one")
 
 
 def read_text(path: str | Path, *, name: str) -> str:

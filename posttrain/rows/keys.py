@@ -310,7 +310,9 @@ def _is_to_train(message: dict, name: str, key: str) -> bool:
         )
     is_answer = message.get("role", message.get("from")) in ("assistant", "gpt", "chatgpt", "function_call")
     if not is_answer and marks == {True}:
-        raise ValueError(f"{key!r} has {name!r} {_shown(value)} in a turn that is no answer: only answers are learned")
+        raise ValueError(
+            f"{key!r} has {name!r} {_shown(value)} in a turn that is not an answer: only those are learned"
+        )
     return marks.pop()
 
 
@@ -333,7 +335,7 @@ def _content(content: Any, key: str) -> Any:
     texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
     if not content or not all(isinstance(text, str) for text in texts):
         part = next((part for part, text in zip(content, texts, strict=True) if not isinstance(text, str)), content)
-        raise ValueError(f"{key!r} has a message whose content holds {_shown(part)}, which is no text: {MEDIA}")
+        raise ValueError(f"{key!r} has a message whose content holds {_shown(part)}, which is not text: {MEDIA}")
     return "".join(texts)
 
 

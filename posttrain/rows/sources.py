@@ -225,7 +225,7 @@ def _read_parquet(path: Path, *, name: str) -> Iterator[dict]:
 
     with path.open("rb") as file:
         if file.read(4).startswith((GZIP, ZSTD)):
-            raise ValueError(f"{name}: is packed: unpack it; Parquet packs its columns itself")
+            raise ValueError(f"{name}: is compressed: decompress it; Parquet compresses its columns itself")
     number = 1
     try:
         with parquet.ParquetFile(path) as file:

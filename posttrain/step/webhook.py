@@ -50,7 +50,7 @@ def send(title: str, lines: list[str]) -> str:
         check()
         _post(os.environ[WEBHOOK_ENV].strip(), message(title, lines))
     except (OSError, ValueError, http.client.HTTPException) as error:
-        outcome = f"the webhook was not told: {_reason(error)}"
+        outcome = f"the message was not sent: {_reason(error)}"
         logger.warning("%s", outcome)
         return outcome
     return SENT

@@ -255,8 +255,8 @@ class Checkpoints:
         if not self.world.is_elastic:
             raise ValueError(f"it is of {size} ranks, not {self.world.size}: set elastic to resume it all the same")
         logger.warning(
-            "checkpoint %s is of %d ranks, and %d go on (elastic): the weights will not be bit for bit those of a run "
-            "that nothing disturbed",
+            "checkpoint %s is of %d ranks, and %d continue (elastic): the weights will not be bit for bit those of "
+            "an undisturbed run",
             storage.join(self.root, folder),
             size,
             self.world.size,

@@ -92,8 +92,8 @@ class LeaveInTime:
             logger.info(words)
             return
         logger.warning(
-            "%s: this attempt will save a checkpoint and leave, and the next one go on from there; raise "
-            "timeout_minutes, or see that there are attempts enough",
+            "%s: this attempt will save a checkpoint and exit, and the next one will resume from it; raise "
+            "timeout_minutes, or make sure that there are enough attempts",
             words,
         )
 

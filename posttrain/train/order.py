@@ -103,7 +103,7 @@ def read_order(uri: str, sha256: str) -> Order:
     """
     data = storage.read_bytes(uri)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError(f"{uri}: is not the order that this worker was started for; find out who has changed it")
+        raise ValueError(f"{uri}: is not the order that this worker was started for; find out who changed it")
     return Order.model_validate_json(data)
 
 

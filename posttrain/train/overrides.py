@@ -29,6 +29,6 @@ def require(extended: type, name: str, *, library: str = "trl") -> None:
     """Raises ValueError if the class `extended` has no method `name`, on which one of its extensions builds."""
     if not callable(getattr(extended, name, None)):
         raise ValueError(
-            f"{extended.__name__} of {library} {version(library)} has no method {name}, on which posttrain builds: "
+            f"{extended.__name__} of {library} {version(library)} has no method {name}, which posttrain relies on: "
             f"install the version of {library} that pyproject.toml names"
         )

@@ -54,7 +54,7 @@ class Uploads:
         with self._lock:
             skipped, self._waiting = self._waiting, (folder, step)
         if skipped:
-            logger.warning("checkpoint of step %d is dropped for that of step %d: storage is slow", skipped[1], step)
+            logger.warning("checkpoint of step %d is dropped in favour of step %d: storage is slow", skipped[1], step)
             shutil.rmtree(skipped[0])
         self._futures.append(self._pool.submit(self._publish_waiting))
 

@@ -144,7 +144,7 @@ def check_adapter(layout: Layout, settings: dict[str, Any], adapted: set[str], *
     missing = sorted(wanted - adapted)
     if missing and not any(settings.get(key) for key in NARROWING):
         raise ValueError(
-            f"{path}: target_modules name {_listed(missing)}, of which the adapter has no matrices: {TRAIN_AGAIN}"
+            f"{path}: target_modules name {_listed(missing)}, for which the adapter has no matrices: {TRAIN_AGAIN}"
         )
 
 
@@ -158,7 +158,7 @@ def check_trainable(layout: Layout) -> None:
     towers = [key for key in TOWERS if layout.config.get(key)] or list(filter(TOWER.search, layout.shapes))[:1]
     if towers:
         raise ValueError(
-            f"base_model: {_of(layout)} has more than text ({towers[0]}); the line trains and merges text models: give "
+            f"base_model: {_of(layout)} has more than text ({towers[0]}); only text models can be trained: give "
             "its text-only model, saved with AutoModelForCausalLM from the text_config, or another"
         )
     if layout.config.get("is_encoder_decoder"):

@@ -158,7 +158,7 @@ def read_json(path: Path) -> dict:
 
 
 def json_object(content: bytes, *, source: str) -> dict:
-    """Parses a JSON object, strictly: a key that stands twice, or a number that JSON does not have, is refused.
+    """Parses a JSON object, strictly: a key that appears twice, or a number that JSON does not have, is refused.
 
     Raises:
         ValueError: naming `source`.

@@ -281,7 +281,7 @@ def test_an_adapter_is_on_the_layers_that_its_configuration_names(tiny_model, ti
             merge(tiny_model, adapter, tmp_path / "model")
     edit(adapter / "adapter_config.json", target_modules=named)
     change_adapter(adapter, lambda t: [t.pop(Q + one + ".weight") for one in "AB"])
-    with pytest.raises(ValueError, match="name model.layers.0.self_attn.q_proj.weight, of which the adapter has no"):
+    with pytest.raises(ValueError, match="name model.layers.0.self_attn.q_proj.weight, for which the adapter has no"):
         merge(tiny_model, adapter, tmp_path / "model")
     edit(adapter / "adapter_config.json", layers_to_transform=[1])
     merge(tiny_model, adapter, tmp_path / "narrowed")

@@ -170,7 +170,7 @@ DEEP = '{"prompt": "a", "completion": "b", "meta": ' + "[" * 990 + "]" * 990 + "
             r'{"prompt": "a", "completion": "b", "id": "\ud83d"}',
             "sft_dataset: .*line 1: 'id' has an unpaired",
         ),
-        ("pairs.jsonl", '{"prompt": "a", "prompt": "b"}', "preference_dataset: .*line 1: 'prompt' stands twice"),
+        ("pairs.jsonl", '{"prompt": "a", "prompt": "b"}', "preference_dataset: .*line 1: 'prompt' appears twice"),
         ("pairs.jsonl", '{"chosen": NaN}', "preference_dataset: .*line 1: 'chosen' is NaN"),
         (
             "red_team.json",

@@ -282,7 +282,7 @@ def test_a_folder_with_files_of_nobody_is_refused(line, place):
     stranger = Path(place, "m/v1/model-00001-of-00002.safetensors")
     stranger.parent.mkdir(parents=True)
     stranger.write_bytes(b"x")
-    with pytest.raises(ValueError, match="contains model-00001-of-00002.safetensors, which is not of this model"):
+    with pytest.raises(ValueError, match="contains model-00001-of-00002.safetensors, not part of this model"):
         line.publish(place, version="v1")
     assert storage.list_files(place) == ["m/v1/model-00001-of-00002.safetensors"]
 

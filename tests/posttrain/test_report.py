@@ -335,7 +335,7 @@ def test_a_step_that_was_killed_is_lost_and_not_running(tmp_path, keep):
     step = next(step for step in collect(tmp_path).steps if step.name == "train_sft")
     assert step.status == "lost"
     assert re.fullmatch(
-        r"did not finish: killed, .*; last heard of at \d{4}-\d\d-\d\d \d\d:1\d:\d5 UTC, step 1734/4000; see its log",
+        r"did not finish: killed, .*; last heard from at \d{4}-\d\d-\d\d \d\d:1\d:\d5 UTC, step 1734/4000; see its log",
         step.error,
     )
 

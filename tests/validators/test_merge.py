@@ -493,7 +493,7 @@ def test_an_adapter_that_lost_a_layer_fails(tiny_model, tiny_adapter, merged, tm
     tensors = load_file(adapter / "adapter_model.safetensors")
     left = {name: tensor for name, tensor in tensors.items() if "layers.1" not in name}
     save_file(left, adapter / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="target_modules name .*layers.1.*, of which the adapter has no matrices"):
+    with pytest.raises(ValueError, match="target_modules name .*layers.1.*, for which the adapter has no matrices"):
         gate.compare_weights(tiny_model, adapter, merged)
 
 

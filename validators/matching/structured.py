@@ -168,9 +168,9 @@ def _spelled(text: str, options: MatchOptions) -> str:
 
 
 def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: of a key that stands twice, readers take one value or the other."""
+    """An object whose keys differ: of a key that appears twice, readers take one value or the other."""
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key appears twice")
     return dict(pairs)
 
 

@@ -15,9 +15,9 @@ def nested(depth: int) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1, "a": 1}', "'a' stands twice"),
-        ('{"m": [{"role": "user"}, {"role": "user", "role": "system"}]}', r"'m\[1\].role' stands twice"),
-        ('[{"a": 1}, {"b": {"c": 1, "d": 2, "c": 3}}]', r"'\[1\].b.c' stands twice"),
+        ('{"a": 1, "a": 1}', "'a' appears twice"),
+        ('{"m": [{"role": "user"}, {"role": "user", "role": "system"}]}', r"'m\[1\].role' appears twice"),
+        ('[{"a": 1}, {"b": {"c": 1, "d": 2, "c": 3}}]', r"'\[1\].b.c' appears twice"),
         ('{"id": ' + "9" * 5000 + "}", "'id' is a number of 5000 digits, too long for one: write it as text"),
         ('{"id": -' + "9" * 4301 + "}", "'id' is a number of 4301 digits"),
         ('{"a": [0, NaN]}', r"'a\[1\]' is NaN, which is no number in JSON"),
@@ -57,12 +57,12 @@ def test_all_other_json_is_what_python_makes_of_it(text):
     [
         (
             "sft:\n  lora_r: 8\ndpo: {}\nsft:\n  epochs: 2\n",
-            "line 4: 'sft' stands twice, first in line 1, and only one",
+            "line 4: 'sft' appears twice, first in line 1, and only one",
         ),
         ("validation:\n  max_loss: 1\n  judge: model\n  max_loss: 9\n", "line 4: 'max_loss' .* first in line 2"),
-        ("stages: [{name: sft, name: dpo}]", "line 1: 'name' stands twice"),
-        ("'a': 1\na: 2", "line 2: 'a' stands twice"),
-        ("a: {<<: {b: 1}, <<: {c: 1}}", "'<<' stands twice"),
+        ("stages: [{name: sft, name: dpo}]", "line 1: 'name' appears twice"),
+        ("'a': 1\na: 2", "line 2: 'a' appears twice"),
+        ("a: {<<: {b: 1}, <<: {c: 1}}", "'<<' appears twice"),
         ("a: &x {b: *x}", "'a' has more than 200 levels of lists and objects"),
         ("a: " + nested(5000), "YAML with more than 200 levels of lists and objects"),
         ("a: 2024-13-45", "not YAML: '2024-13-45' is no value: month must be .* line 1, column 4"),

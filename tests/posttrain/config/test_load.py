@@ -119,9 +119,9 @@ def test_bad_files_are_named(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("validation:\n  max_loss: 1\nsft: {}\nvalidation:\n  max_loss: 9\n", "line 4: 'validation' stands twice"),
-        ("placement: {gpu: {cpu: 1, cpu: 8}}", "line 1: 'cpu' stands twice"),
-        ("stages:\n- name: sft\n  name: dpo\n", "line 3: 'name' stands twice, first in line 2"),
+        ("validation:\n  max_loss: 1\nsft: {}\nvalidation:\n  max_loss: 9\n", "line 4: 'validation' appears twice"),
+        ("placement: {gpu: {cpu: 1, cpu: 8}}", "line 1: 'cpu' appears twice"),
+        ("stages:\n- name: sft\n  name: dpo\n", "line 3: 'name' appears twice, first in line 2"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused_in_every_file(files, tmp_path, text, message):
@@ -132,13 +132,13 @@ def test_a_key_that_stands_twice_is_refused_in_every_file(files, tmp_path, text,
 
 def test_a_key_that_stands_twice_is_refused_in_what_the_configuration_names(files):
     (files / "stage.yaml").write_text("lora_r: 8\nlora_r: 64\n")
-    with pytest.raises(ValueError, match="stage.yaml: line 2: 'lora_r' stands twice, first in line 1"):
+    with pytest.raises(ValueError, match="stage.yaml: line 2: 'lora_r' appears twice, first in line 1"):
         load_config(files / "pipeline.yaml", ["stages.sft.config_path=stage.yaml"])
     (files / "schema.json").write_text('{"type": "object", "type": "array"}')
     settings = ["validation.output_format.kind=json_schema", "validation.output_format.schema_path=schema.json"]
-    with pytest.raises(ValueError, match="schema.json: not a JSON Schema: 'type' stands twice"):
+    with pytest.raises(ValueError, match="schema.json: not a JSON Schema: 'type' appears twice"):
         load_config(files / "pipeline.yaml", settings)
-    with pytest.raises(ValueError, match="--set 'sft={epochs: 1, epochs: 2}': line 1: 'epochs' stands twice"):
+    with pytest.raises(ValueError, match="--set 'sft={epochs: 1, epochs: 2}': line 1: 'epochs' appears twice"):
         load_config(files / "pipeline.yaml", ["sft={epochs: 1, epochs: 2}"])
 
 

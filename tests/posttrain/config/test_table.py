@@ -40,7 +40,7 @@ def test_a_step_gets_back_what_was_compiled():
 def test_other_defaults_than_the_graph_was_compiled_with_are_refused():
     compiled = table.table_of({step: full(step) for step in SETTINGS})
     compiled["shared"]["validation"].pop("max_loss")  # so the image's own default counts
-    with pytest.raises(ValueError, match="compiled with other settings"):
+    with pytest.raises(ValueError, match="settings are not those"):
         table.settings_of(compiled)
 
 

@@ -150,7 +150,7 @@ def test_a_registry_that_is_away_is_an_error_in_one_line(version, capsys):
 
 @pytest.mark.parametrize("text", ["registry/m:v1", "oci://registry/m", "oci://registry/M:v1", "oci://registry:v1"])
 def test_other_addresses_are_refused(text):
-    with pytest.raises(ValueError, match="is no address of an OCI artifact"):
+    with pytest.raises(ValueError, match="is not the address of an OCI artifact"):
         oci.Address.parse(text)
 
 

@@ -173,12 +173,12 @@ def test_a_password_is_sent_with_its_user(monkeypatch):
     "registries, words",
     [
         ({}, "names no registry: give model_registry or mlflow"),
-        ({"model_registry": {"url": "registry:8080"}}, "is no address of a server"),
+        ({"model_registry": {"url": "registry:8080"}}, "is not the address of a server"),
         ({"model_registry": {"url": "https://ann:secret@registry"}}, "put the password into a Kubernetes secret"),
         ({"model_registry": {"url": "https://registry", "secret": "registry"}}, "give both, or neither"),
         ({"mlflow": {"tracking_uri": "http://mlflow.acme.com", "secret": "a", "key": "b"}}, "in plain text"),
         ({"mlflow": {"tracking_uri": "http://acme.com:5000", "secret": "a", "key": "b"}}, "in plain text"),
-        ({"mlflow": {"tracking_uri": "file:///mlruns"}}, "is no address of a server"),
+        ({"mlflow": {"tracking_uri": "file:///mlruns"}}, "is not the address of a server"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(registries, words, tmp_path):

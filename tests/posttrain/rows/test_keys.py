@@ -94,7 +94,7 @@ def test_marks_that_cannot_be_honoured_are_refused():
     assert "'weight' 0.5: give 1 to learn" in refused({"messages": [USER, ANSWER | {"weight": 0.5}]})
     assert "contradict each other" in refused({"messages": [USER, ANSWER | {"weight": 0, "train": True}]})
     assert "no answer that is to be learned: remove the row" in refused({"messages": [USER, ANSWER | {"weight": 0}]})
-    assert "in a turn that is no answer" in refused({"messages": [USER | {"train": True}, ANSWER]})
+    assert "in a turn that is not an answer" in refused({"messages": [USER | {"train": True}, ANSWER]})
     pair = {"prompt": [USER], "chosen": [ANSWER | {"weight": 0}], "rejected": [WORSE]}
     assert "ends with an answer that is not to be learned" in refused(pair, "preference")
     assert "split the turn" in refused({"messages": [USER, ANSWER | {"train_detail": [{"begin_offset": 0}]}]})

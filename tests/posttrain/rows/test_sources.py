@@ -199,9 +199,9 @@ def test_an_object_is_downloaded_and_called_by_its_uri(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("twice.jsonl", '{"prompt": "a"}\n\n{"prompt": "a", "prompt": "b"}', "line 3: 'prompt' stands twice, and only"),
-        ("deep.jsonl", '{"messages": [{"role": "user", "role": "user"}]}', "line 1: 'messages[0].role' stands twice"),
-        ("twice.json", '[{"a": 1},\n{"b": 1, "b": 2}]', "row 2: 'b' stands twice"),
+        ("twice.jsonl", '{"prompt": "a"}\n\n{"prompt": "a", "prompt": "b"}', "line 3: 'prompt' appears twice, and"),
+        ("deep.jsonl", '{"messages": [{"role": "user", "role": "user"}]}', "line 1: 'messages[0].role' appears twice"),
+        ("twice.json", '[{"a": 1},\n{"b": 1, "b": 2}]', "row 2: 'b' appears twice"),
         ("big.json", '[{"id": ' + "9" * 5000 + "}]", "row 1: 'id' is a number of 5000 digits"),
         ("nan.json", '[{}, {}, {"a": NaN}]', "row 3: 'a' is NaN"),
         ("nan.jsonl", '{}\n{"a": [-Infinity]}', "line 2: 'a[0]' is -Infinity"),
@@ -210,8 +210,8 @@ def test_an_object_is_downloaded_and_called_by_its_uri(monkeypatch, tmp_path):
         ("half.jsonl", r'{"prompt": "half an emoji \ud83d"}', "line 1: 'prompt' has an unpaired UTF-16 surrogate"),
         ("half.json", r'[{"id": "\udc00"}]', "row 1: 'id' has an unpaired UTF-16 surrogate"),
         ("texts.json", '["how?", "why?"]', "row 1: is 'how?': give an object with keys and values"),
-        ("twice.csv", "prompt,completion,prompt\na,b,c\n", "the column 'prompt' stands twice"),
-        ("unnamed.csv", "prompt,,completion,\na,,b,\n", "the column '' stands twice"),
+        ("twice.csv", "prompt,completion,prompt\na,b,c\n", "the column 'prompt' appears twice"),
+        ("unnamed.csv", "prompt,,completion,\na,,b,\n", "the column '' appears twice"),
         ("open.csv", 'prompt,completion\nq 1,"a\nq 0,a 0\nq 1,a 1\n', "row 1: the quote that opens in line 2 is never"),
         (
             "later.csv",
@@ -221,7 +221,7 @@ def test_an_object_is_downloaded_and_called_by_its_uri(monkeypatch, tmp_path):
         ("header.csv", 'prompt,"completion\na,b\n', "header.csv: the quote that opens in line 1 is never closed"),
         ("after.csv", 'a,b\n1,"2" 3\n', "row 1: ',' expected after '\"': check quotes and commas"),
         ("many.csv", "a,b\n\n1,2\n\n1,2,3\n", "line 5, row 2: does not have as many cells as the header (2)"),
-        ("cell.csv", 'a,b\n1,"[{""role"": 1, ""role"": 2}]"\n', "line 2, row 1, 'b': '[0].role' stands twice"),
+        ("cell.csv", 'a,b\n1,"[{""role"": 1, ""role"": 2}]"\n', "line 2, row 1, 'b': '[0].role' appears twice"),
         ("cell.csv", 'a,b\n"[{""a"": ' + "[" * 9999 + '",2\n', "line 2, row 1, 'a': JSON with more than 200 levels"),
     ],
 )
@@ -256,8 +256,8 @@ def test_a_file_is_unpacked_by_what_it_is_and_not_by_its_name(tmp_path, codec, s
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (packed(b'{"prompt": "a"}\n' * 500, "gzip")[:-9], "rows.jsonl: cannot be unpacked, .*: is it cut off"),
-        (packed(b'{"prompt": "a"}\n' * 500, "zstd")[:-9], "rows.jsonl: cannot be unpacked, .*: is it cut off"),
+        (packed(b'{"prompt": "a"}\n' * 500, "gzip")[:-9], "rows.jsonl: cannot be decompressed, .*: is it cut off"),
+        (packed(b'{"prompt": "a"}\n' * 500, "zstd")[:-9], "rows.jsonl: cannot be decompressed, .*: is it cut off"),
         (packed(b"{}\n{}\n\xff", "gzip"), "rows.jsonl: line 3: not UTF-8 at byte 6: convert"),
         (packed(b'{"a": 1}\n{"a', "zstd"), "rows.jsonl: line 2: not valid JSON"),
         (b"PK\x03\x04...", "rows.jsonl: is a zip archive, not text: unpack it"),
@@ -345,9 +345,9 @@ def test_parquet_that_is_packed_or_has_a_column_twice_is_refused(tmp_path):
 
     parquet.write_table(table(), tmp_path / "rows.parquet")
     (tmp_path / "rows.parquet.gz").write_bytes(packed((tmp_path / "rows.parquet").read_bytes(), "gzip"))
-    with pytest.raises(ValueError, match="rows.parquet.gz: is packed: unpack it"):
+    with pytest.raises(ValueError, match="rows.parquet.gz: is compressed: decompress it"):
         read_rows(str(tmp_path / "rows.parquet.gz"))
     twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["prompt", "prompt"])
     parquet.write_table(twice, tmp_path / "twice.parquet")
-    with pytest.raises(ValueError, match="twice.parquet: the column 'prompt' stands twice"):
+    with pytest.raises(ValueError, match="twice.parquet: the column 'prompt' appears twice"):
         read_rows(str(tmp_path / "twice.parquet"))

@@ -303,7 +303,7 @@ def test_another_number_of_ranks_resumes_only_if_the_training_is_elastic(size, t
     assert f"it is of 2 ranks, not {size}: set elastic" in caplog.text
     elastic = Checkpoints(*training, run_id="run", limit=3, world=World(size, is_elastic=True))
     assert step_of(elastic.fetch_newest(tmp_path / "resumed")) == 1
-    assert f"is of 2 ranks, and {size} go on (elastic): the weights will not be bit for bit" in caplog.text
+    assert f"is of 2 ranks, and {size} continue (elastic): the weights will not be bit for bit" in caplog.text
 
 
 def test_what_an_earlier_download_left_in_the_folder_goes(tmp_path, local):

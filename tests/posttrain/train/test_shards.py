@@ -80,5 +80,5 @@ def test_shards_that_lack_rows_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_trainer_without_the_methods_that_it_extends_is_refused():
-    with pytest.raises(ValueError, match="has no method _save_optimizer_and_scheduler, on which posttrain builds"):
+    with pytest.raises(ValueError, match="has no method _save_optimizer_and_scheduler, which posttrain relies on"):
         keeping_shards(type("Trainer", (), {}))

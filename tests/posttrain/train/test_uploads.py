@@ -54,7 +54,7 @@ def test_of_those_that_wait_the_newest_is_kept(tmp_path, caplog):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-4"]
         storage.go.set()
     assert storage.steps == [1, 4]
-    assert "step 2 is dropped for that of step 3" in caplog.text
+    assert "step 2 is dropped in favour of step 3" in caplog.text
     assert not any(tmp_path.iterdir())
 
 

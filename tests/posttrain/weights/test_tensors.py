@@ -156,7 +156,7 @@ def test_a_header_or_a_configuration_in_another_encoding_is_refused(encoding, tm
 def test_a_key_that_stands_twice_in_a_configuration_is_refused_wherever_it_is_read(tmp_path):
     (tmp_path / "config.json").write_text('{"rope": {"theta": 1, "theta": 2}}')
     for read, given in ((tensors.read_json, tmp_path / "config.json"), (read_config, str(tmp_path))):
-        with pytest.raises(ValueError, match=r"config\.json: 'rope\.theta' stands twice"):
+        with pytest.raises(ValueError, match=r"config\.json: 'rope\.theta' appears twice"):
             read(given)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"base_model: .*config\.json: holds a list"):
