@@ -146,10 +146,7 @@ def _refuse_foreign(job: Object | None, order: Order) -> None:
 def _attempts(running: Running) -> list[Order]:
     """Returns the orders of earlier attempts in this run, the newest last."""
     folder = layout.runs(running.storage_root, run_id(), "nodes", running.step)
-    parts = [name.split("/") for name in storage.list_files(folder)]
-    numbers = sorted(int(part[0]) for part in parts if len(part) == 2 and part[1] == orders.ORDER)
-    uris = [storage.join(folder, str(number), orders.ORDER) for number in numbers]
-    return [Order.model_validate_json(storage.read_bytes(uri)) for uri in uris]
+    return orders.read_orders(folder)
 
 
 def _live_or_finished(running: Running, api: Kubernetes) -> Order | None:

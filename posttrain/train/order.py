@@ -13,9 +13,9 @@ Workers have no launcher of Kubeflow: they bring what they read from these addre
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from posttrain import storage
 from posttrain.storage import layout
@@ -26,6 +26,9 @@ LAPSE_SECONDS = 600.0  # a lease that has not changed for so long, by the clock 
 
 # unfinished: saved and left in time. bad_input: a ValueError, which would be the same again. failed: anything else.
 Outcome = Literal["finished", "unfinished", "diverged", "out_of_memory", "bad_input", "failed"]
+
+
+T = TypeVar("T", bound=BaseModel)
 
 
 class Kept(BaseModel):
@@ -104,7 +107,19 @@ def read_order(uri: str, sha256: str) -> Order:
     data = storage.read_bytes(uri)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError(f"{uri}: is not the order that this worker was started for; find out who changed it")
-    return Order.model_validate_json(data)
+    return _parse(uri, data, Order)
+
+
+def read_orders(folder: str) -> list[Order]:
+    """Reads the orders of all attempts of a training, from the folder that has theirs; the newest last.
+
+    Raises:
+        ValueError: one is damaged.
+    """
+    parts = [name.split("/") for name in storage.list_files(folder)]
+    numbers = sorted(int(part[0]) for part in parts if len(part) == 2 and part[1] == ORDER and part[0].isdecimal())
+    uris = [storage.join(folder, str(number), ORDER) for number in numbers]
+    return [_parse(uri, storage.read_bytes(uri), Order) for uri in uris]
 
 
 def write_ending(order: Order, ending: Ending) -> bool:
@@ -117,11 +132,26 @@ def write_ending(order: Order, ending: Ending) -> bool:
 
 
 def read_ending(order: Order) -> Ending | None:
-    """Returns how the attempt ended; None as long as no rank has said so."""
+    """Returns how the attempt ended; None as long as no rank has said so.
+
+    Raises:
+        ValueError: what says so is damaged.
+    """
+    uri = order.uri(ENDING)
     try:
-        return Ending.model_validate_json(storage.read_bytes(order.uri(ENDING)))
+        return _parse(uri, storage.read_bytes(uri), Ending)
     except FileNotFoundError:
         return None
+
+
+def _parse(uri: str, data: bytes, kind: type[T]) -> T:
+    """Parses a message; an error names its file, and how to go on."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        problem = " ".join(str(error).split()) if data else "it is empty"
+        what = "the order of an attempt" if kind is Order else "how an attempt ended"
+        raise ValueError(f"{uri}: is damaged and does not say {what}: {problem}; remove it and run again") from None
 
 
 class LeaseReader:

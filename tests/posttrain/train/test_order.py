@@ -5,7 +5,18 @@ from collections.abc import Callable
 import pytest
 
 from posttrain import storage
-from posttrain.train.order import LEASE, Ending, LeaseReader, Order, read_ending, read_order, write_ending, write_order
+from posttrain.train.order import (
+    LEASE,
+    Ending,
+    LeaseReader,
+    Order,
+    folder,
+    read_ending,
+    read_order,
+    read_orders,
+    write_ending,
+    write_order,
+)
 
 
 @pytest.fixture
@@ -30,6 +41,28 @@ def test_the_first_rank_that_ends_an_attempt_says_how(order):
     assert write_ending(order, first)
     assert not write_ending(order, first.model_copy(update={"outcome": "failed", "rank": 0}))
     assert read_ending(order) == first
+
+
+@pytest.mark.parametrize(("content", "problem"), [(b"", "it is empty"), (b"{}", "1 validation error.*|[0-9]+ .*")])
+def test_a_damaged_message_is_named_with_its_remedy(order, content, problem):
+    """Every later attempt of the run reads it."""
+    of_training = folder(order.storage_root, order.run_id, order.step, 1).rpartition("/")[0]
+    write_order(order)
+    second = order.model_copy(update={"attempt": 2})
+    storage.write_bytes(second.uri("order.json"), content)
+    storage.write_bytes(second.uri("ending.json"), content)
+    for file, read in (("order", lambda: read_orders(of_training)), ("ending", lambda: read_ending(second))):
+        with pytest.raises(ValueError, match=f"2/{file}.json: is damaged and .*: ({problem}); remove it and run again"):
+            read()
+
+
+def test_orders_are_read_in_their_order_and_strange_files_left_out(order):
+    later = [order.model_copy(update={"attempt": number}) for number in (10, 2)]
+    for one in (order, *later):
+        write_order(one)
+    of_training = order.folder.rpartition("/")[0]
+    storage.write_bytes(storage.join(of_training, "old", "order.json"), b"")
+    assert [one.attempt for one in read_orders(of_training)] == [1, 2, 10]
 
 
 class Reader:
