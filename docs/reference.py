@@ -49,8 +49,8 @@ graph* decide its shape and where its steps run. With only one training stage so
 `check_sft_data` or `check_preference_data` takes the place of `check_data`, and without DPO `check_safety` that of
 `check_alignment`.
 
-**Fixed at** says when a value is settled. *compile*: the value is part of the compiled graph, and whoever starts a
-run cannot change it. *run*: the value is a parameter of each run. `run_pipeline.py` compiles the graph anew for every
+**Fixed at** says when a value is settled. *compile*: the value is part of the compiled graph, and starting a run
+cannot change it. *run*: the value is a parameter of each run. `run_pipeline.py` compiles the graph anew for every
 run, so there `--set` reaches every key.
 """
 NOTES = {

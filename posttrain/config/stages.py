@@ -214,8 +214,8 @@ def check_whole(config: LoraTraining, *, section: str) -> None:
     """
     if config.keep_best and config.parallelism == "fsdp":
         raise ValueError(
-            f"{section}.keep_best judges the whole model on the first GPU, and {section}.parallelism = fsdp leaves it "
-            "a part: set parallelism to ddp, or keep_best to null"
+            f"{section}.keep_best judges the whole model on the first GPU, and {section}.parallelism = fsdp gives it "
+            "only a part: set parallelism to ddp, or keep_best to null"
         )
 
 
