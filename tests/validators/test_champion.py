@@ -207,7 +207,7 @@ def test_the_base_of_a_champion_is_looked_at(judge, tmp_path, declining_model, d
     (target / "manifest.json").write_text(manifest.model_copy(update={"sha256": sha256}).model_dump_json())
     promotion = crown(tmp_path, {"version": "v1", "sha256": sha256})
     assert champion.fetch(promotion, str(target), tmp_path / "elsewhere") == target  # what lies here is not copied
-    with pytest.raises(ValueError, match="is an adapter of another base than this run's"):
+    with pytest.raises(ValueError, match="is an adapter for another base than this run's"):
         judge(declining_model)
 
 
