@@ -199,7 +199,7 @@ def test_a_promoted_run(kubeflow, start, gs_root, capsys):
     [
         ([], "{storage}/kfp", "{storage}/kfp"),
         (["--pipeline-root", "s3://other/place/"], "s3://other/place", "s3://other/place"),
-        (["--pipeline-root", ""], None, "where the installation keeps those of all runs, often on a disk of 20 GiB"),
+        (["--pipeline-root", ""], None, "where the installation keeps those of all runs, often on a 20 GiB disk"),
     ],
 )
 def test_artifacts_go_where_there_is_room(kubeflow, start, gs_root, capsys, more, root, told):
