@@ -110,7 +110,7 @@ chaos-nodes: install  ## the same for a training on two nodes, on a stub of the 
 	$(BIN)/python -m tests.chaos.nodes --kills $(or $(KILLS),20) --seed $(or $(SEED),0) --stage $(or $(STAGE),sft)
 
 mutants: install  ## changes the code that judges, place by place, to see a test fail: make mutants ONLY=verdict SAMPLE=50
-	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE)) \
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE)) \
 	  $(if $(QUICK),--quick) --seed $(or $(SEED),0)
 
 bench: install  ## every figure against its peers, and benchmarks/README.md; one that fails does not keep the others back
