@@ -189,11 +189,12 @@ def build_parser() -> argparse.ArgumentParser:
 def keyless_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Keyless | None:
     """Returns whom the flags name as the signer without a key, if they do."""
     named = [args.identity, args.identity_provider]
-    if args.public_key and any(named) or any(named) != all(named) or args.trust_config and not any(named):
+    is_keyless = all(named)
+    if any(named) != is_keyless or is_keyless and args.public_key or args.trust_config and not is_keyless:
         parser.error(
             "give --public-key alone, or both --identity and --identity-provider, and --trust-config with them"
         )
-    if not all(named):
+    if not is_keyless:
         return None
     return Keyless(identity=args.identity, issuer=args.identity_provider, trust_config=args.trust_config)
 

@@ -47,6 +47,7 @@ MODULES = (
     "posttrain/weights/licence.py")  # fmt: skip
 MATCHING = "tests/validators/matching/test_matching.py"
 NODES = ["tests/posttrain/nodes/test_train_job.py", "tests/posttrain/nodes/test_launch.py"]
+SIGNED = ["tests/posttrain/test_signing.py", "tests/posttrain/test_keyless.py"]
 COMMANDS = ["tests/components/test_components.py"]
 CARD = ["tests/posttrain/pages/test_card.py", "tests/posttrain/test_publish.py"]
 FURTHER_TESTS = {
@@ -57,7 +58,7 @@ FURTHER_TESTS = {
     **{f"posttrain/pages/{name}.py": CARD for name in ("card", "front_matter")},
     **{f"posttrain/{name}.py": COMMANDS
        for name in ("export", "make_current", "launch", "promote", "push", "compare")},
-    **{f"posttrain/{name}.py": [*COMMANDS, "tests/posttrain/test_signing.py"] for name in ("publish", "verify")},
+    **{f"posttrain/{name}.py": [*COMMANDS, *SIGNED] for name in ("publish", "verify")},
     "posttrain/step/become.py": ["tests/posttrain/step/test_attempts.py"],
     "posttrain/step/published.py": ["tests/posttrain/test_verify.py", "tests/posttrain/test_publish.py"],
     "posttrain/step/provenance.py": ["tests/posttrain/test_verify.py", "tests/posttrain/test_publish.py"],

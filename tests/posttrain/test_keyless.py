@@ -231,8 +231,25 @@ def test_a_pod_gets_its_token_from_the_kubernetes_api(tmp_path, monkeypatch):
 def test_a_key_and_keyless_are_one_too_many():
     with pytest.raises(ValueError, match="give one of them"):
         Signing(secret="s", key="k", keyless=Keyless(identity=IDENTITY, issuer=ISSUER))
+
+
+WHO, BY = ["--identity", IDENTITY], ["--identity-provider", ISSUER]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [WHO, BY, [*WHO, *BY, "--public-key", "p"], [*WHO, "--public-key", "p"], ["--trust-config", "t"],
+     ["--public-key", "p", "--trust-config", "t"]],
+)  # fmt: skip
+def test_flags_that_name_no_signer_or_two_are_refused(flags, capsys):
     with pytest.raises(SystemExit):
-        verify.main(["folder", "--identity", IDENTITY])
+        verify.main(["folder", *flags])
+    assert "give --public-key alone, or both --identity and --identity-provider" in capsys.readouterr().err
+
+
+def test_a_trust_configuration_that_is_not_there_is_an_error_and_no_fault_of_the_model(published):
+    with pytest.raises((OSError, ValueError), match="gone.json"):
+        verify.verify(str(published), keyless=Keyless(identity=IDENTITY, issuer=ISSUER, trust_config="gone.json"))
 
 
 def test_a_line_on_this_machine_signs_by_the_same_identity_with_an_absolute_trust_configuration():

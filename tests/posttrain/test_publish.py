@@ -19,6 +19,7 @@ from posttrain.pages import card
 from posttrain.pages.answers import AnsweredPrompt, ModelAnswer, to_jsonl
 from posttrain.step import digests, published, records
 from posttrain.step.provenance import Source
+from posttrain.storage import layout
 from posttrain.verdict import at_least, at_most, holds
 from posttrain.verify import verify
 from posttrain.weights.folder import source_digest
@@ -644,16 +645,45 @@ def test_a_hub_that_is_away_loses_nothing_and_a_second_run_uploads(line, place, 
     assert (again["hub"]["commit"], again["manifest_sha256"]) == ("c0ffee", receipt["manifest_sha256"])
 
 
-def test_command_writes_receipt_and_record(line, place, tmp_path, monkeypatch):
+@pytest.fixture
+def command(line, place, tmp_path, monkeypatch) -> Callable[..., Path]:
+    """Publishes by the command, and gives the receipt's file."""
     monkeypatch.setenv("KFP_RUN_ID", "run-1")
-    receipt = tmp_path / "out/receipt.json"
-    settings = PublishStep(publish_root=place, required_gates=GATES, judged_gates=["check_safety"])
-    publish.main([
-        "--step", "publish_model", "--storage-root", line.root, "--config", settings.model_dump_json(),
-        "--model", str(line.model), "--model-name", "m", "--receipt", str(receipt),
-    ])  # fmt: skip
-    assert json.loads(receipt.read_text())["sha256"] == digests.digest(line.model)
-    assert records.read_records(line.root, "run-1")[-1].status == "succeeded"
+
+    def command(**values) -> Path:
+        receipt = tmp_path / "out/receipt.json"
+        settings = PublishStep(publish_root=place, required_gates=GATES, judged_gates=["check_safety"], **values)
+        publish.main([
+            "--step", "publish_model", "--storage-root", line.root, "--config", settings.model_dump_json(),
+            "--model", str(line.model), "--model-name", "m", "--receipt", str(receipt),
+        ])  # fmt: skip
+        return receipt
+
+    return command
+
+
+def test_command_writes_receipt_and_record_each_time(line, command):
+    for _ in range(2):  # it looks at what is published, and reuses no record of it
+        assert json.loads(command().read_text())["sha256"] == digests.digest(line.model)
+    assert [done.status for done in records.read_records(line.root, "run-1")][-2:] == ["succeeded", "succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_kept"),
+    [
+        ({"save_intermediate": False, "promote": False}, False),
+        ({"save_intermediate": False, "promote": True}, True),  # until the version is current
+        ({"save_intermediate": True, "promote": False}, True),
+    ],
+)
+def test_the_last_step_of_a_run_removes_its_checkpoints_if_asked(settings, is_kept, line, command):
+    checkpoint = Path(
+        layout.checkpoints(line.root, "train_sft", "f", "step-00000001", "run-1-0123abcd", "COMPLETE.json")
+    )
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("{}")
+    command(**settings)
+    assert checkpoint.exists() is is_kept
 
 
 def test_what_the_command_must_be_told(capsys):

@@ -196,8 +196,10 @@ def test_an_attestation_that_is_left_out_repeated_or_of_another_model_is_caught(
     assert "attestations.jsonl: line 1 is not JSON" in faults(folder, keys)
 
 
-def test_an_unsigned_model_is_refused_with_a_key(line, keys, tmp_path):
+def test_an_unsigned_model_is_refused_with_a_key(line, published, keys, tmp_path):
     uri = line.publish(str(tmp_path / "unsigned"))["uri"]
+    assert "--public-key" in (published / "README.md").read_text()
+    assert "--public-key" not in Path(uri, "README.md").read_text()
     assert verify.verify(uri).faults == []
     (fault,) = faults(Path(uri), keys)
     assert fault.startswith("manifest.json: the model is not signed")
